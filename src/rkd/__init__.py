@@ -1,0 +1,37 @@
+"""rkd: adversarially robust knowledge distillation. Public names load on first use, so `import rkd` is cheap."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_PUBLIC = {
+    "Batch": "rkd.core.types",
+    "Evaluation": "rkd.core.evaluate",
+    "Family": "rkd.core.interfaces",
+    "RkdError": "rkd.core.errors",
+    "Step": "rkd.core.step",
+    "ThreatModel": "rkd.core.types",
+    "evaluate": "rkd.api",
+    "hookimpl": "rkd.core.hookspecs",
+    "load_student": "rkd.api",
+    "ops": "rkd.core.ops",
+    "train": "rkd.api",
+}
+
+__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604 - the names are strings
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PUBLIC:
+        raise AttributeError(f"module 'rkd' has no attribute {name!r}")
+    module = _PUBLIC[name]
+    if module.endswith(f".{name}"):
+        return importlib.import_module(module)
+    return getattr(importlib.import_module(module), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

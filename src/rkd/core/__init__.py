@@ -1,0 +1,1 @@
+"""What everything rests on: interfaces, the Step, the training loop, evaluation. Imports torch, pluggy, stdlib."""

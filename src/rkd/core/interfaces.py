@@ -1,0 +1,242 @@
+"""What a plugin implements. Each interface is small; none has to be inherited from.
+
+A *component* is what a registration hook returns: a dataclass, whose fields are its options, or a plain function
+without options. The registry makes an instance from validated options; the core only ever sees instances.
+Numbers among the options may be annotated `Schedule`, and the user may then write `ramp(0, 0.3, until=0.4)`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from .types import Batch, Mode, Schedule, Shape, ThreatModel, View
+
+if TYPE_CHECKING:  # the registry reads these without torch
+    from torch import Tensor, nn
+
+    from .data import Dataset
+    from .nets import NetStudent
+    from .random import Noise
+    from .step import Step
+
+
+Probe = Callable[["Tensor"], "Tensor"]
+"""The attacked net: images `(B, C, H, W)` to logits `(B, K)`."""
+
+
+@runtime_checkable
+class Teacher(Protocol):
+    """A frozen net that teaches. `rkd.core.nets.NetTeacher` makes one of any `nn.Module`.
+
+        class Constant:                     # knows nothing, and says so
+            role = "clean"
+            def logits(self, x):
+                return torch.zeros(len(x), 10)
+    """
+
+    role: str
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`(B, K)` for images `(B, C, H, W)` in [0, 1]: eval mode, weights frozen, differentiable in x."""
+        ...
+
+
+@runtime_checkable
+class Student(Protocol):
+    """The net that is trained. `rkd.core.nets.NetStudent` makes one of any `nn.Module`."""
+
+    def logits(self, images: Mapping[View, Tensor], mode: Mode) -> Mapping[View, Tensor]:
+        """`(B, K)` per view. Views run in the order of the mapping: batch norm's running statistics see it."""
+        ...
+
+    def attacked(self, view: View, mode: Mode) -> AbstractContextManager[Probe]:
+        """A context in which the net runs in `mode` with frozen weights; it gives the net as `view` sees it."""
+        ...
+
+
+@runtime_checkable
+class Target(Protocol):
+    """What an attack attacks: a score to raise, by samples. Made by the core for each search.
+
+    `y` labels `(B,)` or probabilities `(B, K)`; `threat` the ball; `progress` of the training in [0, 1]
+    (1 in an evaluation); `noise` the only source of random numbers.
+    """
+
+    y: Tensor
+    threat: ThreatModel
+    progress: float
+    noise: Noise
+
+    def score(self, x: Tensor) -> Tensor:
+        """`(B,)`, to be maximised; differentiable in x."""
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`(B, K)` of the attacked net; differentiable in x."""
+        ...
+
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`score(x)`, detached, and its gradient by x, from one forward and one backward."""
+        ...
+
+    def select(self, keep: Tensor) -> Target:
+        """The target for the samples at `keep` (a mask or positions) alone."""
+        ...
+
+
+@runtime_checkable
+class Attack(Protocol):
+    """A search for x_adv near x. It reads no labels of its own and knows no loss: it raises `target.score`.
+
+        @dataclass
+        class OneStep:
+            mode: Mode = "eval"
+            def __call__(self, x, target):
+                score, gradient = target.gradient(x)
+                return (x + target.threat.eps * gradient.sign()).clamp(0, 1)
+    """
+
+    mode: Mode
+    """How the student runs while attacked. The core applies it and restores every module's own flag."""
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1] inside the ball around `x`."""
+        ...
+
+
+Objective = Callable[["Step", Probe, "Tensor"], "Tensor"]
+"""What an attack maximises: `(step, probe, x) -> (B,)`.
+
+    def ce(step, probe, x):
+        return ops.cross_entropy(probe(x), step.y)
+"""
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """Named per-sample terms to minimise. It never attacks, toggles modes or touches a net: it asks the step.
+
+        @dataclass
+        class RobustOnly:
+            roles = ()
+            defaults = {"attack": "pgd", "objective": "ce"}
+            weights = {}
+            def __call__(self, step):
+                return {"adv": ops.cross_entropy(step.student("adv"), step.y)}
+    """
+
+    roles: Sequence[str]
+    """Teacher roles it needs, in the order in which `--teacher` fills them."""
+    defaults: Mapping[str, Any]
+    """The rest of the method: `attack`, `objective`, `scheduler` by name, and single options such as
+    `attack.mode`, which hold as long as the attack they belong to is the default one."""
+    weights: Mapping[str, Schedule]
+    """Weight of each term; a term that is not named weighs 1."""
+
+    def __call__(self, step: Step) -> Mapping[str, Tensor]:
+        """Each term `(B,)`."""
+        ...
+
+
+@runtime_checkable
+class Scheduler(Protocol):
+    """An adaptive value, computed from what training shows. Several may run; two may not set the same name.
+
+        @dataclass
+        class WarmTemperature:
+            rate: float = 0.1
+            def update(self, step, terms):
+                return {"T.robust": 1.0 + self.rate * step.progress}
+            def state_dict(self): return {}
+            def load_state_dict(self, state): pass
+    """
+
+    def update(self, step: Step, terms: Mapping[str, Tensor]) -> Mapping[str, float | Tensor]:
+        """New values by name. `weight.TERM`, `class_weights` and `class_weights.TERM` (a tensor `(K,)`) act in
+        this very step; anything else is a knob that `step.knob(NAME)` returns from the next step on.
+        `terms` are the loss's, `(B,)` each and attached to the graph: detach what you keep."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What a checkpoint must hold: numbers, strings, tensors, lists and dicts of them."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@runtime_checkable
+class Model(Protocol):
+    """An architecture. Its instance builds a net for images of `shape` and `classes` classes.
+
+    The net gets images already normalised and returns logits `(B, classes)`; it holds no softmax.
+    """
+
+    def __call__(self, shape: Shape, classes: int) -> nn.Module: ...
+
+
+@runtime_checkable
+class DatasetSource(Protocol):
+    """A source of data. Fields that the command line fills: `dir` (str or None) and `download` (bool)."""
+
+    def __call__(self) -> Dataset: ...
+
+
+@runtime_checkable
+class Augment(Protocol):
+    """A change of whole training batches: new images, further views, or soft labels (`batch.y (B, K)`).
+
+    Every random choice comes from `noise`; images stay float32 in [0, 1] and keep their shape.
+    """
+
+    def __call__(self, batch: Batch, noise: Noise) -> Batch: ...
+
+
+@runtime_checkable
+class Conversion(Protocol):
+    """A change of the student before training: `--student resnet18+aux-bn`."""
+
+    def __call__(self, student: NetStudent) -> NetStudent: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherReference:
+    """One `--teacher`, read: `[ROLE=]MODEL[@WEIGHTS]`, or a folder. `text` is what was typed, without the role.
+
+    `options` are those of the model.
+    """
+
+    text: str
+    role: str
+    model: str | None = None
+    weights: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class TeacherSource(Protocol):
+    """A place where teachers come from: a weights file, a run, a hub."""
+
+    def __call__(
+        self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset
+    ) -> nn.Module | None:
+        """The teacher's net, taking images in [0, 1]; None if the reference is not for this source.
+
+        `build(NAME, options={})` makes an untrained `rkd.core.nets.Net` of that model, normalised for `data`.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Many components under one pattern of names, such as `wrnDEPTH-WIDTH`.
+
+    `pattern` is a regular expression for the whole name; its named groups become options of `component`
+    (a group that did not take part is left to the option's default).
+    """
+
+    pattern: str
+    component: type
+    examples: tuple[str, ...]

@@ -1,0 +1,50 @@
+"""Running a net in a mode, and putting every module's own flags back, also after an error."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from .types import Mode
+
+
+@contextmanager
+def running(net: nn.Module, mode: Mode) -> Iterator[None]:
+    """Inside, `net` runs in `mode`; afterwards each module has the flags it had.
+
+    `frozen` is `train` with batch statistics that are used but not recorded: batch norm looks at
+    `track_running_stats` to decide whether its running mean and variance take part at all.
+    """
+    training = mode != "eval"
+    flags: list[tuple[nn.Module, bool]] = []
+    tracking: list[_NormBase] = []
+    try:
+        for module in net.modules():
+            if module.training != training:
+                flags.append((module, module.training))
+                module.training = training
+            if mode == "frozen" and isinstance(module, _NormBase) and module.track_running_stats:
+                tracking.append(module)
+                module.track_running_stats = False
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+        for norm in tracking:
+            norm.track_running_stats = True
+
+
+@contextmanager
+def frozen_parameters(net: nn.Module) -> Iterator[None]:
+    """Inside, no parameter of `net` takes part in autograd: a search for images needs no weight gradients."""
+    thawed = [parameter for parameter in net.parameters() if parameter.requires_grad]
+    for parameter in thawed:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in thawed:
+            parameter.requires_grad_(True)

@@ -1,0 +1,106 @@
+"""Teacher and student around any `nn.Module`. Input normalisation lives inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .errors import Refused
+from .interfaces import Probe
+from .modes import frozen_parameters, running
+from .norm import Router, drop_auxiliary
+from .types import Mode, View
+
+
+class Net(nn.Module):
+    """An architecture behind its input normalisation: images `(B, C, H, W)` in [0, 1] to float32 logits `(B, K)`.
+
+    `mean` and `std` have one number a channel. They are settings, not weights: `net.arch.state_dict()` is what a
+    weights file holds, under the architecture's own names. Reduced precision is confined to this forward.
+    """
+
+    def __init__(
+        self, arch: nn.Module, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
+    ) -> None:
+        super().__init__()
+        self.arch = arch
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.autocast: torch.dtype | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.std
+        if self.autocast is None:
+            return self.arch(x).float()
+        # The weight cache would keep casts of frozen weights for a later forward that needs gradients.
+        with torch.autocast(x.device.type, self.autocast, cache_enabled=False):
+            logits = self.arch(x)
+        return logits.float()
+
+
+class NetTeacher:
+    """A frozen `nn.Module` that takes images in [0, 1]."""
+
+    def __init__(self, net: nn.Module, role: str) -> None:
+        self.role = role
+        self.net = net.eval().requires_grad_(False)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`(B, K)`; eval mode, weights frozen, differentiable in x."""
+        return self.net(x)
+
+
+class NetStudent:
+    """The net in training. `net` takes images in [0, 1].
+
+    With a `router` the batch norms of `net` are routed by view. `joint` sends several views through one forward;
+    it is exact only where no layer mixes samples or every batch norm is routed, which the conversion that sets it
+    has to know. `routed` are the views that do not go through the net's own norms.
+    """
+
+    def __init__(
+        self, net: nn.Module, router: Router | None = None, joint: bool = False, routed: Sequence[View] = ()
+    ) -> None:
+        self.net = net
+        self.router = router
+        self.joint = joint
+        self.routed = tuple(routed)
+
+    def logits(self, images: Mapping[View, Tensor], mode: Mode) -> dict[View, Tensor]:
+        """`(B, K)` per view, in the order of `images`; gradients flow to the weights."""
+        with running(self.net, mode):
+            if self.joint and len(images) > 1:
+                sizes = [len(x) for x in images.values()]
+                logits = self._forward(list(zip(images, sizes, strict=True)), torch.cat(list(images.values())))
+                return dict(zip(images, logits.split(sizes), strict=True))
+            return {view: self._forward([(view, len(x))], x) for view, x in images.items()}
+
+    @contextmanager
+    def attacked(self, view: View, mode: Mode) -> Iterator[Probe]:
+        """Inside, the net runs in `mode` with frozen parameters; yields the net as this view sees it."""
+        with running(self.net, mode), frozen_parameters(self.net):
+            yield lambda x: self._forward([(view, len(x))], x)
+
+    def deployed(self) -> nn.Module:
+        """The net to evaluate and to keep: without auxiliary norms."""
+        return drop_auxiliary(self.net) if self.router else self.net
+
+    def _forward(self, parts: list[tuple[View, int]], x: Tensor) -> Tensor:
+        if self.router is None:
+            return self.net(x)
+        with self.router.routing(parts):
+            return self.net(x)
+
+
+def check_logits(logits: Tensor, batch: int, classes: int, who: str) -> None:
+    """Raise Refused unless `logits` is a float tensor `(batch, classes)`."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        raise Refused(f"{who} must return a float tensor of logits, got {type(logits).__name__}")
+    if tuple(logits.shape) != (batch, classes):
+        raise Refused(
+            f"{who} returned {tuple(logits.shape)} for {batch} images; "
+            f"expected ({batch}, {classes}), one logit per class of the data set"
+        )

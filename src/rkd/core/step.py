@@ -1,0 +1,256 @@
+"""The Step: what a loss, an objective and a scheduler see of one batch. Lazy, and nothing is computed twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .errors import Refused
+from .interfaces import Attack, Objective, Probe, Student, Teacher
+from .random import Noise, forked, key
+from .types import Batch, Mode, ThreatModel, View
+
+
+@dataclass(frozen=True, slots=True)
+class AttackPlan:
+    """A search and what it maximises."""
+
+    attack: Attack
+    objective: Objective
+
+
+@dataclass(slots=True)
+class Used:
+    """Which parts a step asked for: an attack, a teacher or a knob that nobody asks for is a user's mistake."""
+
+    views: set[View] = field(default_factory=set)
+    roles: set[str] = field(default_factory=set)
+    knobs: set[str] = field(default_factory=set)
+    trained: set[View] = field(default_factory=set)
+    """Views that the student ran on in train mode."""
+
+
+class Step:
+    """One batch, with everything that can be asked about it.
+
+    Views: `clean` is the batch's images, a view that an augmentation made is taken as it is, any other is made
+    by the attack of that name on first request. `noise_key` names the step: all its random numbers follow from it.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        student: Student,
+        teachers: Mapping[str, Teacher] | None = None,
+        attacks: Mapping[View, AttackPlan] | None = None,
+        *,
+        threat: ThreatModel | None = None,
+        knobs: Mapping[str, Any] | None = None,
+        progress: float = 1.0,
+        lr_scale: float = 1.0,
+        noise_key: int = 0,
+        on_query: Callable[[Step, View, Tensor], None] | None = None,
+    ) -> None:
+        self.batch = batch
+        self.y = batch.y
+        self.progress = progress
+        self.lr_scale = lr_scale
+        self.threat = threat or ThreatModel()
+        self.used = Used()
+        self._student = student
+        self._teachers = teachers or {}
+        self._attacks = attacks or {}
+        self._knobs = knobs or {}
+        self._noise_key = noise_key
+        self._on_query = on_query
+        self._searching: tuple[View, Mode] | None = None
+        self._images: dict[View, Tensor] = {"clean": batch.x, **batch.views}
+        self._student_logits: dict[tuple[View, Mode], Tensor] = {}
+        self._teacher_logits: dict[tuple[str, View], Tensor] = {}
+        self._probed: dict[tuple[View, Mode], Tensor] = {}
+
+    # What every loss needs
+
+    @property
+    def labels(self) -> Tensor:
+        """Hard labels `(B,)` int64; refuses soft ones."""
+        if self.y.ndim != 1:
+            raise Refused(
+                "this loss needs hard labels, but an augmentation made soft ones (mixup, cutmix): "
+                "take that augmentation out, or choose a loss that accepts probabilities"
+            )
+        return self.y
+
+    def image(self, view: View = "clean") -> Tensor:
+        """The images of a view, `(B, C, H, W)` in [0, 1]. That view's attack runs on the first request."""
+        if view not in self._images:
+            self._images[view] = self._search(view)
+        if view != "clean":
+            self.used.views.add(view)
+        return self._images[view]
+
+    def student(self, view: View = "clean", mode: Mode = "train") -> Tensor:
+        """The student's logits `(B, K)` on a view; gradients flow to its weights."""
+        return self.students(view, mode=mode)[0]
+
+    def students(self, *views: View, mode: Mode = "train") -> tuple[Tensor, ...]:
+        """The student's logits on several views. The order named is the order run."""
+        if self._searching and mode == "train":
+            raise Refused(
+                "an objective asked for the student's train-mode logits in the middle of an attack, "
+                "where its weights are frozen; use step.probe_logits(view)"
+            )
+        missing = {view: self.image(view) for view in views if (view, mode) not in self._student_logits}
+        if missing:
+            for view, logits in self._student.logits(missing, mode).items():
+                self._student_logits[view, mode] = logits
+        if mode == "train":
+            self.used.trained.update(views)
+        return tuple(self._student_logits[view, mode] for view in views)
+
+    def teacher(self, role: str | None = None, view: View = "clean") -> Tensor:
+        """A teacher's logits `(B, K)` on a view, without gradient. No role: the only teacher."""
+        role = self._role(role)
+        if (role, view) not in self._teacher_logits:
+            x = self.image(view)
+            with torch.no_grad():
+                self._teacher_logits[role, view] = self._teachers[role].logits(x).detach()
+        self.used.roles.add(role)
+        return self._teacher_logits[role, view]
+
+    def knob(self, name: str, default: float | Tensor = 1.0) -> float | Tensor:
+        """A value that a scheduler set in an earlier step, such as `T.robust`."""
+        self.used.knobs.add(name)
+        return self._knobs.get(name, default)
+
+    @contextmanager
+    def fresh(self) -> Iterator[None]:
+        """Inside, student logits are computed anew (the weights moved: AWP); images and teachers are kept."""
+        kept, self._student_logits = self._student_logits, {}
+        try:
+            yield
+        finally:
+            self._student_logits = kept
+
+    # What objectives need
+
+    def role(self, role: str | None = None) -> str:
+        """The role itself; for None the only teacher's, or `robust` where there are several."""
+        if role is None and len(self._teachers) > 1 and "robust" in self._teachers:
+            return "robust"
+        return self._role(role)
+
+    def ask(self, role: str | None, x: Tensor) -> Tensor:
+        """A teacher's logits on any images, differentiable in them (AdaAD). Not memoised."""
+        role = self._role(role)
+        self.used.roles.add(role)
+        return self._teachers[role].logits(x)
+
+    def probe_logits(self, view: View = "clean") -> Tensor:
+        """The attacked student's logits on a view in the attack's own mode, without gradient, once per mode."""
+        mode: Mode = self._searching[1] if self._searching else "eval"
+        if (view, mode) not in self._probed:
+            with torch.no_grad():
+                self._probed[view, mode] = self._student.logits({view: self.image(view)}, mode)[view].detach()
+        return self._probed[view, mode]
+
+    def select(self, keep: Tensor) -> Step:
+        """The step of a part of the samples, for a search that lets fallen samples leave. Teachers are not re-run."""
+        part = Step(
+            self.batch.select(keep), self._student, self._teachers, self._attacks, threat=self.threat,
+            knobs=self._knobs, progress=self.progress, lr_scale=self.lr_scale, noise_key=self._noise_key,
+            on_query=self._on_query,
+        )  # fmt: skip
+        part.used = self.used
+        part._searching = self._searching
+        part._images = {view: x[keep] for view, x in self._images.items()}
+        part._teacher_logits = {name: logits[keep] for name, logits in self._teacher_logits.items()}
+        part._probed = {name: logits[keep] for name, logits in self._probed.items()}
+        return part
+
+    # Inside
+
+    def _role(self, role: str | None) -> str:
+        there = ", ".join(self._teachers) or "none"
+        if role is None:
+            if len(self._teachers) == 1:
+                return next(iter(self._teachers))
+            what = "a teacher is needed" if not self._teachers else "there are several teachers"
+            raise Refused(f"{what}, and none was named (teachers given: {there}); type --teacher ROLE=MODEL")
+        if role not in self._teachers:
+            raise Refused(f"a teacher with the role {role!r} is needed (given: {there}); type --teacher {role}=MODEL")
+        return role
+
+    def _search(self, view: View) -> Tensor:
+        if view not in self._attacks:
+            there = ", ".join(["clean", *self.batch.views, *self._attacks])
+            raise Refused(
+                f"nothing makes the view {view!r} (there is {there}); type --attack {view}=NAME"
+                if view != "adv"
+                else f"an attack is needed for the view 'adv' (there is {there}); type --attack NAME"
+            )
+        plan = self._attacks[view]
+        outer, self._searching = self._searching, (view, plan.attack.mode)
+        noise = Noise(key(self._noise_key, view), self.batch.index)
+        device = self.batch.x.device
+        # Only a train-mode search (dropout) may touch the global generator: leave it as it was.
+        random = forked(key(self._noise_key, view, "net"), device) if plan.attack.mode != "eval" else nullcontext()
+        try:
+            with (
+                torch.inference_mode(False),
+                torch.enable_grad(),
+                random,
+                self._student.attacked(view, plan.attack.mode) as probe,
+            ):
+                x = self.batch.x.clone() if self.batch.x.is_inference() else self.batch.x.detach()
+                target = StepTarget(self, plan.objective, self._watched(probe, view), noise)
+                return plan.attack(x, target).detach()
+        finally:
+            self._searching = outer
+
+    def _watched(self, probe: Probe, view: View) -> Probe:
+        on_query = self._on_query
+        if on_query is None:
+            return probe
+
+        def watched(x: Tensor) -> Tensor:
+            logits = probe(x)
+            on_query(self, view, logits.detach())
+            return logits
+
+        return watched
+
+
+class StepTarget:
+    """The attack's side of a step: an objective to raise. Implements `rkd.core.interfaces.Target`."""
+
+    def __init__(self, step: Step, objective: Objective, probe: Probe, noise: Noise) -> None:
+        self._step = step
+        self._objective = objective
+        self._probe = probe
+        self.noise = noise
+        self.y = step.y
+        self.threat = step.threat
+        self.progress = step.progress
+
+    def score(self, x: Tensor) -> Tensor:
+        return self._objective(self._step, self._probe, x)
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._probe(x)
+
+    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = x.detach().requires_grad_()
+        score = self.score(x)
+        if not score.requires_grad:  # a net whose logits do not depend on the images
+            return score, torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(score.sum(), x)
+        return score.detach(), gradient
+
+    def select(self, keep: Tensor) -> StepTarget:
+        return StepTarget(self._step.select(keep), self._objective, self._probe, self.noise.select(keep))

@@ -1,0 +1,381 @@
+"""fit(): one explicit training loop, and the dry step that checks a run before it starts."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pluggy
+import torch
+from torch import Tensor, nn
+
+from . import ops
+from .checkpoint import to_cpu
+from .cost import Count, counting
+from .data import Dataset, Loader, Split
+from .errors import Refused, RkdError, TrainingFailed
+from .evaluate import evaluate
+from .hookspecs import RunHooks
+from .interfaces import Loss, Scheduler, Teacher
+from .nets import NetStudent, NetTeacher, check_logits
+from .random import forked, key
+from .runfolder import RunFolder
+from .step import AttackPlan, Step
+from .types import Batch, Schedule, View, at
+
+
+@dataclass(frozen=True, slots=True)
+class Validation:
+    """What is looked at after an epoch, on training images that are held out, and what chooses the weights kept."""
+
+    split: Split
+    attack: AttackPlan | None
+    every: int = 1
+    limit: int | None = None
+    select: str = "w-robust"
+
+
+@dataclass
+class Run:
+    """Everything that one training needs. `optimizer`'s learning rate is `lr * lr_schedule(progress)`."""
+
+    student: NetStudent
+    loss: Loss
+    loader: Loader
+    data: Dataset
+    optimizer: torch.optim.Optimizer
+    epochs: int
+    seed: int = 0
+    lr: float = 0.1
+    lr_schedule: Schedule = 1.0
+    clip_gradient: float | None = None
+    teachers: dict[str, Teacher] = field(default_factory=dict)
+    attacks: dict[View, AttackPlan] = field(default_factory=dict)
+    schedulers: dict[str, Scheduler] = field(default_factory=dict)
+    validation: Validation | None = None
+    folder: RunFolder | None = None
+    hooks: pluggy.PluginManager = field(default_factory=lambda: run_hooks())
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+
+    epoch: int = 0
+    batch_number: int = 0
+    knobs: dict[str, Any] = field(default_factory=dict)
+    terms: dict[str, Tensor] = field(default_factory=dict)
+    loss_value: Tensor = field(default_factory=lambda: torch.zeros(()))
+    best: dict[str, Any] | None = None
+    best_weights: dict[str, Tensor] | None = None
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def progress(self) -> float:
+        """The share of the training that is done, in [0, 1]."""
+        return (self.epoch + self.batch_number / len(self.loader)) / self.epochs
+
+    def step(self, batch: Batch, listen: bool = True) -> Step:
+        """The Step of a batch at the run's present state."""
+        queried = listen and self.hooks.hook.rkd_attack_query.get_hookimpls()
+        return Step(
+            batch,
+            self.student,
+            self.teachers,
+            self.attacks,
+            threat=self.data.threat,
+            knobs=self.knobs,
+            progress=self.progress,
+            lr_scale=at(self.lr_schedule, self.progress),
+            noise_key=key(self.seed, "step", self.epoch, self.batch_number),
+            on_query=self._queried if queried else None,
+        )
+
+    def eval_net(self) -> nn.Module:
+        """The net to evaluate and keep: an extension's average, or the student's own without auxiliary norms."""
+        return self.hooks.hook.rkd_eval_net(run=self) or self.student.deployed()
+
+    def state(self) -> dict[str, Any]:
+        """All that a later process needs to go on after this epoch."""
+        return {
+            "epoch": self.epoch,
+            "student": self.student.net.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedulers": {name: dict(s.state_dict()) for name, s in self.schedulers.items()},
+            "extensions": {
+                name: dict(plugin.state_dict())
+                for name, plugin in self.hooks.list_name_plugin()
+                if plugin is not None and hasattr(plugin, "state_dict")
+            },
+            "knobs": self.knobs,
+            "best": self.best,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.epoch = state["epoch"]
+        self.student.net.load_state_dict(state["student"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for name, scheduler in self.schedulers.items():
+            scheduler.load_state_dict(state["schedulers"][name])
+        for name, extension in self.hooks.list_name_plugin():
+            if extension is not None and name in state["extensions"]:
+                extension.load_state_dict(state["extensions"][name])
+        self.knobs = {name: _on(value, self.device) for name, value in state["knobs"].items()}
+        self.best = state["best"]
+
+    def _queried(self, step: Step, view: View, logits: Tensor) -> None:
+        self.hooks.hook.rkd_attack_query(step=step, view=view, logits=logits)
+
+
+def run_hooks(extensions: Mapping[str, Any] | None = None) -> pluggy.PluginManager:
+    """A manager of run-time hooks with these configured extensions. Raises RkdError for a hook that does not exist."""
+    manager = pluggy.PluginManager("rkd")
+    manager.add_hookspecs(RunHooks)
+    for name, extension in (extensions or {}).items():
+        try:
+            manager.register(extension, name=name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise RkdError(f"extension {name}: {error}") from None
+    return manager
+
+
+def total(run: Run, step: Step) -> Tensor:
+    """The loss of a step, a scalar: terms -> schedulers, in order, exactly once -> weights x class weights x mean."""
+    terms = run.loss(step)
+    for name, term in terms.items():
+        if tuple(term.shape) != (len(step.batch),):
+            raise Refused(
+                f"the loss term {name!r} has the shape {tuple(term.shape)}; expected one value per sample, "
+                f"({len(step.batch)},): a loss never averages over the batch itself"
+            )
+    updates = _updates(run, step, terms)
+    run.knobs.update(updates)
+    run.terms = {name: term.detach() for name, term in terms.items()}
+    return weighted(run, step, terms)
+
+
+def weighted(run: Run, step: Step, terms: Mapping[str, Tensor]) -> Tensor:
+    """Terms `(B,)` to one number, with the weights as they stand."""
+    parts = []
+    for name, term in terms.items():
+        for classes in ("class_weights", f"class_weights.{name}"):
+            if classes in run.knobs:
+                term = term * ops.per_class(run.knobs[classes], step.y)
+        parts.append(weight(run, name, step.progress) * term.mean())
+    if not parts:
+        raise Refused("the loss returned no terms")
+    return torch.stack([part.reshape(()) for part in parts]).sum()
+
+
+def weight(run: Run, term: str, progress: float) -> float | Tensor:
+    """The weight of a term now: a scheduler's, else the loss's, else 1."""
+    if f"weight.{term}" in run.knobs:
+        return run.knobs[f"weight.{term}"]
+    return at(run.loss.weights.get(term, 1.0), progress)
+
+
+def _updates(run: Run, step: Step, terms: Mapping[str, Tensor]) -> dict[str, Any]:
+    updates: dict[str, Any] = {}
+    owner: dict[str, str] = {}
+    for name, scheduler in run.schedulers.items():
+        for knob, value in scheduler.update(step, terms).items():
+            if knob in owner:
+                raise Refused(f"schedulers {owner[knob]!r} and {name!r} both set {knob!r}; keep one of them")
+            for kind in ("weight", "class_weights"):
+                term = knob.removeprefix(f"{kind}.")
+                if knob.startswith(f"{kind}.") and term not in terms:
+                    raise Refused(
+                        f"scheduler {name!r} sets {knob!r}, but the loss has no term {term!r} "
+                        f"(its terms: {', '.join(terms)})"
+                    )
+            owner[knob] = name
+            updates[knob] = value
+    return updates
+
+
+def fit(run: Run) -> None:
+    """Train. Afterwards the student holds the chosen weights; `run.history` one record an epoch.
+
+    Raises TrainingFailed when a loss is not finite. An interrupted run keeps its last checkpoint.
+    """
+    started = time.perf_counter()
+    run.hooks.hook.rkd_run_start(run=run)
+    while run.epoch < run.epochs:
+        metrics = _epoch(run)
+        # The epoch number counts finished epochs from here on; its record is named by its own number.
+        run.epoch, run.batch_number = run.epoch + 1, 0
+        _validate(run, metrics)
+        metrics["seconds"] = round(time.perf_counter() - started, 3)
+        run.history.append(metrics)
+        run.hooks.hook.rkd_epoch_end(run=run, metrics=metrics)
+        if run.folder:
+            run.folder.log(metrics)
+            run.folder.save_state(run.folder.last, run.state())
+
+
+def _epoch(run: Run) -> dict[str, Any]:
+    sums: dict[str, Tensor] = {}
+    batches = 0
+    for run.batch_number, batch in enumerate(run.loader.batches(run.epoch)):
+        rate = run.lr * at(run.lr_schedule, run.progress)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
+        # Dropout and its like draw from the global generator: here it follows from (seed, epoch, batch) too.
+        with forked(key(run.seed, "net", run.epoch, run.batch_number), run.device):
+            loss = update(run, batch)
+        if run.device.type == "cpu" and not math.isfinite(loss):
+            _diverged(run, loss)
+        for name, term in {"loss": loss, **{f"loss.{name}": t.mean() for name, t in run.terms.items()}}.items():
+            sums[name] = sums.get(name, 0.0) + term.detach()
+        batches += 1
+        run.hooks.hook.rkd_after_update(run=run)
+    means = {name: float(value) / batches for name, value in sums.items()}
+    if not math.isfinite(means["loss"]):
+        _diverged(run, torch.tensor(means["loss"]))
+    metrics: dict[str, Any] = {"epoch": run.epoch, "lr": rate, **means}
+    metrics |= {f"weight.{name}": float(weight(run, name, run.progress)) for name in run.terms}
+    metrics |= {
+        name: float(value)
+        for name, value in run.knobs.items()
+        if not name.startswith("weight.") and (not isinstance(value, Tensor) or value.numel() == 1)
+    }
+    return metrics
+
+
+def update(run: Run, batch: Batch) -> Tensor:
+    """One training step on a batch: gradients, then the optimiser. Returns the loss, detached."""
+    step = run.step(batch)
+    run.optimizer.zero_grad(set_to_none=True)
+    run.loss_value = torch.zeros(())
+    if not run.hooks.hook.rkd_backward(step=step):
+        loss = total(run, step)
+        loss.backward()
+        run.loss_value = loss.detach()
+    if run.clip_gradient is not None:
+        nn.utils.clip_grad_norm_(run.student.net.parameters(), run.clip_gradient)
+    run.optimizer.step()
+    return run.loss_value
+
+
+def _diverged(run: Run, loss: Tensor) -> None:
+    terms = ", ".join(f"{name} = {float(term.mean()):g}" for name, term in run.terms.items())
+    kept = f"; the last good state is {run.folder.last}" if run.folder and run.folder.last.exists() else ""
+    raise TrainingFailed(
+        f"the loss became {float(loss):g} in epoch {run.epoch}, batch {run.batch_number} ({terms}){kept}. "
+        "Try a smaller learning rate (--lr), or --set optimizer.clip_gradient=1"
+    )
+
+
+def _validate(run: Run, metrics: dict[str, Any]) -> None:
+    plan = run.validation
+    if plan is None or (run.epoch % plan.every and run.epoch != run.epochs):
+        return
+    net = run.eval_net()
+    result = evaluate(
+        net,
+        plan.split,
+        {"adv": plan.attack} if plan.attack else {},
+        threat=run.data.threat,
+        classes=len(run.data.classes),
+        seed=run.seed,
+        batch_size=max(run.loader.batch_size, 128),
+        limit=min(plan.limit, len(plan.split)) if plan.limit else None,
+        device=run.device,
+    )
+    metrics["val.clean"] = result.accuracy()
+    score = result.accuracy()
+    if plan.attack:
+        metrics["val.robust"] = result.accuracy("adv")
+        score = {"clean": score, "robust": result.accuracy("adv")}.get(plan.select, result.w_robust("adv"))
+    # Later epochs win ties: with few validation images ties are common, and training still helps.
+    if plan.select != "last" and (run.best is None or score >= run.best["score"]):
+        run.best = {"epoch": metrics["epoch"], "score": score}
+        run.best_weights = to_cpu(net.state_dict())
+        if run.folder:
+            run.folder.save_weights(run.folder.best, run.best_weights)
+
+
+def chosen_net(run: Run) -> nn.Module:
+    """The net of the chosen epoch, on the run's device: what is evaluated and kept."""
+    net = copy.deepcopy(run.eval_net()).eval()
+    if run.best is not None:
+        weights = run.best_weights
+        if weights is None and run.folder:  # resumed: the best epoch was another process's
+            weights = run.folder.load_weights(run.folder.best)
+        if weights is not None:
+            net.load_state_dict(weights)
+    return net.requires_grad_(False)
+
+
+@dataclass(frozen=True, slots=True)
+class CostCard:
+    """Forwards and backwards of each net in one training step, seconds of a dry step on `samples` images."""
+
+    counts: Mapping[str, Count]
+    samples: int
+    seconds: float
+
+
+def dry_step(run: Run, samples: int = 2) -> CostCard:
+    """One step on a few images and on copies of everything that changes, to find mistakes before training.
+
+    Raises Refused for a part that was given and never used: a teacher, an attack, a value that a scheduler sets.
+    """
+    trial = copy.copy(run)
+    trial.student = copy.deepcopy(run.student)
+    trial.schedulers = copy.deepcopy(run.schedulers)
+    trial.knobs = dict(run.knobs)
+    trial.optimizer = torch.optim.SGD(trial.student.net.parameters(), lr=0.0)
+    trial.hooks = run_hooks()
+    batch = run.loader.batch(torch.arange(min(samples, len(run.loader.split))), 0)
+    _check_nets(trial, batch)
+    nets: dict[str, nn.Module] = {"student": trial.student.net}
+    nets |= {f"teacher {role}": t.net for role, t in run.teachers.items() if isinstance(t, NetTeacher)}
+    started = time.perf_counter()
+    with forked(key(run.seed, "dry"), run.device), counting(nets) as counts:
+        step = trial.step(batch, listen=False)
+        loss = total(trial, step)
+        if not loss.requires_grad:
+            raise Refused("the loss does not depend on the student: no weight would ever move")
+        loss.backward()
+    seconds = time.perf_counter() - started
+    if not bool(loss.isfinite()):
+        raise Refused(f"the loss is {float(loss.detach()):g} on the first images, before any training")
+    _check_used(trial, step)
+    return CostCard(counts, len(batch), seconds)
+
+
+def _check_nets(run: Run, batch: Batch) -> None:
+    classes = len(run.data.classes)
+    with torch.no_grad():
+        logits = run.student.logits({"clean": batch.x[:1]}, "eval")["clean"]
+        check_logits(logits, 1, classes, "the student")
+        for role, teacher in run.teachers.items():
+            check_logits(teacher.logits(batch.x[:1]), 1, classes, f"the teacher {role!r}")
+
+
+def _check_used(run: Run, step: Step) -> None:
+    idle = [f"the teacher {role!r}" for role in run.teachers if role not in step.used.roles]
+    idle += [f"the attack that makes the view {view!r}" for view in run.attacks if view not in step.used.views]
+    idle += [f"the batch norm of the view {view!r}" for view in run.student.routed if view not in step.used.trained]
+    known = ("weight.", "class_weights")
+    idle += [
+        f"the value {name!r} that a scheduler sets"
+        for name in run.knobs
+        if not name.startswith(known) and name not in step.used.knobs
+    ]
+    if idle:
+        raise Refused(
+            f"{' and '.join(idle)} would never be used by the loss; take it out, or choose a loss that needs it"
+        )
+    if run.student.routed and step.used.trained <= set(run.student.routed):
+        raise Refused(
+            f"this loss trains on {', '.join(sorted(step.used.trained))} alone, which auxiliary batch norms serve: the "
+            "net's own batch norms, the ones that are deployed, would never be trained; choose a loss with a clean term"
+        )
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,0 +1,73 @@
+"""The words that every room shares: batches, views, modes, schedules, threat models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:  # recipes and options are read without torch
+    from torch import Tensor
+
+View = str
+"""A version of the batch's images by name: `clean`, `adv`, `weak`, ..."""
+
+Mode = Literal["eval", "train", "frozen"]
+"""How a net runs. `frozen` uses batch statistics like `train` and leaves the running ones untouched."""
+
+Norm = Literal["Linf", "L2"]
+
+Schedule = float | Callable[[float], float]
+"""A number, or a function of the training progress in [0, 1]."""
+
+Shape = tuple[int, int, int]
+"""Channels, height, width of one image."""
+
+
+def at(value: Schedule, progress: float) -> float:
+    """The value of a number or schedule at `progress` in [0, 1]."""
+    return float(value(progress)) if callable(value) else float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """What training and attacks see.
+
+    `x (B, C, H, W)` float32 in [0, 1]; `y (B,)` int64 labels or `(B, K)` probabilities; `index (B,)` int64
+    positions in the data set; `views`: further versions of the same images that an augmentation made.
+    """
+
+    x: Tensor
+    y: Tensor
+    index: Tensor
+    views: Mapping[View, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def select(self, keep: Tensor) -> Batch:
+        """The samples at `keep`, a mask or positions `(B',)`."""
+        views = {name: images[keep] for name, images in self.views.items()}
+        return Batch(self.x[keep], self.y[keep], self.index[keep], views)
+
+
+@dataclass(frozen=True, slots=True)
+class ThreatModel:
+    """What an attacker may do: a ball around each image. `eps` and `step_size` are in units of [0, 1] images."""
+
+    norm: Norm = "Linf"
+    eps: float = 8 / 255
+    step_size: float = 2 / 255
+
+    def with_eps(self, eps: float) -> ThreatModel:
+        """The same attacker with another radius; the step size keeps its share of the radius."""
+        scale = eps / self.eps if self.eps else 0.0
+        return replace(self, eps=eps, step_size=self.step_size * scale)
+
+
+def fraction(value: float) -> str:
+    """`value` as the field writes it: `8/255` where it is a multiple of 1/255, else a short decimal."""
+    times = value * 255
+    if value and abs(times - round(times)) < 1e-6:
+        return f"{round(times)}/255"
+    return f"{value:.6g}"

@@ -1,0 +1,107 @@
+"""Weights from files that other people's scripts wrote. Weights are data, never code.
+
+`.safetensors` is read as it is; `.pt`, `.pth`, `.th`, `.t7`, `.tar` through `torch.load(weights_only=True)`, with no
+way around. Understood are the wrappers `{"state_dict": ...}`, `{"net": ...}`, `{"model": ...}` and the prefixes
+that DataParallel (`module.`), torch.compile (`_orig_mod.`) and wrapping modules leave on every key.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .checkpoint import load_weights
+from .errors import WeightsError
+
+SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".t7", ".tar", ".ckpt", ".bin")
+_WRAPPERS = ("state_dict", "net", "model", "model_state_dict", "student")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "arch.")
+
+
+def read_weights(path: Path | str) -> dict[str, Tensor]:
+    """The `state_dict` in a file, without wrappers and prefixes. Raises WeightsError."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"there is no weights file {path}")
+    if path.suffix == ".safetensors":
+        return strip_prefixes(load_weights(path))
+    if path.suffix not in SUFFIXES:
+        raise WeightsError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        first = str(error).split("\n")[0]
+        raise WeightsError(
+            f"{path} cannot be read safely: {first} If it holds more than tensors, have its author save "
+            "`model.state_dict()` alone, or convert it to .safetensors"
+        ) from None
+    except (RuntimeError, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise WeightsError(f"{path} is not a readable weights file: {first}") from None
+    return strip_prefixes(_unwrap(content, path))
+
+
+def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`state` without the prefixes that stand before every one of its keys."""
+    state = dict(state)
+    while prefix := next((p for p in _PREFIXES if state and all(key.startswith(p) for key in state)), None):
+        state = {key[len(prefix) :]: value for key, value in state.items()}
+    return state
+
+
+def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
+    """Load `state` strictly. Keys under the net's `ignored_keys` (prefixes) may be left over.
+
+    Raises WeightsError that names the keys that are missing, left over or of another shape.
+    """
+    ignored = tuple(getattr(net, "ignored_keys", ()))
+    wanted = net.state_dict()
+    state = {key: value for key, value in state.items() if key in wanted or not key.startswith(ignored or "\0")}
+    missing = [key for key in wanted if key not in state]
+    # Checkpoints older than torch 0.4.1 do not count batches; the counter takes no part in eval mode.
+    counters = {key: wanted[key] for key in missing if key.endswith("num_batches_tracked")}
+    state |= counters
+    missing = [key for key in missing if key not in counters]
+    extra = [key for key in state if key not in wanted]
+    shapes = [
+        f"{key} is {tuple(state[key].shape)} in the file and {tuple(wanted[key].shape)} in the net"
+        for key in wanted
+        if key in state and state[key].shape != wanted[key].shape
+    ]
+    if missing or extra or shapes:
+        problems = []
+        if shapes:
+            problems.append(f"{len(shapes)} of another shape: {_some(shapes)}")
+        if missing:
+            problems.append(f"{len(missing)} that the net needs are missing: {_some(missing)}")
+        if extra:
+            problems.append(f"{len(extra)} that the net does not have: {_some(extra)}")
+        hint = ""
+        if shapes and not missing and not extra:
+            hint = "; the architecture fits, but the number of classes or channels, or the width, differs"
+        raise WeightsError(f"{source} does not fit this architecture: {'; '.join(problems)}{hint}")
+    net.load_state_dict(state)
+
+
+def _unwrap(content: Any, path: Path) -> Mapping[str, Tensor]:
+    for _ in range(3):
+        if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
+            return content
+        inner = next((content[k] for k in _WRAPPERS if isinstance(content, Mapping) and k in content), None)
+        if inner is None:
+            break
+        content = inner
+    found = f"a {type(content).__name__}"
+    if isinstance(content, Mapping):
+        found += f" with the keys {_some([str(key) for key in content])}"
+    raise WeightsError(f"{path} holds no state_dict but {found}; expected tensors by name, or {', '.join(_WRAPPERS)}")
+
+
+def _some(items: list[str], limit: int = 4) -> str:
+    shown = ", ".join(items[:limit])
+    return shown + (f", ... ({len(items)} in all)" if len(items) > limit else "")

@@ -1,0 +1,1 @@
+"""Searches for adversarial images. One file, one attack."""

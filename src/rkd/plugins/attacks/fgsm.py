@@ -1,0 +1,62 @@
+"""The fast gradient sign method (FGSM): one step of the whole radius along the gradient's sign.
+
+It finds the worst image of the ball where the score is linear in the pixels, for the price of one gradient.
+
+    x_adv = clamp(x + eps * sign(grad_x score(x)), 0, 1)          (L2: along the gradient of length one)
+
+```bibtex
+@inproceedings{goodfellow2015explaining,
+  title     = {Explaining and Harnessing Adversarial Examples},
+  author    = {Goodfellow, Ian J. and Shlens, Jonathon and Szegedy, Christian},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2015}
+}
+```
+
+What official scripts do: CIARD's `attack_eval.py` takes cross-entropy, eps 8/255 and no random start, as
+the paper does; that is the default here. Fair-ARD's `eval.py` starts from 0.001 * randn (`start =
+"gaussian"`). IAD's `basic_eval.py` starts from the uniform distribution (`start = "uniform"`), though it
+prints that it does not. Both then project onto the ball.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, get_args
+
+from torch import Tensor
+
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Target
+from rkd.core.types import Mode, Schedule
+
+from .pgd import Start, attacker, check_positive, check_word, search
+
+
+@dataclass
+class Fgsm:
+    """Fast gradient sign method: one step of size eps (Goodfellow et al. 2015).
+
+    `eps` in units of [0, 1] images; None: the data set's. `start`: none, gaussian (0.001 * randn) or uniform.
+    """
+
+    eps: Schedule | None = None
+    start: Start = "none"
+    mode: Mode = "eval"
+
+    objective: ClassVar[str] = "ce"
+
+    def __post_init__(self) -> None:
+        check_positive("eps", self.eps)
+        check_word("start", self.start, *get_args(Start))
+        check_word("mode", self.mode, *get_args(Mode))
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. One gradient."""
+        threat = attacker(target, self.eps)
+        return search(x, target, replace(threat, step_size=threat.eps), steps=1, start=self.start)
+
+
+@hookimpl
+def rkd_attacks() -> dict[str, type]:
+    return {"fgsm": Fgsm}

@@ -1,0 +1,1 @@
+"""Augmentations of whole training batches, one per file."""

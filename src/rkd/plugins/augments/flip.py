@@ -1,0 +1,45 @@
+"""Random mirroring: each image is flipped left to right with probability p.
+
+```bibtex
+@inproceedings{krizhevsky2012imagenet,
+  author    = {Krizhevsky, Alex and Sutskever, Ilya and Hinton, Geoffrey E.},
+  title     = {{ImageNet} Classification with Deep Convolutional Neural Networks},
+  booktitle = {Advances in Neural Information Processing Systems},
+  year      = {2012}
+}
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from rkd.core.errors import ConfigError
+from rkd.core.hookspecs import hookimpl
+from rkd.core.random import Noise
+from rkd.core.types import Batch
+
+
+@dataclass
+class Flip:
+    """Mirror images left to right.
+
+    Changes `x` alone; further views stay what their makers made of them.
+
+    p: the probability, for each image.
+    """
+
+    p: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.p <= 1:
+            raise ConfigError(f"flip: p must be a probability from 0 to 1, got {self.p}")
+
+    def __call__(self, batch: Batch, noise: Noise) -> Batch:
+        chosen = noise.uniform((1, 1, 1)) < self.p  # (B, 1, 1, 1)
+        return replace(batch, x=batch.x.flip(-1).where(chosen, batch.x))
+
+
+@hookimpl
+def rkd_augments() -> dict[str, object]:
+    return {"flip": Flip}

@@ -1,0 +1,68 @@
+"""Handwritten digits that need no download: 1,797 grey images of 8x8 pixels, shipped with scikit-learn.
+
+They are the test part of the UCI set "Optical Recognition of Handwritten Digits". Real data, small enough to train
+on a laptop's CPU within seconds. Pixels count ink from 0 to 16; here they are v/16, exactly. A fixed fifth of each
+class is the test part, whatever the run's seed.
+
+```bibtex
+@misc{alpaydin1998optical,
+  author = {Alpaydin, Ethem and Kaynak, Cenk},
+  title  = {Optical Recognition of Handwritten Digits},
+  year   = {1998},
+  publisher = {UCI Machine Learning Repository},
+  doi    = {10.24432/C50P49}
+}
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from rkd.core.data import ArraySplit, Dataset
+from rkd.core.hookspecs import hookimpl
+from rkd.core.types import ThreatModel
+
+from ._common import fingerprint_of, statistics, stratified
+
+
+@dataclass
+class Digits:
+    """1,797 handwritten digits, 8x8 grey; embedded, nothing to download.
+
+    dir: not used, the images come with scikit-learn.
+    download: not used.
+    """
+
+    dir: str | None = None
+    download: bool = False
+
+    def __call__(self) -> Dataset:
+        from sklearn.datasets import load_digits  # here: it takes a second to import
+
+        bunch = load_digits()
+        images = torch.tensor(bunch.images / 16, dtype=torch.float32).unsqueeze(1)  # (1797, 1, 8, 8)
+        labels = torch.tensor(bunch.target, dtype=torch.int64)
+        fit, held = stratified(labels, 0.2)
+        train, test = ArraySplit(images[fit], labels[fit]), ArraySplit(images[held], labels[held])
+        shape = (1, 8, 8)
+        mean, std = statistics(train, shape)
+        return Dataset(
+            name="digits",
+            train=train,
+            test=test,
+            shape=shape,
+            classes=tuple(str(name) for name in bunch.target_names),
+            mean=mean,
+            std=std,
+            threat=ThreatModel("Linf", 38 / 255, 9.5 / 255),
+            defaults={"epochs": 30, "batch_size": 64},
+            fingerprint=fingerprint_of(train, test),
+        )
+
+
+@hookimpl
+def rkd_datasets() -> dict[str, object]:
+    return {"digits": Digits}

@@ -1,0 +1,293 @@
+"""Any folder of images with one folder per class, in torchvision's `ImageFolder` layout.
+
+    PATH/train/CLASS/*.jpg  and  PATH/test/CLASS/*.jpg  (or PATH/val/...; test wins where both are there)
+    PATH/CLASS/*.jpg        a fixed fifth of each class becomes the test part, whatever the run's seed
+
+Classes are the sorted names of the training folders, images the sorted paths below them (hidden files left out). Only
+greyscale images: one channel; else three (transparency is dropped, the orientation in EXIF ignored, as in torchvision).
+Without `size` all images must have one size; with it the shorter side is resized to it, bilinearly, and the centre cut.
+All images are decoded once into memory if they fit in `memory_mib`, else batch by batch, by threads where that pays.
+Mean and std are those of up to 2,000 training images.
+
+```bibtex
+@software{torchvision2016,
+  author = {{TorchVision maintainers and contributors}},
+  title  = {TorchVision: PyTorch's Computer Vision library},
+  url    = {https://github.com/pytorch/vision},
+  year   = {2016}
+}
+```
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rkd.core.data import ArraySplit, Dataset, Split
+from rkd.core.errors import ConfigError, DataError
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Family
+from rkd.core.types import Shape
+
+from ._common import customary_threat, fingerprint, locate, spread, statistics, stratified
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+GREY = ("1", "L", "LA")
+"""PIL's modes that hold one channel of at most 8 bits (and transparency)."""
+
+THREADS = min(8, os.cpu_count() or 1)
+THREADS_FROM = 96 * 96
+"""Pixels above which threads pay. Below, they only queue for Python's lock: 32x32 JPEGs decode in 55 us each on one
+thread, in 70 to 100 on two to four; 224x224 in 290 and 140 (measured on two cores)."""
+
+
+@dataclass
+class ImageFolder:
+    """A folder of images, one folder per class, with or without train/ and test/ above them.
+
+    path: the folder.
+    size: side of the square that each image is resized and cut to; by default the images' common size.
+    memory_mib: up to this size the decoded images are kept in memory; 0 decodes every batch from the files.
+    dir: the folder in which a relative path is looked up.
+    download: not used.
+    """
+
+    path: str
+    size: int | None = None
+    memory_mib: int = 2048
+    dir: str | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.size is not None and self.size < 1:
+            raise ConfigError(f"data.size must be at least 1, got {self.size}")
+
+    def __call__(self) -> Dataset:
+        root = locate(self.path, self.dir)
+        classes, parts = _scan(root)
+        files = [file for part in parts.values() for file in part[0]]
+        # Stops at the first image in colour, so it is slow (40 us a file) only where all are grey.
+        channels = 1 if all(_header(file)[0] in GREY for file in files) else 3
+        width, height = (self.size, self.size) if self.size else _header(files[0])[1]
+        shape: Shape = (channels, height, width)
+        in_memory = len(files) * channels * height * width <= self.memory_mib * 2**20
+        if not in_memory and self.size is None:
+            _check_sizes(files, (width, height))
+        splits: dict[str, Split] = {}
+        for name, (names, labels) in parts.items():
+            lazy = FileSplit(names, labels, shape, self.size)
+            splits[name] = ArraySplit(lazy.decode(range(len(names))), labels) if in_memory else lazy
+        mean, std = statistics(splits["train"], shape)
+        augments: dict[str, Any] = {"crop": {"padding": max(1, min(height, width) // 8)}}
+        if channels == 3:  # grey folders are mostly characters, and a mirrored one is none
+            augments["flip"] = {}
+        return Dataset(
+            name=f"imagefolder:{self.path}",
+            train=splits["train"],
+            test=splits["test"],
+            shape=shape,
+            classes=classes,
+            mean=mean,
+            std=std,
+            threat=customary_threat(shape),
+            defaults={"epochs": 100, "batch_size": 128, "augments": augments},
+            fingerprint=_fingerprint(root, parts, shape),
+        )
+
+
+class FileSplit:
+    """Images that are decoded batch by batch. `shape` (C, H, W) is what `decode` makes of each file."""
+
+    def __init__(self, files: Sequence[Path], labels: Tensor, shape: Shape, size: int | None) -> None:
+        self.files = list(files)
+        self.labels = labels
+        self.shape = shape
+        self.size = size
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def images(self, index: Tensor) -> Tensor:
+        return self.decode(index.tolist()).float() / 255
+
+    def decode(self, positions: Sequence[int]) -> Tensor:
+        """`(B, C, H, W)` uint8 of the files at `positions`. Raises DataError that names the files it cannot read."""
+        images = np.empty((len(positions), *self.shape), dtype=np.uint8)
+
+        def fill(places: range) -> list[str]:
+            failures = []
+            for place in places:
+                try:
+                    images[place] = self._pixels(self.files[positions[place]])
+                except _Unreadable as error:
+                    failures.append(str(error))
+            return failures
+
+        chunks = [range(start, min(start + 16, len(positions))) for start in range(0, len(positions), 16)]
+        large = len(chunks) > 1 and math.prod(_header(self.files[positions[0]])[1]) >= THREADS_FROM
+        if large and THREADS > 1:
+            with ThreadPoolExecutor(THREADS) as pool:
+                failures = [failure for part in pool.map(fill, chunks) for failure in part]
+        else:
+            failures = [failure for part in map(fill, chunks) for failure in part]
+        if failures:
+            more = f"; and {len(failures) - 5} more files" if len(failures) > 5 else ""
+            raise DataError(f"images that cannot be read: {'; '.join(failures[:5])}{more}")
+        return torch.from_numpy(images)
+
+    def _pixels(self, file: Path) -> np.ndarray:
+        """`(C, H, W)` uint8."""
+        from PIL import Image
+
+        channels, height, width = self.shape
+        try:
+            with Image.open(file) as image:
+                _check_mode(image, file)
+                small = image.convert("L" if channels == 1 else "RGB")
+        except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
+            raise _Unreadable(_why(file, error)) from error
+        if self.size:
+            small = _fit(small, self.size)
+        elif small.size != (width, height):
+            raise DataError(_sizes_differ(file, small.size, (width, height)))
+        pixels = np.asarray(small)
+        return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+class _Unreadable(Exception):
+    """One file that PIL cannot read."""
+
+
+def _scan(root: Path) -> tuple[tuple[str, ...], dict[str, tuple[list[Path], Tensor]]]:
+    """Class names, and files and labels `(N,)` of `train` and `test`."""
+    if not root.is_dir():
+        what = "is a file, not a folder; unpack archives first" if root.exists() else "does not exist"
+        raise DataError(
+            f"data set imagefolder: {root} {what}. Write imagefolder:PATH with the folder that holds train/ and test/, "
+            "or a folder per class; --data-dir DIR is where a relative PATH starts"
+        )
+    special = [name for name in ("train", "test", "val") if (root / name).is_dir()]
+    if not special:
+        classes, files, labels = _class_files(root)
+        fit, held = stratified(labels, 0.2)
+        parts = {"train": fit, "test": held}
+        return classes, {
+            name: ([files[place] for place in places.tolist()], labels[places]) for name, places in parts.items()
+        }
+    if "train" not in special or len(special) == 1:
+        raise DataError(
+            f"{root} holds {' and '.join(f'{name}/' for name in special)}; it should hold train/ and test/ (or val/), "
+            "or else nothing but a folder per class"
+        )
+    test = root / special[1]
+    classes, files, labels = _class_files(root / "train")
+    test_classes, test_files, test_labels = _class_files(test)
+    unknown = sorted(set(test_classes) - set(classes))
+    if unknown:
+        raise DataError(f"{test} holds classes that {root / 'train'} lacks: {', '.join(unknown[:5])}")
+    place = torch.tensor([classes.index(name) for name in test_classes])
+    return classes, {"train": (files, labels), "test": (test_files, place[test_labels])}
+
+
+def _class_files(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
+    """Names of the class folders in `folder`, all their images in order, and the labels `(N,)`."""
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise DataError(f"{folder} holds no folders; it should hold one folder of images per class")
+    files: list[Path] = []
+    labels: list[int] = []
+    for label, name in enumerate(names):
+        found = sorted(_images_below(folder / name))
+        if not found:
+            raise DataError(f"{folder / name} holds no images ({', '.join(SUFFIXES)})")
+        files += found
+        labels += [label] * len(found)
+    return tuple(names), files, torch.tensor(labels, dtype=torch.int64)
+
+
+def _images_below(folder: Path) -> Iterable[Path]:
+    for parent, _, names in os.walk(folder):
+        for name in names:
+            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+                yield Path(parent, name)
+
+
+def _header(file: Path) -> tuple[str, tuple[int, int]]:
+    """PIL's mode and (width, height) of a file, without decoding it."""
+    from PIL import Image
+
+    try:
+        with Image.open(file) as image:
+            _check_mode(image, file)
+            return image.mode, image.size
+    except Exception as error:  # as in FileSplit._pixels
+        raise DataError(f"image that cannot be read: {_why(file, error)}") from error
+
+
+def _check_mode(image: Image, file: Path) -> None:
+    if image.mode[0] in "IF":  # PIL would clip them at 255 without a word
+        raise DataError(f"{file} has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits")
+
+
+def _why(file: Path, error: Exception) -> str:
+    if isinstance(error, DataError):
+        return str(error)
+    text = (str(error) or type(error).__name__).splitlines()[0]
+    return text if str(file) in text else f"{file} ({text})"
+
+
+def _check_sizes(files: Sequence[Path], size: tuple[int, int]) -> None:
+    """Raise DataError unless all images have one size, before training starts."""
+    for file in files:
+        found = _header(file)[1]
+        if found != size:
+            raise DataError(_sizes_differ(file, found, size))
+
+
+def _sizes_differ(file: Path, found: tuple[int, int], expected: tuple[int, int]) -> str:
+    return (
+        f"the images differ in size: {file} is {found[0]}x{found[1]} pixels, the first one "
+        f"{expected[0]}x{expected[1]}. Give one size, e.g. --set data.size={min(*found, *expected)}"
+    )
+
+
+def _fit(image: Image, size: int) -> Image:
+    """The shorter side resized to `size`, then the square in the middle: torchvision's Resize and CenterCrop."""
+    from PIL import Image
+
+    width, height = image.size
+    short = min(width, height)
+    if short != size:
+        width, height = int(size * width / short), int(size * height / short)
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - size) / 2), round((height - size) / 2)
+    return image.crop((left, top, left + size, top + size))
+
+
+def _fingerprint(root: Path, parts: dict[str, tuple[list[Path], Tensor]], shape: Shape) -> str:
+    """Of names, lengths and labels of all files and the bytes of some: decoders differ by a grey level or so."""
+    pieces: list[object] = [shape]
+    for files, labels in parts.values():
+        pieces += [f"{file.relative_to(root).as_posix()} {file.stat().st_size}" for file in files]
+        sample = b"".join(files[place].read_bytes() for place in spread(len(files), 64).tolist())
+        pieces += [labels, sample.hex()]
+    return fingerprint(*pieces)
+
+
+@hookimpl
+def rkd_datasets() -> dict[str, object]:
+    family = Family(pattern=r"imagefolder:(?P<path>.+)", component=ImageFolder, examples=("imagefolder:PATH",))
+    return {"imagefolder:PATH": family}

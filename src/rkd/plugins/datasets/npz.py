@@ -1,0 +1,200 @@
+"""Any images in one NumPy file with the arrays `x_train`, `y_train`, `x_test`, `y_test`.
+
+Images are uint8 (0..255) or floats in [0, 1], as `(N, H, W)` grey, `(N, H, W, C)` or `(N, C, H, W)`; labels are
+integers `(N,)` or `(N, 1)`, counted from 0. With `layout=auto` a last axis of 1 or 3 means NHWC and a second axis of
+1 or 3 means NCHW; where both or neither fit, `layout` has to say. Nothing in the file is unpickled.
+
+```bibtex
+@article{harris2020array,
+  author  = {Harris, Charles R. and Millman, K. Jarrod and van der Walt, St{\\'e}fan J. and others},
+  title   = {Array programming with {NumPy}},
+  journal = {Nature},
+  volume  = {585},
+  pages   = {357--362},
+  year    = {2020}
+}
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from rkd.core.data import ArraySplit, Dataset, check_images
+from rkd.core.errors import ConfigError, DataError
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Family
+from rkd.core.types import Shape
+
+from ._common import compact, customary_threat, fingerprint_of, locate, statistics
+
+NAMES = ("x_train", "y_train", "x_test", "y_test")
+
+
+@dataclass
+class Npz:
+    """Images in a NumPy file with the arrays x_train, y_train, x_test, y_test.
+
+    path: the file.
+    layout: order of the axes of four-dimensional images; `auto` looks for the axis of 1 or 3 channels.
+    num_classes: by default the largest training label + 1.
+    classes: the classes' names in the order of their numbers; by default the numbers.
+    dir: the folder in which a relative path is looked up.
+    download: not used.
+    """
+
+    path: str
+    layout: Literal["auto", "NHWC", "NCHW"] = "auto"
+    num_classes: int | None = None
+    classes: list[str] | None = None
+    dir: str | None = None
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.classes is not None and self.num_classes not in (None, len(self.classes)):
+            raise ConfigError(f"data.num_classes is {self.num_classes}, but data.classes has {len(self.classes)} names")
+
+    def __call__(self) -> Dataset:
+        file = locate(self.path, self.dir)
+        arrays = _read(file)
+        labels = {part: _labels(arrays[f"y_{part}"], f"{file}: y_{part}") for part in ("train", "test")}
+        images = {part: _images(arrays[f"x_{part}"], self.layout, f"{file}: x_{part}") for part in ("train", "test")}
+        for part in ("train", "test"):
+            if len(images[part]) != len(labels[part]):
+                raise DataError(
+                    f"{file}: x_{part} holds {len(images[part])} images, but y_{part} {len(labels[part])} labels"
+                )
+        if images["train"].shape[1:] != images["test"].shape[1:]:
+            sizes = " and ".join(f"x_{part} {tuple(images[part].shape[1:])}" for part in ("train", "test"))
+            raise DataError(f"{file}: training and test images differ in shape: {sizes} (C, H, W)")
+        classes = self._class_names(file, labels)
+        channels, height, width = images["train"].shape[1:]
+        shape: Shape = (channels, height, width)
+        train, test = (ArraySplit(images[part], labels[part]) for part in ("train", "test"))
+        mean, std = statistics(train, shape)
+        return Dataset(
+            name=f"npz:{self.path}",
+            train=train,
+            test=test,
+            shape=shape,
+            classes=classes,
+            mean=mean,
+            std=std,
+            threat=customary_threat(shape),
+            # No augmentation: nothing is known of what the images show.
+            defaults={"epochs": 30, "batch_size": 128},
+            fingerprint=fingerprint_of(train, test),
+        )
+
+    def _class_names(self, file: Path, labels: Mapping[str, Tensor]) -> tuple[str, ...]:
+        highest = int(labels["train"].max())
+        if self.classes is not None:
+            names = tuple(self.classes)
+        elif self.num_classes is not None:
+            names = tuple(str(number) for number in range(self.num_classes))
+        elif highest >= len(labels["train"]):
+            raise DataError(
+                f"{file}: y_train goes up to {highest} with only {len(labels['train'])} images; number the classes "
+                "from 0 without gaps, or say how many there are with --set data.num_classes=N"
+            )
+        else:
+            names = tuple(str(number) for number in range(highest + 1))
+        for part in ("train", "test"):
+            low, high = int(labels[part].min()), int(labels[part].max())
+            if low < 0 or high >= len(names):
+                raise DataError(
+                    f"{file}: y_{part} holds the label {low if low < 0 else high}, but there are {len(names)} classes "
+                    f"(0 to {len(names) - 1}); if there are more, say so with --set data.num_classes=N"
+                )
+        return names
+
+
+def _read(file: Path) -> dict[str, np.ndarray]:
+    """The four arrays of the file."""
+    if not file.is_file():
+        what = "is a folder, not an .npz file" if file.is_dir() else "does not exist"
+        raise DataError(f"data set npz: {file} {what}. Write npz:PATH with the path of a file, or give --data-dir DIR")
+    try:
+        content = np.load(file, allow_pickle=False)
+    except Exception as error:  # BadZipFile, ValueError (pickles), EOFError, OSError
+        raise DataError(f"{file} is not a whole .npz file: {_first_line(error)}") from error
+    if not isinstance(content, np.lib.npyio.NpzFile):
+        raise DataError(f"{file} holds a single array, not the arrays {', '.join(NAMES)} of an .npz file")
+    with content:
+        missing = [name for name in NAMES if name not in content.files]
+        if missing:
+            there = ", ".join(content.files[:10]) or "none"
+            raise DataError(f"{file} lacks {', '.join(missing)}; the arrays there: {there}. Needed: {', '.join(NAMES)}")
+        arrays = {}
+        for name in NAMES:
+            try:
+                arrays[name] = content[name]
+            except Exception as error:  # a cut-off or damaged member, or one with pickled objects
+                raise DataError(f"{file}: {name} cannot be read: {_first_line(error)}") from error
+    return arrays
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _labels(array: np.ndarray, what: str) -> Tensor:
+    """`(N,)` int64 of integers `(N,)` or `(N, 1)`."""
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise DataError(f"{what} must hold integers (N,), the numbers of the classes; it is {_describe(array)}")
+    if len(array) == 0:
+        raise DataError(f"{what} is empty")
+    return torch.from_numpy(array.astype(np.int64))
+
+
+def _images(array: np.ndarray, layout: str, what: str) -> Tensor:
+    """`(N, C, H, W)` uint8 or float32 in [0, 1]."""
+    if array.dtype != np.uint8 and array.dtype.kind != "f":
+        raise DataError(f"{what} must be uint8 (0 to 255) or floats in [0, 1]; it is {_describe(array)}")
+    if array.ndim == 3:
+        array = array[:, None]
+    elif array.ndim != 4:
+        raise DataError(f"{what} must be (N, H, W), (N, H, W, C) or (N, C, H, W); it is {_describe(array)}")
+    elif (_layout(array, what) if layout == "auto" else layout) == "NHWC":
+        array = array.transpose(0, 3, 1, 2)
+    if array.size == 0:
+        raise DataError(f"{what} holds no pixels: {_describe(array)}")
+    if array.dtype != np.uint8:
+        array = array.astype(np.float32)
+    images = torch.from_numpy(np.ascontiguousarray(array))
+    try:
+        if images.dtype != torch.uint8:
+            check_images(images)
+    except DataError as error:
+        raise DataError(f"{what}: {error}") from error
+    return compact(images)
+
+
+def _layout(array: np.ndarray, what: str) -> str:
+    """`NHWC` or `NCHW`, where just one of them has 1 or 3 channels."""
+    last, second = array.shape[3] in (1, 3), array.shape[1] in (1, 3)
+    if last == second:
+        why = "both axis 1 and the last axis" if last else "neither axis 1 nor the last axis"
+        raise DataError(
+            f"{what} is {_describe(array)}: {why} could be 1 or 3 channels; "
+            "give --set data.layout=NHWC or --set data.layout=NCHW"
+        )
+    return "NHWC" if last else "NCHW"
+
+
+def _describe(array: np.ndarray) -> str:
+    return f"{array.dtype} of shape {array.shape}"
+
+
+@hookimpl
+def rkd_datasets() -> dict[str, object]:
+    return {"npz:PATH": Family(pattern=r"npz:(?P<path>.+)", component=Npz, examples=("npz:PATH",))}

@@ -1,0 +1,299 @@
+"""MNIST, Fashion-MNIST, CIFAR-10, CIFAR-100 and SVHN, read and downloaded by torchvision.
+
+Images stay in their original order, as uint8 in memory. Files are looked for below `dir` (by default `data` in the
+current folder), in torchvision's own layout, and fetched only with `download=true`.
+
+Threat models: Linf 8/255 for CIFAR and SVHN and 0.3 for MNIST (Madry et al., below), 0.1 for Fashion-MNIST. The step of
+a training attack is a quarter of eps everywhere, as 2/255 is of CIFAR's 8/255: ten steps then cross the ball.
+`mean` and `std` are the constants that most published nets were trained with.
+
+```bibtex
+@article{lecun1998gradient,
+  author  = {LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
+  title   = {Gradient-based learning applied to document recognition},
+  journal = {Proceedings of the IEEE},
+  volume  = {86},
+  number  = {11},
+  pages   = {2278--2324},
+  year    = {1998}
+}
+@article{xiao2017fashion,
+  author  = {Xiao, Han and Rasul, Kashif and Vollgraf, Roland},
+  title   = {Fashion-{MNIST}: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
+  journal = {arXiv preprint arXiv:1708.07747},
+  year    = {2017}
+}
+@techreport{krizhevsky2009learning,
+  author      = {Krizhevsky, Alex},
+  title       = {Learning Multiple Layers of Features from Tiny Images},
+  institution = {University of Toronto},
+  year        = {2009}
+}
+@inproceedings{netzer2011reading,
+  author    = {Netzer, Yuval and Wang, Tao and Coates, Adam and Bissacco, Alessandro and Wu, Bo and Ng, Andrew Y.},
+  title     = {Reading Digits in Natural Images with Unsupervised Feature Learning},
+  booktitle = {NIPS Workshop on Deep Learning and Unsupervised Feature Learning},
+  year      = {2011}
+}
+@inproceedings{madry2018towards,
+  author    = {Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and Vladu, Adrian},
+  title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018}
+}
+```
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rkd.core.data import ArraySplit, Dataset
+from rkd.core.errors import DataError
+from rkd.core.hookspecs import hookimpl
+from rkd.core.types import ThreatModel
+
+from ._common import fingerprint_of
+
+DIGITS = tuple("0123456789")
+CIFAR_THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
+CIFAR_DEFAULTS: Mapping[str, Any] = {
+    "epochs": 100,
+    "batch_size": 128,
+    "augments": {"crop": {"padding": 4}, "flip": {}},
+}
+
+
+@dataclass
+class Mnist:
+    """MNIST: 60,000 + 10,000 handwritten digits, 28x28 grey.
+
+    dir: the folder that holds `MNIST/raw/`; by default `data`.
+    download: fetch what is missing.
+    """
+
+    dir: str | None = None
+    download: bool = False
+
+    def __call__(self) -> Dataset:
+        return _dataset(
+            "mnist",
+            "MNIST",
+            self,
+            classes=DIGITS,
+            mean=(0.1307,),
+            std=(0.3081,),
+            threat=ThreatModel("Linf", 0.3, 0.075),
+            defaults={"epochs": 20, "batch_size": 128},
+        )
+
+
+@dataclass
+class FashionMnist:
+    """Fashion-MNIST: 60,000 + 10,000 pieces of clothing, 28x28 grey.
+
+    dir: the folder that holds `FashionMNIST/raw/`; by default `data`.
+    download: fetch what is missing.
+    """
+
+    dir: str | None = None
+    download: bool = False
+
+    def __call__(self) -> Dataset:
+        return _dataset(
+            "fashion-mnist",
+            "FashionMNIST",
+            self,
+            mean=(0.2860,),
+            std=(0.3530,),
+            threat=ThreatModel("Linf", 0.1, 0.025),
+            defaults={"epochs": 30, "batch_size": 128},
+        )
+
+
+@dataclass
+class Cifar10:
+    """CIFAR-10: 50,000 + 10,000 photographs in 10 classes, 32x32 colour.
+
+    dir: the folder that holds `cifar-10-batches-py/`; by default `data`.
+    download: fetch what is missing.
+    """
+
+    dir: str | None = None
+    download: bool = False
+
+    def __call__(self) -> Dataset:
+        return _dataset(
+            "cifar10",
+            "CIFAR10",
+            self,
+            mean=(0.4914, 0.4822, 0.4465),
+            std=(0.2471, 0.2435, 0.2616),
+            threat=CIFAR_THREAT,
+            defaults=CIFAR_DEFAULTS,
+        )
+
+
+@dataclass
+class Cifar100:
+    """CIFAR-100: 50,000 + 10,000 photographs in 100 classes, 32x32 colour.
+
+    dir: the folder that holds `cifar-100-python/`; by default `data`.
+    download: fetch what is missing.
+    """
+
+    dir: str | None = None
+    download: bool = False
+
+    def __call__(self) -> Dataset:
+        return _dataset(
+            "cifar100",
+            "CIFAR100",
+            self,
+            mean=(0.5071, 0.4865, 0.4409),
+            std=(0.2673, 0.2564, 0.2762),
+            threat=CIFAR_THREAT,
+            defaults=CIFAR_DEFAULTS,
+        )
+
+
+@dataclass
+class Svhn:
+    """SVHN: 73,257 + 26,032 house numbers' digits, 32x32 colour.
+
+    The published files call the digit 0 class 10; here it is class 0. The `extra` images are not used.
+
+    dir: the folder that holds `train_32x32.mat` and `test_32x32.mat`; by default `data`.
+    download: fetch what is missing.
+    """
+
+    dir: str | None = None
+    download: bool = False
+
+    def __call__(self) -> Dataset:
+        return _dataset(
+            "svhn",
+            "SVHN",
+            self,
+            classes=DIGITS,
+            mean=(0.4377, 0.4438, 0.4728),
+            std=(0.1980, 0.2010, 0.1970),
+            threat=CIFAR_THREAT,
+            # A mirrored digit is another sign or none: crops only.
+            defaults={"epochs": 30, "batch_size": 128, "augments": {"crop": {"padding": 4}}},
+        )
+
+
+def _dataset(
+    name: str,
+    source: str,
+    options: Mnist | FashionMnist | Cifar10 | Cifar100 | Svhn,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    threat: ThreatModel,
+    defaults: Mapping[str, Any],
+    classes: Sequence[str] | None = None,
+) -> Dataset:
+    """The data set that torchvision's class `source` reads; `classes` where its own names are not wanted."""
+    from torchvision import datasets  # here: torchvision takes a second to import
+
+    reader = getattr(datasets, source)
+    root = Path(options.dir or "data").expanduser()
+    choices = [{"split": "train"}, {"split": "test"}] if source == "SVHN" else [{"train": True}, {"train": False}]
+    try:
+        # Some releases of torchvision print to stdout, which belongs to the results.
+        with redirect_stdout(sys.stderr):
+            parts = [reader(str(root), download=options.download, **choice) for choice in choices]
+            train, test = (ArraySplit(*_tensors(part)) for part in parts)
+            names = tuple(classes or parts[0].classes)
+    except Exception as error:  # RuntimeError, OSError, ValueError, AssertionError, pickle's, scipy's, ...
+        raise DataError(_explain(name, reader, root, options.download, error)) from error
+    return Dataset(
+        name=name,
+        train=train,
+        test=test,
+        shape=_shape(train),
+        classes=names,
+        mean=mean,
+        std=std,
+        threat=threat,
+        defaults=defaults,
+        fingerprint=fingerprint_of(train, test),
+    )
+
+
+def _tensors(part: Any) -> tuple[Tensor, Tensor]:
+    """`(N, C, H, W)` uint8 and `(N,)` int64 of torchvision's tensor (N, H, W) or array (N, H, W, C) or (N, C, H, W)."""
+    labels = torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets, dtype=torch.int64)
+    images = torch.as_tensor(part.data)
+    if images.ndim == 3:
+        images = images.unsqueeze(1)
+    elif images.shape[-1] == 3:
+        images = images.permute(0, 3, 1, 2)
+    return images.contiguous(), labels
+
+
+def _shape(split: ArraySplit) -> tuple[int, int, int]:
+    channels, height, width = split.images(torch.tensor([0])).shape[1:]
+    return channels, height, width
+
+
+def _files(reader: Any) -> list[tuple[str, str | None]]:
+    """Each file that torchvision's class needs, below its root, with the MD5 that torchvision expects."""
+    if hasattr(reader, "resources"):  # torchvision checks the MD5 of MNIST's archives only
+        return [(f"{reader.__name__}/raw/{Path(url).stem}", None) for url, _ in reader.resources]
+    if hasattr(reader, "split_list"):
+        return [(file, md5) for _, file, md5 in (reader.split_list["train"], reader.split_list["test"])]
+    listed = [*reader.train_list, *reader.test_list, (reader.meta["filename"], reader.meta["md5"])]
+    return [(f"{reader.base_folder}/{file}", md5) for file, md5 in listed]
+
+
+def _explain(name: str, reader: Any, root: Path, download: bool, error: Exception) -> str:
+    """What is wrong with the files of a data set that torchvision could not read, and what to type."""
+    files = _files(reader)
+    missing = [file for file, _ in files if not (root / file).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more files are" if len(missing) > 1 else " is"
+        where = f"in {root}" if root.is_dir() else f"in {root}, which does not exist"
+        lead = f"data set {name!r} was looked for {where}: {missing[0]}{more} missing."
+        holds = f"--data-dir DIR with a folder that holds {missing[0]}"
+        if download:
+            return f"{lead} Downloading it failed: {error}. Try again, or give {holds}"
+        return f"{lead} Give {holds}, or fetch it with --set data.download=true"
+    for file, md5 in files:
+        fault = _fault(root / file, md5)
+        if fault:
+            lead = f"data set {name!r}: {root / file} is truncated or corrupt ({fault})."
+            if download and md5:  # without an MD5 torchvision did not even try
+                return f"{lead} Downloading it anew failed: {error}"
+            return f"{lead} Delete it and fetch it again with --set data.download=true"
+    return f"data set {name!r} in {root} cannot be read: {error}"
+
+
+def _fault(path: Path, md5: str | None) -> str | None:
+    """What is wrong with one file, or None."""
+    from torchvision.datasets import mnist
+    from torchvision.datasets.utils import check_integrity
+
+    read: Callable[[str], object] = mnist.read_label_file if "labels" in path.name else mnist.read_image_file
+    try:
+        if md5 is None:
+            read(str(path))
+        elif not check_integrity(str(path), md5):
+            return "its MD5 is not the published one"
+    except Exception as error:  # whatever torchvision's reader raises on broken bytes
+        return str(error).splitlines()[0] if str(error) else "not a whole IDX file"
+    return None
+
+
+@hookimpl
+def rkd_datasets() -> dict[str, object]:
+    return {"mnist": Mnist, "fashion-mnist": FashionMnist, "cifar10": Cifar10, "cifar100": Cifar100, "svhn": Svhn}

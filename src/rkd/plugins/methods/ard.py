@@ -1,0 +1,65 @@
+"""ARD: the student imitates on adversarial images what the robust teacher says on clean ones.
+
+    L = (1 - alpha) CE(S(x), y) + alpha T² KL(softmax(T(x) / T) ‖ softmax(S(x') / T)),    x' = argmax CE(S(x'), y)
+
+Terms `kd` and `ce`, each `(B,)`; the teacher sees clean images only.
+
+What the official script does, and the choice made here:
+- it sets alpha = 1, T = 30, so the labels take no part, yet it forwards the clean batch, which moves the running
+  statistics: so here (the `ce` term has the weight 0);
+- it attacks in train mode from a uniform start, ten forwards that move the running statistics: so here
+  (`--set attack.mode=eval` changes it);
+- its KL is averaged over classes: `reduction="mean"`; the formula's `batchmean` is the default here;
+- its learning rate falls once although two milestones are named: a matter of the recipe.
+
+```bibtex
+@inproceedings{goldblum2020adversarially,
+  title={Adversarially Robust Distillation},
+  author={Goldblum, Micah and Fowl, Liam and Feizi, Soheil and Goldstein, Tom},
+  booktitle={AAAI Conference on Artificial Intelligence},
+  year={2020}
+}
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.ops import Reduction
+from rkd.core.step import Step
+from rkd.core.types import Schedule, at
+
+
+@dataclass
+class Ard:
+    """ARD (Goldblum et al., 2020): teacher's clean answer at temperature T, learned on adversarial images."""
+
+    T: Schedule = 30.0
+    alpha: Schedule = 1.0
+    reduction: Reduction = "batchmean"
+
+    roles: ClassVar = ("robust",)
+    defaults: ClassVar = {"attack": "pgd", "attack.mode": "train", "attack.start": "uniform", "objective": "ce"}
+
+    @property
+    def weights(self) -> dict[str, Schedule]:
+        return {"kd": self.alpha, "ce": lambda progress: 1 - at(self.alpha, progress)}
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        T = at(self.T, step.progress)
+        adv, clean = step.students("adv", "clean")
+        return {
+            "kd": T**2 * ops.kl(adv, step.teacher(), T, self.reduction),
+            "ce": ops.cross_entropy(clean, step.y),
+        }
+
+
+@hookimpl
+def rkd_losses():
+    return {"ard": Ard}

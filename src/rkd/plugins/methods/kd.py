@@ -1,0 +1,59 @@
+"""Knowledge distillation: the student learns the teacher's softened probabilities beside the labels.
+
+    L = (1 - alpha) CE(S(x), y) + alpha T² KL(softmax(T(x) / T) ‖ softmax(S(x) / T))
+
+The same temperature on both sides; T² gives the soft term the gradient scale of the hard one. Both nets see clean
+images, no attack runs: a robust teacher's robustness does not reliably come along (Goldblum et al., 2020). Terms
+`kd` and `ce`, each `(B,)`.
+
+```bibtex
+@article{hinton2015distilling,
+  title={Distilling the Knowledge in a Neural Network},
+  author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
+  journal={arXiv preprint arXiv:1503.02531},
+  year={2015}
+}
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.ops import Reduction
+from rkd.core.step import Step
+from rkd.core.types import Schedule, at
+
+
+@dataclass
+class KnowledgeDistillation:
+    """Knowledge distillation (Hinton et al., 2015): softened teacher probabilities and labels, clean images."""
+
+    T: Schedule = 4.0
+    alpha: Schedule = 0.9
+    reduction: Reduction = "batchmean"
+
+    roles: ClassVar = ("clean",)
+    defaults: ClassVar = {"validate.select": "clean"}
+
+    @property
+    def weights(self) -> dict[str, Schedule]:
+        return {"kd": self.alpha, "ce": lambda progress: 1 - at(self.alpha, progress)}
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        T = at(self.T, step.progress)
+        student = step.student("clean")
+        return {
+            "kd": T**2 * ops.kl(student, step.teacher(), T, self.reduction),
+            "ce": ops.cross_entropy(student, step.y),
+        }
+
+
+@hookimpl
+def rkd_losses():
+    return {"kd": KnowledgeDistillation}

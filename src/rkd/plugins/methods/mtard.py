@@ -1,0 +1,70 @@
+"""MTARD: two teachers. The robust one teaches on adversarial images, the clean one on clean images.
+
+    L = w_adv KL(T_robust(x') ‖ S(x')) + w_clean KL(T_clean(x) ‖ S(x)),    x' = argmax CE(S(x'), y)
+
+Terms `adv` and `clean`, each `(B,)`; no hard labels in the outer loss. `mtard` keeps the weights fixed, `mtard-anl`
+lets the adaptive normalization loss (scheduler `anl`) balance them. A scheduler may set the teachers' temperatures
+`T.robust` and `T.clean`: they divide the teacher's logits only, as in B-MTARD.
+
+The official scripts average the KL over classes on both CIFAR data sets (`reduction="mean"`; on CIFAR-100 times 10).
+The weights of `anl` depend on ratios of losses, which no constant factor changes.
+
+```bibtex
+@inproceedings{zhao2022enhanced,
+  title={Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation},
+  author={Zhao, Shiji and Yu, Jie and Sun, Zhenlong and Zhang, Bo and Wei, Xingxing},
+  booktitle={European Conference on Computer Vision},
+  year={2022}
+}
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.ops import Reduction
+from rkd.core.step import Step
+from rkd.core.types import Schedule
+
+
+@dataclass
+class Mtard:
+    """MTARD (Zhao et al., 2022) with fixed weights: a robust teacher on x', a clean teacher on x."""
+
+    weights: dict[str, Schedule] = field(default_factory=lambda: {"adv": 0.5, "clean": 0.5})
+    reduction: Reduction = "batchmean"
+
+    roles: ClassVar = ("robust", "clean")
+    defaults: ClassVar[Mapping[str, Any]] = {"attack": "pgd", "objective": "ce"}
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.weights) - {"adv", "clean"}:
+            raise ValueError(f"weights: the terms are adv and clean, got {', '.join(sorted(unknown))}")
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        adv, clean = step.students("adv", "clean")
+        robust = step.teacher("robust", "adv") / step.knob("T.robust")
+        natural = step.teacher("clean", "clean") / step.knob("T.clean")
+        return {
+            "adv": ops.kl(adv, robust, reduction=self.reduction),
+            "clean": ops.kl(clean, natural, reduction=self.reduction),
+        }
+
+
+@dataclass
+class MtardAnl(Mtard):
+    """MTARD (Zhao et al., 2022) whose weights the adaptive normalization loss balances."""
+
+    defaults: ClassVar[Mapping[str, Any]] = {**Mtard.defaults, "scheduler": "anl"}
+
+
+@hookimpl
+def rkd_losses():
+    return {"mtard": Mtard, "mtard-anl": MtardAnl}

@@ -1,0 +1,48 @@
+"""Adversarial training: minimise the cross-entropy on the worst images that PGD finds.
+
+    L = CE(S(x'), y),    x' = argmax_{|x' - x| <= eps} CE(S(x'), y)
+
+One term `adv (B,)`.
+
+Settings of the paper and its code: 10 steps of 2/255 in the configuration file (7 in the text), eps 8/255, uniform
+start, and the TensorFlow graph attacks with batch statistics. Here the attack runs in eval mode, as most later work
+does; `--set attack.mode=train` gives the other. The start is uniform.
+
+```bibtex
+@inproceedings{madry2018towards,
+  title={Towards Deep Learning Models Resistant to Adversarial Attacks},
+  author={Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and Vladu, Adrian},
+  booktitle={International Conference on Learning Representations},
+  year={2018}
+}
+```
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.step import Step
+
+
+@dataclass
+class AdversarialTraining:
+    """Adversarial training (Madry et al., 2018): cross-entropy on PGD images."""
+
+    roles: ClassVar = ()
+    defaults: ClassVar = {"attack": "pgd", "attack.start": "uniform", "objective": "ce"}
+    weights: ClassVar[Mapping[str, float]] = {}
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        return {"adv": ops.cross_entropy(step.student("adv"), step.y)}
+
+
+@hookimpl
+def rkd_losses():
+    return {"pgd-at": AdversarialTraining}

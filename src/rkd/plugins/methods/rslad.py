@@ -1,0 +1,60 @@
+"""RSLAD: the robust teacher's soft labels everywhere, in the search as in both terms of the loss; no hard labels.
+
+    L = alpha KL(T(x) ‖ S(x')) + (1 - alpha) KL(T(x) ‖ S(x)),    x' = argmax KL(T(x) ‖ S(x'))
+
+Terms `adv` and `clean`, each `(B,)`; the teacher sees clean images only. alpha = 5/6, T = 1.
+
+The official script averages its KL over classes on both CIFAR data sets (`reduction="mean"`; on CIFAR-100 times
+10), adds 1e-5 inside one logarithm, which shifts the value by 2e-5 and no gradient, and starts the search from
+0.001 randn without clipping the start to [0, 1].
+
+```bibtex
+@inproceedings{zi2021revisiting,
+  title={Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better},
+  author={Zi, Bojia and Zhao, Shihao and Ma, Xingjun and Jiang, Yu-Gang},
+  booktitle={IEEE/CVF International Conference on Computer Vision},
+  year={2021}
+}
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.ops import Reduction
+from rkd.core.step import Step
+from rkd.core.types import Schedule, at
+
+
+@dataclass
+class Rslad:
+    """RSLAD (Zi et al., 2021): robust soft labels in the search and in both terms, no hard labels."""
+
+    alpha: Schedule = 5 / 6
+    reduction: Reduction = "batchmean"
+
+    roles: ClassVar = ("robust",)
+    defaults: ClassVar = {"attack": "pgd", "objective": "kl-teacher"}
+
+    @property
+    def weights(self) -> dict[str, Schedule]:
+        return {"adv": self.alpha, "clean": lambda progress: 1 - at(self.alpha, progress)}
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        adv, clean = step.students("adv", "clean")
+        soft = step.teacher()
+        return {
+            "adv": ops.kl(adv, soft, reduction=self.reduction),
+            "clean": ops.kl(clean, soft, reduction=self.reduction),
+        }
+
+
+@hookimpl
+def rkd_losses():
+    return {"rslad": Rslad}

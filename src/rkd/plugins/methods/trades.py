@@ -1,0 +1,57 @@
+"""TRADES: cross-entropy on clean images, plus how far the student's own answer moves inside the ball.
+
+    L = CE(S(x), y) + beta KL(S(x) ‖ S(x')),    x' = argmax_{|x' - x| <= eps} KL(S(x) ‖ S(x'))
+
+The clean side of the outer KL is not detached: gradients flow through both. Terms `clean` and `robust`, each `(B,)`.
+
+The official code uses eps 0.031 and steps of 0.007, and forwards the clean batch in every attack step and twice in
+the loss; here each is forwarded once, which gives the same values, except that the running statistics of batch norm
+see the clean batch once a step instead of twice.
+
+```bibtex
+@inproceedings{zhang2019theoretically,
+  title={Theoretically Principled Trade-off between Robustness and Accuracy},
+  author={Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric and El Ghaoui, Laurent and Jordan, Michael},
+  booktitle={International Conference on Machine Learning},
+  year={2019}
+}
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.ops import Reduction
+from rkd.core.step import Step
+from rkd.core.types import Schedule
+
+
+@dataclass
+class Trades:
+    """TRADES (Zhang et al., 2019): clean cross-entropy and beta times the student's own movement under attack."""
+
+    beta: Schedule = 6.0
+    reduction: Reduction = "batchmean"
+
+    roles: ClassVar = ()
+    defaults: ClassVar = {"attack": "pgd", "objective": "kl-student"}
+
+    @property
+    def weights(self) -> dict[str, Schedule]:
+        return {"robust": self.beta}
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        step.image("adv")  # the attack comes before the batch moves the running statistics
+        clean, adv = step.students("clean", "adv")
+        return {"clean": ops.cross_entropy(clean, step.y), "robust": ops.kl(adv, clean, reduction=self.reduction)}
+
+
+@hookimpl
+def rkd_losses():
+    return {"trades": Trades}

@@ -1,0 +1,195 @@
+"""He's ResNets for CIFAR with 16, 32 and 64 planes, depth 6n + 2: MTARD's clean teacher is the ResNet-56.
+
+Where the shape changes, shortcut A of the paper's CIFAR experiments is free of parameters: it takes every second pixel
+and fills the new planes with zeros, half of them before and half behind. Shortcut B is a 1x1 convolution with batch norm.
+torchvision has no such nets. Any image size works: the last pooling is global.
+
+Two families of public checkpoints, told apart by shortcut and names:
+
+- akamaster/pytorch_resnet_cifar10 (A): `conv1`, `layer1.0.conv1`, `linear`. The names used here.
+- chenyaofo/pytorch-cifar-models (B), from which MTARD has its clean ResNet-56: `fc` and `downsample` for what is called
+  `linear` and `shortcut` here (`renamed_keys`). The model is `resnet56-B`.
+
+```bibtex
+@inproceedings{he2016deep,
+  title     = {Deep Residual Learning for Image Recognition},
+  author    = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  pages     = {770--778},
+  year      = {2016}
+}
+```
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rkd.core.errors import ConfigError
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Family
+from rkd.core.types import Shape
+
+
+class PadShortcut(nn.Module):
+    """Option A: `(B, C, H, W)` to `(B, C + 2 * pad, ceil(H / 2), ceil(W / 2))`."""
+
+    def __init__(self, pad: int) -> None:
+        super().__init__()
+        self.pad = pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions: `(B, inputs, H, W)` to `(B, planes, H / stride, W / stride)`."""
+
+    def __init__(self, inputs: int, planes: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(planes)
+        self.conv2 = nn.Conv2d(planes, planes, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(planes)
+        self.shortcut: nn.Module
+        if stride == 1:
+            self.shortcut = nn.Sequential()
+        elif shortcut == "A":
+            self.shortcut = PadShortcut((planes - inputs) // 2)
+        else:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(inputs, planes, 1, stride, bias=False), nn.BatchNorm2d(planes)
+            )
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class CifarResNet(nn.Module):
+    """Three stages of `blocks` residual blocks with `width`, 2 and 4 times `width` planes."""
+
+    renamed_keys: ClassVar[dict[str, str]] = {"fc.": "linear.", "downsample.": "shortcut."}
+    """Parts of keys in public checkpoints -> what they are called here."""
+
+    def __init__(self, blocks: int, channels: int, classes: int, width: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.layer1 = self._stage(blocks, width, width, 1, shortcut)
+        self.layer2 = self._stage(blocks, width, 2 * width, 2, shortcut)
+        self.layer3 = self._stage(blocks, 2 * width, 4 * width, 2, shortcut)
+        self.linear = nn.Linear(4 * width, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight)
+
+    @staticmethod
+    def _stage(blocks: int, inputs: int, planes: int, stride: int, shortcut: str) -> nn.Sequential:
+        first = BasicBlock(inputs, planes, stride, shortcut)
+        return nn.Sequential(first, *(BasicBlock(planes, planes, 1, shortcut) for _ in range(blocks - 1)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images `(B, C, H, W)`, normalised, to logits `(B, K)`."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        out = self.layer3(self.layer2(self.layer1(out)))
+        return self.linear(out.mean((2, 3)))
+
+
+def check(depth: int, shortcut: str, width: int) -> None:
+    """Raise ConfigError for a net that does not exist."""
+    problems = []
+    if depth < 8 or (depth - 2) % 6:
+        near = max(8, 6 * round((depth - 2) / 6) + 2)
+        problems.append(f"depth {depth}: a CIFAR ResNet has 6n + 2 layers (8, 14, 20, ...), the nearest is {near}")
+    if shortcut not in ("A", "B"):
+        problems.append(f"shortcut = {shortcut!r}: there are A (zero padding) and B (1x1 convolution)")
+    if width < 2 or width % 2:
+        problems.append(f"width = {width}: a CIFAR ResNet needs an even number of planes (16 in the paper)")
+    if problems:
+        raise ConfigError(problems)
+
+
+@dataclass
+class AnyDepth:
+    """ResNet for CIFAR of any depth 6n + 2 with shortcut A or B, such as resnet56-B (MTARD's clean teacher)."""
+
+    depth: int
+    shortcut: Literal["A", "B"] = "A"
+    width: int = 16
+
+    def __post_init__(self) -> None:
+        check(self.depth, self.shortcut, self.width)
+
+    def __call__(self, shape: Shape, classes: int) -> nn.Module:
+        return CifarResNet((self.depth - 2) // 6, shape[0], classes, self.width, self.shortcut)
+
+
+@dataclass
+class Variant:
+    """What the named depths share: `shortcut` as in the paper, `width` (planes of the first stage)."""
+
+    shortcut: Literal["A", "B"] = "A"
+    width: int = 16
+
+    depth: ClassVar[int] = 20
+
+    def __post_init__(self) -> None:
+        check(self.depth, self.shortcut, self.width)
+
+    def __call__(self, shape: Shape, classes: int) -> nn.Module:
+        return CifarResNet((self.depth - 2) // 6, shape[0], classes, self.width, self.shortcut)
+
+
+@dataclass
+class ResNet8(Variant):
+    """ResNet-8 for CIFAR (0.08 M parameters)."""
+
+    depth = 8
+
+
+@dataclass
+class ResNet20(Variant):
+    """ResNet-20 for CIFAR (0.27 M parameters)."""
+
+    depth = 20
+
+
+@dataclass
+class ResNet32(Variant):
+    """ResNet-32 for CIFAR (0.46 M parameters)."""
+
+    depth = 32
+
+
+@dataclass
+class ResNet44(Variant):
+    """ResNet-44 for CIFAR (0.66 M parameters)."""
+
+    depth = 44
+
+
+@dataclass
+class ResNet56(Variant):
+    """ResNet-56 for CIFAR (0.85 M parameters)."""
+
+    depth = 56
+
+
+@dataclass
+class ResNet110(Variant):
+    """ResNet-110 for CIFAR (1.7 M parameters)."""
+
+    depth = 110
+
+
+@hookimpl
+def rkd_models():
+    named = {f"resnet{part.depth}": part for part in (ResNet8, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110)}
+    # The letter keeps the pattern apart from resnet18, resnet34, resnet50, ... of resnet.py.
+    family = Family(r"resnet(?P<depth>\d+)-(?P<shortcut>[AB])", AnyDepth, ("resnet56-B", "resnet20-A"))
+    return {**named, "resnetDEPTH-SHORTCUT": family}

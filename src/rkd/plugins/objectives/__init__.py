@@ -1,0 +1,1 @@
+"""What an attack maximises, apart from how it searches."""

@@ -1,0 +1,41 @@
+"""Cross-entropy with the label: what FGSM, PGD-AT, ARD, IAD, MART and MTARD maximise.
+
+    score = -sum_k y_k log softmax(z(x'))_k          y: a label, or probabilities (mixup, cutmix)
+
+```bibtex
+@inproceedings{madry2018towards,
+  title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
+  author    = {Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and
+               Tsipras, Dimitris and Vladu, Adrian},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018}
+}
+```
+
+Deviation: official scripts average over the batch (ARD sums); here each sample has its own score. A signed
+step is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from rkd.core.interfaces import Probe
+    from rkd.core.step import Step
+
+
+def ce(step: Step, probe: Probe, x: Tensor) -> Tensor:
+    """Cross-entropy with the label (hard or soft)."""
+    return ops.cross_entropy(probe(x), step.y)
+
+
+@hookimpl
+def rkd_objectives() -> dict[str, Callable]:
+    return {"ce": ce}

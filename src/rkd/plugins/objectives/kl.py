@@ -1,0 +1,92 @@
+"""Divergence of the attacked student from what it should say: itself on the clean image, or a teacher.
+
+All three maximise KL(p ‖ softmax(z_S(x'))); they differ in p:
+
+    kl-student    p = softmax(z_S(x))        TRADES
+    kl-teacher    p = softmax(z_T(x))        RSLAD, PeerAiD: the teacher's clean answer, computed once
+    kl-adaptive   p = softmax(z_T(x'))       AdaAD: the teacher answers in each step, and its gradient counts
+
+z_S (B, K) runs in the attack's mode, with no temperature, as in all official scripts.
+
+```bibtex
+@inproceedings{zhang2019theoretically,
+  title     = {Theoretically Principled Trade-off between Robustness and Accuracy},
+  author    = {Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric P. and
+               {El Ghaoui}, Laurent and Jordan, Michael I.},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2019}
+}
+@inproceedings{zi2021revisiting,
+  title     = {Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better},
+  author    = {Zi, Bojia and Zhao, Shihao and Ma, Xingjun and Jiang, Yu-Gang},
+  booktitle = {IEEE/CVF International Conference on Computer Vision},
+  year      = {2021}
+}
+@inproceedings{huang2023boosting,
+  title     = {Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation},
+  author    = {Huang, Bo and Chen, Mingyang and Wang, Yi and Lu, Junda and Cheng, Minhao and Wang, Wei},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
+  pages     = {24668--24677},
+  year      = {2023}
+}
+```
+
+Deviations: TRADES' script recomputes z_S(x) in each step (the same value in eval mode, a forward dearer);
+here once. The scripts sum or average over the batch; here each sample has its own score: a signed step is
+the same.
+
+At x' = x the gradient of `kl-student` is zero (`kl-adaptive`'s, where student and teacher agree), and what
+float32 leaves of it is rounding noise, whose sign is a full step nowhere: give the attack a random start
+(`gaussian` or `uniform`). FGSM from x itself means nothing under `kl-student`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from rkd.core.interfaces import Probe
+    from rkd.core.step import Step
+
+
+def kl_student(step: Step, probe: Probe, x: Tensor) -> Tensor:
+    """Divergence from the student's own clean answer (TRADES)."""
+    return ops.kl(probe(x), step.probe_logits("clean"))
+
+
+@dataclass
+class KlTeacher:
+    """Divergence from a teacher's answer on the clean image (RSLAD).
+
+    `role`: which teacher; None: the only one, or of several the robust one.
+    """
+
+    role: str | None = None
+
+    def __call__(self, step: Step, probe: Probe, x: Tensor) -> Tensor:
+        return ops.kl(probe(x), step.teacher(step.role(self.role), "clean"))
+
+
+@dataclass
+class KlAdaptive:
+    """Divergence from a teacher's answer on the attacked image itself, gradient through both (AdaAD).
+
+    `role`: which teacher; None: the only one, or of several the robust one.
+    """
+
+    role: str | None = None
+
+    def __call__(self, step: Step, probe: Probe, x: Tensor) -> Tensor:
+        return ops.kl(probe(x), step.ask(step.role(self.role), x))
+
+
+@hookimpl
+def rkd_objectives() -> dict[str, Callable]:
+    return {"kl-student": kl_student, "kl-teacher": KlTeacher, "kl-adaptive": KlAdaptive}

@@ -1,0 +1,40 @@
+"""Teachers from weights files: `MODEL@FILE`, such as `wrn34@trades.pt`.
+
+`.safetensors`, or `.pt`, `.pth`, `.th`, `.t7`, `.tar` read with `weights_only=True`. The file's names must be those
+of the architecture; see `rkd.core.weights` for the wrappers and prefixes that are taken off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rkd.core.data import Dataset
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import TeacherReference
+from rkd.core.nets import Net
+from rkd.core.weights import load_into, read_weights
+
+
+@dataclass
+class FileTeacher:
+    """MODEL@FILE: an architecture with weights from a .safetensors, .pt, .pth, .th, .t7 or .tar file."""
+
+    def __call__(
+        self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset
+    ) -> nn.Module | None:
+        if not reference.model or not reference.weights:
+            return None
+        path = Path(reference.weights).expanduser()
+        state = read_weights(path)
+        net = build(reference.model, reference.options)
+        load_into(net.arch if isinstance(net, Net) else net, state, f"{path} (for {reference.model})")
+        return net
+
+
+@hookimpl
+def rkd_teachers():
+    return {"file": FileTeacher}

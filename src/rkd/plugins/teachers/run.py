@@ -1,0 +1,47 @@
+"""Teachers from finished runs: the folder of a run, such as `runs/my-run`.
+
+Architecture, normalisation and classes come from the run's `student.json`; they are checked against the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from rkd.core.data import Dataset
+from rkd.core.errors import WeightsError
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import TeacherReference
+from rkd.core.nets import Net
+from rkd.core.runfolder import RunFolder
+from rkd.core.weights import load_into
+
+
+@dataclass
+class RunTeacher:
+    """RUN: the student of a finished run, by its folder."""
+
+    def __call__(
+        self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset
+    ) -> nn.Module | None:
+        if not Path(reference.text).is_dir():
+            return None
+        folder = RunFolder.open(reference.text)
+        card = folder.read_json(folder.card)
+        if tuple(card["shape"]) != tuple(data.shape) or len(card["classes"]) != len(data.classes):
+            raise WeightsError(
+                f"the run {folder.path} is for images {tuple(card['shape'])} and {len(card['classes'])} classes; "
+                f"data set {data.name!r} has {tuple(data.shape)} and {len(data.classes)}"
+            )
+        built = build(card["model"], card["options"])
+        arch = built.arch if isinstance(built, Net) else built
+        load_into(arch, folder.load_weights(folder.weights), str(folder.weights))
+        return Net(arch, card["mean"], card["std"])
+
+
+@hookimpl
+def rkd_teachers():
+    return {"run": RunTeacher}

@@ -1,0 +1,288 @@
+"""A run's configuration: what a recipe, `--set` and the options of the command line say, and how it is written.
+
+The schema fixes the frame; the tables of components hold those components' own options, which the registry checks
+against their dataclasses when the run is built.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tomli_w
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean
+from rkd.core.schedules import parse_number, parse_schedule
+
+Table = dict[str, Any]
+
+
+def _is_schedule(value: Any) -> Any:
+    parse_schedule(value)
+    return value
+
+
+Number = Annotated[float, BeforeValidator(parse_number)]
+ScheduleText = Annotated[float | str, BeforeValidator(_is_schedule)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Component(BaseModel):
+    """A component by name; everything else in its table is its options."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+
+    @property
+    def options(self) -> Table:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class DataConfig(Component):
+    """`validation`: the share of the training images held out to choose the weights that are kept."""
+
+    name: str = "digits"
+    validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+
+
+class StudentConfig(BaseModel):
+    """`model` with its options; `conversions` in order, each with its options."""
+
+    model_config = ConfigDict(extra="allow")
+    model: str = "small-cnn"
+    conversions: dict[str, Table | Literal[False]] = Field(default_factory=dict)
+
+    @property
+    def options(self) -> Table:
+        return dict(self.__pydantic_extra__ or {})
+
+
+class TeacherConfig(_Section):
+    """`reference` is MODEL, MODEL@WEIGHTS or a run's folder; `options` are the model's; `train` overrides the recipe
+    that prepares a missing teacher; `normalize` says what a weights file's net expects: the data's normalisation,
+    none (most official robust checkpoints), or whichever of the two classifies better."""
+
+    reference: str
+    role: str | None = None
+    options: Table = Field(default_factory=dict)
+    train: Table = Field(default_factory=dict)
+    normalize: Literal["auto", "data", "none"] = "auto"
+
+
+class AttackConfig(Component):
+    """An attack with its options; `objective` (a name) for views other than `adv`."""
+
+    objective: str | None = None
+
+
+class ThreatConfig(_Section):
+    """The attacker of training, validation and evaluation; what is not given is the data set's custom."""
+
+    norm: Literal["Linf", "L2"] | None = None
+    eps: Annotated[Number, Field(gt=0)] | None = None
+    step_size: Annotated[Number, Field(gt=0)] | None = None
+
+
+class OptimizerConfig(_Section):
+    """The learning rate is `lr` times `schedule` at the training's progress."""
+
+    name: Literal["sgd", "adam", "adamw"] = "sgd"
+    lr: Annotated[Number, Field(gt=0)] = 0.1
+    schedule: ScheduleText = "cosine(1, 0)"
+    momentum: Annotated[Number, Field(ge=0, lt=1)] = 0.9
+    nesterov: bool = False
+    weight_decay: Annotated[Number, Field(ge=0)] = 2e-4
+    clip_gradient: Annotated[Number, Field(gt=0)] | None = None
+
+
+class ValidateConfig(_Section):
+    """Validation after every `every`-th epoch on at most `limit` held-out images; `select` chooses the weights kept."""
+
+    every: Annotated[int, Field(ge=1)] = 1
+    limit: Annotated[int, Field(ge=1)] | None = 1000
+    steps: Annotated[int, Field(ge=0)] = 10
+    select: Literal["w-robust", "robust", "clean", "last"] = "w-robust"
+
+
+class EvaluateConfig(_Section):
+    """The attacks of the final evaluation, on at most `limit` test images (none: all)."""
+
+    attacks: list[str] = Field(default_factory=lambda: ["fgsm", "pgd-sat", "cw"])
+    limit: Annotated[int, Field(ge=1)] | None = None
+    batch_size: Annotated[int, Field(ge=1)] = 256
+    options: dict[str, Table] = Field(default_factory=dict)
+
+
+class RunConfig(_Section):
+    """A whole run. A component set to `false` is taken out; a teacher that would take longer than
+    `prepare_minutes` to prepare is refused."""
+
+    name: str | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    epochs: Annotated[int, Field(ge=1)] = 30
+    batch_size: Annotated[int, Field(ge=2)] = 128
+    device: str = "auto"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
+    student: StudentConfig = Field(default_factory=StudentConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    teachers: list[TeacherConfig] = Field(default_factory=list)
+    attack: AttackConfig | None = None
+    attacks: dict[str, AttackConfig] = Field(default_factory=dict)
+    objective: Component | None = None
+    threat: ThreatConfig = Field(default_factory=ThreatConfig)
+    schedulers: dict[str, Table | Literal[False]] = Field(default_factory=dict)
+    augments: dict[str, Table | Literal[False]] = Field(default_factory=dict)
+    extensions: dict[str, Table | Literal[False]] = Field(default_factory=dict)
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
+    validate_: ValidateConfig = Field(default_factory=ValidateConfig, alias="validate")
+    evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    prepare_minutes: Annotated[Number, Field(gt=0)] = 30.0
+
+    def text(self) -> str:
+        """The configuration as TOML; reading it again gives the same configuration."""
+        return tomli_w.dumps(_without_none(self.model_dump(by_alias=True)))
+
+
+def parse(table: Mapping[str, Any]) -> RunConfig:
+    """Check a configuration. Raises ConfigError with every problem."""
+    try:
+        return RunConfig(**table)
+    except ValidationError as error:
+        raise ConfigError([_explain(item) for item in error.errors()]) from None
+
+
+def read_recipe(source: str | Path) -> Table:
+    """A recipe by file or by the name of a shipped one. Raises ConfigError, UnknownName."""
+    path = Path(source)
+    if path.suffix == ".toml" or path.is_file():
+        try:
+            text = path.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            raise RkdError(f"there is no recipe file {path}; `rkd recipes` lists the shipped ones") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise RkdError(f"cannot read the recipe {path}: {error}") from None
+    else:
+        shipped = recipes()
+        if str(source) not in shipped:
+            raise UnknownName(
+                f"there is no recipe {str(source)!r}.{did_you_mean(str(source), shipped)} "
+                f"Shipped: {', '.join(shipped)}; or give the path of a .toml file"
+            )
+        text = shipped[str(source)]
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{source} is not valid TOML: {error}") from None
+
+
+def recipes() -> dict[str, str]:
+    """The shipped recipes: name -> text."""
+    folder = resources.files("rkd") / "recipes"
+    files = sorted((f for f in folder.iterdir() if f.name.endswith(".toml")), key=lambda f: f.name)
+    return {file.name.removesuffix(".toml"): file.read_text(encoding="utf-8") for file in files}
+
+
+def merge(*tables: Mapping[str, Any]) -> Table:
+    """Nested tables, the later ones on top.
+
+    A table of a component (one with a `name`) that names another component replaces the earlier table whole:
+    the options of one attack mean nothing to another.
+    """
+    result: Table = {}
+    for table in tables:
+        for key, value in table.items():
+            old = result.get(key)
+            if isinstance(value, Mapping) and isinstance(old, Mapping):
+                other = "name" in value and "name" in old and value["name"] != old["name"]
+                result[key] = dict(value) if other else merge(old, value)
+            elif isinstance(value, Mapping):
+                result[key] = merge(value)
+            else:
+                result[key] = value
+    return result
+
+
+def nested(flat: Mapping[str, Any]) -> Table:
+    """`{"validate.select": "clean"}` as nested tables."""
+    result: Table = {}
+    for name, value in flat.items():
+        *parents, last = name.split(".")
+        place = result
+        for parent in parents:
+            place = place.setdefault(parent, {})
+        place[last] = value
+    return result
+
+
+def assignments(settings: Iterable[str]) -> Table:
+    """`KEY=VALUE` texts of `--set` as a nested table. Raises ConfigError with every problem.
+
+    A value is read as TOML where it is one (`3`, `true`, `[1, 2]`, `"text"`), else it is text (`8/255`, `uniform`).
+    """
+    result: Table = {}
+    problems = []
+    for setting in settings:
+        key, equals, text = setting.partition("=")
+        parts = key.strip().split(".")
+        if not equals or not all(parts):
+            problems.append(f"--set {setting}: expected KEY=VALUE, such as --set loss.T=4 or --set attack.eps=8/255")
+            continue
+        table = result
+        for part in parts[:-1]:
+            table = table.setdefault(part, {})
+            if not isinstance(table, dict):
+                problems.append(f"--set {setting}: {part!r} was set to a value before and is no table")
+                break
+        else:
+            table[parts[-1]] = _value(text.strip())
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def _value(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
+
+
+def _explain(item: Any) -> str:
+    place = [str(part) for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
+    where = ".".join(place)
+    if item["type"] == "extra_forbidden":
+        section = _section(item["loc"][:-1])
+        near = did_you_mean(place[-1], section)
+        return f"{where}: there is no such setting.{near} Here there is: {', '.join(section)}"
+    if item["type"] == "missing":
+        return f"{where}: is required"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+
+
+def _section(location: tuple[int | str, ...]) -> list[str]:
+    """The settings that exist at a place in the configuration."""
+    model: Any = RunConfig
+    for part in location:
+        if isinstance(part, int):
+            continue
+        fields = {field.alias or name: field for name, field in model.model_fields.items()}
+        kinds = [model_class for model_class in _Section.__subclasses__() if model_class is not RunConfig]
+        wanted = str(fields[part].annotation) if part in fields else ""
+        model = next((kind for kind in kinds if kind.__name__ in wanted), RunConfig)
+    return [field.alias or name for name, field in model.model_fields.items()]
+
+
+def _without_none(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_none(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, list):
+        return [_without_none(inner) for inner in value]
+    return value

@@ -1,0 +1,279 @@
+"""Carry out a configuration: teachers, training, evaluation, and everything that belongs into the run's folder."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from rkd.core.checkpoint import to_cpu
+from rkd.core.errors import Refused, RkdError
+from rkd.core.evaluate import Evaluation, evaluate
+from rkd.core.nets import Net
+from rkd.core.runfolder import RunFolder
+from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
+
+from .build import Plan, build, choose_device, resolve
+from .catalog import Catalog
+from .teachers import Found, find_teachers
+
+
+class Reporter(Protocol):
+    """Where a run tells of itself. The command line draws; `Silent` does nothing."""
+
+    def message(self, text: str) -> None:
+        """One line for the user."""
+
+    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None:
+        """What a training will cost, just before it starts."""
+
+    def training(self, title: str) -> Mapping[str, Any]:
+        """Extensions (run-time hooks) that show the training."""
+
+    def evaluating(self, title: str) -> Callable[[str, int, int], None]:
+        """A function that is told (what, done, total)."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def message(self, text: str) -> None: ...
+
+    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None: ...
+
+    def training(self, title: str) -> Mapping[str, Any]:
+        return {}
+
+    def evaluating(self, title: str) -> Callable[[str, int, int], None]:
+        return lambda what, done, total: None
+
+
+def execute(
+    table: Mapping[str, Any],
+    catalog: Catalog,
+    path: Path,
+    reporter: Reporter | None = None,
+    *,
+    title: str = "student",
+    dry_run: bool = False,
+    limit_minutes: float | None = None,
+    how_to_avoid: str = "",
+    resume: bool = False,
+) -> dict[str, Any]:
+    """Run a configuration in the folder `path`. Returns the results, as `rkd run --json` prints them.
+
+    Nothing is written before the configuration, the teachers and a dry step have proved sound. Raises RkdError.
+    """
+    started = time.perf_counter()
+    reporter = reporter or Silent()
+    if not resume and not dry_run:
+        _check_place(path)
+    plan = resolve(table, catalog)
+    found = find_teachers(plan, catalog, reporter)
+    run = build(plan, catalog, {f.reference.role: f.teacher for f in found}, extensions=reporter.training(title))
+    card = dry_step(run)
+    seconds = predict(run)
+    reporter.cost(title, run, card, seconds)
+    if limit_minutes is not None and seconds > 60 * limit_minutes:
+        raise Refused(
+            f"preparing the {title} would take about {_duration(seconds)} on this machine "
+            f"(the limit is {limit_minutes:g} minutes): {how_to_avoid}"
+        )
+    if dry_run:
+        return {"config": _plain_config(plan), "cost": _cost(card), "seconds": seconds}
+    folder = run.folder = RunFolder.open(path) if resume else RunFolder.create(path)
+    if resume:
+        _continue(run, reporter)
+    else:
+        folder.write_config(plan.config.text())
+    manifest = _manifest(plan, catalog, run)
+    folder.write_json(folder.manifest, manifest | {"status": "running"})
+    try:
+        fit(run)
+        net = chosen_net(run)
+        results = _finish(run, plan, net, found, reporter, title, started)
+    except BaseException as error:
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}: {error}"
+        _try_manifest(folder, manifest | {"status": status, "seconds": time.perf_counter() - started})
+        raise
+    folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})
+    run.hooks.hook.rkd_run_end(run=run, results=results)
+    return results
+
+
+def predict(run: Run) -> float:
+    """Seconds that the training will take, from a timed step on a few images. Rough: small batches run slower."""
+    samples = min(8, run.loader.batch_size)
+    card = dry_step(run, samples)  # warm
+    per_image = card.seconds / card.samples
+    return per_image * len(run.loader.split) * run.epochs
+
+
+def evaluate_net(
+    net: nn.Module, plan: Plan, progress: Callable[[str, int, int], None] | None = None
+) -> Evaluation:
+    """The final evaluation of a plan: on the test images, with its attacks."""
+    rules = plan.config.evaluate
+    return evaluate(
+        net,
+        plan.data.test,
+        plan.evaluation,
+        threat=plan.data.threat,
+        classes=len(plan.data.classes),
+        seed=plan.config.seed,
+        batch_size=rules.batch_size,
+        limit=rules.limit,
+        device=choose_device(plan.config.device),
+        progress=progress,
+    )
+
+
+def card_of(plan: Plan, net: Net, results: Mapping[str, Any]) -> dict[str, Any]:
+    """student.json: everything that is needed to use the weights."""
+    data, student = plan.data, plan.config.student
+    return {
+        "format": 1,
+        "model": student.model,
+        "options": student.options,
+        "shape": list(data.shape),
+        "classes": list(data.classes),
+        "mean": net.mean.flatten().tolist(),
+        "std": net.std.flatten().tolist(),
+        "data": data.name,
+        "threat": {"norm": data.threat.norm, "eps": data.threat.eps, "step_size": data.threat.step_size},
+        "loss": plan.config.loss.name,
+        "results": results,
+    }
+
+
+def _finish(
+    run: Run, plan: Plan, net: nn.Module, found: list[Found], reporter: Reporter, title: str, started: float
+) -> dict[str, Any]:
+    folder = run.folder
+    assert folder is not None
+    evaluation = evaluate_net(net, plan, reporter.evaluating(title))
+    student = evaluation.summary()
+    teachers = []
+    for f in found:
+        known = f.results["student"] if f.results else None
+        if known is None:
+            role = f"{f.reference.role} teacher"
+            known = evaluate_net(f.teacher.net, plan, reporter.evaluating(role)).summary()
+        teachers.append({"role": f.reference.role, "model": f.reference.model or f.reference.text, "source": f.source} | known)
+    arch = net.arch if isinstance(net, Net) else net
+    folder.save_weights(folder.weights, to_cpu(arch.state_dict()))
+    folder.write_json(folder.card, card_of(plan, net, student))  # type: ignore[arg-type]
+    folder.write_json(folder.evaluation, {"student": student, "teachers": teachers})
+    return {
+        "run": str(folder.path),
+        "seed": plan.config.seed,
+        "epochs": plan.config.epochs,
+        "seconds": round(time.perf_counter() - started, 1),
+        "student": {
+            "model": "+".join([plan.config.student.model, *plan.config.student.conversions]),
+            "parameters": sum(p.numel() for p in net.parameters()),
+            "chosen_epoch": run.best["epoch"] if run.best else run.epochs - 1,
+        }
+        | student,
+        "teachers": [
+            {"role": t["role"], "model": t["model"], "source": t["source"], "clean": t["clean"]}
+            | {"robust": t["worst_case"], "attacks": t["attacks"], "w_robust": t["w_robust"]}
+            for t in teachers
+        ],
+        "config": _plain_config(plan),
+    }
+
+
+def _continue(run: Run, reporter: Reporter) -> None:
+    folder = run.folder
+    assert folder is not None
+    if not folder.last.exists():
+        reporter.message("the run has no checkpoint yet: it starts from the beginning")
+        return
+    try:
+        run.load_state(folder.load_state(folder.last))
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise RkdError(f"{folder.last} does not belong to this configuration: {error}") from None
+    run.history = [line for line in folder.history() if line["epoch"] < run.epoch]
+    folder.trim(run.epoch)
+    reporter.message(f"continuing after epoch {run.epoch} of {run.epochs}")
+
+
+def _check_place(path: Path) -> None:
+    """Find out before any work whether the folder can be made."""
+    if path.exists():
+        raise RkdError(f"{path} exists already; choose another --name, or continue it with --resume {path}")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RkdError(f"cannot write into {parent}; choose another place with --out DIR")
+
+
+def _manifest(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
+    packages = ("rkd-toolkit", "torch", "torchvision", "timm", "numpy", "safetensors", "pluggy", "pydantic")
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "seed": plan.config.seed,
+        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
+        "plugins": {p.key: p.version for p in catalog.plugins.plugins.values() if not p.error and not p.disabled},
+        "hardware": {
+            "system": f"{platform.system()} {platform.machine()}",
+            "cpu_threads": torch.get_num_threads(),
+            "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device),
+            "tf32": torch.get_float32_matmul_precision() != "highest",
+        },
+        "precision": str(plan.config.precision),
+        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
+        "git": _git(),
+        "command": sys.argv,
+    }
+
+
+def _try_manifest(folder: RunFolder, content: dict[str, Any]) -> None:
+    try:
+        folder.write_json(folder.manifest, content)
+    except RkdError:
+        return  # the disk that broke the run may break this too; the first error is the one to show
+
+
+def _git() -> str | None:
+    try:
+        command = ["git", "rev-parse", "HEAD"]
+        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return found.stdout.strip() or None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _plain_config(plan: Plan) -> dict[str, Any]:
+    return plan.config.model_dump(by_alias=True, exclude_none=True)
+
+
+def _cost(card: CostCard) -> dict[str, Any]:
+    return {name: {"forwards": c.forwards, "backwards": c.backwards} for name, c in card.counts.items()}
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
+
+

@@ -1,0 +1,199 @@
+"""Options of components: the fields of their dataclasses, validated by pydantic.
+
+Any float may be written `8/255`; a field annotated `Schedule` also takes `ramp(0, 0.3, until=0.4)` and its like.
+A mapping option is merged into its default, so that `--set loss.weights.adv=0.9` leaves the other weights alone.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import MISSING, dataclass
+from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+
+from pydantic import BeforeValidator, ConfigDict, ValidationError, create_model
+
+from rkd.core.errors import ConfigError, RkdError, did_you_mean
+from rkd.core.schedules import parse_number, parse_schedule
+from rkd.core.types import fraction
+
+if TYPE_CHECKING:
+    from .catalog import Entry
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option as `rkd info` lists it."""
+
+    name: str
+    type: str
+    default: Any
+    required: bool
+
+
+def describe(component: Any) -> list[Option]:
+    """The options of a component: its dataclass fields that its constructor takes."""
+    if not dataclasses.is_dataclass(component):
+        return []
+    hints = typing.get_type_hints(component)
+    found = []
+    for field in dataclasses.fields(component):
+        if field.init:
+            default = _default(field)
+            found.append(
+                Option(field.name, _show_type(hints[field.name]), None if default is MISSING else default, default is MISSING)
+            )
+    return found
+
+
+def validate(component: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """All options of `component` with `given` ones checked and converted. Raises ConfigError with every problem."""
+    fields = {f.name: f for f in dataclasses.fields(component) if f.init} if dataclasses.is_dataclass(component) else {}
+    problems = [
+        f"{where}.{name}: there is no such option.{did_you_mean(name, fields)} "
+        + (f"Options: {', '.join(fields)}" if fields else "It has no options")
+        for name in given
+        if name not in fields
+    ]
+    hints = typing.get_type_hints(component) if fields else {}
+    given = {name: _merge_default(fields[name], value) for name, value in given.items() if name in fields}
+    try:
+        model = create_model(
+            "Options",
+            __config__=ConfigDict(arbitrary_types_allowed=True, protected_namespaces=()),
+            **{name: (_lenient(hints[name]), ... if _default(f) is MISSING else None) for name, f in fields.items()},  # type: ignore[call-overload]
+        )
+        checked = model(**given)
+    except ValidationError as error:
+        problems += [
+            f"{'.'.join([where, *_place(item['loc'])])}: {_say(item)} (got {item['input']!r})"
+            if item["type"] != "missing"
+            else f"{'.'.join([where, *_place(item['loc'])])}: is required"
+            for item in error.errors()
+        ]
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+    return {
+        name: getattr(checked, name) if name in given else _default(field) for name, field in fields.items()
+    }
+
+
+def instantiate(entry: Entry, given: Mapping[str, Any], where: str) -> Any:
+    """An instance of the entry's component. A plain function without options is its own instance."""
+    component = entry.component
+    if not isinstance(component, type):
+        if given:
+            raise ConfigError([f"{where}.{name}: {entry.name} has no options" for name in given])
+        return component
+    fixed = dict(entry.fixed)
+    clash = [f"{where}.{name}: the name {entry.name!r} fixes it already" for name in given if name in fixed]
+    if clash:
+        raise ConfigError(clash)
+    values = validate(component, {**fixed, **given}, where)
+    try:
+        return component(**values)
+    except (ValueError, RkdError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def values_of(instance: Any, without: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
+    """The options of an instance in the form that recipes write. `None` is left out, as TOML has none."""
+    if not dataclasses.is_dataclass(instance) or isinstance(instance, type):
+        return {}
+    fixed = {name for name, _ in without}
+    values = {f.name: plain(getattr(instance, f.name)) for f in dataclasses.fields(instance) if f.init}
+    return {name: value for name, value in values.items() if value is not None and name not in fixed}
+
+
+def plain(value: Any) -> Any:
+    """`value` as TOML can hold it: schedules by their text, multiples of 1/255 as fractions."""
+    if isinstance(value, bool) or value is None or isinstance(value, (int, str)):
+        return value
+    if isinstance(value, float):
+        shown = fraction(value)
+        return shown if "/" in shown and parse_number(shown) == value and value not in (0.0, 1.0) else value
+    if isinstance(value, Mapping):
+        return {str(key): plain(inner) for key, inner in value.items() if inner is not None}
+    if isinstance(value, (list, tuple)):
+        return [plain(inner) for inner in value]
+    return str(value)
+
+
+def _merge_default(field: dataclasses.Field[Any], value: Any) -> Any:
+    default = _default(field)
+    if isinstance(value, Mapping) and isinstance(default, Mapping):
+        return {**default, **value}
+    return value
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    if field.default is not MISSING:
+        return field.default
+    return field.default_factory() if field.default_factory is not MISSING else MISSING
+
+
+_Number = Annotated[float, BeforeValidator(parse_number)]
+_AnySchedule = Annotated[Any, BeforeValidator(lambda value: value if callable(value) else parse_schedule(value))]
+
+
+def _lenient(hint: Any) -> Any:
+    """The annotation with floats that read `8/255` and schedules that read their text forms."""
+    if hint is float:
+        return _Number
+    arguments = get_args(hint)
+    if not arguments or get_origin(hint) is typing.Literal:
+        return hint
+    if _is_schedule(arguments):
+        rest = [a for a in arguments if a is not float and not _is_function(a)]
+        return typing.Union[tuple([_lenient(a) for a in rest] + [_AnySchedule])]  # noqa: UP007 - built at run time
+    inner = tuple(_lenient(argument) if argument is not Ellipsis else argument for argument in arguments)
+    if isinstance(hint, types.UnionType) or get_origin(hint) is typing.Union:
+        return typing.Union[inner]  # noqa: UP007 - built at run time
+    return get_origin(hint)[inner] if get_origin(hint) in (list, tuple, dict) else _rebuild(hint, inner)
+
+
+def _rebuild(hint: Any, inner: tuple[Any, ...]) -> Any:
+    return typing.cast(Any, hint).copy_with(inner) if hasattr(hint, "copy_with") else get_origin(hint)[inner]
+
+
+def _is_function(hint: Any) -> bool:
+
+
+    return get_origin(hint) is collections.abc.Callable
+
+
+def _is_schedule(arguments: tuple[Any, ...]) -> bool:
+    return float in arguments and any(_is_function(a) for a in arguments)
+
+
+def _place(location: tuple[int | str, ...]) -> list[str]:
+    # pydantic adds the branch of a union ("function-before[...]", "int") to the place: users know no branches.
+    names = [str(part) for part in location]
+    return [name for name in names if not any(c in name for c in "[(") and name not in {"float", "int", "str", "none"}]
+
+
+def _say(item: Any) -> str:
+    return item["msg"].removeprefix("Value error, ")
+
+
+def _show_type(hint: Any) -> str:
+    if _is_schedule(get_args(hint)):
+        rest = [a for a in get_args(hint) if a is not float and not _is_function(a) and a is not type(None)]
+        shown = " | ".join(["number or schedule", *(_show_type(a) for a in rest)])
+        return shown + (" | none" if type(None) in get_args(hint) else "")
+    if get_origin(hint) is typing.Literal:
+        return " | ".join(str(value) for value in get_args(hint))
+    if isinstance(hint, types.UnionType):
+        return " | ".join(_show_type(a) for a in get_args(hint))
+    if hint is type(None):
+        return "none"
+    if hint in (float, int, bool, str):
+        return {float: "number", int: "integer", bool: "true or false", str: "text"}[hint]
+    if _is_function(hint):
+        return "schedule"
+    return str(hint).replace("typing.", "").replace("collections.abc.", "")
+
+

@@ -1,0 +1,704 @@
+"""Data sets from tiny files in their real formats: whole, missing, truncated, corrupt and wrong ones.
+
+With RKD_DATA=DIR the real MNIST (`DIR/MNIST/raw`) and `DIR/cifar10-jpg.tar.gz` are read too.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import os
+import pickle
+import re
+import struct
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from rkd.core.data import ArraySplit, Dataset, Split
+from rkd.core.errors import ConfigError, DataError
+from rkd.core.interfaces import DatasetSource, Family
+from rkd.plugins.datasets import _common, digits, imagefolder, npz
+from rkd.plugins.datasets import torchvision as plugin
+from rkd.plugins.datasets.imagefolder import ImageFolder
+from rkd.plugins.datasets.npz import Npz
+
+COLOURS = {"blue": (20, 40, 220), "green": (10, 200, 30), "red": (230, 15, 25)}
+
+
+def every(split: Split) -> torch.Tensor:
+    return split.images(torch.arange(len(split)))
+
+
+def check(data: Dataset) -> None:
+    """What holds for every data set."""
+    assert isinstance(data, Dataset)
+    assert len(data.fingerprint) == 16
+    for split in (data.train, data.test):
+        x = split.images(torch.tensor([len(split) - 1, 0]))
+        assert x.shape == (2, *data.shape) and x.dtype == torch.float32
+        assert x.min() >= 0 and x.max() <= 1
+        assert split.labels.shape == (len(split),) and split.labels.dtype == torch.int64
+    assert data.threat.eps == pytest.approx(4 * data.threat.step_size)
+    assert all(std > 0 for std in data.std)
+
+
+# --- digits -----------------------------------------------------------------------------------------------------
+
+
+def test_digits_are_the_embedded_images_exactly():
+    from sklearn.datasets import load_digits
+
+    data = digits.Digits()()
+    check(data)
+    assert data.shape == (1, 8, 8) and data.classes == tuple("0123456789")
+    assert (len(data.train), len(data.test)) == (1438, 359)
+    ink = torch.cat([every(data.train), every(data.test)]).mul(16).flatten(1)
+    original = torch.tensor(load_digits().data, dtype=torch.float32)
+    assert sorted(ink.tolist()) == sorted(original.tolist())
+    assert data.mean == (0.3061,) and data.std == (0.3768,)
+    assert data.threat.eps == 38 / 255 and data.threat.norm == "Linf"
+
+
+def test_the_split_of_digits_is_fixed_and_stratified():
+    data = digits.Digits()()
+    counts, rest = data.test.labels.bincount(), data.train.labels.bincount()
+    assert bool(((counts / (counts + rest) - 0.2).abs() < 0.003).all())
+    torch.manual_seed(1)
+    assert digits.Digits()().fingerprint == data.fingerprint
+    # Numbers in papers and caches rest on this very split: it may never change.
+    labels = torch.arange(1000) % 7
+    train, test = _common.stratified(labels, 0.2)
+    assert test[:8].tolist() == [4, 5, 7, 19, 21, 29, 33, 34]
+    assert torch.cat([train, test]).sort().values.tolist() == list(range(1000))
+
+
+# --- torchvision ------------------------------------------------------------------------------------------------
+
+
+def idx(array: np.ndarray) -> bytes:
+    """`array` uint8 in MNIST's own format."""
+    return struct.pack(">BBBB", 0, 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def some(count: int, *shape: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(seed)
+    return generator.integers(0, 256, (count, *shape), dtype=np.uint8), np.arange(count) % 10
+
+
+def write_mnist(root: Path, folder: str = "MNIST") -> dict[str, np.ndarray]:
+    raw = root / folder / "raw"
+    raw.mkdir(parents=True)
+    content = {}
+    for prefix, count in (("train", 30), ("t10k", 12)):
+        images, labels = some(count, 28, 28, seed=count)
+        content |= {prefix: images, f"{prefix} labels": labels}
+        (raw / f"{prefix}-images-idx3-ubyte").write_bytes(idx(images))
+        (raw / f"{prefix}-labels-idx1-ubyte").write_bytes(idx(labels.astype(np.uint8)))
+    return content
+
+
+def write_cifar(root: Path, monkeypatch: pytest.MonkeyPatch, name: str = "CIFAR10") -> dict[str, np.ndarray]:
+    """Batches of 10 images each; torchvision is told their MD5s in place of the published ones."""
+    from torchvision import datasets
+
+    reader = getattr(datasets, name)
+    folder = root / reader.base_folder
+    folder.mkdir(parents=True)
+    key = "labels" if name == "CIFAR10" else "fine_labels"
+    content: dict[str, list] = {}
+    for attribute in ("train_list", "test_list"):
+        listed = []
+        for number, (file, _) in enumerate(getattr(reader, attribute)):
+            images, labels = some(10, 3, 32, 32, seed=number)
+            blob = pickle.dumps({"data": images.reshape(10, -1), key: labels.tolist()})
+            (folder / file).write_bytes(blob)
+            listed.append([file, hashlib.md5(blob).hexdigest()])
+            content.setdefault(attribute, []).append(images)
+        monkeypatch.setattr(reader, attribute, listed)
+    names = [f"class-{number}" for number in range(10 if name == "CIFAR10" else 100)]
+    blob = pickle.dumps({reader.meta["key"]: names})
+    (folder / reader.meta["filename"]).write_bytes(blob)
+    monkeypatch.setattr(reader, "meta", {**reader.meta, "md5": hashlib.md5(blob).hexdigest()})
+    return {attribute: np.concatenate(parts) for attribute, parts in content.items()}
+
+
+def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndarray]:
+    from scipy.io import savemat
+    from torchvision import datasets
+
+    content, listed = {}, dict(datasets.SVHN.split_list)
+    for part in ("train", "test"):
+        images, labels = some(20, 32, 32, 3, seed=len(part))
+        file = root / f"{part}_32x32.mat"
+        # SVHN calls the digit 0 class 10
+        savemat(file, {"X": images.transpose(1, 2, 3, 0), "y": np.where(labels == 0, 10, labels)[:, None].astype("u1")})
+        listed[part] = [*listed[part][:2], hashlib.md5(file.read_bytes()).hexdigest()]
+        content[part] = images.transpose(0, 3, 1, 2)
+    monkeypatch.setattr(datasets.SVHN, "split_list", listed)
+    return content
+
+
+@pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
+def test_mnist_in_the_original_order(tmp_path, name, folder):
+    content = write_mnist(tmp_path, folder)
+    data = plugin.rkd_datasets()[name](dir=str(tmp_path))()
+    check(data)
+    assert data.name == name and data.shape == (1, 28, 28) and len(data.classes) == 10
+    assert torch.equal(every(data.train).mul(255).round().byte()[:, 0], torch.from_numpy(content["train"]))
+    assert torch.equal(every(data.test).mul(255).round().byte()[:, 0], torch.from_numpy(content["t10k"]))
+    assert data.test.labels.tolist() == content["t10k labels"].tolist()
+
+
+@pytest.mark.parametrize(("name", "reader"), [("cifar10", "CIFAR10"), ("cifar100", "CIFAR100")])
+def test_cifar_in_the_original_order(tmp_path, monkeypatch, name, reader):
+    content = write_cifar(tmp_path, monkeypatch, reader)
+    data = plugin.rkd_datasets()[name](dir=str(tmp_path))()
+    check(data)
+    assert data.shape == (3, 32, 32) and data.classes[3] == "class-3"
+    assert torch.equal(every(data.train).mul(255).round().byte(), torch.from_numpy(content["train_list"]))
+    assert torch.equal(every(data.test).mul(255).round().byte(), torch.from_numpy(content["test_list"]))
+    assert data.train.labels[:10].tolist() == list(range(10))
+    assert data.defaults["augments"] == {"crop": {"padding": 4}, "flip": {}}
+
+
+def test_svhn_in_the_original_order(tmp_path, monkeypatch):
+    content = write_svhn(tmp_path, monkeypatch)
+    data = plugin.Svhn(dir=str(tmp_path))()
+    check(data)
+    assert data.shape == (3, 32, 32) and data.classes == tuple("0123456789")
+    for split, part in ((data.train, "train"), (data.test, "test")):
+        assert torch.equal(every(split).mul(255).round().byte(), torch.from_numpy(content[part]))
+    assert data.train.labels.tolist() == [number % 10 for number in range(20)]
+
+
+@pytest.mark.parametrize("name", plugin.rkd_datasets())
+def test_missing_files_say_what_was_looked_for_and_what_to_type(tmp_path, name):
+    for root in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(DataError) as caught:
+            plugin.rkd_datasets()[name](dir=str(root))()
+        message = str(caught.value)
+        assert repr(name) in message and str(root) in message
+        assert "--data-dir DIR" in message and "--set data.download=true" in message
+        assert "missing" in message
+    assert not list(tmp_path.iterdir()), "something was written"
+
+
+def test_the_default_folder_is_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_mnist(tmp_path / "data")
+    assert len(plugin.Mnist()().train) == 30
+
+
+@pytest.mark.parametrize("name", plugin.rkd_datasets())
+def test_a_download_that_fails_is_one_message(tmp_path, monkeypatch, name):
+    def offline(*args, **kwargs):
+        print("Downloading")  # as some releases of torchvision do
+        raise OSError("no route to host")
+
+    for module in ("mnist.download_and_extract_archive", "cifar.download_and_extract_archive", "svhn.download_url"):
+        monkeypatch.setattr(f"torchvision.datasets.{module}", offline)
+    with pytest.raises(DataError, match="no route to host") as caught:
+        plugin.rkd_datasets()[name](dir=str(tmp_path), download=True)()
+    assert "--data-dir DIR" in str(caught.value)
+
+
+def test_a_download_is_torchvisions_and_keeps_stdout_clean(tmp_path, monkeypatch, capsys):
+    """The archives lie where torchvision would put them, so it checks and unpacks them without a network."""
+    from torchvision import datasets
+
+    write_mnist(tmp_path)
+    resources = []
+    for url, _ in datasets.MNIST.resources:
+        file = tmp_path / "MNIST" / "raw" / Path(url).stem
+        archive = file.with_name(file.name + ".gz")
+        archive.write_bytes(gzip.compress(file.read_bytes()))
+        file.unlink()
+        resources.append((url, hashlib.md5(archive.read_bytes()).hexdigest()))
+    monkeypatch.setattr(datasets.MNIST, "resources", resources)
+    with pytest.raises(DataError, match="missing"):
+        plugin.Mnist(dir=str(tmp_path))()
+    assert len(plugin.Mnist(dir=str(tmp_path), download=True)().train) == 30
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "long"])
+@pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+def test_a_broken_mnist_file_is_named(tmp_path, file, damage):
+    write_mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / file
+    whole = path.read_bytes()
+    path.write_bytes({"cut": whole[:-5], "empty": b"", "text": b"<html>404</html>", "long": whole + b"x"}[damage])
+    with pytest.raises(DataError, match=re.escape(str(path))) as caught:
+        plugin.Mnist(dir=str(tmp_path))()
+    assert "truncated or corrupt" in str(caught.value)
+
+
+def test_mnist_with_too_few_or_wrong_labels(tmp_path):
+    write_mnist(tmp_path)
+    path = tmp_path / "MNIST" / "raw" / "train-labels-idx1-ubyte"
+    path.write_bytes(idx(np.zeros(7, np.uint8)))
+    with pytest.raises(DataError, match="30 images but 7 labels"):
+        plugin.Mnist(dir=str(tmp_path))()
+    path.write_bytes(idx(np.full(30, 77, np.uint8)))
+    with pytest.raises(DataError, match="label of data set 'mnist' is 77"):
+        plugin.Mnist(dir=str(tmp_path))()
+
+
+@pytest.mark.parametrize("file", ["data_batch_3", "test_batch", "batches.meta"])
+def test_a_broken_cifar_file_is_named_and_not_unpickled(tmp_path, monkeypatch, file):
+    write_cifar(tmp_path, monkeypatch)
+    path = tmp_path / "cifar-10-batches-py" / file
+    path.write_bytes(b"cos\nsystem\n(S'touch " + str(tmp_path / "pwned").encode() + b"'\ntR.")
+    with pytest.raises(DataError, match=re.escape(str(path))) as caught:
+        plugin.Cifar10(dir=str(tmp_path))()
+    assert "MD5" in str(caught.value)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_a_missing_cifar_batch_is_named(tmp_path, monkeypatch):
+    write_cifar(tmp_path, monkeypatch)
+    (tmp_path / "cifar-10-batches-py" / "data_batch_2").unlink()
+    with pytest.raises(DataError, match="cifar-10-batches-py/data_batch_2 is missing"):
+        plugin.Cifar10(dir=str(tmp_path))()
+
+
+def test_a_broken_svhn_file_is_named(tmp_path, monkeypatch):
+    write_svhn(tmp_path, monkeypatch)
+    path = tmp_path / "test_32x32.mat"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(DataError, match=re.escape(str(path))):
+        plugin.Svhn(dir=str(tmp_path))()
+
+
+# --- imagefolder ------------------------------------------------------------------------------------------------
+
+
+def write_folder(
+    root: Path, count: int = 5, size: tuple[int, int] = (10, 10), suffix: str = "png", mode: str = "RGB"
+) -> None:
+    """`count` images a class, each of its class's colour with its number in one pixel."""
+    for name, colour in COLOURS.items():
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            image = Image.new("RGB", size, colour)
+            image.putpixel((0, 0), (number, number, number))
+            image.convert(mode).save(root / name / f"{number:03}.{suffix}")
+
+
+def write_parts(root: Path, test: str = "test", **options) -> None:
+    write_folder(root / "train", **options)
+    write_folder(root / test, **{**options, "count": 2})
+
+
+@pytest.mark.parametrize("test", ["test", "val"])
+def test_a_folder_with_both_parts(tmp_path, test):
+    write_parts(tmp_path, test)
+    data = ImageFolder(str(tmp_path))()
+    check(data)
+    assert data.classes == ("blue", "green", "red") and data.shape == (3, 10, 10)
+    assert (len(data.train), len(data.test)) == (15, 6)
+    assert data.train.labels.tolist() == [0] * 5 + [1] * 5 + [2] * 5
+    x = every(data.train).mul(255).round().int()
+    assert x[:, 0, 0, 0].tolist() == [0, 1, 2, 3, 4] * 3, "not in the order of the files"
+    assert x[:, :, 5, 5].tolist() == [list(COLOURS[data.classes[label]]) for label in data.train.labels]
+    expected = torch.tensor(list(COLOURS.values())).double().mean(0) / 255
+    assert data.mean == pytest.approx(expected.tolist(), abs=0.01)
+    assert (data.threat.eps, data.threat.step_size) == (8 / 255, 2 / 255)
+
+
+def test_test_wins_over_val(tmp_path):
+    write_parts(tmp_path, "test")
+    write_folder(tmp_path / "val", count=1)
+    assert len(ImageFolder(str(tmp_path))().test) == 6
+
+
+def test_a_folder_of_classes_is_split_the_same_way_every_time(tmp_path):
+    write_folder(tmp_path, count=10)
+    data = ImageFolder(str(tmp_path))()
+    check(data)
+    assert data.train.labels.bincount().tolist() == [8, 8, 8]
+    assert data.test.labels.bincount().tolist() == [2, 2, 2]
+    torch.manual_seed(5)
+    again = ImageFolder(str(tmp_path))()
+    assert torch.equal(every(data.test), every(again.test)) and data.fingerprint == again.fingerprint
+    together = torch.cat([every(data.train), every(data.test)]).flatten(1)
+    assert len(together.unique(dim=0)) == 30, "an image is in both parts"
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "JPEG", "bmp", "webp", "gif", "tiff", "ppm"])
+def test_many_formats(tmp_path, suffix):
+    write_parts(tmp_path, suffix=suffix)
+    data = ImageFolder(str(tmp_path))()
+    assert len(data.train) == 15 and data.shape == (3, 10, 10)
+
+
+@pytest.mark.parametrize("memory_mib", [2048, 0])
+@pytest.mark.parametrize("mode", ["L", "LA", "1"])
+def test_grey_images_have_one_channel(tmp_path, mode, memory_mib):
+    write_parts(tmp_path, mode=mode)
+    data = ImageFolder(str(tmp_path), memory_mib=memory_mib)()
+    check(data)
+    assert data.shape == (1, 10, 10) and len(data.mean) == 1
+    assert "flip" not in data.defaults["augments"]
+
+
+def test_one_image_in_colour_makes_three_channels(tmp_path):
+    write_parts(tmp_path, mode="L")
+    Image.new("RGBA", (10, 10), (1, 2, 3, 200)).save(tmp_path / "test" / "red" / "001.png")
+    data = ImageFolder(str(tmp_path))()
+    assert data.shape == (3, 10, 10)
+    assert every(data.test)[-1, :, 0, 0].mul(255).round().tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("size", [None, 7, 16])
+@pytest.mark.parametrize("side", [10, 120])  # the larger ones are decoded by threads
+def test_decoding_by_batches_equals_decoding_into_memory(tmp_path, monkeypatch, size, side):
+    monkeypatch.setattr(imagefolder, "THREADS", 3)
+    write_parts(tmp_path, count=12, size=(side, side), suffix="jpg")
+    memory = ImageFolder(str(tmp_path), size=size)()
+    lazy = ImageFolder(str(tmp_path), size=size, memory_mib=0)()
+    check(lazy)
+    assert isinstance(memory.train, ArraySplit) and isinstance(lazy.train, imagefolder.FileSplit)
+    assert torch.equal(every(memory.train), every(lazy.train))
+    index = torch.tensor([30, 2, 2, 17])
+    assert torch.equal(memory.train.images(index), lazy.train.images(index))
+    assert (memory.mean, memory.std, memory.fingerprint) == (lazy.mean, lazy.std, lazy.fingerprint)
+
+
+@pytest.mark.parametrize("shape", [(31, 20), (20, 31), (9, 9), (8, 8), (101, 8)])
+def test_sizes_are_torchvisions(tmp_path, shape):
+    from torchvision import transforms
+
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        (tmp_path / part / "a").mkdir(parents=True)
+        pixels = generator.integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(tmp_path / part / "a" / "0.png")
+    data = ImageFolder(str(tmp_path), size=8)()
+    whole = transforms.Compose([transforms.Resize(8), transforms.CenterCrop(8), transforms.ToTensor()])
+    assert torch.equal(every(data.test)[0], whole(Image.open(tmp_path / "test" / "a" / "0.png")))
+
+
+@pytest.mark.parametrize("memory_mib", [2048, 0])
+def test_different_sizes_need_a_size(tmp_path, memory_mib):
+    write_parts(tmp_path)
+    odd = tmp_path / "test" / "green" / "001.png"
+    Image.new("RGB", (12, 9)).save(odd)
+    with pytest.raises(DataError, match=r"--set data\.size=9") as caught:
+        ImageFolder(str(tmp_path), memory_mib=memory_mib)()
+    assert str(odd) in str(caught.value) and "12x9" in str(caught.value)
+    assert ImageFolder(str(tmp_path), size=9, memory_mib=memory_mib)().shape == (3, 9, 9)
+
+
+def test_unreadable_images_are_all_named(tmp_path):
+    write_parts(tmp_path, count=40, size=(40, 40), suffix="jpg")
+    cut, text = tmp_path / "train" / "green" / "003.jpg", tmp_path / "train" / "red" / "001.jpg"
+    cut.write_bytes(cut.read_bytes()[:-100])
+    text.write_text("not an image")
+    with pytest.raises(DataError) as caught:
+        ImageFolder(str(tmp_path))()
+    assert str(cut) in str(caught.value) and str(text) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    for file in (tmp_path / "train").rglob("*.jpg"):
+        file.write_bytes(b"")
+    with pytest.raises(DataError, match="cannot be read"):
+        ImageFolder(str(tmp_path))()
+
+
+def test_an_image_that_breaks_later_is_named(tmp_path):
+    write_parts(tmp_path)
+    data = ImageFolder(str(tmp_path), memory_mib=0)()
+    broken = tmp_path / "train" / "blue" / "004.png"
+    broken.write_bytes(broken.read_bytes()[:60])
+    assert len(data.train.images(torch.tensor([0, 1]))) == 2
+    with pytest.raises(DataError, match=re.escape(str(broken))):
+        data.train.images(torch.tensor([0, 4]))
+
+
+def test_sixteen_bits_are_refused(tmp_path):
+    write_parts(tmp_path)
+    file = tmp_path / "train" / "blue" / "002.png"
+    Image.fromarray(np.full((10, 10), 40_000, np.uint16)).save(file)
+    with pytest.raises(DataError, match="8 bits") as caught:
+        ImageFolder(str(tmp_path))()
+    assert str(file) in str(caught.value)
+
+
+def test_other_files_and_hidden_ones_are_left_out(tmp_path):
+    write_parts(tmp_path)
+    (tmp_path / "train" / "red" / "._001.png").write_bytes(b"made by some file manager")
+    (tmp_path / "train" / "red" / "notes.txt").write_text("hello")
+    (tmp_path / "train" / ".cache").mkdir()
+    (tmp_path / "train" / "red" / "deeper").mkdir()
+    Image.new("RGB", (10, 10)).save(tmp_path / "train" / "red" / "deeper" / "x.png")
+    data = ImageFolder(str(tmp_path))()
+    assert len(data.train) == 16 and len(data.classes) == 3
+
+
+def test_the_fingerprint_follows_the_data(tmp_path):
+    write_parts(tmp_path)
+    prints = [ImageFolder(str(tmp_path))().fingerprint, ImageFolder(str(tmp_path), size=8)().fingerprint]
+    Image.new("RGB", (10, 10), (7, 7, 7)).save(tmp_path / "train" / "red" / "002.png")
+    prints.append(ImageFolder(str(tmp_path))().fingerprint)
+    (tmp_path / "train" / "red").rename(tmp_path / "train" / "yellow")
+    (tmp_path / "test" / "red").rename(tmp_path / "test" / "yellow")
+    prints.append(ImageFolder(str(tmp_path))().fingerprint)
+    assert len(set(prints)) == 4
+
+
+def test_large_images_get_the_smaller_ball(tmp_path):
+    write_parts(tmp_path, size=(65, 65), count=2)
+    assert ImageFolder(str(tmp_path))().threat.eps == 4 / 255
+    assert ImageFolder(str(tmp_path), size=64)().threat.eps == 8 / 255
+
+
+def test_dir_is_where_a_relative_path_starts(tmp_path):
+    write_parts(tmp_path / "here")
+    assert ImageFolder("here", dir=str(tmp_path))().name == "imagefolder:here"
+    assert len(ImageFolder(str(tmp_path / "here"), dir="elsewhere")().train) == 15
+
+
+def broken_folders(root: Path):
+    """(folder, what the message must say) of each kind of wrong folder."""
+    yield root / "nowhere", "does not exist"
+    (root / "file.zip").write_bytes(b"PK")
+    yield root / "file.zip", "is a file"
+    (root / "empty").mkdir()
+    yield root / "empty", "holds no folders"
+    write_folder(root / "no test" / "train")
+    yield root / "no test", "holds train/"
+    write_folder(root / "no train" / "val")
+    yield root / "no train", "holds val/"
+    write_parts(root / "extra")
+    (root / "extra" / "test" / "red").rename(root / "extra" / "test" / "rad")
+    yield root / "extra", "rad"
+    write_parts(root / "hollow")
+    (root / "hollow" / "train" / "void").mkdir()
+    yield root / "hollow", "void"
+    write_folder(root / "single", count=1)
+    yield root / "single", "test part .* is empty"
+
+
+def test_wrong_folders(tmp_path):
+    for folder, says in broken_folders(tmp_path):
+        with pytest.raises(DataError, match=says) as caught:
+            ImageFolder(str(folder))()
+        assert str(folder) in str(caught.value)
+    with pytest.raises(ConfigError, match=r"data\.size"):
+        ImageFolder(str(tmp_path), size=0)
+
+
+# --- npz --------------------------------------------------------------------------------------------------------
+
+
+def arrays(*shape: int, count: int = 20, classes: int = 4) -> dict[str, np.ndarray]:
+    train, test = some(count, *shape)[0], some(6, *shape, seed=1)[0]
+    return {
+        "x_train": train,
+        "y_train": np.arange(count) % classes,
+        "x_test": test,
+        "y_test": np.arange(6) % classes,
+    }
+
+
+def saved(tmp_path: Path, **content: np.ndarray) -> str:
+    np.savez(tmp_path / "data.npz", **content)
+    return str(tmp_path / "data.npz")
+
+
+@pytest.mark.parametrize("kind", [np.uint8, np.float16, np.float32, np.float64, ">f4"])
+@pytest.mark.parametrize("layout", ["NHW", "NHWC", "NCHW"])
+def test_npz_layouts_and_types_mean_the_same_images(tmp_path, layout, kind):
+    content = arrays(5, 7, 1 if layout == "NHW" else 3)
+    expected = torch.from_numpy(content["x_train"]).permute(0, 3, 1, 2)
+    for name in ("x_train", "x_test"):
+        x = content[name].transpose(0, 3, 1, 2) if layout == "NCHW" else content[name]
+        x = x[..., 0] if layout == "NHW" else x
+        content[name] = x if kind is np.uint8 else (x / 255).astype(kind)
+    data = Npz(saved(tmp_path, **content))()
+    check(data)
+    assert data.shape == expected.shape[1:] and data.classes == ("0", "1", "2", "3")
+    assert torch.allclose(every(data.train), expected.float() / 255, atol=1e-3 if kind == np.float16 else 1e-7)
+    assert data.train.labels.tolist() == content["y_train"].tolist()
+
+
+def test_npz_keeps_floats_that_are_no_bytes(tmp_path):
+    content = arrays(4, 4, 1)
+    content |= {name: content[name] / np.float32(300) for name in ("x_train", "x_test")}
+    data = Npz(saved(tmp_path, **content))()
+    assert torch.equal(every(data.test), torch.from_numpy(content["x_test"]).permute(0, 3, 1, 2))
+
+
+def test_npz_fingerprint_does_not_depend_on_the_type(tmp_path):
+    content = arrays(4, 4)
+    first = Npz(saved(tmp_path, **content))()
+    content |= {name: (content[name] / 255).astype(np.float32) for name in ("x_train", "x_test")}
+    assert Npz(saved(tmp_path, **content))().fingerprint == first.fingerprint
+    content["y_test"] = content["y_test"][::-1]
+    assert Npz(saved(tmp_path, **content))().fingerprint != first.fingerprint
+
+
+def test_npz_ambiguous_layouts_need_the_option(tmp_path):
+    for shape, says in (((3, 8, 3), "both axis 1 and the last"), ((8, 8, 4), "neither axis 1 nor the last")):
+        path = saved(tmp_path, **arrays(*shape))
+        with pytest.raises(DataError, match=says) as caught:
+            Npz(path)()
+        assert "data.layout=NHWC" in str(caught.value)
+        assert Npz(path, layout="NHWC")().shape == (shape[2], shape[0], shape[1])
+        assert Npz(path, layout="NCHW")().shape == shape
+
+
+def test_npz_classes(tmp_path):
+    path = saved(tmp_path, **arrays(4, 4))
+    assert len(Npz(path, num_classes=9)().classes) == 9
+    assert Npz(path, classes=["a", "b", "c", "d"])().classes == ("a", "b", "c", "d")
+    with pytest.raises(DataError, match="label 3, but there are 2 classes"):
+        Npz(path, classes=["a", "b"])()
+    with pytest.raises(ConfigError, match="num_classes"):
+        Npz(path, classes=["a", "b"], num_classes=3)
+
+
+def test_npz_labels_may_be_a_column(tmp_path):
+    content = arrays(4, 4)
+    content["y_train"] = content["y_train"][:, None].astype(np.uint8)
+    assert Npz(saved(tmp_path, **content))().train.labels.shape == (20,)
+
+
+def test_npz_dir_is_where_a_relative_path_starts(tmp_path):
+    saved(tmp_path, **arrays(4, 4))
+    assert Npz("data.npz", dir=str(tmp_path))().name == "npz:data.npz"
+
+
+def with_value(array: np.ndarray, value: float) -> np.ndarray:
+    array = array.astype(np.float32) / 255
+    array.flat[7] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "says"),
+    [
+        ("x_train", lambda a: a.astype(np.int64), "x_train must be uint8"),
+        ("x_train", lambda a: a.astype(np.float32), "x_train: .*divide 8-bit images by 255"),
+        ("x_test", lambda a: with_value(a, np.nan), "x_test: .*NaN"),
+        ("x_test", lambda a: with_value(a, np.inf), "x_test: .*NaN or infinity"),
+        ("x_train", lambda a: with_value(a, -0.5), r"x_train: .*\[0, 1\]"),
+        ("x_train", lambda a: a.reshape(20, -1), "x_train must be"),
+        ("x_train", lambda a: np.float32(0.5), "x_train must be"),
+        ("x_train", lambda a: a[:, :0], "no pixels"),
+        ("x_train", lambda a: a[:-1], "19 images, but y_train 20 labels"),
+        ("x_test", lambda a: a[:, 1:], "differ in shape"),
+        ("x_test", lambda a: a[:0], "no pixels"),
+        ("x_train", lambda a: a.astype(object), "x_train cannot be read"),
+        ("y_train", lambda a: a.astype(float), "y_train must hold integers"),
+        ("y_train", lambda a: np.eye(4)[a], "y_train must hold integers"),
+        ("y_train", lambda a: a.astype(str), "y_train must hold integers"),
+        ("y_train", lambda a: a - 1, "y_train holds the label -1"),
+        ("y_train", lambda a: a + 10**9, "without gaps"),
+        ("y_test", lambda a: a + 4, "y_test holds the label 7"),
+        ("y_test", lambda a: a[:0], "y_test is empty"),
+    ],
+)
+def test_npz_wrong_arrays(tmp_path, name, change, says):
+    content = arrays(4, 4)
+    content[name] = change(content[name])
+    path = saved(tmp_path, **content)
+    with pytest.raises(DataError, match=says) as caught:
+        Npz(path)()
+    assert path in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_npz_files_that_are_none(tmp_path):
+    whole = Path(saved(tmp_path, **arrays(12, 12)))
+    wrong = {
+        "missing.npz": None,
+        "cut.npz": whole.read_bytes()[:-40],
+        "text.npz": b"hello",
+        "empty.npz": b"",
+        "pickle.npz": pickle.dumps({"x_train": 1}),
+        "flipped.npz": bytes(byte ^ (255 if 500 < place < 700 else 0) for place, byte in enumerate(whole.read_bytes())),
+    }
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "lacking.npz", x_train=np.zeros(3), images=np.zeros(2))
+    for name, content in wrong.items():
+        if content is not None:
+            (tmp_path / name).write_bytes(content)
+    for name in [*wrong, "one.npy", "lacking.npz", "."]:
+        with pytest.raises(DataError) as caught:
+            Npz(str(tmp_path / name))()
+        assert str(tmp_path / name) in str(caught.value) and "\n" not in str(caught.value)
+    with pytest.raises(DataError, match="lacks y_train, x_test, y_test; the arrays there: x_train, images"):
+        Npz(str(tmp_path / "lacking.npz"))()
+
+
+# --- all --------------------------------------------------------------------------------------------------------
+
+
+def test_the_hooks_give_described_components():
+    found = {}
+    for module in (digits, plugin, imagefolder, npz):
+        found |= module.rkd_datasets()
+    assert sorted(found) == [
+        *("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder:PATH", "mnist", "npz:PATH", "svhn"),
+    ]
+    for name, component in found.items():
+        if isinstance(component, Family):
+            options = re.fullmatch(component.pattern, name.replace("PATH", "some/path:with colon")).groupdict()
+            assert options == {"path": "some/path:with colon"}
+            component = component.component
+        else:
+            options = {}
+        source = component(**options)
+        assert isinstance(source, DatasetSource) and source.dir is None and source.download is False
+        assert component.__doc__.strip().splitlines()[0].endswith(".")
+
+
+def test_a_constant_channel_does_not_divide_by_zero():
+    mean, std = _common.statistics(
+        ArraySplit(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8), torch.zeros(3)), (1, 2, 2)
+    )
+    assert (mean, std) == ((0.2,), (1.0,))
+
+
+def test_plugins_are_cheap_to_import():
+    """Naming the data sets may not cost the import of torchvision, scikit-learn or PIL."""
+    names = "digits, torchvision, imagefolder, npz"
+    code = (
+        f"from rkd.plugins.datasets import {names}\nimport sys\n"
+        "sys.exit(' '.join(m for m in ('torchvision', 'sklearn', 'PIL', 'scipy') if m in sys.modules) or 0)"
+    )
+    source = str(Path(plugin.__file__).parents[3])
+    environment = {**os.environ, "PYTHONPATH": source}
+    assert subprocess.run([sys.executable, "-c", code], env=environment, check=False).returncode == 0
+
+
+REAL = os.environ.get("RKD_DATA")
+
+
+@pytest.mark.skipif(not REAL, reason="RKD_DATA is not set")
+def test_the_real_mnist():
+    data = plugin.Mnist(dir=REAL)()
+    check(data)
+    assert (len(data.train), len(data.test)) == (60_000, 10_000)
+    assert data.train.labels[:5].tolist() == [5, 0, 4, 1, 9] and data.test.labels[:3].tolist() == [7, 2, 1]
+    mean, std = _common.statistics(data.train, data.shape, limit=60_000)
+    assert mean == pytest.approx(data.mean, abs=1e-4) and std == pytest.approx(data.std, abs=1e-4)
+
+
+@pytest.mark.skipif(not REAL, reason="RKD_DATA is not set")
+@pytest.mark.slow
+def test_the_real_cifar10_as_jpegs(tmp_path):
+    with tarfile.open(Path(REAL) / "cifar10-jpg.tar.gz") as archive:
+        archive.extractall(tmp_path, filter="data")
+    data = ImageFolder(str(tmp_path))()
+    check(data)
+    assert (len(data.train), len(data.test)) == (50_000, 10_000) and data.shape == (3, 32, 32)
+    assert data.classes[0] == "airplane" and data.test.labels.bincount().tolist() == [1000] * 10
+    assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.01)
