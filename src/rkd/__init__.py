@@ -14,6 +14,7 @@ _PUBLIC = {
     "RkdError": "rkd.core.errors",
     "Step": "rkd.core.step",
     "ThreatModel": "rkd.core.types",
+    "attack_plan": "rkd.api",
     "evaluate": "rkd.api",
     "hookimpl": "rkd.core.hookspecs",
     "load_student": "rkd.api",

@@ -80,6 +80,8 @@ class Dataset:
     `mean` and `std`, one number a channel of [0, 1] images, are what nets normalise with. `threat` is the
     customary attacker. `defaults` are the customary settings of a run (a recipe in a mapping, e.g.
     `{"epochs": 20, "optimizer": {"lr": 0.1}}`); everything in it yields to a recipe or an option.
+    `teachers` says per role which model a missing teacher is, and what its recipe adds:
+    `{"robust": {"model": "resnet20", "recipe": {"epochs": 30}}}`.
     `fingerprint` changes when the data changes: prepared teachers are cached under it.
     """
 
@@ -92,6 +94,7 @@ class Dataset:
     std: tuple[float, ...]
     threat: ThreatModel = field(default_factory=ThreatModel)
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
 
     def __post_init__(self) -> None:

@@ -83,7 +83,6 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     table = merge(data.defaults, method_defaults(loss, table, catalog), table)
     table.setdefault("loss", {})
     table["loss"]["name"] = name
-    table.pop("teacher_models", None)
     config = problems.catch(lambda: parse(table))
     problems.stop()
 
@@ -183,7 +182,7 @@ def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Cat
         teacher.role = teacher.role or free.pop(0)
     for role in free:
         same = getattr(loss, "prepare", {}).get(role, {}).get("student") == "same"
-        model = config.student.model if same else data.defaults.get("teacher_models", {}).get(role)
+        model = config.student.model if same else data.teachers.get(role, {}).get("model")
         if not model:
             raise ConfigError(
                 f"teachers: the loss {config.loss.name!r} needs a teacher in the role {role!r}; "

@@ -181,7 +181,7 @@ def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan) -
         "student": {**reference.options, "model": reference.model},
         "evaluate": config.evaluate.model_dump(exclude_none=True),
     }
-    custom = plan.data.defaults.get("teacher_recipes", {}).get(reference.role, {})
+    custom = plan.data.teachers.get(reference.role, {}).get("recipe", {})
     return merge(ROLE_RECIPES.get(reference.role, {}), custom, prepare, base, train)
 
 

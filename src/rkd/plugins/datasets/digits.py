@@ -59,6 +59,7 @@ class Digits:
             std=std,
             threat=ThreatModel("Linf", 38 / 255, 9.5 / 255),
             defaults={"epochs": 30, "batch_size": 64},
+            teachers={"robust": {"model": "resnet20"}, "clean": {"model": "resnet20"}},
             fingerprint=fingerprint_of(train, test),
         )
 

@@ -1,15 +1,17 @@
 """MobileNetV2 for small images: the second student of ARD, RSLAD, MTARD and most papers on CIFAR.
 
-Against torchvision's MobileNetV2: strides 1 instead of 2 in the stem and in the second stage, so that a 32x32 image has 4x4
-positions at the end; ReLU instead of ReLU6; no dropout; and a block of stride 1 that changes the number of planes has a
-shortcut convolution, where the paper's has none. All that is kuangliu/pytorch-cifar's, with its parameter names (`conv1`,
-`layers.1.conv1`, `layers.0.shortcut.0`, `conv2`, `bn2`, `linear`), which the scripts of ARD, RSLAD and MTARD share.
-Any image size works: the last pooling is global.
+Against torchvision's MobileNetV2: strides 1 instead of 2 in the stem and in the second stage, so that a 32x32
+image has 4x4 positions at the end; ReLU instead of ReLU6; no dropout; and a block of stride 1 that changes
+the number of planes has a shortcut convolution, where the paper's has none. All that is
+kuangliu/pytorch-cifar's, with its parameter names (`conv1`, `layers.1.conv1`, `layers.0.shortcut.0`, `conv2`,
+`bn2`, `linear`), which the scripts of ARD, RSLAD and MTARD share. Any image size works: the last pooling is
+global.
 
 ```bibtex
 @inproceedings{sandler2018mobilenetv2,
   title     = {{MobileNetV2}: Inverted Residuals and Linear Bottlenecks},
-  author    = {Sandler, Mark and Howard, Andrew and Zhu, Menglong and Zhmoginov, Andrey and Chen, Liang-Chieh},
+  author    = {Sandler, Mark and Howard, Andrew and Zhu, Menglong and Zhmoginov, Andrey and
+               Chen, Liang-Chieh},
   booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
   pages     = {4510--4520},
   year      = {2018}
@@ -41,7 +43,7 @@ STAGES = (
 
 
 class InvertedResidual(nn.Module):
-    """1x1 expansion, 3x3 per plane, linear 1x1: `(B, inputs, H, W)` to `(B, planes, H / stride, W / stride)`."""
+    """1x1, 3x3 per plane, linear 1x1: `(B, inputs, H, W)` to `(B, planes, H / stride, W / stride)`."""
 
     def __init__(self, inputs: int, planes: int, expansion: int, stride: int) -> None:
         super().__init__()
@@ -103,7 +105,7 @@ class MobileNetV2Small:
 
     def __post_init__(self) -> None:
         if not 0 < self.width < 100:
-            raise ConfigError(f"width = {self.width:g}: a factor above 0 (1 is the paper's net, 0.5 half of its planes)")
+            raise ConfigError(f"width = {self.width:g}: a factor above 0, such as 0.5 to halve the planes")
 
     def __call__(self, shape: Shape, classes: int) -> nn.Module:
         return MobileNetV2(shape[0], classes, self.width)

@@ -2,14 +2,17 @@
 
 Three nets go by this name:
 
-- `preact-resnet18`: kuangliu/pytorch-cifar. The shortcut convolution starts behind the block's first activation, as in the
-  paper, and nothing lies between the last block and the pooling.
-- `preact-resnet18-bn`: with the paper's last batch norm and ReLU, `bn`; the nets of Rice2020, AWP and Addepalli2021.
-- option `shortcut=raw`: the shortcut convolution takes the block's raw input (Wong2020 on RobustBench). The weights have the
-  same names and shapes, so no loader can tell: with the wrong choice a checkpoint loads and is wrong.
+- `preact-resnet18`: kuangliu/pytorch-cifar. The shortcut convolution starts behind the block's first
+  activation, as in the paper, and nothing lies between the last block and the pooling.
+- `preact-resnet18-bn`: with the paper's last batch norm and ReLU, `bn`; the nets of Rice2020, AWP and
+  Addepalli2021.
+- option `shortcut=raw`: the shortcut convolution takes the block's raw input (Wong2020 on RobustBench). The
+  weights have the same names and shapes, so no loader can tell: with the wrong choice a checkpoint loads and
+  is wrong.
 
-Parameter names are kuangliu's (`conv1`, `layer1.0.bn1`, `layer2.0.shortcut.0`, `bn`, `linear`). Against torchvision, which has
-only post-activation ResNets, the stem is a 3x3 convolution of stride 1 without pooling. Any image size works.
+Parameter names are kuangliu's (`conv1`, `layer1.0.bn1`, `layer2.0.shortcut.0`, `bn`, `linear`). Against
+torchvision, which has only post-activation ResNets, the stem is a 3x3 convolution of stride 1 without
+pooling. Any image size works.
 
 ```bibtex
 @inproceedings{he2016identity,
@@ -99,7 +102,7 @@ class PreActResNet18:
         if self.width < 1:
             problems.append(f"width = {self.width}: a ResNet needs at least 1 plane (64 in the papers)")
         if self.shortcut not in ("activated", "raw"):
-            problems.append(f"shortcut = {self.shortcut!r}: it starts at the 'activated' or the 'raw' input of a block")
+            problems.append(f"shortcut = {self.shortcut!r}: it takes the 'activated' or the 'raw' input")
         if problems:
             raise ConfigError(problems)
 

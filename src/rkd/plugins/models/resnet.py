@@ -1,11 +1,13 @@
-"""ResNet-18, -34, -50, -101 and -152 for small images: the students of ARD, RSLAD, MTARD and most papers on CIFAR.
+"""ResNet-18, -34, -50, -101 and -152 for small images: the students of most papers on CIFAR.
 
-Against torchvision's ResNets the stem is a 3x3 convolution of stride 1 without max-pooling, so that a 32x32 image
-still has 4x4 positions at the end (an 8x8 image has 1). Any image size works: the last pooling is global.
+Against torchvision's ResNets the stem is a 3x3 convolution of stride 1 without max-pooling, so that a 32x32
+image still has 4x4 positions at the end (an 8x8 image has 1). Any image size works: the last pooling is
+global.
 
-Parameter names are those of kuangliu/pytorch-cifar (`conv1`, `layer1.0.bn1`, `layer2.0.shortcut.0`, `linear`), which the
-scripts of TRADES, ARD, RSLAD, MTARD, IAD, AdaAD and RobustBench's `ResNet18` share: their checkpoints load as they are.
-Those nets normalise outside or not at all (TRADES' and RSLAD's take plain [0, 1] images).
+Parameter names are those of kuangliu/pytorch-cifar (`conv1`, `layer1.0.bn1`, `layer2.0.shortcut.0`,
+`linear`), which the scripts of TRADES, ARD, RSLAD, MTARD, IAD, AdaAD and RobustBench's `ResNet18` share:
+their checkpoints load as they are. Those nets normalise outside or not at all (TRADES' and RSLAD's take plain
+[0, 1] images).
 
 ```bibtex
 @inproceedings{he2016deep,

@@ -1,14 +1,14 @@
 """He's ResNets for CIFAR with 16, 32 and 64 planes, depth 6n + 2: MTARD's clean teacher is the ResNet-56.
 
-Where the shape changes, shortcut A of the paper's CIFAR experiments is free of parameters: it takes every second pixel
-and fills the new planes with zeros, half of them before and half behind. Shortcut B is a 1x1 convolution with batch norm.
-torchvision has no such nets. Any image size works: the last pooling is global.
+Where the shape changes, shortcut A of the paper's CIFAR experiments is free of parameters: it takes every
+second pixel and fills the new planes with zeros, half of them before and half behind. Shortcut B is a 1x1
+convolution with batch norm. torchvision has no such nets. Any image size works: the last pooling is global.
 
 Two families of public checkpoints, told apart by shortcut and names:
 
 - akamaster/pytorch_resnet_cifar10 (A): `conv1`, `layer1.0.conv1`, `linear`. The names used here.
-- chenyaofo/pytorch-cifar-models (B), from which MTARD has its clean ResNet-56: `fc` and `downsample` for what is called
-  `linear` and `shortcut` here (`renamed_keys`). The model is `resnet56-B`.
+- chenyaofo/pytorch-cifar-models (B), from which MTARD has its clean ResNet-56: `fc` and `downsample` for what
+  is called `linear` and `shortcut` here (`renamed_keys`). The model is `resnet56-B`.
 
 ```bibtex
 @inproceedings{he2016deep,
@@ -105,7 +105,7 @@ def check(depth: int, shortcut: str, width: int) -> None:
     problems = []
     if depth < 8 or (depth - 2) % 6:
         near = max(8, 6 * round((depth - 2) / 6) + 2)
-        problems.append(f"depth {depth}: a CIFAR ResNet has 6n + 2 layers (8, 14, 20, ...), the nearest is {near}")
+        problems.append(f"depth {depth}: a CIFAR ResNet has 6n + 2 layers, the nearest is {near}")
     if shortcut not in ("A", "B"):
         problems.append(f"shortcut = {shortcut!r}: there are A (zero padding) and B (1x1 convolution)")
     if width < 2 or width % 2:
@@ -116,7 +116,7 @@ def check(depth: int, shortcut: str, width: int) -> None:
 
 @dataclass
 class AnyDepth:
-    """ResNet for CIFAR of any depth 6n + 2 with shortcut A or B, such as resnet56-B (MTARD's clean teacher)."""
+    """ResNet for CIFAR of depth 6n + 2 with shortcut A or B, such as resnet56-B (MTARD's clean teacher)."""
 
     depth: int
     shortcut: Literal["A", "B"] = "A"
@@ -189,7 +189,8 @@ class ResNet110(Variant):
 
 @hookimpl
 def rkd_models():
-    named = {f"resnet{part.depth}": part for part in (ResNet8, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110)}
+    variants = (ResNet8, ResNet20, ResNet32, ResNet44, ResNet56, ResNet110)
+    named = {f"resnet{variant.depth}": variant for variant in variants}
     # The letter keeps the pattern apart from resnet18, resnet34, resnet50, ... of resnet.py.
     family = Family(r"resnet(?P<depth>\d+)-(?P<shortcut>[AB])", AnyDepth, ("resnet56-B", "resnet20-A"))
     return {**named, "resnetDEPTH-SHORTCUT": family}

@@ -1,16 +1,17 @@
-"""Small nets: a CNN for digits and MNIST, the CNN of defensive distillation, and a plain multilayer perceptron.
+"""Small nets: a CNN for digits and MNIST, the CNN of defensive distillation, and a multilayer perceptron.
 
-`small-cnn` is rkd's own: three stages of `blocks` 3x3 convolutions with batch norm and ReLU, 16, 32 and 64 planes, the last two
-halving the image, averaged to 2x2 positions before the linear layer. 25,978 parameters for one channel and 10 classes,
-74,586 with `blocks=2`, whatever the image size. Two choices come from adversarial training on digits (38/255, 25 epochs,
-3 seeds): strides gave 82 % under PGD-20 where max-pooling gave 74 %; and on the same digits at 28x28, where a single
-position would see too little of the image, 2x2 positions gave 92 % clean after 6 epochs against 29 %.
+`small-cnn` is rkd's own: three stages of `blocks` 3x3 convolutions with batch norm and ReLU, 16, 32 and 64
+planes, the last two halving the image, averaged to 2x2 positions before the linear layer. 25,978 parameters
+for one channel and 10 classes, 74,586 with `blocks=2`, whatever the image size. Two choices come from
+adversarial training on digits (38/255, 25 epochs, 3 seeds): strides gave 82 % under PGD-20 where max-pooling
+gave 74 %; and on the same digits at 28x28, where a single position would see too little of the image, 2x2
+positions gave 92 % clean after 6 epochs against 29 %.
 
-`papernot-cnn` is the net of Papernot et al.: two 3x3 convolutions, pooling, two more, pooling, two hidden layers with
-dropout. The paper does not say how it pads. `padding=valid` is Carlini and Wagner's re-implementation (312,202 parameters
-on MNIST), which shrinks the image and needs 16x16 at least; the default `same` takes any size. Carlini and Wagner drop
-units out behind the first hidden layer only, the paper "in the fully connected layers": here behind both.
-The softmax and its temperature belong to the loss.
+`papernot-cnn` is the net of Papernot et al.: two 3x3 convolutions, pooling, two more, pooling, two hidden
+layers with dropout. The paper does not say how it pads. `padding=valid` is Carlini and Wagner's
+re-implementation (312,202 parameters on MNIST), which shrinks the image and needs 16x16 at least; the default
+`same` takes any size. Carlini and Wagner drop units out behind the first hidden layer only, the paper "in the
+fully connected layers": here behind both. The softmax and its temperature belong to the loss.
 
 No public PyTorch checkpoints; torchvision has no such nets.
 

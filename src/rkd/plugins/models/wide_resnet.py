@@ -1,18 +1,22 @@
-"""Wide ResNets, the usual robust teachers: WRN-DEPTH-WIDTH with 16, 32 and 64 times WIDTH planes, DEPTH 6n + 4.
+"""Wide ResNets, the usual robust teachers: WRN-DEPTH-WIDTH with 6n + 4 layers.
 
-Two layouts, whose public checkpoints differ in names and in one detail of the arithmetic:
+The three stages have 16, 32 and 64 times WIDTH planes. Two layouts, whose public checkpoints differ in names
+and in one detail of the arithmetic:
 
-- `wrn34-10` (ReLU): the layout of TRADES (`conv1`, `block1.layer.0.bn1`, `block1.layer.0.convShortcut`, `bn1`, `fc`), which
-  ARD, RSLAD, MTARD, LBGAT, AWP, LTD and RobustBench's `WideResNet` share. Their nets take plain [0, 1] images, mostly.
-  Many of their files hold a second copy of the first stage, `sub_block1`, that no forward ever ran (`ignored_keys`).
-- `wrn28-10-swish` (SiLU): DeepMind's layout (`init_conv`, `layer.0.block.0.batchnorm_0`, `batchnorm`, `logits`) of the
-  Gowal2020, Rebuffi2021, Pang2022 and Wang2023 checkpoints. RSLAD's and MTARD's teachers on CIFAR-100 are
-  `wrn70-16-swish` and, clean, `wrn22-6-swish`. A convolution of stride 2 pads behind only, as TensorFlow does (`SAME`).
-  These nets normalise inside; RobustBench's files hold the two numbers as `mean` and `std` (`normalization_keys`).
-  RSLAD's script normalises CIFAR-100 images with the numbers of CIFAR-10, RobustBench with those of CIFAR-100.
+- `wrn34-10` (ReLU): the layout of TRADES (`conv1`, `block1.layer.0.bn1`, `block1.layer.0.convShortcut`,
+  `bn1`, `fc`), which ARD, RSLAD, MTARD, LBGAT, AWP, LTD and RobustBench's `WideResNet` share. Their nets take
+  plain [0, 1] images, mostly. Many of their files hold a second copy of the first stage, `sub_block1`, that
+  no forward ever ran (`ignored_keys`).
+- `wrn28-10-swish` (SiLU): DeepMind's layout (`init_conv`, `layer.0.block.0.batchnorm_0`, `batchnorm`,
+  `logits`) of the Gowal2020, Rebuffi2021, Pang2022 and Wang2023 checkpoints. RSLAD's and MTARD's teachers on
+  CIFAR-100 are `wrn70-16-swish` and, clean, `wrn22-6-swish`. A convolution of stride 2 pads behind only, as
+  TensorFlow does (`SAME`). These nets normalise inside; RobustBench's files hold the two numbers as `mean`
+  and `std` (`normalization_keys`). RSLAD's script normalises CIFAR-100 images with the numbers of CIFAR-10,
+  RobustBench with those of CIFAR-100.
 
-torchvision's `wide_resnet50_2` is a bottleneck ResNet for large images, another net. Any image size works here: the last
-pooling is global, and `SAME` padding is computed for odd sizes too, where DeepMind's PyTorch code has no answer.
+torchvision's `wide_resnet50_2` is a bottleneck ResNet for large images, another net. Any image size works
+here: the last pooling is global, and `SAME` padding is computed for odd sizes too, where DeepMind's PyTorch
+code has no answer.
 
 ```bibtex
 @inproceedings{zagoruyko2016wide,
@@ -139,7 +143,7 @@ class SwishWideResNet(nn.Module):
     """DeepMind's wide ResNet with the parameter names of their PyTorch model zoo."""
 
     normalization_keys: ClassVar[tuple[str, str]] = ("mean", "std")
-    """Keys in RobustBench's files of what the net normalises with; here normalisation lies outside of the net."""
+    """Keys in RobustBench's files of what the net normalises with, which lies outside of the net here."""
 
     def __init__(self, blocks: int, channels: int, classes: int, width: int) -> None:
         super().__init__()
@@ -163,9 +167,9 @@ def check(depth: int, width: int, dropout: float = 0.0) -> None:
     problems = []
     if depth < 10 or (depth - 4) % 6:
         near = max(10, 6 * round((depth - 4) / 6) + 4)
-        problems.append(f"depth {depth}: a wide ResNet has 6n + 4 layers (10, 16, 22, 28, 34, ...), the nearest is {near}")
+        problems.append(f"depth {depth}: a wide ResNet has 6n + 4 layers, the nearest is {near}")
     if width < 1:
-        problems.append(f"width {width}: the widening factor of a wide ResNet is at least 1 (wrn34-10 has 10)")
+        problems.append(f"width {width}: a wide ResNet widens at least 1 times (wrn34-10: 10 times)")
     if not 0 <= dropout < 1:
         problems.append(f"dropout = {dropout:g}: a probability from 0 to below 1")
     if problems:

@@ -1,0 +1,92 @@
+"""rkd from Python: train, evaluate, load. `import rkd` hands these out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from rkd.core.data import ArraySplit, Dataset, Split
+from rkd.core.evaluate import Evaluation
+from rkd.core.evaluate import evaluate as _evaluate
+from rkd.core.step import AttackPlan
+from rkd.core.types import ThreatModel
+from rkd.registry.catalog import Catalog, load_catalog
+from rkd.registry.config import merge, read_recipe
+from rkd.registry.execute import Reporter, execute
+from rkd.registry.load import load_run
+
+
+@cache
+def catalog() -> Catalog:
+    """Everything that the installed plugins provide, loaded once."""
+    return load_catalog()
+
+
+def train(
+    recipe: str | Path | None = None,
+    settings: Mapping[str, Any] | None = None,
+    *,
+    out: str | Path,
+    reporter: Reporter | None = None,
+) -> dict[str, Any]:
+    """Carry out a run in the new folder `out`, as `rkd run` does. Returns its results.
+
+        rkd.train(settings={"loss": {"name": "rslad"}, "epochs": 20}, out="runs/mine")
+
+    `recipe` is a shipped recipe's name or a TOML file; `settings` go on top. Raises `rkd.RkdError`.
+    """
+    table = merge(read_recipe(recipe) if recipe else {}, settings or {})
+    return execute(table, catalog(), Path(out), reporter)
+
+
+def load_student(run: str | Path) -> nn.Module:
+    """The student of a finished run: eval mode, frozen, images `(B, C, H, W)` in [0, 1] to logits `(B, K)`."""
+    return load_run(run, catalog()).net
+
+
+def evaluate(
+    module: nn.Module,
+    data: Dataset | Split | tuple[Tensor, Tensor],
+    attacks: Sequence[str] | Mapping[str, AttackPlan] = ("fgsm", "pgd-sat", "cw"),
+    *,
+    eps: float | None = None,
+    threat: ThreatModel | None = None,
+    classes: int | None = None,
+    seed: int = 0,
+    batch_size: int = 256,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+) -> Evaluation:
+    """Clean and attacked accuracy of any module that takes images in [0, 1] and returns logits.
+
+        rkd.evaluate(net, (images, labels), ["pgd-sat"], eps=8/255).summary()
+
+    `data` is a data set (its test part), a split, or images `(N, C, H, W)` with labels `(N,)`. The threat is `threat`,
+    else the data set's, else Linf 8/255; `eps` changes its radius. The module is left as it was.
+    """
+    split: Split
+    if isinstance(data, Dataset):
+        split, threat, classes = data.test, threat or data.threat, len(data.classes)
+    elif isinstance(data, tuple):
+        split = ArraySplit(*data)
+    else:
+        split = data
+    threat = threat or ThreatModel()
+    if eps is not None:
+        threat = threat.with_eps(eps)
+    plans = attacks if isinstance(attacks, Mapping) else {name: attack_plan(name) for name in attacks}
+    return _evaluate(
+        module, split, plans, threat=threat, classes=classes or int(split.labels.max()) + 1, seed=seed,
+        batch_size=batch_size, limit=limit, device=device,
+    )  # fmt: skip
+
+
+def attack_plan(attack: str, objective: str | None = None, **options: Any) -> AttackPlan:
+    """An attack by name with what it maximises (its own goal, or cross-entropy, if none is named)."""
+    search = catalog().create("attack", attack, options)
+    return AttackPlan(search, catalog().create("objective", objective or getattr(search, "objective", "ce")))

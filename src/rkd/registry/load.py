@@ -1,0 +1,52 @@
+"""Nets of finished runs and of weights files, ready to be used."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rkd.core.errors import RkdError
+from rkd.core.nets import Net
+from rkd.core.runfolder import RunFolder
+from rkd.core.types import ThreatModel
+from rkd.core.weights import load_into, read_weights
+
+from .catalog import Catalog
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A net that takes images in [0, 1], with what its run says about it."""
+
+    net: Net
+    card: Mapping[str, Any]
+
+    @property
+    def threat(self) -> ThreatModel:
+        return ThreatModel(**self.card["threat"])
+
+
+def load_run(path: Path | str, catalog: Catalog) -> Loaded:
+    """The student of a finished run. Raises RkdError, WeightsError."""
+    folder = RunFolder.open(path)
+    card = folder.read_json(folder.card)
+    try:
+        factory = catalog.create("model", card["model"], card["options"], "student")
+        arch = factory(tuple(card["shape"]), len(card["classes"]))
+        net = Net(arch, card["mean"], card["std"])
+    except (KeyError, TypeError) as error:
+        raise RkdError(f"{folder.card} is not a student's card: {error!r}") from None
+    load_into(arch, folder.load_weights(folder.weights), str(folder.weights))
+    return Loaded(net.eval().requires_grad_(False), card)
+
+
+def load_file(
+    path: Path | str, model: str, shape: tuple[int, int, int], classes: int, catalog: Catalog,
+    mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,), options: Mapping[str, Any] | None = None,
+) -> Net:  # fmt: skip
+    """A net of architecture `model` with weights from a file. Raises WeightsError, UnknownName."""
+    arch = catalog.create("model", model, options or {}, "model")(shape, classes)
+    load_into(arch, read_weights(path), f"{path} (for {model})")
+    return Net(arch, mean, std).eval().requires_grad_(False)
