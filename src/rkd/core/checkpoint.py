@@ -46,11 +46,11 @@ def load_state(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             tree = json.loads((file.metadata() or {})["rkd_state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        return _join(tree, tensors)
     except FileNotFoundError:
         raise WeightsError(f"there is no checkpoint {path}") from None
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise WeightsError(f"{path} is not a readable checkpoint: {error}") from None
-    return _join(tree, tensors)
 
 
 def save_weights(path: Path, state: Mapping[str, Tensor]) -> None:
@@ -71,8 +71,9 @@ def load_weights(path: Path) -> dict[str, Tensor]:
 
 def _split(value: Any, tensors: dict[str, Tensor], path: str) -> Any:
     if isinstance(value, Tensor):
-        tensors[path] = value.detach().cpu().contiguous().clone()
-        return {"$tensor": path}
+        name = f"{len(tensors)}{path}"  # numbered: keys that hold slashes, or 1 beside "1", make equal paths
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"$tensor": name}
     if isinstance(value, Mapping):
         # Optimisers key their state by integers, JSON by strings: pairs keep both.
         pairs = [[key, _split(inner, tensors, f"{path}/{key}")] for key, inner in value.items()]

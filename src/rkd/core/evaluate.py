@@ -82,6 +82,8 @@ class Evaluation:
         }
 
 
+# Tensors of inference mode take no part in gradients, which attacks need, whatever the caller's own mode.
+@torch.inference_mode(False)
 def evaluate(
     net: nn.Module,
     split: Split,
@@ -125,7 +127,7 @@ def evaluate(
         standing = survived.nonzero().squeeze(1)
         report(name, len(positions) - len(standing), len(positions))
         done = len(positions) - len(standing)
-        for places in standing.split(batch_size):
+        for places in standing.split(batch_size) if len(standing) else ():  # an empty tensor splits into one part
             survived[places] = _attacked(net, split, positions[places], plan, threat, key(seed, name), device)
             done += len(places)
             report(name, done, len(positions))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from .types import Mode
 
@@ -16,11 +17,13 @@ def running(net: nn.Module, mode: Mode) -> Iterator[None]:
     """Inside, `net` runs in `mode`; afterwards each module has the flags it had.
 
     `frozen` is `train` with batch statistics that are used but not recorded: batch norm looks at
-    `track_running_stats` to decide whether its running mean and variance take part at all.
+    `track_running_stats` to decide whether its running mean and variance take part at all. Instance norm does not
+    look: its running ones are taken away meanwhile.
     """
     training = mode != "eval"
     flags: list[tuple[nn.Module, bool]] = []
     tracking: list[_NormBase] = []
+    taken: list[tuple[_InstanceNorm, Tensor | None, Tensor | None]] = []
     try:
         for module in net.modules():
             if module.training != training:
@@ -29,12 +32,17 @@ def running(net: nn.Module, mode: Mode) -> Iterator[None]:
             if mode == "frozen" and isinstance(module, _NormBase) and module.track_running_stats:
                 tracking.append(module)
                 module.track_running_stats = False
+                if isinstance(module, _InstanceNorm):
+                    taken.append((module, module.running_mean, module.running_var))
+                    module.running_mean = module.running_var = None
         yield
     finally:
         for module, flag in flags:
             module.training = flag
         for norm in tracking:
             norm.track_running_stats = True
+        for instance, mean, variance in taken:
+            instance.running_mean, instance.running_var = mean, variance
 
 
 @contextmanager

@@ -34,10 +34,14 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.std
         if self.autocast is None:
-            return self.arch(x).float()
-        # The weight cache would keep casts of frozen weights for a later forward that needs gradients.
-        with torch.autocast(x.device.type, self.autocast, cache_enabled=False):
             logits = self.arch(x)
+        else:
+            # The weight cache would keep casts of frozen weights for a later forward that needs gradients.
+            with torch.autocast(x.device.type, self.autocast, cache_enabled=False):
+                logits = self.arch(x)
+        if not isinstance(logits, Tensor):
+            what = f"{type(self.arch).__name__} returned {type(logits).__name__}"
+            raise Refused(f"a net must return a tensor of logits, {what}")
         return logits.float()
 
 

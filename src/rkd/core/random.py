@@ -34,7 +34,11 @@ def forked(seed: int | None, device: torch.device | str = "cpu") -> Iterator[Non
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         if seed is not None:
-            torch.manual_seed(seed)
+            # Not torch.manual_seed: it would seed other devices too, whose state nobody has kept.
+            torch.default_generator.manual_seed(seed)
+            for used in devices:
+                with torch.cuda.device(used):
+                    torch.cuda.manual_seed(seed)
         yield
 
 
@@ -50,7 +54,7 @@ class Noise:
         self._draws = 0
 
     def uniform(self, shape: Sequence[int], low: float = 0.0, high: float = 1.0) -> Tensor:
-        """`(B, *shape)` float32 in [low, high), each sample's numbers its own."""
+        """`(B, *shape)` float32 from low to high (which rounding may reach), each sample's numbers its own."""
         return low + (high - low) * self._unit(shape)
 
     def normal(self, shape: Sequence[int]) -> Tensor:

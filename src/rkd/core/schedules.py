@@ -135,6 +135,9 @@ def _line(kind: type[Ramp] | type[Cosine], plain: list[str], named: dict[str, st
 
 def _drops(plain: list[str], named: dict[str, str]) -> Schedule:
     start, *when = [parse_number(word) for word in plain]
+    _check_progress(when)
+    if when != sorted(when):
+        raise ValueError("the progress of the drops must grow")
     return Drops(start, tuple(when), **{key: parse_number(value) for key, value in named.items()})
 
 
@@ -142,7 +145,10 @@ def _points(plain: list[str], named: dict[str, str]) -> Schedule:
     if named:
         raise ValueError("points takes progress:value pairs only")
     pairs = [word.split(":") for word in plain]
+    if any(len(pair) != 2 for pair in pairs):
+        raise ValueError("expected progress:value pairs, such as 0:0, 0.3:1")
     points = tuple((parse_number(p), parse_number(v)) for p, v in pairs)
+    _check_progress([p for p, _ in points])
     if any(a[0] >= b[0] for a, b in zip(points, points[1:], strict=False)):
         raise ValueError("the progress of the points must grow")
     return Points(points)
@@ -156,6 +162,11 @@ _FORMS = {
 }
 
 
+def _check_progress(values: list[float]) -> None:
+    if wrong := [value for value in values if not 0 <= value <= 1]:
+        raise ValueError(f"progress goes from 0 to 1, got {wrong[0]:g}; epoch 215 of 300 is 215/300")
+
+
 def _share(progress: float, since: float, until: float) -> float:
     if until <= since:
         return 1.0
@@ -163,8 +174,10 @@ def _share(progress: float, since: float, until: float) -> float:
 
 
 def _show(value: float) -> str:
-    shown = fraction(value)
-    return shown if abs(parse_number(shown) - value) < 1e-12 else repr(value)
+    for shown in (f"{value:.6g}", fraction(value)):
+        if parse_number(shown) == value:
+            return shown
+    return repr(float(value))
 
 
 def _span(since: float, until: float) -> str:

@@ -69,6 +69,12 @@ class Step:
         self._noise_key = noise_key
         self._on_query = on_query
         self._searching: tuple[View, Mode] | None = None
+        self._open: tuple[View, ...] = ()
+        if twice := [view for view in batch.views if view in self._attacks]:
+            raise Refused(
+                f"an augmentation and an attack both make the view {twice[0]!r}: take one of them out, or give the "
+                "attack another view"
+            )
         self._images: dict[View, Tensor] = {"clean": batch.x, **batch.views}
         self._student_logits: dict[tuple[View, Mode], Tensor] = {}
         self._teacher_logits: dict[tuple[str, View], Tensor] = {}
@@ -100,10 +106,10 @@ class Step:
 
     def students(self, *views: View, mode: Mode = "train") -> tuple[Tensor, ...]:
         """The student's logits on several views. The order named is the order run."""
-        if self._searching and mode == "train":
+        if self._searching:  # memoised, they would reach the loss without a gradient to the weights
             raise Refused(
-                "an objective asked for the student's train-mode logits in the middle of an attack, "
-                "where its weights are frozen; use step.probe_logits(view)"
+                "an objective asked for the student's logits in the middle of an attack, where its weights are frozen; "
+                "use step.probe_logits(view)"
             )
         missing = {view: self.image(view) for view in views if (view, mode) not in self._student_logits}
         if missing:
@@ -167,7 +173,7 @@ class Step:
             on_query=self._on_query,
         )  # fmt: skip
         part.used = self.used
-        part._searching = self._searching
+        part._searching, part._open = self._searching, self._open
         part._images = {view: x[keep] for view, x in self._images.items()}
         part._teacher_logits = {name: logits[keep] for name, logits in self._teacher_logits.items()}
         part._probed = {name: logits[keep] for name, logits in self._probed.items()}
@@ -194,8 +200,14 @@ class Step:
                 if view != "adv"
                 else f"an attack is needed for the view 'adv' (there is {there}); type --attack NAME"
             )
+        if view in self._open:
+            raise Refused(
+                f"the attack that makes the view {view!r} asks for that very view: its objective must use the images "
+                "it is given"
+            )
         plan = self._attacks[view]
         outer, self._searching = self._searching, (view, plan.attack.mode)
+        self._open = (*self._open, view)
         noise = Noise(key(self._noise_key, view), self.batch.index)
         device = self.batch.x.device
         # Only a train-mode search (dropout) may touch the global generator: leave it as it was.
@@ -209,9 +221,16 @@ class Step:
             ):
                 x = self.batch.x.clone() if self.batch.x.is_inference() else self.batch.x.detach()
                 target = StepTarget(self, plan.objective, self._watched(probe, view), noise)
-                return plan.attack(x, target).detach()
+                x_adv = plan.attack(x, target).detach()
         finally:
             self._searching = outer
+            self._open = self._open[:-1]
+        if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+            raise Refused(
+                f"the attack that makes the view {view!r} returned {x_adv.dtype} images {tuple(x_adv.shape)} for "
+                f"{x.dtype} ones {tuple(x.shape)}"
+            )
+        return x_adv
 
     def _watched(self, probe: Probe, view: View) -> Probe:
         on_query = self._on_query

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
-from .checkpoint import to_cpu
+from .checkpoint import finite, to_cpu
 from .cost import Count, counting
-from .data import Dataset, Loader, Split
-from .errors import Refused, RkdError, TrainingFailed
+from .data import Dataset, Loader, Split, check_images
+from .errors import DataError, Refused, RkdError, TrainingFailed
 from .evaluate import evaluate
 from .hookspecs import RunHooks
 from .interfaces import Loss, Scheduler, Teacher
@@ -84,7 +84,8 @@ class Run:
             self.teachers,
             self.attacks,
             threat=self.data.threat,
-            knobs=self.knobs,
+            # A copy: values set during this step act in the next one, also if the loss is computed again (AWP).
+            knobs=dict(self.knobs),
             progress=self.progress,
             lr_scale=at(self.lr_schedule, self.progress),
             noise_key=key(self.seed, "step", self.epoch, self.batch_number),
@@ -234,6 +235,8 @@ def _epoch(run: Run) -> dict[str, Any]:
     means = {name: float(value) / batches for name, value in sums.items()}
     if not math.isfinite(means["loss"]):
         _diverged(run, torch.tensor(means["loss"]))
+    if not finite(dict(run.student.net.named_parameters())):  # a finite loss may have a gradient that is not
+        raise TrainingFailed(f"a weight is no longer finite after epoch {run.epoch}, though the loss was. {_ADVICE}")
     metrics: dict[str, Any] = {"epoch": run.epoch, "lr": rate, **means}
     metrics |= {f"weight.{name}": float(weight(run, name, run.progress)) for name in run.terms}
     metrics |= {
@@ -259,12 +262,14 @@ def update(run: Run, batch: Batch) -> Tensor:
     return run.loss_value
 
 
+_ADVICE = "Try a smaller learning rate (--lr), or --set optimizer.clip_gradient=1"
+
+
 def _diverged(run: Run, loss: Tensor) -> None:
     terms = ", ".join(f"{name} = {float(term.mean()):g}" for name, term in run.terms.items())
     kept = f"; the last good state is {run.folder.last}" if run.folder and run.folder.last.exists() else ""
     raise TrainingFailed(
-        f"the loss became {float(loss):g} in epoch {run.epoch}, batch {run.batch_number} ({terms}){kept}. "
-        "Try a smaller learning rate (--lr), or --set optimizer.clip_gradient=1"
+        f"the loss became {float(loss):g} in epoch {run.epoch}, batch {run.batch_number} ({terms}){kept}. {_ADVICE}"
     )
 
 
@@ -341,6 +346,11 @@ def dry_step(run: Run, samples: int = 2) -> CostCard:
             raise Refused("the loss does not depend on the student: no weight would ever move")
         loss.backward()
     seconds = time.perf_counter() - started
+    for view in sorted(step.used.views):
+        try:
+            check_images(step.image(view))
+        except DataError as error:
+            raise Refused(f"what makes the view {view!r} is at fault: {error}") from None
     if not bool(loss.isfinite()):
         raise Refused(f"the loss is {float(loss.detach()):g} on the first images, before any training")
     _check_used(trial, step)

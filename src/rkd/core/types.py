@@ -68,6 +68,6 @@ class ThreatModel:
 def fraction(value: float) -> str:
     """`value` as the field writes it: `8/255` where it is a multiple of 1/255, else a short decimal."""
     times = value * 255
-    if value and abs(times - round(times)) < 1e-6:
+    if round(times) and abs(times - round(times)) < 1e-6:
         return f"{round(times)}/255"
     return f"{value:.6g}"

@@ -61,6 +61,7 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     """
     ignored = tuple(getattr(net, "ignored_keys", ()))
     wanted = net.state_dict()
+    state = _fitting(state, wanted)
     state = {key: value for key, value in state.items() if key in wanted or not key.startswith(ignored or "\0")}
     missing = [key for key in wanted if key not in state]
     # Checkpoints older than torch 0.4.1 do not count batches; the counter takes no part in eval mode.
@@ -88,9 +89,20 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     net.load_state_dict(state)
 
 
+def _fitting(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """`state` with or without prefixes, whichever fits more: a net's own names may begin with `net.` or `model.`."""
+    bare = strip_prefixes(state)
+    first = next(iter(wanted), "")
+    own = first.removesuffix(next(iter(strip_prefixes(wanted)), ""))
+    candidates = (state, bare, {own + key: value for key, value in bare.items()})
+    return max(candidates, key=lambda names: sum(key in wanted for key in names))
+
+
 def _unwrap(content: Any, path: Path) -> Mapping[str, Tensor]:
     for _ in range(3):
-        if isinstance(content, Mapping) and content and all(isinstance(v, Tensor) for v in content.values()):
+        if isinstance(content, Mapping) and content and all(
+            isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+        ):
             return content
         inner = next((content[k] for k in _WRAPPERS if isinstance(content, Mapping) and k in content), None)
         if inner is None:

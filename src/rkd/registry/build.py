@@ -68,7 +68,7 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     Order: the schema's defaults < the data set's < the method's < `table`. Raises ConfigError.
     """
     problems = _Problems()
-    first = problems.catch(lambda: parse(table))
+    first = problems.catch(lambda: parse(_with_names(table)))
     data = problems.catch(lambda: load_data(first or _partial(table), catalog))
     name = _name_of(table.get("loss"), "mtard-anl")
     given = table.get("loss")
@@ -80,13 +80,20 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     if data is None or loss is None or first is None:
         _check_names(table, catalog, problems)
         problems.stop()
-    table = merge(data.defaults, method_defaults(loss, table, catalog), table)
+    method = method_defaults(loss, table, catalog)
+    table = merge(_customs(data, method, table), method, table)
     table.setdefault("loss", {})
     table["loss"]["name"] = name
+    for part in ("attack", "objective"):
+        if isinstance(table.get(part), Mapping) and "name" not in table[part]:
+            given_options = ", ".join(f"{part}.{option}" for option in table[part])
+            problems.found.append(f"{given_options}: the loss {name!r} runs no attack, so there is nothing to set")
+            del table[part]
     config = problems.catch(lambda: parse(table))
-    problems.stop()
+    if config is None:
+        problems.stop()
 
-    data = _with_threat(data, config)
+    data = problems.catch(lambda: _with_threat(data, config)) or data
     attacks = {}
     if config.attack:
         attacks["adv"] = problems.catch(lambda: _plan(config.attack, config.objective, catalog, problems))
@@ -115,7 +122,7 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
             f"evaluate.limit: {config.evaluate.limit} is above the {len(data.test)} test images of {data.name}"
         )
     validation = None
-    if config.validate_.steps and config.data.validation:
+    if config.validate_.steps and (config.data.validation or config.validate_.on == "test"):
         validation = problems.catch(
             lambda: AttackPlan(
                 catalog.create("attack", "pgd", {"steps": config.validate_.steps, "start": "uniform"}, "validate"),
@@ -180,8 +187,9 @@ def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Cat
         free = []  # a single teacher may come in another role than the usual one: the role says how to prepare it
     for teacher in config.teachers:
         teacher.role = teacher.role or free.pop(0)
+    recipes = {} if isinstance(loss, type) else getattr(loss, "prepare", {})
     for role in free:
-        same = getattr(loss, "prepare", {}).get(role, {}).get("student") == "same"
+        same = recipes.get(role, {}).get("student") == "same"
         model = config.student.model if same else data.teachers.get(role, {}).get("model")
         if not model:
             raise ConfigError(
@@ -228,12 +236,18 @@ def build(
     config, data = plan.config, plan.data
     device = choose_device(config.device)
     net = build_net(config.student.model, config.student.options, data, catalog, config.seed)
+    if config.student.normalize == "none":
+        net = Net(net.arch)
     net.autocast = choose_precision(config.precision, device)
     student = NetStudent(net.to(device))
     for name, options in config.student.conversions.items():
+        if options is False:
+            continue
         student = catalog.create("student", name, options, f"student.conversions.{name}")(student)
     student.net.to(device)
     train, held_out = hold_out(data.train, config.data.validation, config.seed)
+    if config.validate_.on == "test":
+        held_out = data.test
     validation = None
     if held_out is not None:
         rules = config.validate_
@@ -340,14 +354,19 @@ def _fill_in(
         _set_options(config.objective, attacks["adv"].objective)
     for view, attack in config.attacks.items():
         _set_options(attack, attacks[view].attack)
-    config.schedulers = {name: values_of(instance) for name, instance in schedulers.items()}
-    config.augments = {name: values_of(instance) for name, instance in augments.items()}
-    config.extensions = {name: values_of(instance) for name, instance in extensions.items()}
-    config.student.conversions = {name: values_of(instance) for name, instance in conversions.items()}
+    config.schedulers = _all_options(config.schedulers, schedulers)
+    config.augments = _all_options(config.augments, augments)
+    config.extensions = _all_options(config.extensions, extensions)
+    config.student.conversions = _all_options(config.student.conversions, conversions)
     entry = catalog.find("model", config.student.model)
     factory = catalog.create("model", config.student.model, config.student.options, "student")
     config.student.__pydantic_extra__ = values_of(factory, entry.fixed)
     config.optimizer.schedule = plain(config.optimizer.schedule)
+
+
+def _all_options(section: Mapping[str, Any], instances: Mapping[str, Any]) -> dict[str, Any]:
+    # What was taken out stays named: otherwise the method's own part would come back when the run is repeated.
+    return {name: False if given is False else values_of(instances[name]) for name, given in section.items()}
 
 
 def _set_options(section: Any, instance: Any) -> None:
@@ -356,6 +375,20 @@ def _set_options(section: Any, instance: Any) -> None:
 
 def _name_of(table: Any, default: str | None) -> str | None:
     return table.get("name", default) if isinstance(table, Mapping) else default
+
+
+def _customs(data: Dataset, method: Mapping[str, Any], table: Mapping[str, Any]) -> Table:
+    """The data set's usual settings. What they say of the attack needs an attack, and the usual threat."""
+    customs = dict(data.defaults)
+    if "attack" not in method or table.get("threat"):
+        customs.pop("attack", None)
+    return customs
+
+
+def _with_names(table: Mapping[str, Any]) -> Table:
+    """The table with stand-ins for names that the method will bring: `--set attack.steps=20` names no attack."""
+    unnamed = [part for part in ("attack", "objective", "loss") if isinstance(table.get(part), Mapping)]
+    return merge({part: {"name": ""} for part in unnamed if "name" not in table[part]}, table)
 
 
 def _partial(table: Mapping[str, Any]) -> RunConfig:

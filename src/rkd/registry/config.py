@@ -53,10 +53,12 @@ class DataConfig(Component):
 
 
 class StudentConfig(BaseModel):
-    """`model` with its options; `conversions` in order, each with its options."""
+    """`model` with its options; `conversions` in order, each with its options; `normalize`: with the data's mean and
+    standard deviation, or not at all, as the nets of many papers."""
 
     model_config = ConfigDict(extra="allow")
     model: str = "small-cnn"
+    normalize: Literal["data", "none"] = "data"
     conversions: dict[str, Table | Literal[False]] = Field(default_factory=dict)
 
     @property
@@ -103,12 +105,14 @@ class OptimizerConfig(_Section):
 
 
 class ValidateConfig(_Section):
-    """Validation after every `every`-th epoch on at most `limit` held-out images; `select` chooses the weights kept."""
+    """Validation after every `every`-th epoch on at most `limit` held-out images; `select` chooses the weights kept.
+    `on = "test"` looks at the test images instead, as many papers do: the result is then no longer unseen data's."""
 
     every: Annotated[int, Field(ge=1)] = 1
     limit: Annotated[int, Field(ge=1)] | None = 1000
     steps: Annotated[int, Field(ge=0)] = 10
     select: Literal["w-robust", "robust", "clean", "last"] = "w-robust"
+    on: Literal["held-out", "test"] = "held-out"
 
 
 class EvaluateConfig(_Section):

@@ -81,6 +81,8 @@ def execute(
     plan = resolve(table, catalog)
     found = find_teachers(plan, catalog, reporter)
     run = build(plan, catalog, {f.reference.role: f.teacher for f in found}, extensions=reporter.training(title))
+    if plan.config.validate_.on == "test":
+        reporter.message("the weights are chosen on the TEST images, as asked: the results are not those of unseen data")
     card = dry_step(run)
     seconds = predict(run)
     reporter.cost(title, run, card, seconds)
@@ -180,7 +182,7 @@ def _finish(
         "epochs": plan.config.epochs,
         "seconds": round(time.perf_counter() - started, 1),
         "student": {
-            "model": "+".join([plan.config.student.model, *plan.config.student.conversions]),
+            "model": "+".join([plan.config.student.model, *_kept(plan.config.student.conversions)]),
             "parameters": sum(p.numel() for p in net.parameters()),
             "chosen_epoch": run.best["epoch"] if run.best else run.epochs - 1,
         }
@@ -199,6 +201,7 @@ def _continue(run: Run, reporter: Reporter) -> None:
     assert folder is not None
     if not folder.last.exists():
         reporter.message("the run has no checkpoint yet: it starts from the beginning")
+        folder.trim(0)
         return
     try:
         run.load_state(folder.load_state(folder.last))
@@ -259,6 +262,10 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
+
+
+def _kept(section: Mapping[str, Any]) -> list[str]:
+    return [name for name, options in section.items() if options is not False]
 
 
 def _plain_config(plan: Plan) -> dict[str, Any]:

@@ -64,6 +64,14 @@ from rkd.core.types import ThreatModel
 from ._common import fingerprint_of
 
 DIGITS = tuple("0123456789")
+MNIST_DEFAULTS: Mapping[str, Any] = {
+    "epochs": 8,
+    "batch_size": 128,
+    "optimizer": {"lr": 0.1, "schedule": "points(0:0, 0.2:1, 1:0)"},
+    # Small nets that are attacked with 0.3 from the start end as a constant: eps grows over the first part.
+    "attack": {"eps": "ramp(0, 0.3, until=0.4)"},
+}
+MNIST_TEACHERS: Mapping[str, Mapping[str, Any]] = {"robust": {"model": "small-cnn"}, "clean": {"model": "small-cnn"}}
 CIFAR_THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
 CIFAR_DEFAULTS: Mapping[str, Any] = {
     "epochs": 100,
@@ -92,7 +100,8 @@ class Mnist:
             mean=(0.1307,),
             std=(0.3081,),
             threat=ThreatModel("Linf", 0.3, 0.075),
-            defaults={"epochs": 20, "batch_size": 128},
+            defaults=MNIST_DEFAULTS,
+            teachers=MNIST_TEACHERS,
         )
 
 
@@ -200,6 +209,7 @@ def _dataset(
     std: tuple[float, ...],
     threat: ThreatModel,
     defaults: Mapping[str, Any],
+    teachers: Mapping[str, Mapping[str, Any]] | None = None,
     classes: Sequence[str] | None = None,
 ) -> Dataset:
     """The data set that torchvision's class `source` reads; `classes` where its own names are not wanted."""
@@ -226,6 +236,7 @@ def _dataset(
         std=std,
         threat=threat,
         defaults=defaults,
+        teachers=teachers or {},
         fingerprint=fingerprint_of(train, test),
     )
 

@@ -48,7 +48,7 @@ class AdaAD:
         return {"adv": self.alpha, "clean": lambda progress: 1 - at(self.alpha, progress)}
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
-        adv, clean = step.students("adv", "clean")
+        clean, adv = step.students("clean", "adv")
         return {
             "adv": ops.kl(adv, step.teacher(view="adv"), reduction=self.reduction),
             "clean": ops.kl(clean, step.teacher(view="clean"), reduction=self.reduction),

@@ -6,7 +6,7 @@ Terms `adv` and `clean`, each `(B,)`; no hard labels in the outer loss. `mtard` 
 lets the adaptive normalization loss (scheduler `anl`) balance them. A scheduler may set the teachers' temperatures
 `T.robust` and `T.clean`: they divide the teacher's logits only, as in B-MTARD.
 
-The official scripts average the KL over classes on both CIFAR data sets (`reduction="mean"`; on CIFAR-100 times 10).
+The official scripts average the KL over classes on both CIFAR data sets (`reduction="mean"`, on CIFAR-100 with `scale=10`).
 The weights of `anl` depend on ratios of losses, which no constant factor changes.
 
 ```bibtex
@@ -40,6 +40,7 @@ class Mtard:
 
     weights: dict[str, Schedule] = field(default_factory=lambda: {"adv": 0.5, "clean": 0.5})
     reduction: Reduction = "batchmean"
+    scale: float = 1.0
 
     roles: ClassVar = ("robust", "clean")
     defaults: ClassVar[Mapping[str, Any]] = {"attack": "pgd", "objective": "ce"}
@@ -53,8 +54,8 @@ class Mtard:
         robust = step.teacher("robust", "adv") / step.knob("T.robust")
         natural = step.teacher("clean", "clean") / step.knob("T.clean")
         return {
-            "adv": ops.kl(adv, robust, reduction=self.reduction),
-            "clean": ops.kl(clean, natural, reduction=self.reduction),
+            "adv": self.scale * ops.kl(adv, robust, reduction=self.reduction),
+            "clean": self.scale * ops.kl(clean, natural, reduction=self.reduction),
         }
 
 

@@ -4,8 +4,8 @@
 
 Terms `adv` and `clean`, each `(B,)`; the teacher sees clean images only. alpha = 5/6, T = 1.
 
-The official script averages its KL over classes on both CIFAR data sets (`reduction="mean"`; on CIFAR-100 times
-10), adds 1e-5 inside one logarithm, which shifts the value by 2e-5 and no gradient, and starts the search from
+The official script averages its KL over classes on both CIFAR data sets (`reduction="mean"`, on CIFAR-100 with
+`scale=10`), adds 1e-5 inside one logarithm, which shifts the value by 2e-5 and no gradient, and starts the search from
 0.001 randn without clipping the start to [0, 1].
 
 ```bibtex
@@ -38,6 +38,7 @@ class Rslad:
 
     alpha: Schedule = 5 / 6
     reduction: Reduction = "batchmean"
+    scale: float = 1.0
 
     roles: ClassVar = ("robust",)
     defaults: ClassVar = {"attack": "pgd", "objective": "kl-teacher"}
@@ -50,8 +51,8 @@ class Rslad:
         adv, clean = step.students("adv", "clean")
         soft = step.teacher()
         return {
-            "adv": ops.kl(adv, soft, reduction=self.reduction),
-            "clean": ops.kl(clean, soft, reduction=self.reduction),
+            "adv": self.scale * ops.kl(adv, soft, reduction=self.reduction),
+            "clean": self.scale * ops.kl(clean, soft, reduction=self.reduction),
         }
 
 

@@ -6,9 +6,8 @@ head, and the first convolution for other than 3 channels (the tag of a name pic
 `timm:resnet18.a1_in1k`). rkd normalises with the numbers of the data set, not with those of the weights.
 
 Small images: most of timm's nets shrink an image 32 times. Where that leaves nothing, or where patches do not
-fit, the images are first resized to the smallest size that works (see `_resized.py`; the parameters are then
-called `net.*`). A net that works on 32x32 is not therefore good there: it sees one position in the end.
-`resize` sets a larger side, at its cost.
+fit, the images are first resized to the smallest size that works (see `_resized.py`). A net that works on
+32x32 is not therefore good there: it sees one position in the end. `resize` sets a larger side, at its cost.
 
 ```bibtex
 @misc{wightman2019timm,
@@ -62,7 +61,9 @@ class TimmModel:
                     raise
             return timm.create_model(self.name, **options)
 
-        return fit(build, shape, classes, f"timm:{self.name}", self.resize)
+        config = timm.get_pretrained_cfg(self.name)
+        native = config.input_size[1:] if config else (224, 224)
+        return fit(build, shape, classes, f"timm:{self.name}", self.resize, native)
 
     def _check(self, timm: Any) -> None:
         """Raise for a name that timm does not know, and for weights that it cannot fetch."""
@@ -70,7 +71,8 @@ class TimmModel:
         known = timm.list_models()
         if architecture not in known:
             raise UnknownName(
-                f"timm {timm.__version__} has no architecture {architecture!r}.{did_you_mean(architecture, known)} "
+                f"timm {timm.__version__} has no architecture {architecture!r}."
+                f"{did_you_mean(architecture, known)} "
                 f"(There are {len(known)}: python -c 'import timm; print(timm.list_models())')"
             )
         tagged = timm.list_pretrained(f"{architecture}.*")

@@ -5,9 +5,8 @@ things:
 
 - another number of channels gets a new first convolution: its weights are the old ones, summed for one
   channel and else repeated, scaled to keep the response, as timm does (so pretrained weights stay of use);
-- images that are too small for a net are first resized to the smallest size that works (see `_resized.py`;
-  the parameters are then called `net.*`). vit and maxvit are built for the image size. `resize` sets a larger
-  side, at its cost;
+- images that are too small for a net are first resized to the smallest size that works (see `_resized.py`).
+  vit and maxvit are built for the image size. `resize` sets a larger side, at its cost;
 - googlenet and inception_v3 come without their auxiliary heads, whose outputs no loss here would read.
 
 `pretrained` fetches torchvision's default weights and trains a new head if there are not 1000 classes; a vit

@@ -1,0 +1,143 @@
+"""The MNIST study of docs/results/mnist.md: every seed method into one small student, beside its baselines.
+
+    python benchmarks/mnist.py --data-dir DATA [--out runs/mnist] [--seeds 0 1] [--jobs 2] [--epochs 5]
+
+Trains a robust and a clean teacher once, then each method with each seed, by the installed `rkd` command; finished
+runs are skipped, so a stopped study goes on where it was. Writes the table to --table (a Markdown file).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+RAMP = ["--set", "attack.eps=ramp(0, 0.3, until=0.5)"]
+BOTH = ["--teacher", "robust={robust}", "--teacher", "clean={clean}"]
+ROBUST = ["--teacher", "robust={robust}"]
+METHODS: dict[str, list[str]] = {
+    "ce": ["--loss", "ce"],
+    "pgd-at": ["--loss", "pgd-at", *RAMP],
+    "trades": ["--loss", "trades", *RAMP],
+    "kd (clean teacher)": ["--loss", "kd", "--teacher", "clean={clean}"],
+    "kd (robust teacher)": ["--loss", "kd", *ROBUST],
+    "defensive": ["--loss", "defensive"],
+    "ard": ["--loss", "ard", *ROBUST, *RAMP],
+    "rslad": ["--loss", "rslad", *ROBUST, *RAMP],
+    "adaad": ["--loss", "adaad", *ROBUST, *RAMP],
+    "mtard": ["--loss", "mtard", *BOTH, *RAMP],
+    "mtard-anl": ["--loss", "mtard-anl", *BOTH, *RAMP],
+    "mtard-anl + aux-bn": ["--loss", "mtard-anl", "--student", "small-cnn+aux-bn", *BOTH, *RAMP],
+}
+ATTACKS = {"fgsm": "FGSM", "pgd-sat": "PGD-SAT", "cw": "CW", "pgd": "PGD-40"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data-dir", required=True)
+    parser.add_argument("--out", type=Path, default=Path("runs/mnist"))
+    parser.add_argument("--table", type=Path, default=Path("docs/results/mnist.md"))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), help="these methods alone")
+    arguments = parser.parse_args()
+
+    common = ["--data-dir", arguments.data_dir, "--out", str(arguments.out)]
+    teachers = {"robust": arguments.out / "teacher-robust", "clean": arguments.out / "teacher-clean"}
+    with ThreadPoolExecutor(arguments.jobs) as pool:
+        jobs = [
+            pool.submit(rkd, ["mnist-teacher", *common], teachers["robust"]),
+            pool.submit(
+                rkd, ["mnist-small", *common, "--loss", "ce", "--set", "student.width=16", "--epochs", "8"], teachers["clean"]
+            ),
+        ]
+        for job in jobs:
+            job.result()
+        jobs = []
+        for seed in arguments.seeds:
+            for method in arguments.only or METHODS:
+                options = [word.format(**teachers) for word in METHODS[method]]
+                command = ["mnist-small", *common, *options, "--seed", str(seed), "--epochs", str(arguments.epochs)]
+                jobs.append(pool.submit(rkd, command, arguments.out / folder(method, seed)))
+        for job in jobs:
+            job.result()
+    write(arguments, teachers)
+
+
+def rkd(options: list[str], run: Path) -> None:
+    """One `rkd run` in a process of its own, unless its folder holds a finished run already."""
+    if (run / "evaluation.json").is_file():
+        return
+    command = [str(Path(sys.executable).with_name("rkd")), "run", *options, "--name", run.name, "-q"]
+    if (run / "config.toml").is_file():
+        command = [command[0], "run", "--resume", str(run), "-q"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    print(f"{run.name}: {'done' if done.returncode == 0 else done.stderr[-2000:]}", flush=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+
+
+def folder(method: str, seed: int) -> str:
+    name = method.replace(" + ", "+").replace(" (", "-").replace(" ", "-").replace(")", "")
+    return f"{name}-s{seed}"
+
+
+def write(arguments: argparse.Namespace, teachers: dict[str, Path]) -> None:
+    """The tables, from the runs' own files."""
+    head = "| | clean | " + " | ".join(ATTACKS.values()) + " | worst case | W-Robust (PGD-40) | minutes |"
+    lines = [head, "|---|" + "---:|" * (len(ATTACKS) + 4)]
+    for role, path in teachers.items():
+        lines.append(row(f"{role} teacher", [path]))
+    for method in arguments.only or METHODS:
+        lines.append(row(method, [arguments.out / folder(method, seed) for seed in arguments.seeds]))
+    manifest = json.loads((teachers["robust"] / "manifest.json").read_text())
+    versions = manifest["versions"]
+    about = (
+        f"Machine: {manifest['hardware']['system']}, {cpu()}, {arguments.jobs} runs at a time with one thread each. "
+        f"Python {versions['python']}, torch {versions['torch']}, rkd {versions['rkd-toolkit']}. "
+        f"Seeds of the students: {', '.join(map(str, arguments.seeds))}; the teachers are the same for all (seed 0). "
+        f"{arguments.epochs} epochs."
+    )
+    text = arguments.table.read_text() if arguments.table.is_file() else "# MNIST\n\n<!-- table -->\n<!-- end -->\n"
+    before, _, rest = text.partition("<!-- table -->")
+    _, _, after = rest.partition("<!-- end -->")
+    arguments.table.parent.mkdir(parents=True, exist_ok=True)
+    body = "\n".join(["<!-- table -->", *lines, "", about, "<!-- end -->"])
+    arguments.table.write_text(before + body + after)
+    print("\n".join([*lines, "", about]))
+
+
+def row(name: str, runs: list[Path]) -> str:
+    results = [json.loads((run / "evaluation.json").read_text())["student"] for run in runs]
+    minutes = [json.loads((run / "manifest.json").read_text())["seconds"] / 60 for run in runs]
+    columns = [[r["clean"] for r in results]]
+    columns += [[r["attacks"][attack] for r in results] for attack in ATTACKS]
+    columns += [[r["worst_case"] for r in results], [r["w_robust"]["pgd"] for r in results]]
+    cells = [spread([100 * value for value in column]) for column in columns]
+    return f"| {name} | " + " | ".join([*cells, f"{statistics.mean(minutes):.1f}"]) + " |"
+
+
+def spread(values: list[float]) -> str:
+    """The mean and, of several seeds, half the distance between the extremes."""
+    mean = f"{statistics.mean(values):.2f}"
+    return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.2f}"
+
+
+def cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or "unknown processor"
+
+
+if __name__ == "__main__":
+    main()

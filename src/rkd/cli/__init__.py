@@ -1,0 +1,48 @@
+"""The command line. One command, one file; torch, rich and the plugins are imported inside the commands, so that
+`rkd --help` and shell completion answer at once."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+
+import click
+
+from rkd import __version__
+
+from . import cite, info, list_plugins, recipes
+from . import eval as evaluate
+from . import run as train
+from .group import Commands
+from .shared import App, plugin_option
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Plugins may add commands of their own; `rkd list-plugins` shows what is installed.",
+)
+@click.version_option(__version__, prog_name="rkd")
+@click.option("--debug", is_flag=True, help="Show the traceback of an unexpected error.")
+@plugin_option
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
+    """Adversarially robust knowledge distillation: small networks that stay right under attack.
+
+    `rkd run` alone does the main job on embedded data: it prepares a robust and a clean teacher, distils them into a
+    small student and evaluates it.
+    """
+    context.ensure_object(App).debug = debug
+
+
+for command in (train.run, evaluate.evaluate, list_plugins.list_plugins, info.info, cite.cite, recipes.recipes):
+    cli.add_command(command)
+
+
+def main() -> None:
+    """The console script."""
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal without Unicode shows `?` for a formula's letters; it is no reason to fail.
+        with contextlib.suppress(AttributeError, ValueError):
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    cli.main(prog_name="rkd")

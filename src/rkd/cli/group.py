@@ -1,0 +1,107 @@
+"""The group of commands: asks plugins for commands it does not know, and turns errors into messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+import traceback
+from collections.abc import Mapping
+from typing import Any
+
+import click
+
+from rkd.core.errors import ConfigError, RkdError, did_you_mean
+
+from .shared import App
+
+MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG}
+"""Errors of the operating system that the user can mend: no traceback for these."""
+
+
+class Commands(click.Group):
+    """Exit codes: 0 done, 1 unexpected error, 2 a mistake that the user can mend, 130 interrupted."""
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        known = super().get_command(ctx, cmd_name)
+        # Completion stays without plugins, and so without torch.
+        if known is not None or ctx.resilient_parsing or cmd_name.startswith("-"):
+            return known
+        app = ctx.ensure_object(App)
+        app.terminal.message(f"there is no command {cmd_name!r} in rkd itself; asking the plugins ...", transient=True)
+        owners, broken = _plugin_commands(app)
+        found = owners.get(cmd_name, {})
+        if len(found) > 1:
+            raise RkdError(f"two plugins provide the command {cmd_name!r}: {' and '.join(found)}; disable one of them "
+                           f"with RKD_DISABLE_PLUGINS")  # fmt: skip
+        if not found:
+            names = [*self.commands, *owners]
+            raise click.UsageError(
+                f"there is no command {cmd_name!r}.{did_you_mean(cmd_name, names)} Commands: {', '.join(names)}.{broken}"
+            )
+        return next(iter(found.values()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except (Exception, KeyboardInterrupt) as error:
+            code = report(error, ctx.ensure_object(App))
+        ctx.exit(code)
+
+
+def report(error: BaseException, app: App) -> int:
+    """Tell of an error. Returns the exit code."""
+    terminal = app.terminal
+    notes = getattr(error, "__notes__", [])
+    if isinstance(error, KeyboardInterrupt):
+        terminal.error("interrupted", notes)
+        return 130
+    if isinstance(error, ConfigError) and len(error.problems) > 1:
+        terminal.error(f"{len(error.problems)} problems:", [*(f"- {p}" for p in error.problems), *notes])
+        return 2
+    if isinstance(error, RkdError):
+        terminal.error(str(error), notes)
+        return 2
+    if isinstance(error, OSError) and error.errno in MENDABLE:
+        terminal.error(": ".join(filter(None, (error.strerror, error.filename and str(error.filename)))), notes)
+        return 2
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        terminal.error(f"out of memory ({_first_line(error)}); try a smaller --batch-size", notes)
+        return 2
+    text = "".join(traceback.format_exception(error))
+    terminal.error(f"unexpected {type(error).__name__}: {_first_line(error)}", notes)
+    terminal.message(text if app.debug else _keep(text), always=True)
+    return 1
+
+
+def _keep(text: str) -> str:
+    try:
+        with tempfile.NamedTemporaryFile("w", prefix="rkd-error-", suffix=".txt", delete=False, encoding="utf-8") as file:
+            file.write(text)
+    except OSError:
+        return "this is a bug, in rkd or in a plugin; `rkd --debug ...` shows where it happened"
+    return f"this is a bug, in rkd or in a plugin; where it happened is in {file.name} (`rkd --debug ...` shows it)"
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0] or "without a message"
+
+
+def _plugin_commands(app: App) -> tuple[Mapping[str, Mapping[str, click.Command]], str]:
+    """{name: {plugin: command}}, and words about plugins that could not be loaded.
+
+    Plugins add to a group of their own: none can take the place of a command of rkd, or of another plugin.
+    """
+    plugins = app.catalog().plugins
+    found: dict[str, dict[str, click.Command]] = {}
+    for hook in plugins.manager.hook.rkd_commands.get_hookimpls():
+        group = click.Group()
+        try:
+            hook.function(*[group][: len(hook.argnames)])
+        except Exception as error:
+            plugins.fail(plugins.plugins[hook.plugin_name], error)
+        for name, command in group.commands.items():
+            found.setdefault(name, {})[hook.plugin_name] = command
+    broken = ", ".join(plugin.key for plugin in plugins.broken)
+    return found, f" Plugins that could not be loaded: {broken}; `rkd list-plugins` says why." if broken else ""

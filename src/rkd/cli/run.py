@@ -1,0 +1,85 @@
+"""`rkd run`: teachers, training, evaluation, a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+from click.core import ParameterSource
+
+from rkd.core.errors import RkdError
+
+from .shared import RUNS, App, find_run, json_option, pass_app, plugin_option, verbosity_options
+
+FREE = {"out", "dry_run", "resume", "json", "quiet", "verbose", "plugin"}
+"""Options that say nothing about the run itself: they go with --resume."""
+
+
+@click.command("run")
+@click.argument("recipe", required=False, type=click.Path())
+@click.option("--dataset", metavar="NAME", help="Data set; digits needs no download.")
+@click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
+@click.option("--download", is_flag=True, help="Allow the data set to be downloaded.")
+@click.option("--student", metavar="NET[+CONVERSION...]", help="Student, such as resnet18 or resnet18+aux-bn.")
+@click.option("--teacher", multiple=True, metavar="[ROLE=]REF",
+              help="Teacher: MODEL@WEIGHTS, a finished run's folder, or MODEL alone, which is prepared; repeatable.")
+@click.option("--loss", metavar="NAME", help="Method, such as mtard-anl (the default), rslad, trades, pgd-at.")
+@click.option("--attack", multiple=True, metavar="[VIEW=]NAME", help="Attack of the training instead of the method's.")
+@click.option("--objective", metavar="NAME", help="What the attack maximises instead of the method's.")
+@click.option("--scheduler", multiple=True, metavar="NAME", help="Adaptive weights; `none`: without the method's own.")
+@click.option("--augment", multiple=True, metavar="NAME", help="Augmentation; repeatable, in order.")
+@click.option("--with", "extensions", multiple=True, metavar="EXTENSION", help="Extension, such as awp or ema.")
+@click.option("--epochs", type=int)
+@click.option("--batch-size", type=int)
+@click.option("--lr", metavar="X", help="Learning rate at the start of its schedule.")
+@click.option("--seed", type=int)
+@click.option("--evaluate", multiple=True, metavar="A,B,...", help="Attacks of the final evaluation: fgsm,pgd-sat,cw.")
+@click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]))
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting: --set attack.steps=7; repeatable.")
+@click.option("--name", help="Name of the run's folder; made of method, student, data and seed unless given.")
+@click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where the run's folder goes.")
+@click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out.")
+@click.option("--dry-run", is_flag=True, help="Show the resolved recipe and what it costs; write nothing.")
+@json_option
+@verbosity_options
+@plugin_option
+@click.pass_context
+def run(context: click.Context, recipe: str | None, name: str | None, out: str, resume: str | None, dry_run: bool,
+        sets: tuple[str, ...], **options: Any) -> None:  # fmt: skip
+    """Prepare teachers, train a student, evaluate it, and write all of it into a folder.
+
+    RECIPE is a shipped recipe's name (`rkd recipes`) or a .toml file; options go on top of it, --set on top of both.
+    Without a recipe or options: mtard-anl on digits.
+    """
+    app = context.ensure_object(App)
+    if resume is not None:
+        path = _resumable(context, resume, out)
+        recipe = str(path / "config.toml")
+    catalog = app.catalog()
+
+    from .runner import carry_out
+    from .settings import run_folder, run_table
+
+    table = run_table(recipe, options, sets, catalog)
+    if resume is None:
+        path = run_folder(table, name, out)
+    carry_out(table, catalog, path, app, resume=resume is not None, dry_run=dry_run)
+
+
+def _resumable(context: click.Context, text: str, out: str) -> Path:
+    from rkd.core.runfolder import RunFolder
+
+    def shown(parameter: click.Parameter) -> str:
+        return "RECIPE" if isinstance(parameter, click.Argument) else parameter.opts[0]
+
+    given = [shown(p) for p in context.command.params if p.name not in FREE and p.name != "help"
+             and context.get_parameter_source(str(p.name)) is not ParameterSource.DEFAULT]  # fmt: skip
+    if given:
+        raise RkdError(f"--resume continues a run exactly as its config.toml says; take out {', '.join(given)}")
+    folder = RunFolder(find_run(text, out))
+    if folder.card.is_file() and folder.evaluation.is_file():
+        raise RkdError(f"{folder.path} is finished; look at it with `rkd eval {folder.path}`, "
+                       f"repeat it with `rkd run {folder.config}`")  # fmt: skip
+    return folder.path

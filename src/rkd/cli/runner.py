@@ -1,0 +1,88 @@
+"""Carries out `rkd run`: progress while it goes, tables at its end, words on how to go on where it stops."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rkd.core.errors import RkdError, TrainingFailed
+from rkd.core.runfolder import RunFolder
+from rkd.registry.catalog import Catalog
+from rkd.registry.execute import execute
+
+from .progress import Display
+from .results import show_run
+from .shared import App
+from .terminal import Terminal, duration
+
+
+def carry_out(
+    table: Mapping[str, Any], catalog: Catalog, path: Path, app: App, *, resume: bool = False, dry_run: bool = False
+) -> None:
+    """Run a configuration in the folder `path` and show its results."""
+    terminal = app.terminal
+    began = resume or not path.exists()
+    try:
+        with terminal.guarded():
+            results = execute(
+                table, catalog, path, Display(terminal), title=_title(table), dry_run=dry_run, resume=resume
+            )
+    except (Exception, KeyboardInterrupt) as error:
+        if began:
+            for note in _how_to_go_on(path, error):
+                error.add_note(note)
+        raise
+    if app.json:
+        terminal.json(results)
+    if dry_run:
+        if not app.json:
+            _show_plan(results, path, terminal)
+        return
+    folder = RunFolder(path)
+    if not app.json:
+        show_run(results, folder.read_json(folder.card), terminal)
+        terminal.result(f"wrote {path} in {duration(results['seconds'])}")
+    terminal.message(f"next: rkd eval {path} --attack pgd-trades --attack autoattack")
+
+
+def _title(table: Mapping[str, Any]) -> str:
+    student = table.get("student")
+    model = student.get("model") if isinstance(student, Mapping) else None
+    return f"student {model}" if model else "student"
+
+
+def _how_to_go_on(path: Path, error: BaseException) -> list[str]:
+    """What the folder holds after an error, and what to type."""
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        if isinstance(error, KeyboardInterrupt):
+            return [f"{path} was not begun; teachers that are complete stay in the cache"]
+        return []
+    if isinstance(error, TrainingFailed):
+        return [f"{path} holds what there is of the run; a changed setting needs a new one"]
+    epochs = len(folder.history())
+    held = f"the state after epoch {epochs}" if folder.last.is_file() else "the configuration, no finished epoch yet"
+    how = f"continue with: rkd run --resume {path}"
+    return [f"{path} holds {held}", how] if isinstance(error, (KeyboardInterrupt, RkdError)) else [f"{path} holds {held}; {how}"]
+
+
+def _show_plan(plan: Mapping[str, Any], path: Path, terminal: Terminal) -> None:
+    """The resolved configuration as a recipe, what it costs in its comments."""
+    import tomli_w
+
+    head = ["what `rkd run` would do; nothing was written", f"folder: {path}", f"training: about {duration(plan['seconds'])}"]
+    head += [
+        f"each step: {name} {cost['forwards']} forwards, {cost['backwards']} backwards"
+        for name, cost in plan["cost"].items()
+    ]
+    for line in head:
+        terminal.result(f"# {line}")
+    terminal.result()
+    terminal.result(tomli_w.dumps(_filled(plan["config"])).rstrip())
+
+
+def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Without empty tables, which say nothing."""
+    inner = {key: _filled(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    return {key: value for key, value in inner.items() if value != {}}

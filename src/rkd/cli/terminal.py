@@ -1,0 +1,156 @@
+"""The only place that prints. Results go to stdout, everything else to stderr; with `--json` stdout is one object.
+
+Piped, output is plain text without control characters, and nothing is wrapped: that is left to who reads it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import IO, Any
+
+from rich import box
+from rich.console import Console, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+Column = str | tuple[str, str]
+"""A heading, or (heading, "right") for numbers, or (heading, "wrap") for long text."""
+
+
+class Terminal:
+    """`verbosity`: -1 results, warnings and errors alone; 1 more about what goes on."""
+
+    def __init__(self, json: bool = False, verbosity: int = 0) -> None:
+        self.json_only = json
+        self.verbosity = verbosity
+        self.err = _console(sys.stderr)
+        self.out = self.err if json else _console(sys.stdout)
+        self._live: Live | None = None
+
+    @property
+    def animated(self) -> bool:
+        """Whether progress may be drawn over itself."""
+        return self.verbosity >= 0 and self.err.is_terminal and _is_tty(sys.stderr) and not self.err.is_dumb_terminal
+
+    @property
+    def width(self) -> int:
+        """Columns of stdout's terminal; 80 where it is none."""
+        return self.out.width if self.out.is_terminal else 80
+
+    def result(self, text: str = "", style: str = "") -> None:
+        """What the user asked for: stdout."""
+        self.out.print(Text(text, style), soft_wrap=True)
+
+    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], title: str = "") -> None:
+        """Rows under headings: stdout."""
+        if title:
+            self.result(title, "bold")
+        plain = not self.out.is_terminal
+        table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")
+        for column in columns:
+            heading, kind = (column, "left") if isinstance(column, str) else column
+            table.add_column(
+                Text(heading),
+                justify="right" if kind == "right" else "left",
+                no_wrap=kind != "wrap",
+                overflow="fold" if kind == "wrap" else "ellipsis",
+            )
+        for row in rows:
+            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+        # Plain tables pad their last column with blanks, which nobody wants in a log.
+        if plain:
+            with self.out.capture() as capture:
+                self.out.print(table)
+            self.out.print(Text("\n".join(line.rstrip() for line in capture.get().splitlines())), soft_wrap=True)
+        else:
+            self.out.print(table)
+
+    def json(self, content: Any) -> None:
+        """The one object of `--json`."""
+        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+        sys.stdout.flush()
+
+    def message(self, text: str, always: bool = False, transient: bool = False) -> None:
+        """What goes on: stderr. `always`: also with -q. `transient`: on a terminal alone."""
+        if (self.verbosity >= 0 or always) and (not transient or self.animated):
+            self.err.print(Text(text), soft_wrap=True)
+
+    def detail(self, text: str) -> None:
+        """What -v adds: stderr."""
+        if self.verbosity > 0:
+            self.err.print(Text(text, "dim"), soft_wrap=True)
+
+    def warning(self, text: str) -> None:
+        """Something doubtful: stderr."""
+        self.err.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+
+    def error(self, text: str, more: Sequence[str] = ()) -> None:
+        """Why the command ends: stderr."""
+        self.err.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+        for line in more:
+            self.err.print(Text(f"  {line}"), soft_wrap=True)
+
+    def live(self, draw: Callable[[], RenderableType]) -> None:
+        """Keep what `draw` returns on the last lines of the terminal, until `still()`."""
+        self.still()
+        self._live = Live(get_renderable=draw, console=self.err, refresh_per_second=5, transient=True)
+        self._live.start()
+
+    def still(self) -> None:
+        """Take the living lines away."""
+        if self._live:
+            live, self._live = self._live, None
+            live.stop()
+
+    @contextlib.contextmanager
+    def guarded(self) -> Iterator[None]:
+        """Inside, nobody's `print` spoils the one object of `--json`; living lines are gone afterwards."""
+        with contextlib.redirect_stdout(sys.stderr) if self.json_only else contextlib.nullcontext():
+            try:
+                yield
+            finally:
+                self.still()
+
+
+def percent(share: float) -> str:
+    """`93.2` for 0.932."""
+    return f"{100 * share:.1f}"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `3 min 20 s`, `2 h 5 min`."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds} s"
+    if seconds < 3600:
+        return f"{seconds // 60} min" + (f" {seconds % 60} s" if seconds % 60 and seconds < 600 else "")
+    return f"{seconds // 3600} h" + (f" {seconds % 3600 // 60} min" if seconds % 3600 // 60 else "")
+
+
+_NAMES = {"autoattack": "AutoAttack", "square": "Square", "deepfool": "DeepFool"}
+
+
+def attack_name(name: str) -> str:
+    """`PGD-SAT` for `pgd-sat`, as tables of the field write it."""
+    return _NAMES.get(name, name if "/" in name else name.upper())
+
+
+def _console(stream: IO[str]) -> Console:
+    # A pipe has no width. A width that somebody sets is theirs.
+    width = None if _is_tty(stream) or os.environ.get("COLUMNS", "").isdigit() else 10_000
+    return Console(
+        file=stream, markup=False, highlight=False, emoji=False, width=width, force_terminal=_is_tty(stream),
+        soft_wrap=False,
+    )  # fmt: skip
+
+
+def _is_tty(stream: IO[str]) -> bool:
+    try:
+        return stream.isatty()
+    except (AttributeError, ValueError):  # a stream that a test or a pipe has closed
+        return False
