@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from rkd.core.errors import ConfigError, RkdError, did_you_mean
+from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean
 
 from .shared import App
 
@@ -27,17 +27,15 @@ class Commands(click.Group):
         if known is not None or ctx.resilient_parsing or cmd_name.startswith("-"):
             return known
         app = ctx.ensure_object(App)
-        app.terminal.message(f"there is no command {cmd_name!r} in rkd itself; asking the plugins ...", transient=True)
         owners, broken = _plugin_commands(app)
         found = owners.get(cmd_name, {})
         if len(found) > 1:
-            raise RkdError(f"two plugins provide the command {cmd_name!r}: {' and '.join(found)}; disable one of them "
-                           f"with RKD_DISABLE_PLUGINS")  # fmt: skip
+            both = " and ".join(found)
+            raise RkdError(f"two plugins provide the command {cmd_name!r}: {both}; RKD_DISABLE_PLUGINS blocks one")
         if not found:
             names = [*self.commands, *owners]
-            raise click.UsageError(
-                f"there is no command {cmd_name!r}.{did_you_mean(cmd_name, names)} Commands: {', '.join(names)}.{broken}"
-            )
+            near = did_you_mean(cmd_name, names)
+            raise UnknownName(f"there is no command {cmd_name!r}.{near} Commands: {', '.join(names)}.{broken}")
         return next(iter(found.values()))
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -77,11 +75,12 @@ def report(error: BaseException, app: App) -> int:
 
 def _keep(text: str) -> str:
     try:
-        with tempfile.NamedTemporaryFile("w", prefix="rkd-error-", suffix=".txt", delete=False, encoding="utf-8") as file:
+        number, path = tempfile.mkstemp(".txt", "rkd-error-")
+        with open(number, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError:
         return "this is a bug, in rkd or in a plugin; `rkd --debug ...` shows where it happened"
-    return f"this is a bug, in rkd or in a plugin; where it happened is in {file.name} (`rkd --debug ...` shows it)"
+    return f"this is a bug, in rkd or in a plugin; where it happened is in {path} (`rkd --debug ...` shows it)"
 
 
 def _first_line(error: BaseException) -> str:

@@ -52,7 +52,8 @@ class Training:
             self.read = now
             self.values = _values(run)
         if not self.terminal.animated and now - self.told >= LINE_WITHIN_EPOCH:
-            self._tell(f"epoch {self.epoch + 1}/{self.epochs}, step {self.batch}/{self.batches}, {_losses(self.values)}")
+            where = f"epoch {self.epoch + 1}/{self.epochs}, step {self.batch}/{self.batches}"
+            self._tell(f"{where}, {_losses(self.values)}")
 
     @hookimpl
     def rkd_epoch_end(self, run: Run, metrics: dict[str, Any]) -> None:
@@ -113,7 +114,6 @@ class Display:
     def __init__(self, terminal: Terminal) -> None:
         self.terminal = terminal
         self.told = 0.0
-        self.quiet_cost = False
 
     def message(self, text: str) -> None:
         self.terminal.message(text)
@@ -154,10 +154,11 @@ def cost_lines(title: str, run: Run, card: CostCard, seconds: float) -> list[str
     """What a training will cost, for people."""
     size = sum(parameter.numel() for parameter in run.student.net.parameters())
     steps = len(run.loader)
+    counts = "; ".join(_cost(name, count.forwards, count.backwards) for name, count in card.counts.items())
     return [
         f"{title}: {size:,} parameters, {run.epochs} epochs of {steps} steps of {run.loader.batch_size} images "
         f"({run.data.name}), about {duration(seconds)} on {run.device}",
-        f"  each step: {'; '.join(_cost(name, count.forwards, count.backwards) for name, count in card.counts.items())}",
+        f"  each step: {counts}",
     ]
 
 

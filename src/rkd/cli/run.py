@@ -10,7 +10,7 @@ from click.core import ParameterSource
 
 from rkd.core.errors import RkdError
 
-from .shared import RUNS, App, find_run, json_option, pass_app, plugin_option, verbosity_options
+from .shared import RUNS, App, find_run, json_option, plugin_option, verbosity_options
 
 FREE = {"out", "dry_run", "resume", "json", "quiet", "verbose", "plugin"}
 """Options that say nothing about the run itself: they go with --resume."""
@@ -29,7 +29,7 @@ FREE = {"out", "dry_run", "resume", "json", "quiet", "verbose", "plugin"}
 @click.option("--objective", metavar="NAME", help="What the attack maximises instead of the method's.")
 @click.option("--scheduler", multiple=True, metavar="NAME", help="Adaptive weights; `none`: without the method's own.")
 @click.option("--augment", multiple=True, metavar="NAME", help="Augmentation; repeatable, in order.")
-@click.option("--with", "extensions", multiple=True, metavar="EXTENSION", help="Extension, such as awp or ema.")
+@click.option("--with", "extension", multiple=True, metavar="EXTENSION", help="Extension, such as awp or ema.")
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
 @click.option("--lr", metavar="X", help="Learning rate at the start of its schedule.")
@@ -37,7 +37,8 @@ FREE = {"out", "dry_run", "resume", "json", "quiet", "verbose", "plugin"}
 @click.option("--evaluate", multiple=True, metavar="A,B,...", help="Attacks of the final evaluation: fgsm,pgd-sat,cw.")
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]))
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting: --set attack.steps=7; repeatable.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
+              help="Any setting, such as attack.steps=7; repeatable.")
 @click.option("--name", help="Name of the run's folder; made of method, student, data and seed unless given.")
 @click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where the run's folder goes.")
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out.")

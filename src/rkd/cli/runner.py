@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rkd.core.errors import RkdError, TrainingFailed
+from rkd.core.errors import TrainingFailed
 from rkd.core.runfolder import RunFolder
 from rkd.registry.catalog import Catalog
 from rkd.registry.execute import execute
@@ -63,19 +63,17 @@ def _how_to_go_on(path: Path, error: BaseException) -> list[str]:
         return [f"{path} holds what there is of the run; a changed setting needs a new one"]
     epochs = len(folder.history())
     held = f"the state after epoch {epochs}" if folder.last.is_file() else "the configuration, no finished epoch yet"
-    how = f"continue with: rkd run --resume {path}"
-    return [f"{path} holds {held}", how] if isinstance(error, (KeyboardInterrupt, RkdError)) else [f"{path} holds {held}; {how}"]
+    return [f"{path} holds {held}", f"continue with: rkd run --resume {path}"]
 
 
 def _show_plan(plan: Mapping[str, Any], path: Path, terminal: Terminal) -> None:
     """The resolved configuration as a recipe, what it costs in its comments."""
     import tomli_w
 
-    head = ["what `rkd run` would do; nothing was written", f"folder: {path}", f"training: about {duration(plan['seconds'])}"]
-    head += [
-        f"each step: {name} {cost['forwards']} forwards, {cost['backwards']} backwards"
-        for name, cost in plan["cost"].items()
-    ]
+    head = ["what `rkd run` would do; nothing was written", f"folder: {path}"]
+    head += [f"teacher {t['role']}: {t['model']}, {t['source']}" for t in plan["teachers"]]
+    head += [f"training: about {duration(plan['seconds'])}; each step:"]
+    head += [f"  {name}: {c['forwards']} forwards, {c['backwards']} backwards" for name, c in plan["cost"].items()]
     for line in head:
         terminal.result(f"# {line}")
     terminal.result()

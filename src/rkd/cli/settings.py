@@ -66,7 +66,7 @@ def option_table(options: Mapping[str, Any]) -> Table:
     problems = []
     for text in options["attack"]:
         view, name = _assigned(text)
-        if (view or "adv") in seen_views(table):
+        if (view or "adv") in _views(table):
             problems.append(f"--attack {text}: the view {view or 'adv'!r} has an attack already")
         put("attack.name" if view in (None, "adv") else f"attacks.{view}.name", name)
     if problems:
@@ -82,7 +82,7 @@ def option_table(options: Mapping[str, Any]) -> Table:
     return table
 
 
-def seen_views(table: Table) -> set[str]:
+def _views(table: Table) -> set[str]:
     return ({"adv"} if "attack" in table else set()) | set(table.get("attacks", {}))
 
 

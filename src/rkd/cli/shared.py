@@ -45,9 +45,7 @@ class App:
             if plugin.distribution == "file" and not broken_files:
                 raise RkdError(f"the plugin file {plugin.module} could not be loaded: {plugin.error}")
             if plugin.distribution != "file":
-                self.terminal.detail(
-                    f"the plugin {plugin.name} of {plugin.distribution} {plugin.version} could not be loaded: {plugin.error}"
-                )
+                self.terminal.detail(f"the plugin {plugin.key} {plugin.version} could not be loaded: {plugin.error}")
         return catalog
 
 

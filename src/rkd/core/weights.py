@@ -54,13 +54,35 @@ def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return state
 
 
+def take_normalization(
+    state: Mapping[str, Tensor], net: nn.Module
+) -> tuple[dict[str, Tensor], tuple[list[float], list[float]] | None]:
+    """Split what a wrapper around the net stored of its input normalisation (`mean`, `std`; `mu`, `sigma`) off `state`.
+
+    Returns the rest and (mean, std), one number a channel, or None where the file holds none.
+    """
+    wanted = net.state_dict()
+    for names in (("mean", "std"), ("mu", "sigma")):
+        keys = [[k for k in state if k.split(".")[-1] == name and k not in wanted] for name in names]
+        if all(len(found) == 1 and state[found[0]].numel() in (1, 3) for found in keys):
+            rest = {key: value for key, value in state.items() if key not in (keys[0][0], keys[1][0])}
+            mean, std = (state[found[0]].flatten().tolist() for found in keys)
+            return strip_prefixes(rest), (mean, std)
+    return dict(state), None
+
+
 def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Load `state` strictly. Keys under the net's `ignored_keys` (prefixes) may be left over.
+    """Load `state` strictly. Keys under the net's `ignored_keys` (prefixes) may be left over; its `renamed_keys`
+    (part of a name -> part of a name) translate other authors' names.
 
     Raises WeightsError that names the keys that are missing, left over or of another shape.
     """
     ignored = tuple(getattr(net, "ignored_keys", ()))
     wanted = net.state_dict()
+    if not any(key in wanted for key in state) and all(key.startswith("1.") for key in state):
+        state = {key[2:]: value for key, value in state.items()}  # Sequential(normalisation, net)
+    for theirs, ours in getattr(net, "renamed_keys", {}).items():
+        state = {key if key in wanted else key.replace(theirs, ours): value for key, value in state.items()}
     state = _fitting(state, wanted)
     state = {key: value for key, value in state.items() if key in wanted or not key.startswith(ignored or "\0")}
     missing = [key for key in wanted if key not in state]
@@ -96,6 +118,11 @@ def _fitting(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mappi
     own = first.removesuffix(next(iter(strip_prefixes(wanted)), ""))
     candidates = (state, bare, {own + key: value for key, value in bare.items()})
     return max(candidates, key=lambda names: sum(key in wanted for key in names))
+
+
+def without_download(options: Mapping[str, Any]) -> dict[str, Any]:
+    """A model's options for a net whose weights are loaded next: none need be fetched."""
+    return {**options, "pretrained": False} if "pretrained" in options else dict(options)
 
 
 def _unwrap(content: Any, path: Path) -> Mapping[str, Tensor]:

@@ -25,7 +25,7 @@ from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
 
 from .build import Plan, build, choose_device, resolve
 from .catalog import Catalog
-from .teachers import Found, find_teachers
+from .teachers import Found, find_teachers, prepare
 
 
 class Reporter(Protocol):
@@ -80,6 +80,10 @@ def execute(
         _check_place(path)
     plan = resolve(table, catalog)
     found = find_teachers(plan, catalog, reporter)
+    if any(f.missing for f in found):
+        # A mistake in the run itself shall not show after the hours that a teacher may take.
+        dry_step(build(plan, catalog, {f.reference.role: f.teacher for f in found}))
+        found = [prepare(f, plan, catalog, reporter, dry_run) if f.missing else f for f in found]
     run = build(plan, catalog, {f.reference.role: f.teacher for f in found}, extensions=reporter.training(title))
     if plan.config.validate_.on == "test":
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not those of unseen data")
@@ -92,7 +96,12 @@ def execute(
             f"(the limit is {limit_minutes:g} minutes): {how_to_avoid}"
         )
     if dry_run:
-        return {"config": _plain_config(plan), "cost": _cost(card), "seconds": seconds}
+        return {
+            "config": _plain_config(plan),
+            "teachers": [_teacher(f) for f in found],
+            "cost": _cost(card),
+            "seconds": seconds,
+        }
     folder = run.folder = RunFolder.open(path) if resume else RunFolder.create(path)
     if resume:
         _continue(run, reporter)
@@ -171,7 +180,7 @@ def _finish(
         if known is None:
             role = f"{f.reference.role} teacher"
             known = evaluate_net(f.teacher.net, plan, reporter.evaluating(role)).summary()
-        teachers.append({"role": f.reference.role, "model": f.reference.model or f.reference.text, "source": f.source} | known)
+        teachers.append(_teacher(f) | known)
     arch = net.arch if isinstance(net, Net) else net
     folder.save_weights(folder.weights, to_cpu(arch.state_dict()))
     folder.write_json(folder.card, card_of(plan, net, student))  # type: ignore[arg-type]
@@ -194,6 +203,11 @@ def _finish(
         ],
         "config": _plain_config(plan),
     }
+
+
+def _teacher(found: Found) -> dict[str, str]:
+    reference = found.reference
+    return {"role": reference.role, "model": reference.model or reference.text, "source": found.source}
 
 
 def _continue(run: Run, reporter: Reporter) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from rkd.core.errors import RkdError
 from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
 from rkd.core.types import ThreatModel
-from rkd.core.weights import load_into, read_weights
+from rkd.core.weights import load_into, read_weights, take_normalization, without_download
 
 from .catalog import Catalog
 
@@ -33,7 +33,7 @@ def load_run(path: Path | str, catalog: Catalog) -> Loaded:
     folder = RunFolder.open(path)
     card = folder.read_json(folder.card)
     try:
-        factory = catalog.create("model", card["model"], card["options"], "student")
+        factory = catalog.create("model", card["model"], without_download(card["options"]), "student")
         arch = factory(tuple(card["shape"]), len(card["classes"]))
         net = Net(arch, card["mean"], card["std"])
     except (KeyError, TypeError) as error:
@@ -44,9 +44,11 @@ def load_run(path: Path | str, catalog: Catalog) -> Loaded:
 
 def load_file(
     path: Path | str, model: str, shape: tuple[int, int, int], classes: int, catalog: Catalog,
-    mean: tuple[float, ...] = (0.0,), std: tuple[float, ...] = (1.0,), options: Mapping[str, Any] | None = None,
+    mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), options: Mapping[str, Any] | None = None,
 ) -> Net:  # fmt: skip
     """A net of architecture `model` with weights from a file. Raises WeightsError, UnknownName."""
     arch = catalog.create("model", model, options or {}, "model")(shape, classes)
-    load_into(arch, read_weights(path), f"{path} (for {model})")
+    state, normalization = take_normalization(read_weights(path), arch)
+    load_into(arch, state, f"{path} (for {model})")
+    mean, std = normalization or (mean, std)
     return Net(arch, mean, std).eval().requires_grad_(False)

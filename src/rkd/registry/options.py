@@ -194,6 +194,10 @@ def _show_type(hint: Any) -> str:
         return {float: "number", int: "integer", bool: "true or false", str: "text"}[hint]
     if _is_function(hint):
         return "schedule"
+    if get_origin(hint) in (dict, collections.abc.Mapping):
+        return f"table of {_show_type(get_args(hint)[1])}"
+    if get_origin(hint) in (list, tuple, collections.abc.Sequence):
+        return f"list of {_show_type(get_args(hint)[0])}"
     return str(hint).replace("typing.", "").replace("collections.abc.", "")
 
 

@@ -10,13 +10,14 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from rkd.core import ops
 from rkd.core.data import Dataset, fetch
@@ -28,7 +29,7 @@ from rkd.core.runfolder import RunFolder
 
 from .build import Plan, build_net, choose_device, choose_precision
 from .catalog import Catalog
-from .config import Table, merge
+from .config import Table, TeacherConfig, merge, parse, read_recipe
 
 if TYPE_CHECKING:
     from .execute import Reporter
@@ -36,12 +37,16 @@ if TYPE_CHECKING:
 
 @dataclass
 class Found:
-    """A teacher with where it came from; `results` are its own run's, where it has one."""
+    """A teacher with where it came from; `results` are its own run's, where it has one.
+
+    A `missing` one has yet to be prepared (`prepare`): its net is untrained, but of the right architecture.
+    """
 
     teacher: NetTeacher
     reference: TeacherReference
     source: str
     results: Mapping[str, Any] | None = None
+    missing: bool = False
 
 
 ROLE_RECIPES: dict[str, Table] = {
@@ -52,7 +57,7 @@ ROLE_RECIPES: dict[str, Table] = {
 
 
 def find_teachers(plan: Plan, catalog: Catalog, reporter: Reporter) -> list[Found]:
-    """All teachers of a plan, on the device. Raises RkdError, WeightsError."""
+    """All teachers of a plan, on the device. Nothing is prepared yet. Raises RkdError, WeightsError."""
     return [_find(reference, plan, catalog, reporter) for reference in plan.teachers]
 
 
@@ -64,7 +69,8 @@ def cache_folder() -> Path:
 
 
 def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: Reporter) -> Found:
-    config = next(t for t in plan.config.teachers if t.role == reference.role)
+    config = _config(reference, plan)
+    missing = False
 
     def untrained(name: str, options: Mapping[str, Any] | None = None) -> Net:
         return build_net(name, options or {}, plan.data, catalog)
@@ -77,17 +83,35 @@ def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: R
     else:
         if reference.weights or reference.model is None:
             raise RkdError(f"no teacher source understands {reference.text!r}")
-        folder = _prepare(reference, config.train, plan, catalog, reporter)
-        net = catalog.create("teacher", "run")(TeacherReference(str(folder), reference.role), untrained, plan.data)
-        source, results = f"prepared ({folder})", RunFolder.open(folder).read_json(folder / "evaluation.json")
-    if reference.weights and isinstance(net, Net):
-        _normalise(net, config.normalize, reference, plan.data, reporter)
+        folder = _place(_recipe(reference, config.train, plan), reference, plan)
+        missing = not (folder / "evaluation.json").is_file()
+        source, results = "not prepared yet", None
+        if missing:
+            net = untrained(reference.model, reference.options)
+        else:
+            net = catalog.create("teacher", "run")(TeacherReference(str(folder), reference.role), untrained, plan.data)
+            source, results = f"prepared ({folder})", _results(RunFolder.open(folder), plan)
     device = choose_device(plan.config.device)
     net = net.to(device)
+    stored = isinstance(net, Net) and net.mean.flatten().tolist() != torch.tensor(plan.data.mean).tolist()
+    if reference.weights and isinstance(net, Net) and not stored:
+        settle_normalization(net, config.normalize, f"teacher {reference.text}", plan.data, reporter.message)
     if isinstance(net, Net):
         net.autocast = choose_precision(plan.config.precision, device)
     _check(net, reference, plan.data, device)
-    return Found(NetTeacher(net, reference.role), reference, source, results)
+    return Found(NetTeacher(net, reference.role), reference, source, results, missing)
+
+
+def _results(folder: RunFolder, plan: Plan) -> Mapping[str, Any] | None:
+    """What the teacher's own run found out, if it was evaluated as this plan wants it."""
+    own = parse(read_recipe(folder.config)).evaluate
+    wanted = plan.config.evaluate
+    same = (own.attacks, own.limit, own.options) == (wanted.attacks, wanted.limit, wanted.options)
+    return folder.read_json(folder.evaluation) if same else None
+
+
+def _config(reference: TeacherReference, plan: Plan) -> TeacherConfig:
+    return next(t for t in plan.config.teachers if t.role == reference.role)
 
 
 def _check(net: torch.nn.Module, reference: TeacherReference, data: Dataset, device: torch.device) -> None:
@@ -104,62 +128,89 @@ def _check(net: torch.nn.Module, reference: TeacherReference, data: Dataset, dev
         ) from None
 
 
-def _normalise(net: Net, wish: str, reference: TeacherReference, data: Dataset, reporter: Reporter) -> None:
-    """A weights file does not say what its net was fed with: most robust checkpoints of the field take [0, 1] as is."""
+def settle_normalization(net: Net, wish: str, name: str, data: Dataset, say: Callable[[str], None]) -> None:
+    """Set what `net` normalises with, as far as `wish` leaves it open (`auto`, `data`, `none`).
+
+    A weights file does not say what its net was fed with: most robust checkpoints of the field take [0, 1] as is.
+    """
     if wish == "data":
         return
-    plain = Net(net.arch, (0.0,), (1.0,))
+    plain = Net(net.arch, (0.0,), (1.0,)).to(net.mean.device)
     if wish == "auto":
-        part = torch.arange(min(512, len(data.train)))
+        batch = fetch(data.train, torch.arange(min(512, len(data.train))), net.mean.device)
         right = {}
-        for name, candidate in (("data", net), ("none", plain)):
-            batch = fetch(data.train, part)
+        for option, candidate in (("data", net), ("none", plain)):
             with running(candidate, "eval"), torch.no_grad():
-                right[name] = float(
-                    torch.cat([ops.correct(candidate(x), y) for x, y in zip(batch.x.split(64), batch.y.split(64), strict=True)])
-                    .float()
-                    .mean()
-                )
+                parts = zip(batch.x.split(64), batch.y.split(64), strict=True)
+                right[option] = float(torch.cat([ops.correct(candidate(x), y) for x, y in parts]).float().mean())
         chosen = "none" if right["none"] > right["data"] else "data"
-        reporter.message(
-            f"teacher {reference.text}: {max(right.values()):.1%} of {len(part)} training images right with "
-            f"normalize={chosen} ({min(right.values()):.1%} with the other); fix it with normalize = \"{chosen}\""
+        say(
+            f"{name}: {max(right.values()):.1%} of {len(batch)} training images right with "
+            f'normalize={chosen} ({min(right.values()):.1%} with the other); fix it with normalize = "{chosen}"'
         )
         if chosen == "data":
             return
     net.mean, net.std = plain.mean, plain.std
 
 
-def _prepare(
-    reference: TeacherReference, train: Mapping[str, Any], plan: Plan, catalog: Catalog, reporter: Reporter
-) -> Path:
-    """The folder of the prepared teacher; trains it first if the cache does not hold it."""
+def prepare(missing: Found, plan: Plan, catalog: Catalog, reporter: Reporter, dry_run: bool = False) -> Found:
+    """Train a missing teacher into the cache. A dry run only tells what that costs. Raises RkdError."""
     from .execute import execute
 
-    table = _recipe(reference, train, plan)
-    digest = hashlib.sha256(json.dumps([table, plan.data.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
-    folder = cache_folder() / "teachers" / f"{plan.data.name.split(':')[0]}-{reference.role}-{_slug(reference.model)}-{digest}"
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RkdError(f"cannot make the cache folder {folder.parent}: {error.strerror}; set RKD_CACHE") from None
-    with FileLock(f"{folder}.lock"):
+    reference = missing.reference
+    table = _recipe(reference, _config(reference, plan).train, plan)
+    folder = _place(table, reference, plan)
+    work = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+
+    def train() -> None:
+        execute(
+            table, catalog, work, reporter, title=f"{reference.role} teacher {reference.model}", dry_run=dry_run,
+            limit_minutes=plan.config.prepare_minutes,
+            how_to_avoid=f"give weights (--teacher {reference.role}={reference.model}@FILE) or a finished run "
+            f"(--teacher {reference.role}=RUN), choose a smaller model, or allow it with "
+            "--set prepare_minutes=MINUTES",
+        )  # fmt: skip
+
+    if dry_run:
+        train()
+        return missing
+    with _alone(folder, reporter):
         if not (folder / "evaluation.json").is_file():
             shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-            work = folder.with_name(f"{folder.name}.{os.getpid()}.part")
             shutil.rmtree(work, ignore_errors=True)
-            title = f"{reference.role} teacher {reference.model}"
             try:
-                execute(
-                    table, catalog, work, reporter, title=title, limit_minutes=plan.config.prepare_minutes,
-                    how_to_avoid=f"give weights (--teacher {reference.role}={reference.model}@FILE) or a finished run "
-                    f"(--teacher {reference.role}=RUN), choose a smaller model, or allow it with "
-                    "--set prepare_minutes=MINUTES",
-                )  # fmt: skip
+                train()
                 work.rename(folder)
             finally:
                 shutil.rmtree(work, ignore_errors=True)
-    return folder
+    return _find(reference, plan, catalog, reporter)
+
+
+@contextmanager
+def _alone(folder: Path, reporter: Reporter) -> Iterator[None]:
+    """Inside, no other process prepares this very teacher."""
+    lock = FileLock(f"{folder}.lock")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            lock.acquire(timeout=1)
+        except Timeout:
+            reporter.message(f"waiting for another process that prepares {folder}")
+            lock.acquire()
+    except OSError as error:
+        raise RkdError(f"cannot write into the cache folder {folder.parent}: {error.strerror}; set RKD_CACHE") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _place(table: Table, reference: TeacherReference, plan: Plan) -> Path:
+    # The attacks of the evaluation and the device change nothing about the teacher.
+    table = {key: value for key, value in table.items() if key not in ("evaluate", "device")}
+    digest = hashlib.sha256(json.dumps([table, plan.data.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
+    name = f"{plan.data.name.split(':')[0]}-{reference.role}-{_slug(reference.model)}-{digest}"
+    return cache_folder() / "teachers" / name
 
 
 def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan) -> Table:

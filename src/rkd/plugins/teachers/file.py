@@ -1,7 +1,8 @@
 """Teachers from weights files: `MODEL@FILE`, such as `wrn34@trades.pt`.
 
 `.safetensors`, or `.pt`, `.pth`, `.th`, `.t7`, `.tar` read with `weights_only=True`. The file's names must be those
-of the architecture; see `rkd.core.weights` for the wrappers and prefixes that are taken off.
+of the architecture; see `rkd.core.weights` for the wrappers and prefixes that are taken off. A normalisation that
+the file stores (`mean` and `std`, or `mu` and `sigma`) becomes the teacher's.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from rkd.core.data import Dataset
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import TeacherReference
 from rkd.core.nets import Net
-from rkd.core.weights import load_into, read_weights
+from rkd.core.weights import load_into, read_weights, take_normalization
 
 
 @dataclass
@@ -31,8 +32,10 @@ class FileTeacher:
         path = Path(reference.weights).expanduser()
         state = read_weights(path)
         net = build(reference.model, reference.options)
-        load_into(net.arch if isinstance(net, Net) else net, state, f"{path} (for {reference.model})")
-        return net
+        arch = net.arch if isinstance(net, Net) else net
+        state, normalization = take_normalization(state, arch)
+        load_into(arch, state, f"{path} (for {reference.model})")
+        return Net(arch, *normalization) if normalization else net
 
 
 @hookimpl

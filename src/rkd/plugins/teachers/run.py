@@ -17,7 +17,7 @@ from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import TeacherReference
 from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
-from rkd.core.weights import load_into
+from rkd.core.weights import load_into, without_download
 
 
 @dataclass
@@ -36,7 +36,7 @@ class RunTeacher:
                 f"the run {folder.path} is for images {tuple(card['shape'])} and {len(card['classes'])} classes; "
                 f"data set {data.name!r} has {tuple(data.shape)} and {len(data.classes)}"
             )
-        built = build(card["model"], card["options"])
+        built = build(card["model"], without_download(card["options"]))
         arch = built.arch if isinstance(built, Net) else built
         load_into(arch, folder.load_weights(folder.weights), str(folder.weights))
         return Net(arch, card["mean"], card["std"])

@@ -1,0 +1,85 @@
+"""`rkd cite`: the BibTeX of a component, or of everything that a run used."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from .shared import RUNS, App, pass_app, plugin_option
+
+if TYPE_CHECKING:
+    from rkd.registry.catalog import Catalog, Entry
+
+
+@click.command("cite")
+@click.argument("name", metavar="RUN|NAME", type=click.Path())
+@plugin_option
+@pass_app
+def cite(app: App, name: str) -> None:
+    """Print the BibTeX of a component, or of all parts of a run."""
+    from rkd.core.interfaces import Family
+
+    from .info import find
+
+    catalog = app.catalog()
+    folder = next((path for path in (Path(name), Path(RUNS) / name) if (path / "config.toml").is_file()), None)
+    entries = list(parts_of(folder, catalog, app)) if folder else find(catalog, name)
+    texts: dict[str, str] = {}
+    silent = []
+    for entry in entries:
+        component = entry.component.component if isinstance(entry.component, Family) else entry.component
+        found = bibtex(sys.modules[component.__module__].__doc__ or "")
+        if not found:
+            silent.append(f"{entry.kind} {entry.name}")
+        for key, text in found.items():
+            texts.setdefault(key, text)
+    if texts:
+        app.terminal.result("\n\n".join(texts.values()))
+    if silent:
+        app.terminal.message(f"no citation: {', '.join(silent)}")
+
+
+def bibtex(text: str) -> dict[str, str]:
+    """The entries in ```bibtex blocks, by their keys."""
+    found = {}
+    for block in re.findall(r"```bibtex\n(.*?)```", text, re.DOTALL):
+        for entry in re.split(r"(?m)^(?=@)", block):
+            if match := re.match(r"@\w+\s*\{\s*([^,\s]+)\s*,", entry):
+                found[match.group(1)] = entry.strip()
+    return found
+
+
+def parts_of(folder: Path, catalog: Catalog, app: App) -> Iterable[Entry]:
+    """Every component that a run's configuration names. One that is not installed any more is told, not an error."""
+    from rkd.core.errors import RkdError
+    from rkd.registry.config import read_recipe
+
+    for kind, name in dict.fromkeys(_names(read_recipe(folder / "config.toml"))):
+        try:
+            yield catalog.find(kind, name)
+        except RkdError as error:
+            app.terminal.warning(str(error))
+
+
+def _names(config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:
+    for kind in ("loss", "attack", "objective"):
+        if kind in config:
+            yield kind, config[kind]["name"]
+    for attack in config.get("attacks", {}).values():
+        yield "attack", attack["name"]
+    for kind in ("scheduler", "augment", "extension"):
+        yield from ((kind, name) for name, options in config.get(f"{kind}s", {}).items() if options is not False)
+    student = config.get("student", {})
+    yield "model", student.get("model", "small-cnn")
+    yield from (("student", name) for name, options in student.get("conversions", {}).items() if options is not False)
+    for teacher in config.get("teachers", []):
+        reference = teacher["reference"]
+        if "@" in reference or not Path(reference).is_dir():
+            yield "model", reference.partition("@")[0]
+    yield "dataset", config.get("data", {}).get("name", "digits")
+    yield from (("attack", name) for name in config.get("evaluate", {}).get("attacks", []))

@@ -1,0 +1,58 @@
+"""`rkd eval`: clean and attacked accuracy of a run's student, or of a weights file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rkd.core.errors import RkdError
+
+from .shared import App, json_option, pass_app, plugin_option, verbosity_options
+
+
+@click.command("eval")
+@click.argument("net", metavar="RUN_OR_WEIGHTS", type=click.Path())
+@click.option("--model", metavar="NAME", help="Architecture of a weights file.")
+@click.option("--dataset", metavar="NAME", help="Data set; a run's own unless given.")
+@click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
+@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="Attack; repeatable. `none`: clean alone.")
+@click.option("--eps", metavar="E", help="Radius, such as 8/255; a run's or the data set's own unless given.")
+@click.option("--limit", type=int, help="Number of test images, the same ones for every net; all unless given.")
+@click.option("--batch-size", type=int)
+@click.option("--seed", type=int, help="Seed of the attacks; a run's own unless given.")
+@click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
+@click.option("--normalize", type=click.Choice(["auto", "data", "none"]), default="auto", show_default=True,
+              help="What a weights file's net expects: the data set's mean and std, plain [0, 1] images, or "
+                   "whichever classifies training images better.")
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
+              help="An option: attack.NAME.KEY=VALUE, model.KEY=VALUE or data.KEY=VALUE; repeatable.")
+@json_option
+@verbosity_options
+@plugin_option
+@pass_app
+def evaluate(app: App, net: str, **options: Any) -> None:
+    """Clean and attacked accuracy of a finished run's student, or of a weights file (with --model and --dataset).
+
+    Attacks, radius and test images are a run's own unless given, so that its numbers come out again.
+    """
+    from .evaluation import evaluate_net, of_file, of_run
+    from .results import show_evaluation
+
+    path = Path(net)
+    is_file = path.is_file()
+    if is_file and not (options["model"] and options["dataset"]):
+        missing = [f"--{name}" for name in ("model", "dataset") if not options[name]]
+        raise RkdError(f"{path} is a weights file, which does not say what it is for: give {' and '.join(missing)}")
+    if not is_file and (options["model"] or options["normalize"] != "auto"):
+        raise RkdError(f"--model and --normalize belong to weights files; {path} is none")
+    catalog = app.catalog()
+    with app.terminal.guarded():
+        subject = of_file(path, options, catalog, app) if is_file else of_run(net, options, catalog)
+        result = evaluate_net(subject, app)
+    if app.json:
+        app.terminal.json(result)
+    else:
+        app.terminal.result(f"{result['net']}: {result['model']}, {result['parameters']:,} parameters", "bold")
+        show_evaluation(result, result["threat"], result["data"], app.terminal)

@@ -1,0 +1,55 @@
+"""Checks for authors of plugins: does a component keep the promises that the rest of rkd relies on?
+
+    from rkd.testing import check_attack
+
+    def test_my_attack():
+        check_attack(MyAttack(steps=5))
+
+Each `check_...` takes an instance, tries it on tiny nets and images within a second or so, and raises AssertionError
+with a sentence that says which promise is broken. rkd's own components go through the same checks. `tiny_...` are the
+nets and images they use; nothing here needs pytest.
+"""
+
+from .catalog import check_entry, check_method
+from .data import check_augment, check_dataset
+from .nets import check_conversion, check_model
+from .search import OneStep, check_attack, check_objective
+from .state import untouched
+from .tiny import (
+    LinearNet,
+    StubTeacher,
+    TinyNet,
+    tiny_batch,
+    tiny_dataset,
+    tiny_net,
+    tiny_run,
+    tiny_step,
+    tiny_teachers,
+)
+from .train import check_extension, check_loss, check_scheduler, check_trains
+
+__all__ = [
+    "LinearNet",
+    "OneStep",
+    "StubTeacher",
+    "TinyNet",
+    "check_attack",
+    "check_augment",
+    "check_conversion",
+    "check_dataset",
+    "check_entry",
+    "check_extension",
+    "check_loss",
+    "check_method",
+    "check_model",
+    "check_objective",
+    "check_scheduler",
+    "check_trains",
+    "tiny_batch",
+    "tiny_dataset",
+    "tiny_net",
+    "tiny_run",
+    "tiny_step",
+    "tiny_teachers",
+    "untouched",
+]

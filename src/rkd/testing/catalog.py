@@ -1,0 +1,57 @@
+"""What a component shows of itself: its summary, its citation, its defaults."""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+
+from rkd.core.errors import RkdError
+from rkd.core.interfaces import Family
+from rkd.registry.catalog import Catalog, Entry
+from rkd.registry.options import describe
+
+from .state import require
+
+
+def check_entry(entry: Entry) -> None:
+    """Raise AssertionError unless `rkd list-plugins` and `rkd info` have something to show for the component."""
+    who = f"{entry.kind} {entry.name!r}"
+    require(entry.summary, f"{who}: its docstring must begin with one line that says what it is")
+    require(len(entry.summary) <= 120, f"{who}: the first line of its docstring is longer than 120 characters")
+    component = entry.component.component if isinstance(entry.component, Family) else entry.component
+    for option in describe(component):
+        require(not option.name.startswith("_"), f"{who}: the option {option.name!r} must not begin with an underscore")
+
+
+def check_method(catalog: Catalog, name: str, *, cited: bool = True) -> None:
+    """Raise AssertionError unless the loss `name` is a method: cited, and everything its defaults name exists."""
+    entry = catalog.find("loss", name)
+    check_entry(entry)
+    who = f"the method {name!r}"
+    if cited:
+        text = (inspect.getdoc(entry.component) or "") + (sys.modules[entry.component.__module__].__doc__ or "")
+        blocks = re.findall(r"```bibtex\n(.*?)```", text, re.DOTALL)
+        require(blocks, f"{who}: its module or class docstring needs a ```bibtex block")
+        for block in blocks:
+            require(re.search(r"@\w+\{\w+,", block), f"{who}: its bibtex has no entry of the form @article{{key,")
+            for field in ("title", "author", "year"):
+                require(re.search(rf"\b{field}\s*=", block), f"{who}: its bibtex has no {field}")
+            require(block.count("{") == block.count("}"), f"{who}: the braces of its bibtex do not match")
+    loss = catalog.create("loss", name)
+    for kind in ("attack", "objective", "scheduler"):
+        if kind in loss.defaults:
+            try:
+                catalog.find(kind, loss.defaults[kind])
+            except RkdError as error:
+                raise AssertionError(f"{who}: defaults[{kind!r}]: {error}") from None
+    options = {key.removeprefix("attack."): v for key, v in loss.defaults.items() if key.startswith("attack.")}
+    if options:
+        require("attack" in loss.defaults, f"{who} sets options of an attack but names none")
+        try:
+            catalog.create("attack", loss.defaults["attack"], options)
+        except RkdError as error:
+            raise AssertionError(f"{who}: defaults of its attack: {error}") from None
+    require(
+        "objective" not in loss.defaults or "attack" in loss.defaults, f"{who} names an objective but no attack"
+    )

@@ -1,0 +1,92 @@
+"""Data sets and augmentations."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from rkd.core.data import Dataset, Split, check_images
+from rkd.core.errors import RkdError
+from rkd.core.interfaces import Augment
+from rkd.core.random import Noise
+from rkd.core.types import Batch
+from rkd.registry.config import parse
+
+from .state import require, untouched
+from .tiny import tiny_batch
+
+
+def check_dataset(data: Dataset) -> None:
+    """Raise AssertionError unless `data`, what a source returns, is fit to train on. Looks at a few images only."""
+    who = f"data set {data.name!r}"
+    require(isinstance(data, Dataset), f"a source must return an rkd.core.data.Dataset, got {type(data).__name__}")
+    require(data.name, "a data set needs a name")
+    require(len(data.classes) >= 2, f"{who} needs two or more classes, got {data.classes!r}")
+    require(len(set(data.classes)) == len(data.classes), f"{who}: two classes share a name")
+    require(all(value > 0 for value in data.std), f"{who}: std must be positive, got {data.std}")
+    require(data.threat.eps > 0 and data.threat.step_size > 0, f"{who}: the threat's eps and step must be positive")
+    require(data.threat.norm != "Linf" or data.threat.eps <= 1, f"{who}: an Linf radius is at most 1")
+    require(data.fingerprint, f"{who} has no fingerprint, under which prepared teachers are cached")
+    try:
+        parse(data.defaults)
+        for role, custom in data.teachers.items():
+            require(custom.get("model"), f"{who}: teachers.{role} names no model")
+            parse(custom.get("recipe", {}))
+    except RkdError as error:
+        raise AssertionError(f"{who}: its defaults are no valid settings: {error}") from None
+    with untouched(who=who):
+        for name, split in (("training", data.train), ("test", data.test)):
+            _check_split(split, data, f"the {name} part of {who}")
+
+
+def check_augment(augment: Augment, *, soft: bool = False) -> None:
+    """Raise AssertionError unless `augment` keeps the promises of `rkd.core.interfaces.Augment`.
+
+    `soft`: whether it can be given soft labels as well.
+    """
+    who = type(augment).__name__
+    for batch in (tiny_batch(), *((tiny_batch(soft=True),) if soft else ())):
+        kept = Batch(batch.x.clone(), batch.y.clone(), batch.index.clone())
+        with untouched(who=who):
+            out = augment(batch, Noise(3, batch.index))
+        for name in ("x", "y", "index"):
+            same = torch.equal(getattr(batch, name), getattr(kept, name))
+            require(same, f"{who} must return a new batch, but changed {name} of the one it was given")
+        require(isinstance(out, Batch), f"{who} must return a Batch, got {type(out).__name__}")
+        require(torch.equal(out.index, kept.index), f"{who} must keep the samples and their order")
+        for name, images in {"x": out.x, **out.views}.items():
+            require(
+                images.shape == batch.x.shape and images.dtype == torch.float32,
+                f"{who}: {name} must stay float32 {tuple(batch.x.shape)}, got {images.dtype} {tuple(images.shape)}",
+            )
+            check_images(images)
+        _check_labels(out.y, batch, who)
+        again = augment(batch, Noise(3, batch.index))
+        require(
+            torch.equal(again.x, out.x) and torch.equal(again.y, out.y),
+            f"{who} does something else the second time: draw from the noise it is given alone",
+        )
+
+
+def _check_split(split: Split, data: Dataset, who: str) -> None:
+    require(len(split) == len(split.labels), f"{who}: {len(split)} images but {len(split.labels)} labels")
+    require(split.labels.dtype == torch.int64 and split.labels.ndim == 1, f"{who}: labels must be int64 (N,)")
+    index = torch.tensor([len(split) - 1, 0, len(split) // 2, 0])
+    images = split.images(index)
+    require(
+        images.dtype == torch.float32 and tuple(images.shape) == (4, *data.shape),
+        f"{who}: images must be float32 (4, {', '.join(map(str, data.shape))}), got {images.dtype} "
+        f"{tuple(images.shape)}",
+    )
+    check_images(images)
+    alone = torch.cat([split.images(place.reshape(1)) for place in index])
+    require(torch.equal(images, alone), f"{who}: an image depends on which others are asked for")
+
+
+def _check_labels(y: Tensor, batch: Batch, who: str) -> None:
+    if y.ndim == 1:
+        require(y.dtype == torch.int64 and len(y) == len(batch), f"{who}: labels must stay int64 ({len(batch)},)")
+        return
+    sums = y.sum(1)
+    right = y.is_floating_point() and bool((y >= 0).all()) and torch.allclose(sums, torch.ones_like(sums), atol=1e-5)
+    require(right and len(y) == len(batch), f"{who}: soft labels must be probabilities ({len(batch)}, K)")

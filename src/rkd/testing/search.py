@@ -1,0 +1,261 @@
+"""Attacks and objectives."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import torch
+from torch import Tensor, nn
+
+from rkd.core import ops
+from rkd.core.data import check_images
+from rkd.core.errors import RkdError
+from rkd.core.interfaces import Attack, Objective, Probe, Target
+from rkd.core.nets import NetStudent
+from rkd.core.step import AttackPlan, Step
+from rkd.core.types import Batch, Mode, ThreatModel
+
+from .state import require, untouched
+from .tiny import FlatNet, LinearNet, Scaled, tiny_batch, tiny_net, tiny_step, tiny_teachers
+
+LINF = ThreatModel("Linf", 8 / 255, 2 / 255)
+L2 = ThreatModel("L2", 0.25, 0.0625)
+
+
+@dataclass
+class OneStep:
+    """The smallest attack there is: a random start and one signed step."""
+
+    mode: Mode = "eval"
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        eps = target.threat.eps
+        start = x + target.noise.uniform(x.shape[1:], -eps / 2, eps / 2)
+        _, gradient = target.gradient(start.clamp(0, 1))
+        return (start + eps / 2 * gradient.sign()).clamp(0, 1)
+
+
+def cross_entropy(step: Step, probe: Probe, x: Tensor) -> Tensor:
+    """The objective of most attacks."""
+    return ops.cross_entropy(probe(x), step.y)
+
+
+def check_attack(
+    attack: Attack, *, eps: float | None = None, optimum: float = 0.9, needs_gradient: bool = True
+) -> None:
+    """Raise AssertionError unless `attack` keeps the promises of `rkd.core.interfaces.Attack`.
+
+    `eps`: its own radius, where it does not take the target's. `optimum`: the share of the best possible gain that it
+    must reach on a linear net (lower for searches without gradients, 0 for those that guarantee nothing).
+    `needs_gradient`: whether it must at least hold still where there is no gradient.
+    """
+    who = type(attack).__name__
+    require(getattr(attack, "mode", None) in get_args(Mode), f"{who}.mode must be one of {get_args(Mode)}")
+    batch = tiny_batch()
+    for threat in (LINF, L2):
+        radius = threat.eps if eps is None else eps
+        try:
+            x_adv = run_attack(attack, tiny_net(), batch, threat)
+        except RkdError as error:
+            require(threat.norm == "L2", f"{who} refuses the plainest of threats, Linf 8/255: {error}")
+            continue
+        _check_images(x_adv, batch.x, radius, threat, who)
+        _check_optimum(attack, threat, radius, optimum, who)
+    _check_respect(attack, who)
+    _check_reproducible(attack, who)
+    _check_hard_nets(attack, LINF.eps if eps is None else eps, needs_gradient, who)
+    _check_restarts(attack, who)
+
+
+def check_objective(objective: Objective, *, roles: Sequence[str] = ("robust",)) -> None:
+    """Raise AssertionError unless `objective` keeps the promises of `rkd.core.interfaces.Objective`.
+
+    `roles`: the teachers that there are in the trial.
+    """
+    who = getattr(objective, "__name__", type(objective).__name__)
+    batch, net, teachers = tiny_batch(), tiny_net(), tiny_teachers(roles)
+    x = (batch.x + 0.02 * torch.rand(batch.x.shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
+
+    def score(images: Tensor, net: nn.Module = net, batch: Batch = batch, keep: Tensor | None = None) -> Tensor:
+        # Inside a search, where objectives live: eval mode, frozen weights.
+        attack = _Score(images)
+        step = tiny_step(batch, net, teachers=teachers, attacks={"adv": AttackPlan(attack, objective)})
+        (step if keep is None else step.select(keep)).image("adv")
+        return attack.result
+
+    before = x.clone()
+    x.requires_grad_()
+    with untouched(net, *(teacher.net for teacher in teachers.values()), who=who):
+        values = score(x)
+        require(isinstance(values, Tensor), f"{who} must return a tensor, got {type(values).__name__}")
+        require(
+            tuple(values.shape) == (len(batch),),
+            f"{who} must return one value per sample, ({len(batch)},), got {tuple(values.shape)}: "
+            "an objective never averages over the batch",
+        )
+        require(values.isfinite().all(), f"{who} returned values that are not finite")
+        require(values.requires_grad, f"{who} must be differentiable in the images")
+        (one,) = torch.autograd.grad(values[0], x, retain_graph=True)
+        (whole,) = torch.autograd.grad(values.sum(), x)
+    require(torch.equal(x.detach(), before), f"{who} must not change the images it is given")
+    require(whole.isfinite().all(), f"the gradient of {who} is not finite")
+    require(not one[1:].any(), f"{who}: the value of one sample depends on the images of others")
+    require(whole.any(), f"{who} has no gradient at all")
+    keep = torch.tensor([5, 1, 2])
+    part = score(x.detach()[keep], keep=keep)
+    require(torch.allclose(part, values.detach()[keep], atol=1e-5), f"{who} changes when samples leave (step.select)")
+    sure = Scaled(tiny_net(), 1e4)
+    x = x.detach().requires_grad_()
+    values = score(x, sure)
+    (gradient,) = torch.autograd.grad(values.sum(), x)
+    require(values.isfinite().all() and gradient.isfinite().all(), f"{who} is not finite for logits around 1e4")
+    try:
+        values = score(batch.x, batch=tiny_batch(soft=True))
+        require(values.isfinite().all(), f"{who} is not finite under soft labels; raise Refused if it needs hard ones")
+    except RkdError:
+        pass
+
+
+def run_attack(
+    attack: Attack, net: nn.Module, batch: Batch, threat: ThreatModel = LINF, objective: Objective = cross_entropy
+) -> Tensor:
+    """The images that `attack` finds, by the way of a Step."""
+    plan = AttackPlan(attack, objective)
+    return Step(batch, NetStudent(net), attacks={"adv": plan}, threat=threat, noise_key=5).image("adv")
+
+
+@dataclass
+class _Score:
+    """An attack that looks at the score of given images and finds nothing."""
+
+    images: Tensor
+    mode: Mode = "eval"
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        self.result = target.score(self.images)
+        return x
+
+
+class _Fragile(nn.Module):
+    """Fails at the second forward."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.left = 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise _Broken
+        return self.net(x)
+
+
+class _Broken(Exception):
+    pass
+
+
+def _check_images(x_adv: Tensor, x: Tensor, eps: float, threat: ThreatModel, who: str) -> None:
+    require(
+        x_adv.shape == x.shape and x_adv.dtype == torch.float32,
+        f"{who} must return float32 images {tuple(x.shape)}, got {x_adv.dtype} {tuple(x_adv.shape)}",
+    )
+    require(not x_adv.requires_grad, f"{who} must return images without a graph")
+    check_images(x_adv)
+    delta = (x_adv - x).flatten(1)
+    distance = float((delta.abs().amax(1) if threat.norm == "Linf" else delta.norm(dim=1)).max())
+    require(distance <= eps + 1e-6, f"{who} left the {threat.norm} ball of radius {eps:.6g}: {distance:.6g}")
+
+
+def _check_optimum(attack: Attack, threat: ThreatModel, eps: float, optimum: float, who: str) -> None:
+    net = tiny_net(LinearNet, classes=2)
+    batch = dataclasses.replace(tiny_batch(classes=2), x=0.3 + 0.4 * tiny_batch().x)  # away from 0 and 1
+    direction = net.arch.weight.detach()[1] - net.arch.weight.detach()[0]
+    direction = direction.sign() if threat.norm == "Linf" else direction / direction.norm()
+    side = 1 - 2 * batch.y.float()  # class 0 is attacked towards 1, and the other way round
+    best = batch.x + eps * (side[:, None] * direction).reshape(batch.x.shape)
+    x_adv = run_attack(attack, net, batch, threat)
+    with torch.no_grad():
+        clean, found, known = (-ops.margin(net(x), batch.y) for x in (batch.x, x_adv, best))
+    gain = ((found - clean) / (known - clean)).min()
+    require(
+        gain >= min(optimum, 1) - 1e-3 or optimum == 0,
+        f"{who} reaches {float(gain):.0%} of the best possible gain on a linear net ({threat.norm}); "
+        f"{optimum:.0%} was expected",
+    )
+
+
+def _check_respect(attack: Attack, who: str) -> None:
+    """The net is left as it was, in each mode, also where it fails in the middle and where the caller has no grad."""
+    modes: list[Any] = [attack]
+    if dataclasses.is_dataclass(attack) and any(f.name == "mode" for f in dataclasses.fields(attack)):
+        modes = [dataclasses.replace(attack, mode=mode) for mode in get_args(Mode)]  # type: ignore[type-var]
+    for variant in modes:
+        net, batch = tiny_net(), tiny_batch()
+        net.train()
+        net.arch.norm.eval()  # a net in parts: one module in another mode, one weight frozen, one with a gradient
+        net.arch.conv.bias.requires_grad_(False)
+        net.arch.head.weight.grad = torch.ones_like(net.arch.head.weight)
+        before = batch.x.clone()
+        moves = variant.mode == "train"
+        with untouched(net, buffers=not moves, who=f"{who} in mode {variant.mode}"):
+            with torch.no_grad():
+                run_attack(variant, net, batch)
+            with contextlib.suppress(_Broken):
+                run_attack(variant, _Fragile(net), batch)
+        require(torch.equal(batch.x, before), f"{who} must not change the images it is given")
+        require(not batch.x.requires_grad, f"{who} must not ask for gradients of the images it is given")
+
+
+def _check_reproducible(attack: Attack, who: str) -> None:
+    net, batch = tiny_net(LinearNet), tiny_batch()
+    x_adv = run_attack(attack, net, batch)
+    require(
+        torch.equal(x_adv, run_attack(attack, net, batch)),
+        f"{who} finds other images the second time: draw from target.noise alone",
+    )
+    keep = torch.tensor([6, 0, 3])
+    part = run_attack(attack, net, batch.select(keep))
+    require(
+        torch.allclose(part, x_adv[keep], atol=1e-6),
+        f"{who}: what it finds for an image depends on the other images of the batch",
+    )
+
+
+def _check_hard_nets(attack: Attack, eps: float, needs_gradient: bool, who: str) -> None:
+    batch = tiny_batch()
+    for name, net in (
+        ("a net without any gradient", FlatNet()),
+        ("a net with logits around 1e4", Scaled(tiny_net(), 1e4)),
+        ("a net with logits around 1e-6", Scaled(tiny_net(), 1e-6)),
+    ):
+        if needs_gradient or not isinstance(net, FlatNet):
+            _check_images(run_attack(attack, net, batch), batch.x, eps, LINF, f"on {name}, {who}")
+    try:
+        soft = tiny_batch(soft=True)
+        _check_images(run_attack(attack, tiny_net(), soft), soft.x, eps, LINF, f"under soft labels, {who}")
+    except RkdError:
+        pass
+
+
+def _check_restarts(attack: Attack, who: str) -> None:
+    if not dataclasses.is_dataclass(attack) or not any(f.name == "restarts" for f in dataclasses.fields(attack)):
+        return
+    try:
+        once, often = (dataclasses.replace(attack, restarts=count) for count in (1, 4))  # type: ignore[type-var]
+    except (ValueError, RkdError):
+        return  # without a random start there is nothing to restart
+    net = Scaled(tiny_net(), 3)
+    batch = tiny_batch(16)
+    with torch.no_grad():
+        batch = dataclasses.replace(batch, y=net.eval()(batch.x).argmax(1))
+        found = [net(run_attack(variant, net, batch)) for variant in (once, often)]
+    fooled = [~ops.correct(logits, batch.y) for logits in found]
+    score = [ops.cross_entropy(logits, batch.y) for logits in found]
+    require(not (fooled[0] & ~fooled[1]).any(), f"{who}: with more restarts an image is no longer fooled")
+    same = fooled[0] == fooled[1]
+    require((score[1] >= score[0] - 1e-5)[same].all(), f"{who}: with more restarts the score is lower")

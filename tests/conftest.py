@@ -1,0 +1,34 @@
+"""Every test starts from the same random state, on one thread, with a cache of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from rkd.registry.catalog import Catalog, load_catalog
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _same_start(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setenv("RKD_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    monkeypatch.delenv("RKD_DISABLE_PLUGINS", raising=False)
+
+
+@pytest.fixture(scope="session")
+def catalog() -> Catalog:
+    """Everything that the installed plugins provide."""
+    return load_catalog()
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache folder."""
+    monkeypatch.setenv("RKD_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
