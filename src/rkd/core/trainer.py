@@ -345,6 +345,8 @@ def dry_step(run: Run, samples: int = 2) -> CostCard:
         if not loss.requires_grad:
             raise Refused("the loss does not depend on the student: no weight would ever move")
         loss.backward()
+    if run.device.type == "cuda":
+        torch.cuda.synchronize(run.device)
     seconds = time.perf_counter() - started
     for view in sorted(step.used.views):
         try:

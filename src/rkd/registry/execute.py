@@ -123,11 +123,17 @@ def execute(
 
 
 def predict(run: Run) -> float:
-    """Seconds that the training will take, from a timed step on a few images. Rough: small batches run slower."""
-    samples = min(8, run.loader.batch_size)
-    card = dry_step(run, samples)  # warm
-    per_image = card.seconds / card.samples
-    return per_image * len(run.loader.split) * run.epochs
+    """Seconds that the training will take, from timed steps on as many images as a second or two allows.
+
+    A step on few images says little about one on many: of a small net's step most is overhead.
+    """
+    wanted = run.loader.batch_size
+    samples = min(8, wanted)
+    card = dry_step(run, samples)
+    while samples < wanted and card.seconds < 1:
+        samples = min(4 * samples, wanted)
+        card = dry_step(run, samples)
+    return card.seconds / samples * len(run.loader.split) * run.epochs
 
 
 def evaluate_net(

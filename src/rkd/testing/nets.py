@@ -41,6 +41,9 @@ def check_model(model: Model, *, shape: Shape = (3, 32, 32), classes: int = 10, 
     require(not softmax, f"{who} returns probabilities; it must return logits, without a softmax")
     x.requires_grad_()
     with forked(2), running(net, "train"):
+        with torch.no_grad():  # branches and heads that start at zero hide what lies behind them
+            for weight in net.parameters():
+                weight.add_(0.02 * torch.randn_like(weight))
         logits = net(x)
     _check_logits(logits, 4, classes, f"in train mode, {who}")
     require(logits.requires_grad, f"{who}: the logits are not differentiable")

@@ -1,0 +1,125 @@
+"""Every registered component goes through the checks that authors of plugins use. A new one gets them for free."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from rkd import testing
+from rkd.core.errors import RkdError
+from rkd.core.hookspecs import KINDS
+from rkd.core.interfaces import Family, TeacherReference
+from rkd.registry.catalog import Catalog, load_catalog
+
+CATALOG = load_catalog()
+HEAVY = {"resnet101", "resnet152"}  # the same code as resnet50, at three times the cost
+LIGHT = {"wrnDEPTH-WIDTH": "wrn10-1", "wrnDEPTH-WIDTH-swish": "wrn10-1-swish", "timm:NAME": "timm:resnet10t"}
+CITES_NOTHING = {"ce"}
+OPTIONS = {"mixup": {"classes": 4}}
+
+
+def names(kind: str) -> list[str]:
+    """Names of components; of a family one example."""
+    found = []
+    for name in CATALOG.names(kind):
+        component = CATALOG.entries[kind][name][0].component
+        found.append(LIGHT.get(name, component.examples[0]) if isinstance(component, Family) else name)
+    return [name for name in found if name not in HEAVY]
+
+
+def test_no_builtin_plugin_is_broken() -> None:
+    assert not CATALOG.plugins.broken, [(p.name, p.error) for p in CATALOG.plugins.broken]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "extension"])
+def test_each_kind_has_a_component(kind: str) -> None:
+    assert CATALOG.names(kind)
+
+
+@pytest.mark.parametrize("entry", list(CATALOG.all()), ids=lambda e: f"{e.kind}-{e.name}")
+def test_entry(entry) -> None:
+    testing.check_entry(entry)
+
+
+@pytest.mark.parametrize("name", names("loss"))
+def test_method(name: str, catalog: Catalog) -> None:
+    testing.check_method(catalog, name, cited=name not in CITES_NOTHING)
+
+
+@pytest.mark.parametrize("name", names("loss"))
+def test_loss(name: str) -> None:
+    testing.check_loss(CATALOG.create("loss", name))
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+@pytest.mark.parametrize("name", names("loss"))
+def test_loss_with_each_reduction(name: str, reduction: str) -> None:
+    if "reduction" not in getattr(CATALOG.find("loss", name).component, "__dataclass_fields__", {}):
+        pytest.skip("has no KL")
+    testing.check_loss(CATALOG.create("loss", name, {"reduction": reduction}))
+
+
+@pytest.mark.parametrize("name", names("attack"))
+def test_attack(name: str) -> None:
+    testing.check_attack(CATALOG.create("attack", name))
+
+
+@pytest.mark.parametrize("name", names("objective"))
+def test_objective(name: str) -> None:
+    testing.check_objective(CATALOG.create("objective", name))
+
+
+@pytest.mark.parametrize("name", names("objective"))
+def test_objective_among_two_teachers(name: str) -> None:
+    testing.check_objective(CATALOG.create("objective", name), roles=("clean", "robust"))
+
+
+@pytest.mark.parametrize("name", names("scheduler"))
+def test_scheduler(name: str) -> None:
+    testing.check_scheduler(CATALOG.create("scheduler", name))
+
+
+@pytest.mark.parametrize("name", names("student"))
+def test_conversion(name: str) -> None:
+    testing.check_conversion(CATALOG.create("student", name))
+
+
+@pytest.mark.parametrize("name", names("extension"))
+def test_extension(name: str) -> None:
+    testing.check_extension(CATALOG.create("extension", name))
+
+
+@pytest.mark.parametrize("name", names("augment"))
+def test_augment(name: str) -> None:
+    testing.check_augment(CATALOG.create("augment", name, OPTIONS.get(name, {})), soft=True)
+
+
+@pytest.mark.parametrize("name", names("model"))
+def test_model(name: str) -> None:
+    testing.check_model(CATALOG.create("model", name), shape=(3, 16, 16))
+
+
+def test_digits() -> None:
+    testing.check_dataset(CATALOG.create("dataset", "digits")())
+
+
+@pytest.mark.parametrize("name", [n for n in CATALOG.names("dataset") if n != "digits"])
+def test_data_that_is_not_there_is_said_so(name: str, tmp_path: Path) -> None:
+    """Without its files each source names what is missing; none downloads unasked."""
+    component = CATALOG.entries["dataset"][name][0].component
+    missing = str(tmp_path / "nowhere")
+    with pytest.raises(RkdError) as error:
+        if isinstance(component, Family):
+            CATALOG.create("dataset", f"{name.partition(':')[0]}:{missing}")()
+        else:
+            CATALOG.create("dataset", name, {"dir": missing})()
+    assert "nowhere" in str(error.value)
+
+
+@pytest.mark.parametrize("name", names("teacher"))
+def test_teacher_source_leaves_others_alone(name: str) -> None:
+    """A source returns None for a reference that is not for it: a bare model's name."""
+    data = testing.tiny_dataset()
+    reference = TeacherReference("resnet8", "robust", "resnet8")
+    assert CATALOG.create("teacher", name)(reference, lambda *_: None, data) is None

@@ -1,0 +1,95 @@
+"""What a training step costs is part of a method: forwards and backwards of each net, pinned.
+
+Written (forwards, backwards). The attack is the method's own: PGD with ten steps, for AdvProp five.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from rkd.core.errors import Refused
+from rkd.core.trainer import CostCard, dry_step
+from rkd.registry.build import build, resolve
+from rkd.registry.catalog import Catalog
+from rkd.testing import tiny_teachers
+
+STUDENT = {
+    "ce": (1, 1),
+    "kd": (1, 1),
+    "defensive": (1, 1),
+    "pgd-at": (11, 11),
+    "trades": (13, 12),  # ten steps, the clean answer they start from, two in the loss
+    "ard": (12, 12),
+    "rslad": (12, 12),
+    "adaad": (12, 12),
+    "mtard": (12, 12),
+    "mtard-anl": (12, 12),
+    "advprop": (7, 7),
+}
+TEACHERS = {
+    "kd": {"clean": (1, 0)},
+    "defensive": {"initial": (1, 0)},
+    "ard": {"robust": (1, 0)},
+    "rslad": {"robust": (1, 0)},
+    "adaad": {"robust": (12, 10)},  # the search differentiates the teacher
+    "mtard": {"robust": (1, 0), "clean": (1, 0)},
+    "mtard-anl": {"robust": (1, 0), "clean": (1, 0)},
+}
+TWO_VIEWS = ["trades", "ard", "rslad", "adaad", "mtard", "mtard-anl", "advprop"]
+
+
+def cost(catalog: Catalog, loss: str, **table) -> CostCard:
+    plan = resolve({"loss": {"name": loss}, **table}, catalog)
+    return dry_step(build(plan, catalog, tiny_teachers(plan.loss.roles, (1, 8, 8), 10)))
+
+
+def numbers(card: CostCard) -> dict[str, tuple[int, int]]:
+    return {name: (count.forwards, count.backwards) for name, count in card.counts.items()}
+
+
+@pytest.mark.parametrize("loss", STUDENT)
+def test_cost(loss: str, catalog: Catalog) -> None:
+    teachers = {f"teacher {role}": count for role, count in TEACHERS.get(loss, {}).items()}
+    assert numbers(cost(catalog, loss)) == {"student": STUDENT[loss], **teachers}
+
+
+@pytest.mark.parametrize("loss", TWO_VIEWS)
+def test_auxiliary_norms_cost_nothing(loss: str, catalog: Catalog) -> None:
+    table = {"student": {"conversions": {"aux-bn": {}}}}
+    assert numbers(cost(catalog, loss, **table))["student"] == STUDENT[loss]
+
+
+@pytest.mark.parametrize("loss", TWO_VIEWS)
+def test_a_joint_forward_saves_one(loss: str, catalog: Catalog) -> None:
+    table = {"student": {"conversions": {"aux-bn": {"joint": True}}}}
+    forwards, backwards = STUDENT[loss]
+    assert numbers(cost(catalog, loss, **table))["student"] == (forwards - 1, backwards - 1)
+
+
+@pytest.mark.parametrize("loss", sorted(set(STUDENT) - set(TWO_VIEWS)))
+def test_auxiliary_norms_that_would_be_idle_are_refused(loss: str, catalog: Catalog) -> None:
+    with pytest.raises(Refused, match="batch norm"):
+        cost(catalog, loss, student={"conversions": {"aux-bn": {}}})
+
+
+@pytest.mark.parametrize(("attack", "forwards"), [("fgsm", 2 + 1), ("cw", 2 + 30), ("pgd-sat", 2 + 20)])
+def test_another_attack(attack: str, forwards: int, catalog: Catalog) -> None:
+    assert numbers(cost(catalog, "rslad", attack={"name": attack}))["student"] == (forwards, forwards)
+
+
+def test_restarts_cost_two_more_forwards_each(catalog: Catalog) -> None:
+    table = {"attack": {"name": "pgd", "restarts": 2, "steps": 3}}
+    # Two searches, and each is judged: one forward for what it fools, one for its score.
+    assert numbers(cost(catalog, "pgd-at", **table))["student"] == (1 + 2 * 3 + 2 * 2, 1 + 2 * 3)
+
+
+def test_training_costs_what_the_dry_step_says(catalog: Catalog) -> None:
+    from rkd.core.cost import counting
+    from rkd.core.trainer import update
+
+    plan = resolve({"loss": {"name": "mtard-anl"}}, catalog)
+    run = build(plan, catalog, tiny_teachers(plan.loss.roles, (1, 8, 8), 10))
+    nets = {"student": run.student.net, **{f"teacher {t.role}": t.net for t in run.teachers.values()}}
+    with counting(nets) as counts:
+        update(run, next(run.loader.batches(0)))
+    assert {name: (c.forwards, c.backwards) for name, c in counts.items()} == numbers(dry_step(run))
