@@ -18,7 +18,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-RAMP = ["--set", "attack.eps=ramp(0, 0.3, until=0.5)"]
+RAMP = ["--set", "attack.eps=ramp(0, 0.3, until=0.5)", "--set", "attack.steps=7"]
 BOTH = ["--teacher", "robust={robust}", "--teacher", "clean={clean}"]
 ROBUST = ["--teacher", "robust={robust}"]
 METHODS: dict[str, list[str]] = {

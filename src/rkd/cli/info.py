@@ -105,13 +105,14 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
     about = re.sub(r"\n*```bibtex\n.*?```", "", item["about"], flags=re.DOTALL)
     for text in (item["description"], about):
         if text:
-            terminal.result(f"\n{text}")
+            terminal.result(f"\n{text}", wrap=True)
     if about != item["about"]:
         terminal.result(f"\nto cite it: rkd cite {item['name']}")
     if item["roles"]:
         terminal.result(f"\nteachers, by role: {', '.join(item['roles'])}")
     if item["defaults"]:
-        terminal.result("\nthe method's defaults: " + ", ".join(f"{k} = {v}" for k, v in item["defaults"].items()))
+        defaults = ", ".join(f"{key} = {value}" for key, value in item["defaults"].items())
+        terminal.result(f"\nthe method's defaults: {defaults}", wrap=True)
     if item["options"]:
         terminal.result()
         rows = [[o["name"], _default(o), o["type"]] for o in item["options"]]

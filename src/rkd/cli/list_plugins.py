@@ -45,4 +45,4 @@ def list_plugins(app: App, kind: str | None) -> None:
         terminal.result()
         rows = [[p.name, f"{p.distribution} {p.version}", p.error or ""] for p in broken]
         terminal.table(["broken", "provided by", ("why", "wrap")], rows)
-    terminal.message("\n`rkd info NAME` tells more about one of them", transient=True)
+    terminal.message("\n`rkd info NAME` tells more about one of them", hint=True)

@@ -58,7 +58,7 @@ class Training:
     @hookimpl
     def rkd_epoch_end(self, run: Run, metrics: dict[str, Any]) -> None:
         self.epoch, self.batch = run.epoch, 0
-        self.values = {k: v for k, v in metrics.items() if isinstance(v, float) and not k.startswith("val.")}
+        self.values = {k: v for k, v in metrics.items() if k.startswith("loss") or k in run.knobs}
         if "val.clean" in metrics:
             self.checked = {name: metrics[f"val.{name}"] for name in ("clean", "robust") if f"val.{name}" in metrics}
             self.checked["epoch"] = run.epoch
@@ -120,7 +120,7 @@ class Display:
 
     def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None:
         for line in cost_lines(title, run, card, seconds):
-            self.terminal.message(line)
+            self.terminal.message(line, wrap=True)
 
     def training(self, title: str) -> Mapping[str, Any]:
         return {"rkd progress display": Training(title, self.terminal)}
@@ -153,20 +153,13 @@ class Display:
 def cost_lines(title: str, run: Run, card: CostCard, seconds: float) -> list[str]:
     """What a training will cost, for people."""
     size = sum(parameter.numel() for parameter in run.student.net.parameters())
-    steps = len(run.loader)
-    counts = "; ".join(_cost(name, count.forwards, count.backwards) for name, count in card.counts.items())
+    counts = ", ".join(f"{name} {count.forwards}/{count.backwards}" for name, count in card.counts.items())
+    images = f"{len(run.loader)} steps of {run.loader.batch_size} images"
     return [
-        f"{title}: {size:,} parameters, {run.epochs} epochs of {steps} steps of {run.loader.batch_size} images "
-        f"({run.data.name}), about {duration(seconds)} on {run.device}",
-        f"  each step: {counts}",
+        f"{title}: {size:,} parameters, {run.epochs} epochs of {images}",
+        f"  forwards/backwards a step: {counts}",
+        f"  about {duration(seconds)} on {run.device}",
     ]
-
-
-def _cost(name: str, forwards: int, backwards: int) -> str:
-    def times(count: int, what: str) -> str:
-        return f"{count} {what}{'' if count == 1 else 's'}"
-
-    return f"{name} {times(forwards, 'forward')}" + (f", {times(backwards, 'backward')}" if backwards else "")
 
 
 def _values(run: Run) -> dict[str, float]:

@@ -27,7 +27,7 @@ def recipes(app: App, name: str | None) -> None:
         app.terminal.result(texts[name].rstrip("\n"))
     else:
         app.terminal.table(["recipe", ("what it is", "wrap")], [[n, _summary(text)] for n, text in texts.items()])
-        app.terminal.message("\n`rkd recipes NAME` prints one, `rkd run NAME` runs it", transient=True)
+        app.terminal.message("\n`rkd recipes NAME` prints one, `rkd run NAME` runs it", hint=True)
 
 
 def _summary(text: str) -> str:

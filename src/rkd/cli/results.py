@@ -12,6 +12,9 @@ from .terminal import Terminal, attack_name, percent
 Row = tuple[str, Mapping[str, float]]
 """A net's name, and its values by column."""
 
+WORST = "worst case"
+"""Images that stay right under every attack."""
+
 
 def show_run(results: Mapping[str, Any], card: Mapping[str, Any], terminal: Terminal) -> None:
     """The tables at the end of `rkd run`, and what to type next."""
@@ -21,21 +24,19 @@ def show_run(results: Mapping[str, Any], card: Mapping[str, Any], terminal: Term
     w_robust: list[Row] = []
     for teacher in results["teachers"]:
         name = f"{teacher['role']} teacher {teacher['model']}"
-        accuracies.append((name, {"clean": teacher["clean"], **_named(teacher["attacks"]), "all": teacher["robust"]}))
+        accuracies.append((name, {"clean": teacher["clean"], **_named(teacher["attacks"]), WORST: teacher["robust"]}))
         w_robust.append((name, _named(teacher["w_robust"])))
     name = f"student {student['model']}"
-    accuracies.append((name, {"clean": student["clean"], **_named(student["attacks"]), "all": student["worst_case"]}))
+    accuracies.append((name, {"clean": student["clean"], **_named(student["attacks"]), WORST: student["worst_case"]}))
     w_robust.append((name, _named(student["w_robust"])))
-    several = ["all"] if len(attacks) > 1 else []
+    several = [WORST] if len(attacks) > 1 else []
     columns = ["clean", *map(attack_name, attacks), *several]
-    terminal.result()
+    terminal.message("")
     where = f"{student['samples']} test images of {card['data']}, {threat_text(card['threat'])}"
     accuracy_table(f"Accuracy in % on {where}", columns, accuracies, terminal)
     if attacks:
         accuracy_table("W-Robust in %: the mean of clean and attacked accuracy", columns[1 : len(attacks) + 1],
                        w_robust, terminal)  # fmt: skip
-    if several:
-        terminal.message("all: images that stay right under every attack\n")
     for text in student.get("warnings", []):
         terminal.warning(text)
 
@@ -54,12 +55,10 @@ def show_evaluation(summary: Mapping[str, Any], threat: Mapping[str, Any], data:
             f"{summary['seconds'][name]:.1f}",
         ])  # fmt: skip
     if len(summary["attacks"]) > 1:
-        rows.append(["all", percent(summary["worst_case"]), "", "", "", ""])
+        rows.append([WORST, percent(summary["worst_case"]), "", "", "", ""])
     right = [(text, "right") for text in ("accuracy", "95 % interval", "W-Robust", "NRR", "seconds")]
     title = f"{summary['samples']} test images of {data}, {threat_text(threat)}; values in %"
     terminal.table(["", *right], rows, title)
-    if len(summary["attacks"]) > 1:
-        terminal.message("\nall: images that stay right under every attack")
     for text in summary["warnings"]:
         terminal.warning(text)
 

@@ -9,6 +9,7 @@ from typing import Any
 from rkd.core.errors import TrainingFailed
 from rkd.core.runfolder import RunFolder
 from rkd.registry.catalog import Catalog
+from rkd.registry.config import RunConfig
 from rkd.registry.execute import execute
 
 from .progress import Display
@@ -43,13 +44,14 @@ def carry_out(
     if not app.json:
         show_run(results, folder.read_json(folder.card), terminal)
         terminal.result(f"wrote {path} in {duration(results['seconds'])}")
-    terminal.message(f"next: rkd eval {path} --attack pgd-trades --attack autoattack")
+    stronger = [f" --attack {name}" for name in ("pgd-trades", "autoattack") if name in catalog.names("attack")]
+    terminal.message(f"next: rkd eval {path}{''.join(stronger)}")
 
 
 def _title(table: Mapping[str, Any]) -> str:
     student = table.get("student")
     model = student.get("model") if isinstance(student, Mapping) else None
-    return f"student {model}" if model else "student"
+    return f"student {model or RunConfig().student.model}"
 
 
 def _how_to_go_on(path: Path, error: BaseException) -> list[str]:

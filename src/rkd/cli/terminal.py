@@ -42,9 +42,9 @@ class Terminal:
         """Columns of stdout's terminal; 80 where it is none."""
         return self.out.width if self.out.is_terminal else 80
 
-    def result(self, text: str = "", style: str = "") -> None:
-        """What the user asked for: stdout."""
-        self.out.print(Text(text, style), soft_wrap=True)
+    def result(self, text: str = "", style: str = "", wrap: bool = False) -> None:
+        """What the user asked for: stdout. `wrap`: by words, where it is not to be copied as it stands."""
+        self.out.print(Text(text, style), soft_wrap=not wrap)
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], title: str = "") -> None:
         """Rows under headings: stdout."""
@@ -75,10 +75,10 @@ class Terminal:
         sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
         sys.stdout.flush()
 
-    def message(self, text: str, always: bool = False, transient: bool = False) -> None:
-        """What goes on: stderr. `always`: also with -q. `transient`: on a terminal alone."""
-        if (self.verbosity >= 0 or always) and (not transient or self.animated):
-            self.err.print(Text(text), soft_wrap=True)
+    def message(self, text: str, always: bool = False, hint: bool = False, wrap: bool = False) -> None:
+        """What goes on: stderr. `always`: also with -q. `hint`: on a terminal alone."""
+        if (self.verbosity >= 0 or always) and (not hint or self.animated):
+            self.err.print(Text(text), soft_wrap=not wrap)
 
     def detail(self, text: str) -> None:
         """What -v adds: stderr."""
@@ -87,11 +87,11 @@ class Terminal:
 
     def warning(self, text: str) -> None:
         """Something doubtful: stderr."""
-        self.err.print(Text.assemble(("warning: ", "bold yellow"), text), soft_wrap=True)
+        self.err.print(Text.assemble(("warning: ", "bold yellow"), text))
 
     def error(self, text: str, more: Sequence[str] = ()) -> None:
         """Why the command ends: stderr."""
-        self.err.print(Text.assemble(("error: ", "bold red"), text), soft_wrap=True)
+        self.err.print(Text.assemble(("error: ", "bold red"), text))
         for line in more:
             self.err.print(Text(f"  {line}"), soft_wrap=True)
 

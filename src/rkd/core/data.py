@@ -81,7 +81,8 @@ class Dataset:
     customary attacker. `defaults` are the customary settings of a run (a recipe in a mapping, e.g.
     `{"epochs": 20, "optimizer": {"lr": 0.1}}`); everything in it yields to a recipe or an option.
     `teachers` says per role which model a missing teacher is, and what its recipe adds:
-    `{"robust": {"model": "resnet20", "recipe": {"epochs": 30}}}`.
+    `{"robust": {"model": "resnet20", "recipe": {"epochs": 30}}}`; `large` goes on top for nets of more than ten
+    million parameters.
     `fingerprint` changes when the data changes: prepared teachers are cached under it.
     """
 

@@ -22,7 +22,7 @@ from rkd.core.trainer import Run, Validation, run_hooks
 from rkd.core.types import ThreatModel
 
 from .catalog import Catalog
-from .config import AttackConfig, RunConfig, Table, TeacherConfig, Component, merge, nested, parse
+from .config import AttackConfig, Component, RunConfig, Table, TeacherConfig, merge, nested, parse
 from .options import plain, values_of
 
 
@@ -78,7 +78,7 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
         entry = problems.catch(lambda: catalog.find("loss", name))
         loss = getattr(entry, "component", None)
     if data is None or loss is None or first is None:
-        _check_names(table, catalog, problems)
+        _check_names(table, loss, catalog, problems)
         problems.stop()
     method = method_defaults(loss, table, catalog)
     table = merge(_customs(data, method, table), method, table)
@@ -396,25 +396,32 @@ def _partial(table: Mapping[str, Any]) -> RunConfig:
     return parse({"data": table["data"]} if isinstance(table.get("data"), Mapping) else {})
 
 
-def _check_names(table: Mapping[str, Any], catalog: Catalog, problems: _Problems) -> None:
-    """Look up the names that a broken configuration mentions: their problems belong to the same message."""
-    wanted: list[tuple[str, Any]] = [
-        ("attack", _name_of(table.get("attack"), None)),
-        ("objective", _name_of(table.get("objective"), None)),
-    ]
+def _check_names(table: Mapping[str, Any], loss: Any, catalog: Catalog, problems: _Problems) -> None:
+    """Check the components that a broken configuration mentions: their problems belong to the same message."""
+    wanted: list[tuple[str, Any, Any, str]] = []
+    for kind in ("attack", "objective"):
+        section = table.get(kind)
+        if isinstance(section, Mapping):
+            name = section.get("name") or getattr(loss, "defaults", {}).get(kind)
+            wanted.append((kind, name, {k: v for k, v in section.items() if k != "name"}, kind))
     student = table.get("student")
     if isinstance(student, Mapping):
-        wanted.append(("model", student.get("model")))
-        wanted += [("student", name) for name in _keys(student.get("conversions"))]
+        options = {k: v for k, v in student.items() if k not in ("model", "conversions", "normalize")}
+        wanted.append(("model", student.get("model"), options, "student"))
+        wanted += _named("student", student.get("conversions"), "student.conversions")
     for kind in ("scheduler", "augment", "extension"):
-        wanted += [(kind, name) for name in _keys(table.get(f"{kind}s"))]
+        wanted += _named(kind, table.get(f"{kind}s"), f"{kind}s")
     evaluate = table.get("evaluate")
     if isinstance(evaluate, Mapping) and isinstance(evaluate.get("attacks"), Sequence):
-        wanted += [("attack", name) for name in evaluate["attacks"]]
-    for kind, name in wanted:
-        if isinstance(name, str):
-            problems.catch(lambda kind=kind, name=name: catalog.find(kind, name))
+        wanted += [("attack", name, {}, "evaluate.attacks") for name in evaluate["attacks"]]
+    for kind, name, options, where in wanted:
+        if isinstance(name, str) and isinstance(options, Mapping):
+            problems.catch(
+                lambda kind=kind, name=name, options=options, where=where: catalog.create(kind, name, options, where)
+            )
 
 
-def _keys(table: Any) -> list[str]:
-    return list(table) if isinstance(table, Mapping) else []
+def _named(kind: str, tables: Any, where: str) -> list[tuple[str, Any, Any, str]]:
+    """The components of a section whose keys are their names."""
+    found = tables.items() if isinstance(tables, Mapping) else ()
+    return [(kind, name, options, f"{where}.{name}") for name, options in found]

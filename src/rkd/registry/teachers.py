@@ -56,6 +56,10 @@ ROLE_RECIPES: dict[str, Table] = {
 """How a missing teacher is prepared, by role. A loss may bring others in its `prepare`."""
 
 
+LARGE = 10_000_000
+"""Parameters above which a data set's `large` recipe goes on top of its usual one."""
+
+
 def find_teachers(plan: Plan, catalog: Catalog, reporter: Reporter) -> list[Found]:
     """All teachers of a plan, on the device. Nothing is prepared yet. Raises RkdError, WeightsError."""
     return [_find(reference, plan, catalog, reporter) for reference in plan.teachers]
@@ -83,12 +87,11 @@ def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: R
     else:
         if reference.weights or reference.model is None:
             raise RkdError(f"no teacher source understands {reference.text!r}")
-        folder = _place(_recipe(reference, config.train, plan), reference, plan)
+        net = untrained(reference.model, reference.options)
+        folder = _place(_recipe(reference, config.train, plan, net), reference, plan)
         missing = not (folder / "evaluation.json").is_file()
         source, results = "not prepared yet", None
-        if missing:
-            net = untrained(reference.model, reference.options)
-        else:
+        if not missing:
             net = catalog.create("teacher", "run")(TeacherReference(str(folder), reference.role), untrained, plan.data)
             source, results = f"prepared ({folder})", _results(RunFolder.open(folder), plan)
     device = choose_device(plan.config.device)
@@ -158,7 +161,7 @@ def prepare(missing: Found, plan: Plan, catalog: Catalog, reporter: Reporter, dr
     from .execute import execute
 
     reference = missing.reference
-    table = _recipe(reference, _config(reference, plan).train, plan)
+    table = _recipe(reference, _config(reference, plan).train, plan, missing.teacher.net)
     folder = _place(table, reference, plan)
     work = folder.with_name(f"{folder.name}.{os.getpid()}.part")
 
@@ -213,8 +216,11 @@ def _place(table: Table, reference: TeacherReference, plan: Plan) -> Path:
     return cache_folder() / "teachers" / name
 
 
-def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan) -> Table:
-    """The configuration that prepares a teacher: the run's data, attacker and seed, the role's loss."""
+def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan, net: torch.nn.Module) -> Table:
+    """The configuration that prepares a teacher: the run's data, attacker and seed, the role's loss.
+
+    A data set may ask for less of large nets: they need fewer epochs, and each costs more.
+    """
     config = plan.config
     prepare = dict(getattr(plan.loss, "prepare", {}).get(reference.role, {}))
     prepare.pop("student", None)
@@ -232,8 +238,10 @@ def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan) -
         "student": {**reference.options, "model": reference.model},
         "evaluate": config.evaluate.model_dump(exclude_none=True),
     }
-    custom = plan.data.teachers.get(reference.role, {}).get("recipe", {})
-    return merge(ROLE_RECIPES.get(reference.role, {}), custom, prepare, base, train)
+    custom = plan.data.teachers.get(reference.role, {})
+    large = sum(p.numel() for p in net.parameters()) > LARGE
+    recipes = [custom.get("recipe", {}), custom.get("large", {}) if large else {}]
+    return merge(ROLE_RECIPES.get(reference.role, {}), *recipes, prepare, base, train)
 
 
 def _slug(name: str | None) -> str:

@@ -1,0 +1,95 @@
+"""Any loss with any attack, scheduler and conversion: it trains, or it is refused with words that say why."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+
+from rkd.core.errors import RkdError
+from rkd.registry.build import build, resolve
+from rkd.registry.catalog import load_catalog
+from rkd.testing import check_trains, tiny_teachers
+
+CATALOG = load_catalog()
+ATTACKS = [None, *CATALOG.names("attack")]
+SCHEDULERS = [None, *CATALOG.names("scheduler")]
+CONVERSIONS = [None, *CATALOG.names("student")]
+TERMS = {"ce": 1, "defensive": 1, "pgd-at": 1}  # of the built-in losses; two otherwise
+
+
+def table(loss: str, attack: str | None, conversion: str | None, scheduler: str | None) -> dict:
+    found: dict = {
+        "loss": {"name": loss},
+        "student": {"model": "small-cnn", "width": 4, "conversions": {conversion: {}} if conversion else {}},
+        "schedulers": {scheduler: {}} if scheduler else {},
+        "data": {"name": "digits", "validation": 0},
+        "batch_size": 16,
+        "epochs": 1,
+    }
+    if attack:
+        found["attack"] = {"name": attack}
+        if "steps" in {field.name for field in fields(CATALOG.find("attack", attack).component)}:
+            found["attack"]["steps"] = 2
+    return found
+
+
+def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: str | None) -> list[str]:
+    """Words that a refusal must hold one of; none: the combination has to train."""
+    component = CATALOG.find("loss", loss).component
+    attacks = "attack" in component.defaults
+    found = []
+    if attack and not attacks:
+        found.append("attack")
+    if scheduler == "anl" and TERMS.get(loss, 2) < 2:
+        found.append("anl")
+    if conversion == "aux-bn" and (not attacks or loss == "pgd-at"):
+        found.append("batch norm")
+    return found
+
+
+@pytest.mark.parametrize("loss", CATALOG.names("loss"))
+def test_every_combination(loss: str) -> None:
+    for attack in ATTACKS:
+        for conversion in CONVERSIONS:
+            for scheduler in SCHEDULERS:
+                parts = (loss, attack, conversion, scheduler)
+                expected = reasons(*parts)
+                try:
+                    plan = resolve(table(*parts), CATALOG)
+                    check_trains(build(plan, CATALOG, tiny_teachers(plan.loss.roles, (1, 8, 8), 10)))
+                except RkdError as error:
+                    message = str(error)
+                    assert expected, f"{parts} was refused: {message}"
+                    assert any(word in message for word in expected), f"{parts}: {message}"
+                else:
+                    assert not expected, f"{parts} trains, but {expected} should have stopped it"
+
+
+@pytest.mark.parametrize("loss", CATALOG.names("loss"))
+@pytest.mark.parametrize("objective", CATALOG.names("objective"))
+def test_every_objective(loss: str, objective: str) -> None:
+    """An objective that needs a teacher is refused where there is none."""
+    component = CATALOG.find("loss", loss).component
+    parts = table(loss, None, None, None) | {"objective": {"name": objective}}
+    try:
+        plan = resolve(parts, CATALOG)
+        check_trains(build(plan, CATALOG, tiny_teachers(plan.loss.roles, (1, 8, 8), 10)))
+    except RkdError as error:
+        assert any(word in str(error) for word in ("attack", "teacher")), error
+        assert "attack" not in component.defaults or ("kl-" in objective and not component.roles), error
+    else:
+        assert "attack" in component.defaults
+
+
+@pytest.mark.parametrize("loss", CATALOG.names("loss"))
+@pytest.mark.parametrize("augment", CATALOG.names("augment"))
+def test_every_augmentation(loss: str, augment: str) -> None:
+    """Soft labels go everywhere, or are refused."""
+    options = {"classes": 10} if augment == "mixup" else {}
+    plan = resolve(table(loss, None, None, None) | {"augments": {augment: options}}, CATALOG)
+    run = build(plan, CATALOG, tiny_teachers(plan.loss.roles, (1, 8, 8), 10))
+    try:
+        check_trains(run)
+    except RkdError as error:
+        assert "labels" in str(error)
