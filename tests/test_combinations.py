@@ -7,7 +7,8 @@ from dataclasses import fields
 import pytest
 
 from rkd.core.errors import RkdError
-from rkd.registry.build import build, resolve
+from rkd.registry.build import build
+from rkd.registry.resolve import resolve
 from rkd.registry.catalog import load_catalog
 from rkd.testing import check_trains, tiny_teachers
 

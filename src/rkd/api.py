@@ -89,4 +89,5 @@ def evaluate(
 def attack_plan(attack: str, objective: str | None = None, **options: Any) -> AttackPlan:
     """An attack by name with what it maximises (its own goal, or cross-entropy, if none is named)."""
     search = catalog().create("attack", attack, options)
-    return AttackPlan(search, catalog().create("objective", objective or getattr(search, "objective", "ce")))
+    goal: Any = objective or getattr(search, "objective", "ce")
+    return AttackPlan(search, catalog().create("objective", goal))

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
 @pass_app
 def cite(app: App, name: str) -> None:
     """Print the BibTeX of a component, or of all parts of a run."""
-    from rkd.core.interfaces import Family
-
-    from .info import find
+    from .about import component_of, find
 
     catalog = app.catalog()
     folder = next((path for path in (Path(name), Path(RUNS) / name) if (path / "config.toml").is_file()), None)
@@ -32,8 +30,7 @@ def cite(app: App, name: str) -> None:
     texts: dict[str, str] = {}
     silent = []
     for entry in entries:
-        component = entry.component.component if isinstance(entry.component, Family) else entry.component
-        found = bibtex(sys.modules[component.__module__].__doc__ or "")
+        found = bibtex(sys.modules[component_of(entry).__module__].__doc__ or "")
         if not found:
             silent.append(f"{entry.kind} {entry.name}")
         for key, text in found.items():

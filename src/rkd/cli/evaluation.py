@@ -10,11 +10,12 @@ from typing import Any
 from rkd.core.errors import ConfigError, RkdError
 from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
-from rkd.registry.build import Plan, choose_device, resolve
+from rkd.registry.build import choose_device
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import assignments, merge, read_recipe
 from rkd.registry.execute import evaluate_net as run_attacks
 from rkd.registry.load import load_file, load_run
+from rkd.registry.resolve import Plan, resolve
 from rkd.registry.teachers import settle_normalization
 
 from .progress import Display

@@ -51,36 +51,40 @@ class Commands(click.Group):
 def report(error: BaseException, app: App) -> int:
     """Tell of an error. Returns the exit code."""
     terminal = app.terminal
+    text = "".join(traceback.format_exception(error))
+    if app.debug:
+        terminal.message(text, always=True)
     notes = getattr(error, "__notes__", [])
     if isinstance(error, KeyboardInterrupt):
-        terminal.error("interrupted", notes)
+        terminal.error("interrupted", notes=notes)
         return 130
     if isinstance(error, ConfigError) and len(error.problems) > 1:
-        terminal.error(f"{len(error.problems)} problems:", [*(f"- {p}" for p in error.problems), *notes])
+        terminal.error(f"{len(error.problems)} problems:", error.problems, notes)
         return 2
     if isinstance(error, RkdError):
-        terminal.error(str(error), notes)
+        terminal.error(str(error), notes=notes)
         return 2
     if isinstance(error, OSError) and error.errno in MENDABLE:
-        terminal.error(": ".join(filter(None, (error.strerror, error.filename and str(error.filename)))), notes)
+        terminal.error(": ".join(filter(None, (error.strerror, error.filename and str(error.filename)))), notes=notes)
         return 2
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        terminal.error(f"out of memory ({_first_line(error)}); try a smaller --batch-size", notes)
+        terminal.error(f"out of memory ({_first_line(error)}); try a smaller --batch-size", notes=notes)
         return 2
-    text = "".join(traceback.format_exception(error))
-    terminal.error(f"unexpected {type(error).__name__}: {_first_line(error)}", notes)
-    terminal.message(text if app.debug else _keep(text), always=True)
+    terminal.error(f"unexpected {type(error).__name__}: {_first_line(error)}", notes=[*notes, *_keep(text, app)])
     return 1
 
 
-def _keep(text: str) -> str:
+def _keep(text: str, app: App) -> list[str]:
+    words = "this is a bug, in rkd or in a plugin"
+    if app.debug:
+        return [words]
     try:
         number, path = tempfile.mkstemp(".txt", "rkd-error-")
         with open(number, "w", encoding="utf-8") as file:
             file.write(text)
     except OSError:
-        return "this is a bug, in rkd or in a plugin; `rkd --debug ...` shows where it happened"
-    return f"this is a bug, in rkd or in a plugin; where it happened is in {path} (`rkd --debug ...` shows it)"
+        return [f"{words}; `rkd --debug ...` shows where"]
+    return [f"{words}; {path} says where (`rkd --debug ...` shows it)"]
 
 
 def _first_line(error: BaseException) -> str:

@@ -15,6 +15,7 @@ from typing import IO, Any
 from rich import box
 from rich.console import Console, RenderableType
 from rich.live import Live
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -89,11 +90,13 @@ class Terminal:
         """Something doubtful: stderr."""
         self.err.print(Text.assemble(("warning: ", "bold yellow"), text))
 
-    def error(self, text: str, more: Sequence[str] = ()) -> None:
-        """Why the command ends: stderr."""
+    def error(self, text: str, problems: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
+        """Why the command ends: stderr. `notes`, what to type next, stay whole for copying."""
         self.err.print(Text.assemble(("error: ", "bold red"), text))
-        for line in more:
-            self.err.print(Text(f"  {line}"), soft_wrap=True)
+        for problem in problems:
+            self.err.print(Padding(Text(f"- {problem}"), (0, 0, 0, 2), expand=False))
+        for note in notes:
+            self.err.print(Text(f"  {note}"), soft_wrap=True)
 
     def live(self, draw: Callable[[], RenderableType]) -> None:
         """Keep what `draw` returns on the last lines of the terminal, until `still()`."""

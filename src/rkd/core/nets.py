@@ -22,6 +22,9 @@ class Net(nn.Module):
     weights file holds, under the architecture's own names. Reduced precision is confined to this forward.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(
         self, arch: nn.Module, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
     ) -> None:

@@ -80,7 +80,7 @@ def add_auxiliary(net: nn.Module, views: Sequence[View], router: Router) -> int:
     norms = batch_norms(net)
     for norm in norms:
         copies = {view: copy.deepcopy(norm) for view in views}
-        norm.__class__ = _routed_class(type(norm))  # type: ignore[assignment]
+        norm.__class__ = _routed_class(type(norm))  # type: ignore[assignment, arg-type]
         routed: Any = norm
         routed.router = router
         routed.aux = nn.ModuleDict(copies)

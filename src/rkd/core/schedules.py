@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass
+from itertools import pairwise
 
 from .types import Schedule, fraction
 
@@ -149,7 +150,7 @@ def _points(plain: list[str], named: dict[str, str]) -> Schedule:
         raise ValueError("expected progress:value pairs, such as 0:0, 0.3:1")
     points = tuple((parse_number(p), parse_number(v)) for p, v in pairs)
     _check_progress([p for p, _ in points])
-    if any(a[0] >= b[0] for a, b in zip(points, points[1:], strict=False)):
+    if any(a[0] >= b[0] for a, b in pairwise(points)):
         raise ValueError("the progress of the points must grow")
     return Points(points)
 

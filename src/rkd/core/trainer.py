@@ -120,8 +120,9 @@ class Run:
         for name, scheduler in self.schedulers.items():
             scheduler.load_state_dict(state["schedulers"][name])
         for name, extension in self.hooks.list_name_plugin():
-            if extension is not None and name in state["extensions"]:
-                extension.load_state_dict(state["extensions"][name])
+            load = getattr(extension, "load_state_dict", None)
+            if load is not None and name in state["extensions"]:
+                load(state["extensions"][name])
         self.knobs = {name: _on(value, self.device) for name, value in state["knobs"].items()}
         self.best = state["best"]
 
@@ -219,7 +220,8 @@ def fit(run: Run) -> None:
 def _epoch(run: Run) -> dict[str, Any]:
     sums: dict[str, Tensor] = {}
     batches = 0
-    for run.batch_number, batch in enumerate(run.loader.batches(run.epoch)):
+    for number, batch in enumerate(run.loader.batches(run.epoch)):
+        run.batch_number = number
         rate = run.lr * at(run.lr_schedule, run.progress)
         for group in run.optimizer.param_groups:
             group["lr"] = rate

@@ -44,6 +44,9 @@ class Component(BaseModel):
     def options(self) -> Table:
         return dict(self.__pydantic_extra__ or {})
 
+    def set_options(self, options: Table) -> None:
+        self.__pydantic_extra__ = dict(options)
+
 
 class DataConfig(Component):
     """`validation`: the share of the training images held out to choose the weights that are kept."""
@@ -64,6 +67,9 @@ class StudentConfig(BaseModel):
     @property
     def options(self) -> Table:
         return dict(self.__pydantic_extra__ or {})
+
+    def set_options(self, options: Table) -> None:
+        self.__pydantic_extra__ = dict(options)
 
 
 class TeacherConfig(_Section):

@@ -23,8 +23,9 @@ from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
 from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
 
-from .build import Plan, build, choose_device, resolve
+from .build import build, choose_device
 from .catalog import Catalog
+from .resolve import Plan, resolve
 from .teachers import Found, find_teachers, prepare
 
 
@@ -86,7 +87,7 @@ def execute(
         found = [prepare(f, plan, catalog, reporter, dry_run) if f.missing else f for f in found]
     run = build(plan, catalog, {f.reference.role: f.teacher for f in found}, extensions=reporter.training(title))
     if plan.config.validate_.on == "test":
-        reporter.message("the weights are chosen on the TEST images, as asked: the results are not those of unseen data")
+        reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
     card = dry_step(run)
     seconds = predict(run)
     reporter.cost(title, run, card, seconds)

@@ -43,9 +43,8 @@ def describe(component: Any) -> list[Option]:
     for field in dataclasses.fields(component):
         if field.init:
             default = _default(field)
-            found.append(
-                Option(field.name, _show_type(hints[field.name]), None if default is MISSING else default, default is MISSING)
-            )
+            required = default is MISSING
+            found.append(Option(field.name, _show_type(hints[field.name]), None if required else default, required))
     return found
 
 

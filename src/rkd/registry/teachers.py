@@ -27,9 +27,10 @@ from rkd.core.modes import running
 from rkd.core.nets import Net, NetTeacher, check_logits
 from rkd.core.runfolder import RunFolder
 
-from .build import Plan, build_net, choose_device, choose_precision
+from .build import build_net, choose_device, choose_precision
 from .catalog import Catalog
 from .config import Table, TeacherConfig, merge, parse, read_recipe
+from .resolve import Plan
 
 if TYPE_CHECKING:
     from .execute import Reporter

@@ -61,8 +61,8 @@ class Ema:
         with torch.no_grad():
             for mean, weight in zip(self._average.net.parameters(), run.student.net.parameters(), strict=True):
                 mean.lerp_(weight, 1 - decay)
-            for mean, buffer in zip(self._average.net.buffers(), run.student.net.buffers(), strict=True):
-                mean.copy_(buffer)
+            for kept, buffer in zip(self._average.net.buffers(), run.student.net.buffers(), strict=True):
+                kept.copy_(buffer)
 
     @hookimpl
     def rkd_eval_net(self, run: Run) -> nn.Module | None:

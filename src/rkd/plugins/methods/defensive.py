@@ -36,7 +36,7 @@ from rkd.core.step import Step
 
 @dataclass
 class DefensiveDistillation:
-    """Defensive distillation (Papernot et al., 2016): same architecture, temperature T; broken by CW, for study only."""
+    """Defensive distillation (Papernot et al., 2016): same architecture at temperature T; broken, for study only."""
 
     T: float = 20.0
     rescale: bool = True

@@ -6,8 +6,8 @@ Terms `adv` and `clean`, each `(B,)`; no hard labels in the outer loss. `mtard` 
 lets the adaptive normalization loss (scheduler `anl`) balance them. A scheduler may set the teachers' temperatures
 `T.robust` and `T.clean`: they divide the teacher's logits only, as in B-MTARD.
 
-The official scripts average the KL over classes on both CIFAR data sets (`reduction="mean"`, on CIFAR-100 with `scale=10`).
-The weights of `anl` depend on ratios of losses, which no constant factor changes.
+The official scripts average the KL over classes on both CIFAR data sets (`reduction="mean"`, on CIFAR-100 with
+`scale=10`). The weights of `anl` depend on ratios of losses, which no constant factor changes.
 
 ```bibtex
 @inproceedings{zhao2022enhanced,

@@ -1,0 +1,107 @@
+"""`rkd info`, `rkd cite`, `rkd recipes`."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+
+def test_info_of_a_method(rkd) -> None:
+    said = rkd("info", "mtard-anl")
+    assert said.exit_code == 0
+    assert said.stdout.startswith("loss mtard-anl\nfrom rkd-toolkit ")
+    assert "teachers, by role: robust, clean" in said.stdout
+    assert "attack = pgd, objective = ce, scheduler = anl" in said.stdout
+    assert "@inproceedings" not in said.stdout
+    assert re.search(r"reduction +batchmean +batchmean \| mean", said.stdout)
+
+
+def test_info_as_json(rkd) -> None:
+    found = rkd("info", "pgd", "--kind", "attack", "--json").json
+    assert found["kind"] == "attack"
+    options = {option["name"]: option for option in found["options"]}
+    assert options["steps"] == {"name": "steps", "type": "integer", "default": 10, "required": False}
+    assert options["eps"]["type"] == "number or schedule | none"
+
+
+def test_info_of_a_family(rkd) -> None:
+    said = rkd("info", "wrn34")
+    assert re.search(r"depth +34 \(by the name\) +integer", said.stdout)
+    assert "wrn28-10" in rkd("info", "wrnDEPTH-WIDTH").stdout
+
+
+def test_info_of_a_name_of_several_kinds(rkd) -> None:
+    said = rkd("info", "ce")
+    assert "loss ce\n" in said.stdout
+    assert "objective ce\n" in said.stdout
+    assert "loss ce\n" not in rkd("info", "ce", "--kind", "objective").stdout
+    assert [item["kind"] for item in rkd("info", "ce", "--json").json["components"]] == ["objective", "loss"]
+
+
+def test_info_of_an_unknown_name(rkd) -> None:
+    said = rkd("info", "mtrad")
+    assert said.exit_code == 2
+    assert said.stderr.startswith("error: nothing is called 'mtrad'. Did you mean mtard")
+    said = rkd("info", "rslad", "--kind", "attack")
+    assert said.exit_code == 2
+    assert "there is no attack 'rslad'" in said.stderr
+
+
+def test_info_of_a_local_plugin(rkd, tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text(
+        '"""A loss of one\'s own."""\n'
+        "from dataclasses import dataclass\nfrom rkd import hookimpl\n"
+        "@dataclass\nclass Mine:\n    '''Mine alone.'''\n    alpha: float = 8 / 255\n"
+        "@hookimpl\ndef rkd_losses():\n    return {'mine': Mine}\n"
+    )
+    said = rkd("info", "mine", "--plugin", plugin)
+    assert "Mine alone." in said.stdout
+    assert "A loss of one's own." in said.stdout
+    assert re.search(r"alpha +8/255 +number", said.stdout)
+
+
+def keys(text: str) -> list[str]:
+    return re.findall(r"@\w+\{([^,]+),", text)
+
+
+def test_cite_a_component(rkd) -> None:
+    said = rkd("cite", "pgd-sat")
+    assert keys(said.stdout) == ["madry2018towards", "zhang2019theoretically", "carlini2017towards"]
+    assert said.stdout.count("{") == said.stdout.count("}")
+
+
+def test_cite_names_each_paper_once(rkd) -> None:
+    # `ce` is a loss and an objective.
+    found = keys(rkd("cite", "ce").stdout)
+    assert found.count("madry2018towards") == 1
+
+
+def test_cite_a_run(rkd, finished) -> None:
+    run, _ = finished
+    found = keys(rkd("cite", run).stdout)
+    assert {"madry2018towards", "alpaydin1998optical", "goodfellow2015explaining"} <= set(found)
+    assert len(found) == len(set(found))
+
+
+def test_cite_an_unknown_name(rkd) -> None:
+    assert rkd("cite", "rslda").exit_code == 2
+
+
+def test_recipes(rkd) -> None:
+    said = rkd("recipes")
+    assert said.exit_code == 0
+    names = [line.split()[0] for line in said.stdout.splitlines()[1:]]
+    assert "digits-mtard" in names
+    text = rkd("recipes", "digits-mtard").stdout
+    assert text.startswith("# ")
+    assert tomllib.loads(text)["loss"]["name"] == "mtard-anl"
+    assert {item["name"] for item in rkd("recipes", "--json").json["recipes"]} == set(names)
+
+
+def test_an_unknown_recipe(rkd) -> None:
+    for words in (("recipes", "digits-mtrad"), ("run", "digits-mtrad")):
+        said = rkd(*words)
+        assert said.exit_code == 2
+        assert "Did you mean digits-mtard" in said.stderr

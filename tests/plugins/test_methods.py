@@ -1,0 +1,452 @@
+"""Each method's loss and gradient on one batch, against plain float64 loops written here.
+
+The student is linear: the gradient by its weights follows from the gradient by its logits, dW = sum_i g_i x_i^T.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from rkd.core.errors import Refused
+from rkd.core.nets import NetStudent
+from rkd.core.schedules import Drops, Ramp
+from rkd.core.step import AttackPlan, Step
+from rkd.core.trainer import Run, total, update
+from rkd.core.types import Batch
+from rkd.plugins.methods.adaad import AdaAD
+from rkd.plugins.methods.advprop import AdvProp
+from rkd.plugins.methods.ard import Ard
+from rkd.plugins.methods.ce import CrossEntropy
+from rkd.plugins.methods.defensive import DefensiveDistillation
+from rkd.plugins.methods.kd import KnowledgeDistillation
+from rkd.plugins.methods.mtard import Mtard, MtardAnl
+from rkd.plugins.methods.pgd_at import AdversarialTraining
+from rkd.plugins.methods.rslad import Rslad
+from rkd.plugins.methods.trades import Trades
+from rkd.plugins.objectives.kl import KlAdaptive, KlTeacher, kl_student
+from rkd.plugins.schedulers.anl import AdaptiveNormalization
+from rkd.testing import LinearNet, OneStep, TinyNet, tiny_batch, tiny_net, tiny_run, tiny_teachers
+from rkd.testing.tiny import CLASSES, MEAN, STD
+
+Rows = list[list[float]]
+
+
+# The formulas, sample by sample
+
+
+def softmax(z: list[float], T: float = 1.0) -> list[float]:
+    top = max(z)
+    exponentials = [math.exp((v - top) / T) for v in z]
+    return [e / sum(exponentials) for e in exponentials]
+
+
+def kl(p: list[float], q: list[float]) -> float:
+    return sum(a * math.log(a / b) for a, b in zip(p, q, strict=True))
+
+
+def onehot(label: int) -> list[float]:
+    return [float(k == label) for k in range(CLASSES)]
+
+
+def difference(a: list[float], b: list[float], factor: float = 1.0) -> list[float]:
+    return [factor * (v - w) for v, w in zip(a, b, strict=True)]
+
+
+class Setting:
+    """One batch with the images that the attack found, and everybody's logits on them as lists of float64."""
+
+    def __init__(self, loss, attack=True, **settings) -> None:
+        self.run = tiny_run(loss, attack=OneStep() if attack else None, **settings)
+        self.run.student = NetStudent(tiny_net(LinearNet, seed=3))
+        self.batch = tiny_batch()
+        self.step = self.run.step(self.batch)
+        loss_value = total(self.run, self.step)
+        loss_value.backward()
+        self.loss = loss_value.detach()
+        self.images = {"clean": self.batch.x}
+        if attack:
+            self.images["adv"] = self.step.image("adv")
+            assert float((self.images["adv"] - self.batch.x).abs().max()) > 0.02
+        self.y = self.batch.y.tolist()
+
+    def logits(self, net, view: str) -> Rows:
+        """By hand: normalise, multiply, add."""
+        weight = net.arch.weight.detach().double().numpy()
+        x = (self.images[view].double().numpy().reshape(len(self.y), -1) - MEAN) / STD
+        return (x @ weight.T + net.arch.bias.detach().double().numpy()).tolist()
+
+    def student(self, view: str = "clean") -> Rows:
+        return self.logits(self.run.student.net, view)
+
+    def teacher(self, role: str, view: str = "clean") -> Rows:
+        return self.logits(self.run.teachers[role].net, view)
+
+    def expect(self, values: list[float], gradients: dict[str, Rows]) -> None:
+        """The loss is the mean of `values`; `gradients` by the student's logits, per view, of each sample's value."""
+        count = len(values)
+        assert float(self.loss) == pytest.approx(sum(values) / count, rel=1e-5, abs=1e-6)
+        weight, bias = 0.0, 0.0
+        for view, rows in gradients.items():
+            x = (self.images[view].double().numpy().reshape(count, -1) - MEAN) / STD
+            for g, image in zip(np.array(rows), x, strict=True):
+                weight = weight + np.outer(g, image) / count
+                bias = bias + g / count
+        arch = self.run.student.net.arch
+        assert np.allclose(arch.weight.grad.numpy(), weight, rtol=1e-4, atol=2e-6 * max(1, np.abs(weight).max()))
+        assert np.allclose(arch.bias.grad.numpy(), bias, rtol=1e-4, atol=2e-6 * max(1, np.abs(bias).max()))
+
+
+# Methods
+
+
+@pytest.mark.parametrize("T", [1.0, 20.0])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_ce(T: float, rescale: bool) -> None:
+    s = Setting(CrossEntropy(T, rescale), attack=False)
+    scale = T if rescale else 1.0
+    q = [softmax(z, T) for z in s.student()]
+    values = [-scale * math.log(row[y]) for row, y in zip(q, s.y, strict=True)]
+    s.expect(values, {"clean": [difference(row, onehot(y), scale / T) for row, y in zip(q, s.y, strict=True)]})
+
+
+@pytest.mark.parametrize(("T", "alpha"), [(4.0, 0.9), (1.0, 0.5), (10.0, 0.0)])
+def test_kd(T: float, alpha: float) -> None:
+    s = Setting(KnowledgeDistillation(T, alpha), attack=False)
+    values, gradients = [], []
+    for z, t, y in zip(s.student(), s.teacher("clean"), s.y, strict=True):
+        p, q, one = softmax(t, T), softmax(z, T), softmax(z)
+        values.append(alpha * T**2 * kl(p, q) - (1 - alpha) * math.log(one[y]))
+        soft, hard = difference(q, p, alpha * T), difference(one, onehot(y), 1 - alpha)
+        gradients.append([a + b for a, b in zip(soft, hard, strict=True)])
+    s.expect(values, {"clean": gradients})
+
+
+@pytest.mark.parametrize("rescale", [True, False])
+def test_defensive(rescale: bool) -> None:
+    T = 20.0
+    s = Setting(DefensiveDistillation(T, rescale), attack=False)
+    scale = T if rescale else 1.0
+    values, gradients = [], []
+    for z, t in zip(s.student(), s.teacher("initial"), strict=True):
+        p, q = softmax(t, T), softmax(z, T)
+        values.append(-scale * sum(a * math.log(b) for a, b in zip(p, q, strict=True)))
+        gradients.append(difference(q, p, scale / T))
+    s.expect(values, {"clean": gradients})
+
+
+def test_pgd_at() -> None:
+    s = Setting(AdversarialTraining())
+    q = [softmax(z) for z in s.student("adv")]
+    s.expect(
+        [-math.log(row[y]) for row, y in zip(q, s.y, strict=True)],
+        {"adv": [difference(row, onehot(y)) for row, y in zip(q, s.y, strict=True)]},
+    )
+
+
+@pytest.mark.parametrize("alpha", [1.0, 0.5])
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+def test_ard(alpha: float, reduction: str) -> None:
+    """T = 30; the teacher sees clean images, the student attacked ones."""
+    s = Setting(Ard(alpha=alpha, reduction=reduction))
+    T, share = 30.0, 1 / CLASSES if reduction == "mean" else 1.0
+    values, adv, clean = [], [], []
+    for z, z_adv, t, y in zip(s.student(), s.student("adv"), s.teacher("robust"), s.y, strict=True):
+        p, q, one = softmax(t, T), softmax(z_adv, T), softmax(z)
+        values.append(alpha * T**2 * share * kl(p, q) - (1 - alpha) * math.log(one[y]))
+        adv.append(difference(q, p, alpha * T * share))
+        clean.append(difference(one, onehot(y), 1 - alpha))
+    s.expect(values, {"adv": adv, "clean": clean})
+
+
+@pytest.mark.parametrize(("alpha", "reduction"), [(5 / 6, "batchmean"), (5 / 6, "mean"), (0.3, "batchmean")])
+def test_rslad(alpha: float, reduction: str) -> None:
+    """One teacher's clean answer for both views."""
+    s = Setting(Rslad(alpha, reduction))
+    share = 1 / CLASSES if reduction == "mean" else 1.0
+    values, adv, clean = [], [], []
+    for z, z_adv, t in zip(s.student(), s.student("adv"), s.teacher("robust"), strict=True):
+        p, q, q_adv = softmax(t), softmax(z), softmax(z_adv)
+        values.append(share * (alpha * kl(p, q_adv) + (1 - alpha) * kl(p, q)))
+        adv.append(difference(q_adv, p, share * alpha))
+        clean.append(difference(q, p, share * (1 - alpha)))
+    s.expect(values, {"adv": adv, "clean": clean})
+
+
+@pytest.mark.parametrize(("alpha", "reduction"), [(1.0, "batchmean"), (0.7, "batchmean"), (0.7, "mean")])
+def test_adaad(alpha: float, reduction: str) -> None:
+    """Each view has its own answer of the teacher."""
+    s = Setting(AdaAD(alpha, reduction))
+    share = 1 / CLASSES if reduction == "mean" else 1.0
+    values, adv, clean = [], [], []
+    both = zip(s.student(), s.student("adv"), s.teacher("robust"), s.teacher("robust", "adv"), strict=True)
+    for z, z_adv, t, t_adv in both:
+        p, p_adv, q, q_adv = (softmax(row) for row in (t, t_adv, z, z_adv))
+        values.append(share * (alpha * kl(p_adv, q_adv) + (1 - alpha) * kl(p, q)))
+        adv.append(difference(q_adv, p_adv, share * alpha))
+        clean.append(difference(q, p, share * (1 - alpha)))
+    s.expect(values, {"adv": adv, "clean": clean})
+
+
+@pytest.mark.parametrize(("beta", "reduction"), [(6.0, "batchmean"), (1.0, "mean")])
+def test_trades(beta: float, reduction: str) -> None:
+    """The gradient flows through both sides of the divergence: the clean answer is not detached."""
+    s = Setting(Trades(beta, reduction))
+    factor = beta / CLASSES if reduction == "mean" else beta
+    values, adv, clean = [], [], []
+    for z, z_adv, y in zip(s.student(), s.student("adv"), s.y, strict=True):
+        p, q = softmax(z), softmax(z_adv)
+        distance = kl(p, q)
+        values.append(-math.log(p[y]) + factor * distance)
+        adv.append(difference(q, p, factor))
+        through = [factor * a * (math.log(a / b) - distance) for a, b in zip(p, q, strict=True)]
+        clean.append([a + b for a, b in zip(difference(p, onehot(y)), through, strict=True)])
+    assert max(abs(v) for row in clean for v in row) > 1e-3
+    s.expect(values, {"adv": adv, "clean": clean})
+
+
+@pytest.mark.parametrize("reduction", ["batchmean", "mean"])
+@pytest.mark.parametrize("T", [None, {"T.robust": 2.0, "T.clean": 3.0}])
+def test_mtard(reduction: str, T: dict | None) -> None:
+    """Robust teacher on attacked images, clean teacher on clean ones; temperatures divide the teachers' logits only."""
+    s = Setting(Mtard({"adv": 0.7, "clean": 0.2}, reduction), knobs=T or {})
+    share = 1 / CLASSES if reduction == "mean" else 1.0
+    values, adv, clean = [], [], []
+    both = zip(s.student(), s.student("adv"), s.teacher("robust", "adv"), s.teacher("clean"), strict=True)
+    for z, z_adv, robust, natural in both:
+        p_adv, p = softmax(robust, (T or {}).get("T.robust", 1)), softmax(natural, (T or {}).get("T.clean", 1))
+        q_adv, q = softmax(z_adv), softmax(z)
+        values.append(share * (0.7 * kl(p_adv, q_adv) + 0.2 * kl(p, q)))
+        adv.append(difference(q_adv, p_adv, share * 0.7))
+        clean.append(difference(q, p, share * 0.2))
+    s.expect(values, {"adv": adv, "clean": clean})
+
+
+def test_advprop() -> None:
+    s = Setting(AdvProp())
+    values, rows = [0.0] * len(s.y), {}
+    for view in ("clean", "adv"):
+        q = [softmax(z) for z in s.student(view)]
+        values = [v - math.log(row[y]) for v, row, y in zip(values, q, s.y, strict=True)]
+        rows[view] = [difference(row, onehot(y)) for row, y in zip(q, s.y, strict=True)]
+    s.expect(values, rows)
+
+
+@pytest.mark.parametrize("method", [KnowledgeDistillation, Ard, Rslad, AdaAD, Mtard, MtardAnl])
+def test_mean_is_one_over_the_number_of_classes(method) -> None:
+    values = {}
+    for reduction in ("batchmean", "mean"):
+        loss = method(reduction=reduction)
+        setting = Setting(loss, attack="attack" in loss.defaults)
+        name = "kd" if "kd" in setting.run.terms else "adv"
+        values[reduction] = setting.run.terms[name]
+    assert torch.allclose(values["mean"] * CLASSES, values["batchmean"], rtol=1e-6)
+
+
+def test_numbers_may_be_schedules() -> None:
+    """alpha from 0 to 1 over the training: half way it is a half."""
+    run = tiny_run(Rslad(alpha=Ramp(0, 1)), attack=OneStep(), epochs=2)
+    run.epoch = 1
+    step = run.step(tiny_batch())
+    value = total(run, step).detach()
+    assert float(value) == pytest.approx(float(0.5 * run.terms["adv"].mean() + 0.5 * run.terms["clean"].mean()))
+
+
+# Searches
+
+
+def linear_step(*roles: str) -> tuple[Step, dict]:
+    teachers = tiny_teachers(roles)
+    return Step(tiny_batch(), NetStudent(tiny_net(LinearNet, seed=3)), teachers, noise_key=1), teachers
+
+
+@pytest.mark.parametrize("name", ["kl-teacher", "kl-adaptive", "kl-student"])
+def test_gradient_of_each_search(name: str) -> None:
+    """By the images; AdaAD's also through the teacher, which shifts it by W_T^T (p (log p - log q - KL))."""
+    step, teachers = linear_step("robust")
+    student, teacher = step._student.net.arch, teachers["robust"].net.arch
+    objective = {"kl-teacher": KlTeacher(), "kl-adaptive": KlAdaptive(), "kl-student": kl_student}[name]
+    x = (tiny_batch().x + 0.03 * torch.rand(8, 3, 8, 8, generator=torch.Generator().manual_seed(1))).clamp(0, 1)
+    x.requires_grad_()
+    score = objective(step, step._student.net, x)
+    (gradient,) = torch.autograd.grad(score.sum(), x)
+
+    def logits(arch, images: Tensor) -> Rows:
+        flat = (images.detach().double().numpy().reshape(8, -1) - MEAN) / STD
+        return (flat @ arch.weight.detach().double().numpy().T + arch.bias.detach().double().numpy()).tolist()
+
+    clean = tiny_batch().x
+    source = {"kl-teacher": (teacher, clean), "kl-adaptive": (teacher, x), "kl-student": (student, clean)}
+    for place, (t, z) in enumerate(zip(logits(*source[name]), logits(student, x), strict=True)):
+        p, q = softmax(t), softmax(z)
+        assert float(score[place]) == pytest.approx(kl(p, q), rel=1e-4, abs=1e-6)
+        expected = np.array(difference(q, p)) @ student.weight.detach().double().numpy() / STD
+        if name == "kl-adaptive":
+            inner = [a * (math.log(a / b) - kl(p, q)) for a, b in zip(p, q, strict=True)]
+            expected = expected + np.array(inner) @ teacher.weight.detach().double().numpy() / STD
+        assert np.allclose(gradient[place].flatten().numpy(), expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", [AdaAD(alpha=0.5), Ard(alpha=0.5), Rslad(), Mtard(), AdvProp()])
+def test_order_of_forwards(method) -> None:
+    """Running statistics see the views in the order of the official scripts: attacked first, but in AdaAD's."""
+    run = tiny_run(method, attack=OneStep())
+    seen = []
+    run.student.net.arch.conv.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].clone()) if module.training else None
+    )
+    batch = tiny_batch()
+    step = run.step(batch)
+    total(run, step)
+    first = "clean" if isinstance(method, (AdaAD, AdvProp)) else "adv"
+    assert len(seen) == 2
+    assert torch.allclose(seen[0], (step.image(first) - MEAN) / STD)
+
+
+def test_trades_attacks_before_the_batch_moves_the_running_statistics() -> None:
+    plain = tiny_run(Trades(), attack=OneStep(), objective=kl_student)
+    batch = tiny_batch()
+    expected = plain.step(batch).image("adv")
+    step = plain.step(batch)
+    total(plain, step)
+    assert torch.equal(step.image("adv"), expected)
+
+
+# The adaptive normalization loss
+
+
+class Recurrence:
+    """The official script's update, in Python numbers."""
+
+    def __init__(self, rate: float = 0.025, bert: float = 1.0) -> None:
+        self.rate, self.bert = rate, bert
+        self.natural, self.adversarial = 0.5, 0.5
+        self.first: tuple[float, float] | None = None
+
+    def update(self, adversarial: float, natural: float, lr_scale: float) -> None:
+        if self.first is None:
+            self.first = (adversarial, natural)
+        ratio_adv = (adversarial / self.first[0]) ** self.bert
+        ratio_nat = (natural / self.first[1]) ** self.bert
+        wish = ratio_nat / (ratio_adv + ratio_nat)
+        self.natural -= self.rate * lr_scale * (self.natural - wish)
+        self.adversarial = 1 - self.natural
+
+
+@pytest.mark.parametrize("bert", [1.0, 2.0])
+def test_anl_follows_the_official_recurrence(bert: float) -> None:
+    """Over eight steps with a drop of the learning rate; the weights act in the step whose losses they come from."""
+    run = tiny_run(
+        MtardAnl(), attack=OneStep(), schedulers={"anl": AdaptiveNormalization(0.3, bert)},
+        lr_schedule=Drops(1.0, (0.5,), 0.1), epochs=4, lr=0.5,
+    )  # fmt: skip
+    run.teachers["clean"].net.arch.weight.mul_(0.1)  # easy to imitate: this loss falls faster than the other
+    expected = Recurrence(0.3, bert)
+    for epoch in range(run.epochs):
+        for number, batch in enumerate(run.loader.batches(epoch)):
+            run.epoch, run.batch_number = epoch, number
+            scale = 1.0 if run.progress < 0.5 else 0.1
+            run.optimizer.param_groups[0]["lr"] = run.lr * scale
+            loss = float(update(run, batch))
+            adv, clean = (float(run.terms[name].double().mean()) for name in ("adv", "clean"))
+            expected.update(adv, clean, scale)
+            assert float(run.knobs["weight.adv"]) == pytest.approx(expected.adversarial, abs=1e-6)
+            assert float(run.knobs["weight.clean"]) == pytest.approx(expected.natural, abs=1e-6)
+            assert loss == pytest.approx(expected.adversarial * adv + expected.natural * clean, rel=1e-5)
+    assert abs(expected.natural - 0.5) > 1e-3, "the weights have not moved: the test shows nothing"
+
+
+def anl(values: list[tuple[float, ...]], **options) -> list[list[float]]:
+    scheduler = AdaptiveNormalization(**options)
+    step = Step(tiny_batch(), NetStudent(tiny_net()))
+    weights = []
+    for row in values:
+        terms = {name: torch.full((8,), value) for name, value in zip("abcd", row, strict=False)}
+        weights.append([float(weight) for weight in scheduler.update(step, terms).values()])
+    return weights
+
+
+def test_anl_gives_more_weight_to_the_loss_that_has_fallen_least() -> None:
+    weights = anl([(2.0, 1.0), (1.0, 1.0)], rate=1.0)
+    assert weights[0] == [0.5, 0.5]
+    assert weights[1] == pytest.approx([1 / 3, 2 / 3])
+
+
+def test_anl_with_three_terms_sums_to_one() -> None:
+    weights = anl([(2.0, 1.0, 3.0), (1.0, 1.0, 1.0), (0.1, 4.0, 2.0)], rate=0.3)
+    assert all(sum(row) == pytest.approx(1) for row in weights)
+    assert all(w > 0 for row in weights for w in row)
+
+
+@pytest.mark.parametrize("values", [[(0.0, 1.0), (1.0, 1.0)], [(0.0, 0.0), (0.0, 0.0)], [(1e-30, 1.0), (1.0, 1e-30)]])
+def test_anl_with_losses_of_nothing(values: list[tuple[float, ...]]) -> None:
+    for row in anl(values, rate=0.5):
+        assert all(math.isfinite(w) and 0 <= w <= 1 for w in row)
+        assert sum(row) == pytest.approx(1)
+
+
+def test_anl_needs_two_terms() -> None:
+    with pytest.raises(Refused, match="two or more"):
+        anl([(1.0,)])
+
+
+# Refusals and options
+
+
+@pytest.mark.parametrize("method", [CrossEntropy, DefensiveDistillation])
+@pytest.mark.parametrize("T", [0.0, -1.0])
+def test_temperatures_are_positive(method, T: float) -> None:
+    with pytest.raises(ValueError, match="positive"):
+        method(T=T)
+
+
+def test_mtard_knows_its_terms() -> None:
+    with pytest.raises(ValueError, match="avd"):
+        Mtard(weights={"avd": 1.0})
+
+
+def test_one_teacher_may_come_in_another_role() -> None:
+    """`--teacher clean=...` for RSLAD: the role says how it is prepared; the loss asks for the only one."""
+    run = tiny_run(Rslad(), attack=OneStep(), teachers=tiny_teachers(["clean"]))
+    assert total(run, run.step(tiny_batch())).isfinite()
+
+
+def test_advprop_with_more_views() -> None:
+    run = tiny_run(AdvProp(views=("adv", "weak")), attack=OneStep())
+    run.attacks["weak"] = AttackPlan(OneStep(), run.attacks["adv"].objective)
+    step = run.step(tiny_batch())
+    total(run, step)
+    assert set(run.terms) == {"clean", "adv", "weak"}
+    assert not torch.equal(step.image("adv"), step.image("weak")), "each view has noise of its own"
+
+
+@pytest.mark.parametrize("method", [KnowledgeDistillation(), Ard(), Rslad(), Trades(), Mtard(), AdvProp()])
+def test_soft_labels(method) -> None:
+    """Methods that need no class numbers take probabilities; one-hot ones mean the same as labels."""
+
+    def value(batch: Batch) -> Tensor:
+        run: Run = tiny_run(method, attack=OneStep() if "attack" in method.defaults else None)
+        return total(run, run.step(batch))
+
+    batch = tiny_batch()
+    soft = dataclasses.replace(batch, y=torch.nn.functional.one_hot(batch.y, CLASSES).float())
+    assert float(value(batch)) == pytest.approx(float(value(soft)), rel=1e-5)
+
+
+def test_no_method_changes_a_teacher() -> None:
+    """Teachers learn nothing: no gradient, no running statistics, whatever the method."""
+    for method in (KnowledgeDistillation(), Ard(), Rslad(), AdaAD(), Mtard()):
+        run = tiny_run(method, attack=OneStep() if "attack" in method.defaults else None, objective=None)
+        for role, teacher in run.teachers.items():
+            teacher.net = tiny_net(TinyNet, seed=9).eval().requires_grad_(False)
+            assert role
+        before = {r: {k: v.clone() for k, v in t.net.state_dict().items()} for r, t in run.teachers.items()}
+        update(run, tiny_batch())
+        for role, teacher in run.teachers.items():
+            assert all(p.grad is None for p in teacher.net.parameters())
+            assert all(torch.equal(v, before[role][k]) for k, v in teacher.net.state_dict().items())
