@@ -275,6 +275,7 @@ def test_gradient_of_each_search(name: str) -> None:
     x.requires_grad_()
     score = objective(step, step._student.net, x)
     (gradient,) = torch.autograd.grad(score.sum(), x)
+    score = score.detach()
 
     def logits(arch, images: Tensor) -> Rows:
         flat = (images.detach().double().numpy().reshape(8, -1) - MEAN) / STD
@@ -358,7 +359,7 @@ def test_anl_follows_the_official_recurrence(bert: float) -> None:
             assert float(run.knobs["weight.adv"]) == pytest.approx(expected.adversarial, abs=1e-6)
             assert float(run.knobs["weight.clean"]) == pytest.approx(expected.natural, abs=1e-6)
             assert loss == pytest.approx(expected.adversarial * adv + expected.natural * clean, rel=1e-5)
-    assert abs(expected.natural - 0.5) > 1e-3, "the weights have not moved: the test shows nothing"
+    assert abs(expected.natural - 0.5) > 1e-4, "the weights have not moved: the test shows nothing"
 
 
 def anl(values: list[tuple[float, ...]], **options) -> list[list[float]]:
@@ -431,7 +432,7 @@ def test_soft_labels(method) -> None:
 
     def value(batch: Batch) -> Tensor:
         run: Run = tiny_run(method, attack=OneStep() if "attack" in method.defaults else None)
-        return total(run, run.step(batch))
+        return total(run, run.step(batch)).detach()
 
     batch = tiny_batch()
     soft = dataclasses.replace(batch, y=torch.nn.functional.one_hot(batch.y, CLASSES).float())

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 
 import click
@@ -41,6 +42,9 @@ for command in (train.run, evaluate.evaluate, list_plugins.list_plugins, info.in
 
 def main() -> None:
     """The console script."""
+    # torch's threads wait actively for one another unless told otherwise before it is imported: on a machine that is
+    # busy with something else too, that makes a step up to a hundred times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Unicode shows `?` for a formula's letters; it is no reason to fail.
         with contextlib.suppress(AttributeError, ValueError):

@@ -45,6 +45,8 @@ def evaluate(app: App, net: str, **options: Any) -> None:
     if is_file and not (options["model"] and options["dataset"]):
         missing = [f"--{name}" for name in ("model", "dataset") if not options[name]]
         raise RkdError(f"{path} is a weights file, which does not say what it is for: give {' and '.join(missing)}")
+    if options["model"] and not path.exists():
+        raise RkdError(f"there is no weights file {path}")
     if not is_file and (options["model"] or options["normalize"] != "auto"):
         raise RkdError(f"--model and --normalize belong to weights files; {path} is none")
     catalog = app.catalog()

@@ -34,13 +34,13 @@ class Subject:
 
 def of_run(text: str, options: Mapping[str, Any], catalog: Catalog) -> Subject:
     """The student of a finished run, on its own data unless told otherwise."""
-    if not Path(text).exists() and Path(text).suffix:
-        raise RkdError(f"there is no weights file {text}")
     folder = RunFolder(find_run(text))
     loaded = load_run(folder.path, catalog)
     config = read_recipe(folder.config)
     own: dict[str, Any] = {key: config[key] for key in ("seed", "device", "data", "evaluate") if key in config}
     own["threat"] = dict(loaded.card["threat"])
+    if options["dataset"]:
+        own.get("evaluate", {}).pop("limit", None)  # it was meant for another number of test images
     plan = _plan(own, options, catalog)
     shape, classes = tuple(loaded.card["shape"]), len(loaded.card["classes"])
     if shape != tuple(plan.data.shape) or classes != len(plan.data.classes):
@@ -57,7 +57,9 @@ def of_file(path: Path, options: Mapping[str, Any], catalog: Catalog, app: App) 
     data, model = plan.data, options["model"]
     settings = assignments(options["sets"]).get("model", {})
     net = load_file(path, model, data.shape, len(data.classes), catalog, data.mean, data.std, settings)
-    settle_normalization(net, options["normalize"], str(path), data, app.terminal.message)
+    settle_normalization(
+        net, options["normalize"], str(path), data, lambda text: app.terminal.message(f"{text}; --normalize settles it")
+    )
     return Subject(str(path), model, net, plan)
 
 

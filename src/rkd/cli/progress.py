@@ -156,7 +156,7 @@ def cost_lines(title: str, run: Run, card: CostCard, seconds: float) -> list[str
     counts = ", ".join(f"{name} {count.forwards}/{count.backwards}" for name, count in card.counts.items())
     images = f"{len(run.loader)} steps of {run.loader.batch_size} images"
     return [
-        f"{title}: {size:,} parameters, {run.epochs} epochs of {images}",
+        f"{title}: {size:,} parameters, {run.epochs} {'epoch' if run.epochs == 1 else 'epochs'} of {images}",
         f"  forwards/backwards a step: {counts}",
         f"  about {duration(seconds)} on {run.device}",
     ]

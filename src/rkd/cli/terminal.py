@@ -129,7 +129,7 @@ def duration(seconds: float) -> str:
     """`45 s`, `3 min 20 s`, `2 h 5 min`."""
     seconds = round(seconds)
     if seconds < 60:
-        return f"{seconds} s"
+        return f"{max(seconds, 1)} s"
     if seconds < 3600:
         return f"{seconds // 60} min" + (f" {seconds % 60} s" if seconds % 60 and seconds < 600 else "")
     return f"{seconds // 3600} h" + (f" {seconds % 3600 // 60} min" if seconds % 3600 // 60 else "")

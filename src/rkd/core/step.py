@@ -206,18 +206,19 @@ class Step:
                 "it is given"
             )
         plan = self._attacks[view]
-        outer, self._searching = self._searching, (view, plan.attack.mode)
+        mode: Mode = getattr(plan.attack, "mode", "eval")
+        outer, self._searching = self._searching, (view, mode)
         self._open = (*self._open, view)
         noise = Noise(key(self._noise_key, view), self.batch.index)
         device = self.batch.x.device
         # Only a train-mode search (dropout) may touch the global generator: leave it as it was.
-        random = forked(key(self._noise_key, view, "net"), device) if plan.attack.mode != "eval" else nullcontext()
+        random = forked(key(self._noise_key, view, "net"), device) if mode != "eval" else nullcontext()
         try:
             with (
                 torch.inference_mode(False),
                 torch.enable_grad(),
                 random,
-                self._student.attacked(view, plan.attack.mode) as probe,
+                self._student.attacked(view, mode) as probe,
             ):
                 x = self.batch.x.clone() if self.batch.x.is_inference() else self.batch.x.detach()
                 target = StepTarget(self, plan.objective, self._watched(probe, view), noise)

@@ -102,7 +102,7 @@ class Run:
             "epoch": self.epoch,
             "student": self.student.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "schedulers": {name: dict(s.state_dict()) for name, s in self.schedulers.items()},
+            "schedulers": {n: dict(s.state_dict()) for n, s in self.schedulers.items() if hasattr(s, "state_dict")},
             "extensions": {
                 name: dict(plugin.state_dict())
                 for name, plugin in self.hooks.list_name_plugin()
@@ -118,7 +118,8 @@ class Run:
         self.student.net.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         for name, scheduler in self.schedulers.items():
-            scheduler.load_state_dict(state["schedulers"][name])
+            if name in state["schedulers"]:
+                scheduler.load_state_dict(state["schedulers"][name])
         for name, extension in self.hooks.list_name_plugin():
             load = getattr(extension, "load_state_dict", None)
             if load is not None and name in state["extensions"]:
@@ -175,7 +176,7 @@ def weight(run: Run, term: str, progress: float) -> float | Tensor:
     """The weight of a term now: a scheduler's, else the loss's, else 1."""
     if f"weight.{term}" in run.knobs:
         return run.knobs[f"weight.{term}"]
-    return at(run.loss.weights.get(term, 1.0), progress)
+    return at(getattr(run.loss, "weights", {}).get(term, 1.0), progress)
 
 
 def _updates(run: Run, step: Step, terms: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -357,6 +358,8 @@ def dry_step(run: Run, samples: int = 2) -> CostCard:
             raise Refused(f"what makes the view {view!r} is at fault: {error}") from None
     if not bool(loss.isfinite()):
         raise Refused(f"the loss is {float(loss.detach()):g} on the first images, before any training")
+    if not finite({str(n): p.grad for n, p in enumerate(trial.student.net.parameters()) if p.grad is not None}):
+        raise Refused("a gradient is not finite on the first images, though the loss is: it cannot be trained")
     _check_used(trial, step)
     return CostCard(counts, len(batch), seconds)
 

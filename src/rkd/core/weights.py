@@ -42,7 +42,7 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         ) from None
     except (RuntimeError, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
         first = str(error).strip().split("\n")[0]
-        raise WeightsError(f"{path} is not a readable weights file: {first}") from None
+        raise WeightsError(f"{path} is not a readable weights file ({type(error).__name__}: {first})") from None
     return strip_prefixes(_unwrap(content, path))
 
 

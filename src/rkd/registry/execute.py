@@ -126,7 +126,8 @@ def execute(
 def predict(run: Run) -> float:
     """Seconds that the training will take, from timed steps on as many images as a second or two allows.
 
-    A step on few images says little about one on many: of a small net's step most is overhead.
+    A step on few images says little about one on many: of a small net's step most is overhead. The fastest of a few
+    counts, since whatever else the machine does only ever slows a step down.
     """
     wanted = run.loader.batch_size
     samples = min(8, wanted)
@@ -134,7 +135,12 @@ def predict(run: Run) -> float:
     while samples < wanted and card.seconds < 1:
         samples = min(4 * samples, wanted)
         card = dry_step(run, samples)
-    return card.seconds / samples * len(run.loader.split) * run.epochs
+    steps = len(run.loader.split) * run.epochs / samples
+    started, fastest = time.perf_counter(), card.seconds
+    # Two seconds for a long training, next to nothing for a short one.
+    while time.perf_counter() - started < min(2.0, 0.05 * fastest * steps):
+        fastest = min(fastest, dry_step(run, samples).seconds)
+    return fastest * steps
 
 
 def evaluate_net(

@@ -14,9 +14,13 @@ from .catalog import Catalog
 from .config import RunConfig, TeacherConfig
 
 
+USUAL_ROLES = ("robust", "clean")
+
+
 def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Catalog) -> list[TeacherReference]:
     """The teachers in the order of the loss's roles, each with a role. Missing ones get the data set's usual model."""
-    roles = list(getattr(loss, "roles", ()))
+    # A loss that does not declare its roles takes what it is given; whatever it then leaves unused is found later.
+    roles = list(getattr(loss, "roles", USUAL_ROLES[: len(config.teachers)]))
     named = [t.role for t in config.teachers if t.role]
     if len(set(named)) < len(named):
         raise ConfigError(f"teachers: the role {max(named, key=named.count)!r} is given twice")

@@ -99,7 +99,10 @@ def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: R
     net = net.to(device)
     stored = isinstance(net, Net) and net.mean.flatten().tolist() != torch.tensor(plan.data.mean).tolist()
     if reference.weights and isinstance(net, Net) and not stored:
-        settle_normalization(net, config.normalize, f"teacher {reference.text}", plan.data, reporter.message)
+        settle_normalization(
+            net, config.normalize, f"teacher {reference.text}", plan.data,
+            lambda text: reporter.message(f"{text}; `normalize` in the recipe's [[teachers]] settles it"),
+        )  # fmt: skip
     if isinstance(net, Net):
         net.autocast = choose_precision(plan.config.precision, device)
     _check(net, reference, plan.data, device)
@@ -149,8 +152,8 @@ def settle_normalization(net: Net, wish: str, name: str, data: Dataset, say: Cal
                 right[option] = float(torch.cat([ops.correct(candidate(x), y) for x, y in parts]).float().mean())
         chosen = "none" if right["none"] > right["data"] else "data"
         say(
-            f"{name}: {max(right.values()):.1%} of {len(batch)} training images right with "
-            f'normalize={chosen} ({min(right.values()):.1%} with the other); fix it with normalize = "{chosen}"'
+            f"{name}: {max(right.values()):.1%} of {len(batch)} training images right with normalize={chosen} "
+            f"({min(right.values()):.1%} with the other)"
         )
         if chosen == "data":
             return

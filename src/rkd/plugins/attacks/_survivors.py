@@ -1,0 +1,105 @@
+"""What searches share that let a sample go once the net is fooled: the samples under way, and the images that did it.
+
+A search keeps its state in a `Flight`, one row a sample, and asks `Catch.settle` after some steps, not after each:
+the question makes the host wait for the device. An image is counted only after the net has seen it once more; the
+sample then leaves, and the batch shrinks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.interfaces import Target
+
+MOST_TARGETS = 9
+"""As many classes other than the label as the targeted attacks of AutoAttack try, in the order of their logits."""
+
+
+def due(step: int) -> bool:
+    """After which steps, counted from 1, to ask who has fallen: often at first, when most fall."""
+    return step in (1, 2, 4) or step % 5 == 0
+
+
+def fools(x: Tensor, target: Target) -> Tensor:
+    """Whether the net is wrong on each image, `(B,)` bool.
+
+    Where the target's `logits` come from a faster, less exact net, its `exact` are the original net's in float32.
+    """
+    logits = getattr(target, "exact", target.logits)
+    with torch.no_grad():
+        return ~ops.correct(logits(x), target.y)
+
+
+def goals(x: Tensor, target: Target, limit: int) -> Tensor:
+    """The classes to aim at, `(B, min(limit, K - 1))`: those other than the label by falling logit."""
+    with torch.no_grad():
+        logits = target.logits(x)
+    others = logits.float().scatter(1, ops.hard(target.y).unsqueeze(1), -torch.inf)
+    return others.topk(min(limit, logits.shape[1] - 1), dim=1).indices
+
+
+@dataclass
+class Flight:
+    """The samples under way. Subclasses add tensors of theirs, one row a sample; None is allowed.
+
+    `place`: where each sample stands in the whole batch. `fooled`: whether `hit` holds an image that fools the net,
+    by the search's own forwards.
+    """
+
+    target: Target
+    place: Tensor
+    x: Tensor
+    y: Tensor
+    hit: Tensor
+    fooled: Tensor
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on with the samples at `rows`, a mask or positions, alone."""
+        self.target = self.target.select(rows)
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, Tensor):
+                setattr(self, item.name, value[rows])
+
+
+class Catch:
+    """The images that fooled the net, `images (B, C, H, W)`, and whether there is one, `fooled (B,)`."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.images = x.clone()
+        self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+
+    def settle(self, flight: Flight) -> bool:
+        """Let go whoever has fallen. False where nobody is left. Makes the host wait."""
+        rows = flight.fooled.nonzero().squeeze(1)
+        if len(rows):
+            images = flight.hit[rows]
+            sure = fools(images, flight.target.select(rows))
+            gone = rows[sure]
+            self.add(flight.place[gone], images[sure])
+            # Whoever was not confirmed goes on searching.
+            flight.fooled.zero_()
+            stay = torch.ones_like(flight.fooled)
+            stay[gone] = False
+            flight.keep(stay)
+        return len(flight.place) > 0
+
+    def add(self, place: Tensor, images: Tensor) -> None:
+        """Note images that fool the net, for the samples at `place`."""
+        self.images[place] = images
+        self.fooled[place] = True
+
+    def rest(self) -> Tensor:
+        """The samples that are not fooled yet, as positions. Makes the host wait."""
+        return (~self.fooled).nonzero().squeeze(1)
+
+
+def begin(x: Tensor, target: Target) -> Catch:
+    """The state before any search: whatever the net gets wrong as it is needs none."""
+    caught = Catch(x)
+    caught.fooled = fools(x, target)
+    return caught

@@ -1,0 +1,156 @@
+"""`rkd eval` of runs and weights files."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+
+def test_a_run_gives_its_numbers_again(rkd, finished) -> None:
+    run, first = finished
+    said = rkd("eval", run, "--json")
+    assert said.exit_code == 0, said.stderr
+    student = first.json["student"]
+    for key in ("samples", "clean", "attacks", "w_robust", "nrr", "worst_case", "interval_95", "warnings"):
+        assert said.json[key] == student[key], key
+    assert said.json["threat"]["eps"] == pytest.approx(38 / 255)
+    assert said.json["parameters"] == student["parameters"]
+
+
+def test_table(rkd, finished) -> None:
+    run, _ = finished
+    said = rkd("eval", run)
+    lines = said.stdout.splitlines()
+    assert lines[0] == f"{run}: small-cnn, 2,182 parameters"
+    assert lines[1] == "50 test images of digits, Linf eps 38/255; values in %"
+    assert [line.split("  ")[0] for line in lines[3:]] == ["clean", "FGSM", "PGD", "worst case"]
+    assert re.search(r"PGD +\d+\.\d +\d+\.\d - \d+\.\d +\d+\.\d +\d+\.\d", lines[5])
+
+
+def test_other_attacks_radius_and_images(rkd, finished) -> None:
+    run, _ = finished
+    words = ("eval", run, "--attack", "pgd-sat,cw", "--attack", "fgsm", "--eps", "8/255", "--limit", "80", "--json")
+    found = rkd(*words, "--set", "attack.pgd-sat.steps=3").json
+    assert list(found["attacks"]) == ["pgd-sat", "cw", "fgsm"]
+    assert found["threat"] == {"norm": "Linf", "eps": pytest.approx(8 / 255), "step_size": pytest.approx(2 / 255)}
+    assert found["samples"] == 80
+
+
+def test_clean_alone(rkd, finished) -> None:
+    run, _ = finished
+    assert rkd("eval", run, "--attack", "none", "--json").json["attacks"] == {}
+
+
+def test_it_leaves_the_run_as_it_was(rkd, finished) -> None:
+    run, _ = finished
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    rkd("eval", run, "--seed", "5")
+    assert before == {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def weights(finished) -> Path:
+    """A student's weights as other people's scripts write them."""
+    run, _ = finished
+    state = load_file(run / "student.safetensors")
+    torch.save({"state_dict": {f"module.{name}": tensor for name, tensor in state.items()}}, "weights.pt")
+    return Path("weights.pt")
+
+
+FILE = ("--model", "small-cnn", "--dataset", "digits", "--set", "model.width=4", "--attack", "fgsm,pgd")
+
+
+def test_a_weights_file(rkd, finished, weights: Path) -> None:
+    _, first = finished
+    said = rkd("eval", weights, *FILE, "--normalize", "data", "--limit", "50", "--json")
+    assert said.exit_code == 0, said.stderr
+    assert said.json["attacks"] == first.json["student"]["attacks"]
+    assert "normalize" not in said.stderr
+    said = rkd("eval", weights, *FILE, "--json")
+    assert re.search(r"training images right with normalize=(data|none)", said.stderr)
+
+
+def test_a_weights_file_does_not_say_what_it_is(rkd, weights: Path) -> None:
+    said = rkd("eval", weights)
+    assert said.exit_code == 2
+    assert "give --model and --dataset" in said.stderr
+
+
+def refused(rkd, *words: str | Path) -> str:
+    said = rkd("eval", *words)
+    assert said.exit_code == 2
+    assert said.stdout == ""
+    assert "Traceback" not in said.stderr
+    return said.stderr
+
+
+def test_weights_of_another_architecture(rkd, weights: Path) -> None:
+    said = refused(rkd, weights, "--model", "resnet20", "--dataset", "digits")
+    assert "weights.pt (for resnet20) does not fit this architecture" in said
+    said = refused(rkd, weights, "--model", "small-cnn", "--dataset", "digits")
+    assert "(4, 1, 3, 3) in the file and (16, 1, 3, 3) in the net" in said
+
+
+@pytest.mark.parametrize("name", ["junk.pt", "junk.safetensors"])
+def test_a_corrupt_file(rkd, name: str) -> None:
+    Path(name).write_bytes(b"junk" * 100)
+    assert f"{name} is not a readable" in refused(rkd, name, "--model", "resnet20", "--dataset", "digits")
+
+
+def test_no_file(rkd) -> None:
+    assert refused(rkd, "no.pt", "--model", "mlp", "--dataset", "digits") == "error: there is no weights file no.pt\n"
+    assert "nothing is not a run's folder" in refused(rkd, "nothing")
+
+
+def test_an_unfinished_run(rkd, finished, tmp_path: Path) -> None:
+    run, _ = finished
+    folder = tmp_path / "half"
+    folder.mkdir()
+    (folder / "config.toml").write_text((run / "config.toml").read_text())
+    assert "did not finish" in refused(rkd, folder)
+
+
+def test_a_damaged_run(rkd, finished, tmp_path: Path) -> None:
+    run, _ = finished
+    folder = tmp_path / "damaged"
+    folder.mkdir()
+    for name in ("config.toml", "student.json"):
+        (folder / name).write_text((run / name).read_text())
+    (folder / "student.safetensors").write_bytes((run / "student.safetensors").read_bytes()[:200])
+    assert "is not a readable safetensors file" in refused(rkd, folder)
+    (folder / "student.json").write_text(json.dumps({"model": "small-cnn"}))
+    assert "is not a student's card" in refused(rkd, folder)
+
+
+def test_data_of_another_shape(rkd, finished) -> None:
+    run, _ = finished
+    images, labels = np.zeros((40, 1, 12, 12), np.uint8), np.arange(40) % 5
+    np.savez("other.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    said = refused(rkd, run, "--dataset", "npz:other.npz")
+    assert "is for images (1, 8, 8) and 10 classes; data set 'npz:other.npz' has (1, 12, 12) and 5" in said
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--eps", "-1"), "threat.eps: Input should be greater than 0"),
+        (("--eps", "8"), "at most 1, got 8"),
+        (("--eps", "much"), "expected a number such as 0.3 or 8/255"),
+        (("--limit", "100000"), "above the 359 test images"),
+        (("--limit", "0"), "evaluate.limit: Input should be greater than or equal to 1"),
+        (("--attack", "pgdd"), "there is no attack 'pgdd'. Did you mean pgd"),
+        (("--set", "attack.pgd.stpes=1"), "there is no such option. Did you mean steps"),
+        (("--set", "attack.steps=1"), "name the attack"),
+        (("--set", "loss.T=1"), "--set loss: here there is attack.NAME.KEY, model.KEY and data.KEY"),
+        (("--model", "mlp"), "--model and --normalize belong to weights files"),
+    ],
+)
+def test_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -> None:
+    run, _ = finished
+    assert problem in refused(rkd, run, *words)

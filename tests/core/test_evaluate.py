@@ -1,0 +1,254 @@
+"""Evaluation against a plain loop, and what it leaves alone."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from rkd.core.data import ArraySplit
+from rkd.core.errors import DataError, RkdError
+from rkd.core.evaluate import Evaluation, choose, doubts, evaluate, wilson
+from rkd.core.step import AttackPlan
+from rkd.core.types import ThreatModel
+from rkd.plugins.attacks.pgd import Pgd
+from rkd.plugins.objectives.ce import ce
+from rkd.testing import LinearNet, OneStep, tiny_batch, tiny_net, untouched
+from rkd.testing.search import cross_entropy
+
+THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
+PLANS = {"one": AttackPlan(OneStep(), cross_entropy), "pgd": AttackPlan(Pgd(steps=3, start="uniform"), ce)}
+COUNT = 40
+
+
+def split(net: nn.Module, wrong: int = 10) -> ArraySplit:
+    """Images whose labels are the net's answers, but for the first few."""
+    x = tiny_batch(COUNT, seed=4).x
+    with torch.no_grad():
+        y = net.eval()(x).argmax(1)
+    y[:wrong] = (y[:wrong] + 1) % 4
+    return ArraySplit(x, y)
+
+
+def run(net: nn.Module, data, plans=PLANS, **settings) -> Evaluation:
+    return evaluate(net, data, plans, threat=THREAT, classes=4, **settings)
+
+
+def test_accuracies_are_those_of_a_plain_loop() -> None:
+    net = tiny_net()
+    data = split(net)
+    result = run(net, data)
+    w = 0
+    assert result.accuracy() == 1 - 10 / COUNT
+    for name, plan in PLANS.items():
+        alone = evaluate(net, data, {name: plan}, threat=THREAT, classes=4, batch_size=1)
+        right = []
+        for place in range(COUNT):
+            one = ArraySplit(data.images(torch.tensor([place])), data.labels[place : place + 1])
+            x, y = one.images(torch.tensor([0])), one.labels
+            right.append(bool(net(x).argmax(1) == y))
+        assert result.clean.tolist() == right
+        assert torch.equal(result.attacks[name], alone.attacks[name]), "the batch size changes nothing"
+        assert not (result.attacks[name] & ~result.clean).any(), "what is wrong clean counts as wrong attacked"
+        w += int((result.clean & ~result.attacks[name]).sum())
+    assert w > 0, "no attack has found anything: the test shows nothing"
+
+
+def test_attacked_accuracy_on_a_linear_net_is_the_analytic_one() -> None:
+    """With two classes and room on all sides the best attack is known: eps * sign(w)."""
+    net = tiny_net(LinearNet, classes=2)
+    x = 0.3 + 0.4 * tiny_batch(COUNT, seed=4).x
+    with torch.no_grad():
+        z = net(x)
+        y = z.argmax(1)
+        weight = net.arch.weight[1] - net.arch.weight[0]
+        reach = THREAT.eps * weight.abs().sum() / 0.25  # behind the normalisation
+        survives = (z[:, 0] - z[:, 1]).abs() > reach
+    plans = {"pgd": AttackPlan(Pgd(steps=10), ce)}
+    result = evaluate(net, ArraySplit(x, y), plans, threat=THREAT, classes=2)
+    assert torch.equal(result.attacks["pgd"], survives)
+    assert 0 < int(survives.sum()) < COUNT
+
+
+@pytest.mark.parametrize("around", [torch.enable_grad, torch.no_grad, torch.inference_mode])
+def test_the_callers_mode_does_not_matter(around) -> None:
+    net = tiny_net()
+    data = split(net)
+    expected = run(net, data)
+    with around():
+        result = run(net, data)
+        assert torch.is_grad_enabled() is (around is torch.enable_grad)
+    assert torch.equal(result.attacks["pgd"], expected.attacks["pgd"])
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_net_is_left_as_it_was(training: bool) -> None:
+    net = tiny_net()
+    data = split(net)
+    net.train(training)
+    net.arch.norm.eval()
+    net.arch.conv.bias.requires_grad_(False)
+    net.arch.head.weight.grad = torch.ones_like(net.arch.head.weight)
+    with untouched(net):
+        run(net, data, {**PLANS, "train": AttackPlan(OneStep("frozen"), cross_entropy)})
+
+
+def test_a_net_that_gets_everything_wrong_needs_no_attack() -> None:
+    net = tiny_net()
+    result = run(net, split(net, wrong=COUNT))
+    assert result.accuracy() == 0
+    assert result.accuracy("pgd") == 0
+    assert result.nrr("pgd") == 0
+
+
+def test_an_attack_runs_only_on_what_is_still_right() -> None:
+    seen = []
+
+    class Look:
+        mode = "eval"
+
+        def __call__(self, x, target):
+            seen.append(len(x))
+            return x
+
+    net = tiny_net()
+    run(net, split(net), {"look": AttackPlan(Look(), cross_entropy)}, batch_size=16)
+    assert sum(seen) == COUNT - 10
+
+
+def test_the_seed_decides() -> None:
+    net = tiny_net()
+    data = split(net)
+    starts = []
+
+    class Look:
+        mode = "eval"
+
+        def __call__(self, x, target):
+            starts.append(target.noise.uniform((2,)))
+            return x
+
+    plan = {"look": AttackPlan(Look(), cross_entropy)}
+    for seed in (1, 1, 2):
+        run(net, data, plan, seed=seed)
+    assert torch.equal(starts[0], starts[1])
+    assert not torch.equal(starts[0], starts[2])
+
+
+def test_limit_takes_the_same_samples_every_time() -> None:
+    net = tiny_net()
+    data = split(net)
+    part = run(net, data, limit=15, seed=1)
+    assert part.samples == 15
+    assert torch.equal(part.index, run(net, data, limit=15, seed=2).index)
+    assert torch.equal(part.index, part.index.sort().values)
+    assert torch.equal(part.clean, run(net, data).clean[part.index])
+    assert torch.equal(choose(10, 10), torch.arange(10))
+    for limit in (0, -1, 11):
+        with pytest.raises(DataError, match="between 1 and 10"):
+            choose(10, limit)
+
+
+def test_progress_is_told() -> None:
+    told = []
+    net = tiny_net()
+    run(net, split(net), {"pgd": PLANS["pgd"]}, batch_size=16, progress=lambda *news: told.append(news))
+    assert [news for news in told if news[0] == "clean"] == [("clean", 16, 40), ("clean", 32, 40), ("clean", 40, 40)]
+    assert [news for news in told if news[0] == "pgd"] == [("pgd", 10, 40), ("pgd", 26, 40), ("pgd", 40, 40)]
+
+
+class RawSplit:
+    """A split that checks nothing."""
+
+    def __init__(self, images, labels) -> None:
+        self._images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def images(self, index):
+        return self._images[index]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1.01, -0.01, 255.0])
+def test_images_that_are_none(bad: float) -> None:
+    x = tiny_batch().x.clone()
+    x[3, 0, 0, 0] = bad
+    with pytest.raises(DataError, match="images"):
+        run(tiny_net(), RawSplit(x, tiny_batch().y))
+
+
+@pytest.mark.parametrize(
+    ("bad", "word"),
+    [
+        (lambda x: x + 1, "outside"),
+        (lambda x: x - 0.5, "outside"),
+        (lambda x: x * math.nan, "not numbers"),
+        (lambda x: x[:1], "returned"),
+    ],
+)
+def test_an_attack_that_leaves_the_images(bad, word: str) -> None:
+    class Bad:
+        mode = "eval"
+
+        def __call__(self, x, target):
+            return bad(x)
+
+    net = tiny_net()
+    with pytest.raises(RkdError, match=word):
+        run(net, split(net), {"bad": AttackPlan(Bad(), cross_entropy)})
+
+
+def test_a_net_for_other_classes() -> None:
+    with pytest.raises(RkdError, match=r"\(8, 4\).*expected \(8, 7\)"):
+        evaluate(tiny_net(), RawSplit(tiny_batch().x, tiny_batch().y), threat=THREAT, classes=7)
+
+
+def test_a_net_whose_logits_are_not_numbers_is_wrong() -> None:
+    net = tiny_net()
+    data = split(net, 0)
+    with torch.no_grad():
+        net.arch.head.bias[0] = math.nan
+    assert run(net, data).accuracy() == 0
+
+
+# Numbers
+
+
+@pytest.mark.parametrize(
+    ("successes", "count", "low", "high"),
+    [
+        (0, 10, 0.0, 0.277533),  # R: binom::binom.wilson, and Newcombe (1998)
+        (10, 10, 0.722467, 1.0),
+        (81, 263, 0.255271, 0.366218),
+        (15, 148, 0.062388, 0.160538),
+        (1, 29, 0.006113, 0.171755),
+    ],
+)
+def test_wilson(successes: int, count: int, low: float, high: float) -> None:
+    assert wilson(successes, count) == pytest.approx((low, high), abs=2e-6)
+
+
+def made(clean: list[bool], **attacks: list[bool]) -> Evaluation:
+    return Evaluation(torch.arange(len(clean)), torch.tensor(clean), {k: torch.tensor(v) for k, v in attacks.items()})
+
+
+def test_summary() -> None:
+    result = made([True] * 8 + [False] * 2, a=[True] * 4 + [False] * 6, b=[False] * 2 + [True] * 3 + [False] * 5)
+    summary = result.summary()
+    assert summary["clean"] == pytest.approx(0.8)
+    assert summary["attacks"] == pytest.approx({"a": 0.4, "b": 0.3})
+    assert summary["w_robust"] == pytest.approx({"a": 0.6, "b": 0.55})
+    assert summary["nrr"]["a"] == pytest.approx(2 * 0.8 * 0.4 / 1.2)
+    assert summary["worst_case"] == pytest.approx(0.2)
+    assert summary["interval_95"]["clean"] == pytest.approx(wilson(8, 10))
+
+
+def test_doubts() -> None:
+    clean = [True] * 100
+    masked = made(clean, fgsm=[True] * 20 + [False] * 80, pgd=[True] * 60 + [False] * 40)
+    assert "masked" in doubts(masked)[0]
+    assert "almost nothing" in doubts(made(clean, pgd=clean))[0]
+    assert doubts(made(clean, fgsm=[True] * 60 + [False] * 40, pgd=[True] * 50 + [False] * 50)) == []

@@ -1,0 +1,137 @@
+"""Formulas against plain float64 loops."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from rkd.core import ops
+
+K = 5
+
+
+def logits(scale: float = 1.0, seed: int = 0, count: int = 6) -> Tensor:
+    return scale * torch.randn(count, K, generator=torch.Generator().manual_seed(seed))
+
+
+def log_softmax(z: Tensor, T: float = 1.0) -> list[list[float]]:
+    rows = []
+    for row in z.tolist():
+        scaled = [v / T for v in row]
+        top = max(scaled)
+        total = top + math.log(sum(math.exp(v - top) for v in scaled))
+        rows.append([v - total for v in scaled])
+    return rows
+
+
+def kl(student: Tensor, teacher: Tensor, T: float) -> list[float]:
+    pairs = zip(log_softmax(teacher, T), log_softmax(student, T), strict=True)
+    return [sum(math.exp(p) * (p - q) for p, q in zip(a, b, strict=True)) for a, b in pairs]
+
+
+@pytest.mark.parametrize("T", [0.5, 1.0, 4.0, 30.0])
+@pytest.mark.parametrize(("student", "teacher"), [(1.0, 1.0), (20.0, 0.1), (0.0, 5.0)])
+def test_kl(T: float, student: float, teacher: float) -> None:
+    s, t = logits(student, 1), logits(teacher, 2)
+    expected = kl(s, t, T)
+    assert ops.kl(s, t, T).tolist() == pytest.approx(expected, rel=1e-4, abs=2e-6)
+    assert ops.kl(s, t, T, "mean").tolist() == pytest.approx([v / K for v in expected], rel=1e-4, abs=1e-6)
+
+
+def test_kl_of_equal_answers_is_zero() -> None:
+    z = logits(10)
+    assert ops.kl(z, z + 3).abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("scale", [1e3, 1e6, 1e30])
+def test_extreme_logits_give_numbers(scale: float) -> None:
+    s, t = logits(scale, 1).requires_grad_(), logits(scale, 2).requires_grad_()
+    y = torch.arange(6) % K
+    for values in (ops.kl(s, t), ops.kl(s, t, 30.0), ops.cross_entropy(s, y), ops.entropy(s), ops.margin(s, y)):
+        assert values.isfinite().all()
+        gradients = torch.autograd.grad(values.sum(), [s, t], allow_unused=True)
+        assert all(g is None or g.isfinite().all() for g in gradients)
+
+
+def test_kl_reaches_a_logit_difference() -> None:
+    """A teacher sure of class 0, a student sure of class 1 by a million: the divergence is that million."""
+    teacher, student = torch.zeros(1, K), torch.zeros(1, K)
+    teacher[0, 0], student[0, 1] = 1e6, 1e6
+    assert float(ops.kl(student, teacher)) == pytest.approx(1e6)
+
+
+def test_kl_is_differentiable_in_both() -> None:
+    """Against central differences in float64."""
+    s, t = logits(2, 1).requires_grad_(), logits(2, 2).requires_grad_()
+    gradients = torch.autograd.grad(ops.kl(s, t, 2.0).sum(), [s, t])
+    for which, gradient in zip((s, t), gradients, strict=True):
+        for place in ((0, 0), (3, 2), (5, 4)):
+            h = 1e-3
+            sides = []
+            for sign in (1, -1):
+                moved = which.detach().clone().double()
+                moved[place] += sign * h
+                pair = (moved, t.detach()) if which is s else (s.detach(), moved)
+                sides.append(sum(kl(*pair, 2.0)))
+            assert float(gradient[place]) == pytest.approx((sides[0] - sides[1]) / (2 * h), abs=1e-3)
+
+
+@pytest.mark.parametrize("T", [1.0, 20.0])
+def test_cross_entropy(T: float) -> None:
+    z, y = logits(3), torch.tensor([0, 1, 2, 3, 4, 0])
+    table = log_softmax(z, T)
+    expected = [-row[k] for row, k in zip(table, y.tolist(), strict=True)]
+    assert ops.cross_entropy(z, y, T).tolist() == pytest.approx(expected, rel=1e-5)
+    soft = logits(1, 7).softmax(1)
+    expected = [-sum(p * v for p, v in zip(a, b, strict=True)) for a, b in zip(soft.tolist(), table, strict=True)]
+    assert ops.cross_entropy(z, soft, T).tolist() == pytest.approx(expected, rel=1e-5)
+
+
+def test_entropy() -> None:
+    z = logits(3)
+    expected = [-sum(math.exp(v) * v for v in row) for row in log_softmax(z, 2.0)]
+    assert ops.entropy(z, 2.0).tolist() == pytest.approx(expected, rel=1e-5)
+    assert float(ops.entropy(torch.zeros(1, K))) == pytest.approx(math.log(K))
+    assert float(ops.entropy(torch.tensor([[1e4, 0.0, 0.0]]))) == 0
+
+
+def test_margin() -> None:
+    z, y = logits(3), torch.tensor([0, 1, 2, 3, 4, 0])
+    pairs = zip(z.tolist(), y.tolist(), strict=True)
+    expected = [row[k] - max(v for j, v in enumerate(row) if j != k) for row, k in pairs]
+    assert ops.margin(z, y).tolist() == pytest.approx(expected, rel=1e-6)
+    assert torch.equal(ops.margin(z, torch.nn.functional.one_hot(y, K).float()), ops.margin(z, y))
+
+
+def test_temperature_may_be_a_tensor() -> None:
+    z = logits()
+    assert torch.equal(ops.kl(z, 2 * z, torch.tensor(4.0)), ops.kl(z, 2 * z, 4.0))
+
+
+def test_half_precision_logits_are_compared_in_float32() -> None:
+    s, t = logits(5, 1).bfloat16(), logits(5, 2).bfloat16()
+    assert ops.kl(s, t).dtype == torch.float32
+    assert torch.equal(ops.kl(s, t), ops.kl(s.float(), t.float()))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_not_numbers_are_wrong(bad: float) -> None:
+    z = torch.tensor([[2.0, 1.0], [2.0, 1.0]])
+    z[0, 1] = bad
+    assert ops.correct(z, torch.tensor([0, 0])).tolist() == [False, True]
+    assert ops.correct(z, torch.tensor([1, 0])).tolist() == [False, True]
+
+
+def test_correct_under_soft_labels() -> None:
+    z = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    assert ops.correct(z, torch.tensor([[0.6, 0.4], [0.6, 0.4]])).tolist() == [True, False]
+
+
+def test_class_weights_of_samples() -> None:
+    values = torch.tensor([1.0, 2.0, 4.0])
+    assert ops.per_class(values, torch.tensor([2, 0])).tolist() == [4.0, 1.0]
+    soft = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]])
+    assert ops.per_class(values, soft).tolist() == [1.5, 3.5]
