@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import shutil
+import signal
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -24,6 +30,7 @@ def test_a_run_shows_its_results_and_where_they_are(rkd, empty_folder: Path) -> 
     assert lines[2].startswith("student small-cnn  ")
     assert lines[4] == "W-Robust in %: the mean of clean and attacked accuracy"
     assert lines[-1].startswith(f"wrote {run} in ")
+    assert lines[-1].endswith(" s (weights of epoch 1 of 1)")
     assert "student small-cnn: 2,182 parameters, 1 epoch of 21 steps of 64 images\n" in said.stderr
     assert "  forwards/backwards a step: student 3/3\n" in said.stderr
     assert "student small-cnn: epoch 1/1, loss " in said.stderr
@@ -86,7 +93,7 @@ def test_teachers_are_prepared_once_and_shown(rkd, cache: Path, tmp_path: Path) 
     names = [line.split("  ")[0] for line in said.stdout.splitlines()]
     assert names[2:5] == ["robust teacher small-cnn", "clean teacher small-cnn", "student small-cnn"]
     assert "robust teacher small-cnn: epoch 1/1, loss " in said.stderr
-    assert "  forwards/backwards a step: student 4/4, teacher robust 1/0, teacher clean 1/0\n" in said.stderr
+    assert "  forwards/backwards a step: student 4/4, robust 1/0, clean 1/0\n" in said.stderr
     assert "; weights adv 0." in said.stderr
 
     # Another evaluation is no reason to train them again; their numbers are those of the new attacks all the same.
@@ -329,6 +336,10 @@ def test_interrupted_in_the_first_epoch(rkd, stop: tuple[str, ...], monkeypatch:
     assert said.exit_code == 130
     assert "runs/early holds the configuration, no finished epoch yet" in said.stderr
     monkeypatch.delenv("STOP")
+    said = rkd("run", "--resume", "runs/early")
+    assert said.exit_code == 2
+    assert "there is no extension 'stop'" in said.stderr
+    assert f"the run was started with --plugin {stop[-1]}\n" in said.stderr
     said = rkd(*stop, "--resume", "runs/early", "-q")
     assert said.exit_code == 0, said.stderr
 
@@ -365,3 +376,31 @@ def test_resume_with_a_broken_checkpoint(rkd, finished, tmp_path: Path) -> None:
     said = rkd("run", "--resume", copy)
     assert said.exit_code == 2
     assert "last.safetensors is not a readable checkpoint" in said.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
+def test_ctrl_c_on_a_terminal(cache: Path, empty_folder: Path) -> None:
+    import pty
+
+    ours, theirs = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from rkd.cli import main; main()", *RUN, "--epochs", "100000", "--name", "long"],
+        stdout=theirs, stderr=theirs, env=environment,
+    )  # fmt: skip
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux says end of file on a terminal so
+        while part := os.read(ours, 65536):
+            shown += part
+            if b"epoch 3/100000" in shown and b"validation after epoch" in shown and process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                shown, before = b"", shown
+    os.close(ours)
+    assert process.wait(timeout=30) == 130
+    assert b"\x1b[?25l" in before  # the cursor is hidden while lines are drawn over, and shown again
+    assert b"\x1b[?25h" in shown
+    end = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode()).splitlines()[-3:]
+    assert end[0] == "error: interrupted"
+    assert re.fullmatch(r"  runs/long holds the state after epoch \d+", end[1])
+    assert end[2] == "  continue with: rkd run --resume runs/long"

@@ -24,7 +24,9 @@ LEAVES = st.one_of(
 )
 KEYS = st.one_of(st.text(max_size=6), st.integers(-5, 5))
 TREES = st.recursive(
-    LEAVES, lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)), max_leaves=12
+    LEAVES,
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(KEYS, inner, max_size=3)),
+    max_leaves=12,
 )
 
 
@@ -91,7 +93,7 @@ def test_an_optimiser_goes_on(kind, tmp_path: Path) -> None:
 
 
 def test_what_a_state_may_not_hold(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match=r"not Path.*/a/0"):
+    with pytest.raises(TypeError, match=r"not \w*Path \(/a/0\)"):
         save_state(tmp_path / "s.safetensors", {"a": [tmp_path]})
     assert list(tmp_path.iterdir()) == []
 
@@ -127,7 +129,7 @@ def test_a_checkpoint_that_was_tampered_with(tmp_path: Path) -> None:
     path = tmp_path / "s.safetensors"
     for tree in ('{"$tensor": "gone"}', '{"$dict": 5}', '{"other": 1}', "not json"):
         save_file({"a": torch.ones(1)}, path, metadata={"rkd_state": tree})
-        with pytest.raises((WeightsError, TypeError)):
+        with pytest.raises(WeightsError, match="not a readable checkpoint"):
             load_state(path)
 
 
@@ -180,7 +182,7 @@ def test_finite() -> None:
 def test_a_folder_is_made_once(tmp_path: Path) -> None:
     folder = RunFolder.create(tmp_path / "runs" / "mine")
     assert folder.checkpoints.is_dir()
-    with pytest.raises(RkdError, match="exists already.*--resume"):
+    with pytest.raises(RkdError, match=r"exists already.*--resume"):
         RunFolder.create(folder.path)
     with pytest.raises(RkdError, match="is not a run"):
         RunFolder.open(folder.path)

@@ -26,7 +26,7 @@ def numbers(loader: Loader, epoch: int) -> list[list[int]]:
 def test_an_epoch_holds_every_image_once() -> None:
     batches = numbers(Loader(split(), 8, seed=0), 0)
     assert [len(b) for b in batches] == [8, 8, 7]
-    assert sorted(sum(batches, [])) == list(range(23))
+    assert sorted(number for batch in batches for number in batch) == list(range(23))
 
 
 def test_the_order_follows_from_seed_and_epoch() -> None:
@@ -37,9 +37,9 @@ def test_the_order_follows_from_seed_and_epoch() -> None:
     assert numbers(loader, 3) != numbers(Loader(split(), 8, seed=1), 3)
 
 
-@pytest.mark.parametrize(("count", "size", "sizes"), [(17, 8, [8, 8]), (18, 8, [8, 8, 2]), (16, 8, [8, 8]), (3, 8, [3])])
-def test_a_last_batch_of_one_is_left_out(count: int, size: int, sizes: list[int]) -> None:
-    loader = Loader(split(count), size, seed=0)
+@pytest.mark.parametrize(("count", "sizes"), [(17, [8, 8]), (18, [8, 8, 2]), (16, [8, 8]), (3, [3])])
+def test_a_last_batch_of_one_is_left_out(count: int, sizes: list[int]) -> None:
+    loader = Loader(split(count), 8, seed=0)
     assert [len(b) for b in loader.batches(0)] == sizes
     assert len(loader) == len(sizes)
 
@@ -117,8 +117,9 @@ def test_a_part_of_a_batch() -> None:
     batch = dataclasses.replace(tiny_batch(), views={"weak": 1 - tiny_batch().x})
     part = batch.select(torch.tensor([4, 1]))
     assert len(part) == 2
-    for whole, kept in ((batch.x, part.x), (batch.y, part.y), (batch.index, part.index), (batch.views["weak"], part.views["weak"])):
-        assert torch.equal(whole[[4, 1]], kept)
+    for name in ("x", "y", "index"):
+        assert torch.equal(getattr(batch, name)[[4, 1]], getattr(part, name))
+    assert torch.equal(batch.views["weak"][[4, 1]], part.views["weak"])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -0.001, 1.001, 200.0])
@@ -148,7 +149,7 @@ def test_shapes_that_do_not_fit() -> None:
         ({"classes": ("a", "b")}, "label of data set 'tiny' is 3, but there are 2 classes"),
         ({"mean": (0.5,)}, "3 channels, but 1 means"),
         ({"test": ArraySplit(torch.zeros(0, 3, 8, 8), torch.zeros(0))}, "test part of data set 'tiny' is empty"),
-        ({"train": ArraySplit(torch.zeros(2, 3, 8, 8), torch.tensor([0, -1]))}, "training label of data set 'tiny' is -1"),
+        ({"train": ArraySplit(torch.zeros(2, 3, 8, 8), torch.tensor([0, -1]))}, "training label of .* is -1"),
     ],
 )
 def test_data_sets_that_cannot_be(change: dict, word: str) -> None:

@@ -220,15 +220,19 @@ def test_a_net_whose_logits_are_not_numbers_is_wrong() -> None:
 @pytest.mark.parametrize(
     ("successes", "count", "low", "high"),
     [
-        (0, 10, 0.0, 0.277533),  # R: binom::binom.wilson, and Newcombe (1998)
-        (10, 10, 0.722467, 1.0),
-        (81, 263, 0.255271, 0.366218),
-        (15, 148, 0.062388, 0.160538),
-        (1, 29, 0.006113, 0.171755),
+        (81, 263, 0.2553, 0.3662),  # the examples of Newcombe, Statistics in Medicine 17, 1998, method 3
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
     ],
 )
 def test_wilson(successes: int, count: int, low: float, high: float) -> None:
-    assert wilson(successes, count) == pytest.approx((low, high), abs=2e-6)
+    assert wilson(successes, count) == pytest.approx((low, high), abs=5e-5)
+    mirrored = wilson(count - successes, count)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+    for bound in wilson(successes, count):  # it is where the normal test of that fraction just rejects
+        z = abs(successes / count - bound) / math.sqrt(bound * (1 - bound) / count) if 0 < bound < 1 else 1.959964
+        assert z == pytest.approx(1.959964, rel=1e-6)
 
 
 def made(clean: list[bool], **attacks: list[bool]) -> Evaluation:

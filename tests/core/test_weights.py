@@ -177,7 +177,7 @@ def test_a_malicious_pickle_is_refused_and_nothing_runs(how: str, tmp_path: Path
     trap, path = tmp_path / "executed", tmp_path / "w.pth"
     content = {"state_dict": state(), "extra": Malicious(trap)}
     if how == "pickle":
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
     else:
         torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
     with pytest.raises(WeightsError, match=r"w\.pth"):

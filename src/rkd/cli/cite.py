@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rkd.registry.catalog import Catalog, Entry
 
 
-@click.command("cite")
+@click.command("cite", short_help="Print the BibTeX of a component or a run.")
 @click.argument("name", metavar="RUN|NAME", type=click.Path())
 @plugin_option
 @pass_app

@@ -12,7 +12,7 @@ from rkd.core.errors import RkdError
 from .shared import App, json_option, pass_app, plugin_option, verbosity_options
 
 
-@click.command("eval")
+@click.command("eval", short_help="Evaluate a run or a weights file under attack.")
 @click.argument("net", metavar="RUN_OR_WEIGHTS", type=click.Path())
 @click.option("--model", metavar="NAME", help="Architecture of a weights file.")
 @click.option("--dataset", metavar="NAME", help="Data set; a run's own unless given.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from .terminal import Terminal
 
 
-@click.command("info")
+@click.command("info", short_help="Describe a component and its options.")
 @click.argument("name")
 @click.option("--kind", type=click.Choice(list(KINDS)), help="Where several kinds have a component of that name.")
 @json_option

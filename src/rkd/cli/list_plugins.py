@@ -9,7 +9,7 @@ from rkd.core.hookspecs import KINDS
 from .shared import App, json_option, pass_app, plugin_option
 
 
-@click.command("list-plugins")
+@click.command("list-plugins", short_help="List all components and plugins.")
 @click.option("--kind", type=click.Choice(list(KINDS)), help="One kind of component alone.")
 @json_option
 @plugin_option

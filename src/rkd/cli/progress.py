@@ -64,9 +64,8 @@ class Training:
             self.checked["epoch"] = run.epoch
         line = f"epoch {run.epoch}/{run.epochs}, {_losses(self.values)}{_weights(self.values)}"
         line += f", {self._validation()}" if "val.clean" in metrics else ""
-        if self.terminal.animated:
-            self.terminal.detail(f"{self.title}: {line}")
-        elif run.epoch == run.epochs or time.monotonic() - self.told >= LINE_EVERY:
+        late = not self.terminal.animated and time.monotonic() - self.told >= LINE_EVERY
+        if late or self.terminal.verbosity > 0 or run.epoch == run.epochs:
             self._tell(line)
 
     def draw(self) -> Table:
@@ -154,6 +153,7 @@ def cost_lines(title: str, run: Run, card: CostCard, seconds: float) -> list[str
     """What a training will cost, for people."""
     size = sum(parameter.numel() for parameter in run.student.net.parameters())
     counts = ", ".join(f"{name} {count.forwards}/{count.backwards}" for name, count in card.counts.items())
+    counts = counts.replace("teacher ", "")
     images = f"{len(run.loader)} steps of {run.loader.batch_size} images"
     return [
         f"{title}: {size:,} parameters, {run.epochs} {'epoch' if run.epochs == 1 else 'epochs'} of {images}",

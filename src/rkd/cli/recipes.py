@@ -9,7 +9,7 @@ from rkd.core.errors import UnknownName, did_you_mean
 from .shared import App, json_option, pass_app
 
 
-@click.command("recipes")
+@click.command("recipes", short_help="List or print the shipped recipes.")
 @click.argument("name", required=False)
 @json_option
 @pass_app

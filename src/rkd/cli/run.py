@@ -16,7 +16,7 @@ FREE = {"out", "dry_run", "resume", "json", "quiet", "verbose", "plugin"}
 """Options that say nothing about the run itself: they go with --resume."""
 
 
-@click.command("run")
+@click.command("run", short_help="Prepare teachers, train a student, evaluate it.")
 @click.argument("recipe", required=False, type=click.Path())
 @click.option("--dataset", metavar="NAME", help="Data set; digits needs no download.")
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")

@@ -30,9 +30,10 @@ def carry_out(
                 table, catalog, path, Display(terminal), title=_title(table), dry_run=dry_run, resume=resume
             )
     except (Exception, KeyboardInterrupt) as error:
-        if began:
-            for note in _how_to_go_on(path, error):
-                error.add_note(note)
+        for note in _how_to_go_on(path, error) if began else []:
+            error.add_note(note)
+        for note in _plugin_files(path, catalog) if resume else []:
+            error.add_note(note)
         raise
     if app.json:
         terminal.json(results)
@@ -43,7 +44,8 @@ def carry_out(
     folder = RunFolder(path)
     if not app.json:
         show_run(results, folder.read_json(folder.card), terminal)
-        terminal.result(f"wrote {path} in {duration(results['seconds'])}")
+        kept = f"weights of epoch {results['student']['chosen_epoch'] + 1} of {results['epochs']}"
+        terminal.result(f"wrote {path} in {duration(results['seconds'])} ({kept})")
     stronger = [f" --attack {name}" for name in ("pgd-trades", "autoattack") if name in catalog.names("attack")]
     terminal.message(f"next: rkd eval {path}{''.join(stronger)}")
 
@@ -66,6 +68,14 @@ def _how_to_go_on(path: Path, error: BaseException) -> list[str]:
     epochs = len(folder.history())
     held = f"the state after epoch {epochs}" if folder.last.is_file() else "the configuration, no finished epoch yet"
     return [f"{path} holds {held}", f"continue with: rkd run --resume {path}"]
+
+
+def _plugin_files(path: Path, catalog: Catalog) -> list[str]:
+    """Local plugin files that the run was started with and that are not loaded now: they are not loaded unasked."""
+    folder = RunFolder(path)
+    plugins = folder.read_json(folder.manifest).get("plugins", {}) if folder.manifest.is_file() else {}
+    missing = [file for key, file in plugins.items() if key.startswith("file/") and key not in catalog.plugins.plugins]
+    return [f"the run was started with {' '.join(f'--plugin {file}' for file in missing)}"] if missing else []
 
 
 def _show_plan(plan: Mapping[str, Any], path: Path, terminal: Terminal) -> None:

@@ -121,7 +121,7 @@ def _assigned(text: str) -> tuple[str | None, str]:
 
 
 def _teacher(text: str) -> Table:
-    role, reference = _assigned(text)
+    role, reference = (None, text) if Path(text).is_dir() else _assigned(text)
     return {"reference": reference} | ({"role": role} if role else {})
 
 

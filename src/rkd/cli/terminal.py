@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from rich import box
 from rich.console import Console, RenderableType
+from rich.constrain import Constrain
 from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
@@ -101,7 +102,13 @@ class Terminal:
     def live(self, draw: Callable[[], RenderableType]) -> None:
         """Keep what `draw` returns on the last lines of the terminal, until `still()`."""
         self.still()
-        self._live = Live(get_renderable=draw, console=self.err, refresh_per_second=5, transient=True)
+        self._live = Live(
+            # Room for the `^C` that a terminal echoes: a line that it makes too long would be left behind.
+            get_renderable=lambda: Constrain(draw(), self.err.width - 3),
+            console=self.err,
+            refresh_per_second=5,
+            transient=True,
+        )
         self._live.start()
 
     def still(self) -> None:

@@ -49,7 +49,7 @@ def load_state(path: Path) -> dict[str, Any]:
         return _join(tree, tensors)
     except FileNotFoundError:
         raise WeightsError(f"there is no checkpoint {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
         raise WeightsError(f"{path} is not a readable checkpoint: {error}") from None
 
 

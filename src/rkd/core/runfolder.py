@@ -89,7 +89,9 @@ class RunFolder:
         try:
             return json.loads(path.read_text())
         except FileNotFoundError:
-            raise RkdError(f"{self.path} has no {path.name}: that run did not finish") from None
+            raise RkdError(
+                f"{self.path} has no {path.name}: that run did not finish; continue it with `rkd run --resume {self.path}`"
+            ) from None
         except (OSError, ValueError) as error:
             raise RkdError(f"cannot read {path}: {error}") from None
 

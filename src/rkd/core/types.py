@@ -66,8 +66,9 @@ class ThreatModel:
 
 
 def fraction(value: float) -> str:
-    """`value` as the field writes it: `8/255` where it is a multiple of 1/255, else a short decimal."""
+    """`value` as the field writes it: `8/255` for a multiple of 1/255 below 1, unless a short decimal (0.2) says it."""
     times = value * 255
-    if round(times) and abs(times - round(times)) < 1e-6:
+    short = f"{value:.3g}"
+    if 0 < abs(value) < 1 and float(short) != value and abs(times - round(times)) < 1e-6 and round(times):
         return f"{round(times)}/255"
     return f"{value:.6g}"

@@ -113,7 +113,7 @@ def plain(value: Any) -> Any:
         return value
     if isinstance(value, float):
         shown = fraction(value)
-        return shown if "/" in shown and parse_number(shown) == value and value not in (0.0, 1.0) else value
+        return shown if "/" in shown and parse_number(shown) == value else value
     if isinstance(value, Mapping):
         return {str(key): plain(inner) for key, inner in value.items() if inner is not None}
     if isinstance(value, (list, tuple)):
@@ -185,7 +185,7 @@ def _show_type(hint: Any) -> str:
         return shown + (" | none" if type(None) in get_args(hint) else "")
     if get_origin(hint) is typing.Literal:
         return " | ".join(str(value) for value in get_args(hint))
-    if isinstance(hint, types.UnionType):
+    if isinstance(hint, types.UnionType) or get_origin(hint) is typing.Union:
         return " | ".join(_show_type(a) for a in get_args(hint))
     if hint is type(None):
         return "none"

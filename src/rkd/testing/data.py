@@ -12,10 +12,11 @@ from rkd.core.random import Noise
 from rkd.core.types import Batch
 from rkd.registry.config import parse
 
-from .state import require, untouched
+from .state import promise, require, untouched
 from .tiny import tiny_batch
 
 
+@promise
 def check_dataset(data: Dataset) -> None:
     """Raise AssertionError unless `data`, what a source returns, is fit to train on. Looks at a few images only."""
     who = f"data set {data.name!r}"
@@ -39,6 +40,7 @@ def check_dataset(data: Dataset) -> None:
             _check_split(split, data, f"the {name} part of {who}")
 
 
+@promise
 def check_augment(augment: Augment, *, soft: bool = False) -> None:
     """Raise AssertionError unless `augment` keeps the promises of `rkd.core.interfaces.Augment`.
 

@@ -13,16 +13,17 @@ from rkd.core.nets import Net, NetStudent
 from rkd.core.random import forked
 from rkd.core.types import Shape
 
-from .state import require, untouched
+from .state import promise, require, untouched
 from .tiny import tiny_batch, tiny_net
 
 
+@promise
 def check_model(model: Model, *, shape: Shape = (3, 32, 32), classes: int = 10, unused: bool = False) -> None:
     """Raise AssertionError unless `model` keeps the promises of `rkd.core.interfaces.Model` for this shape.
 
     `unused`: whether weights that the logits do not depend on are allowed.
     """
-    who = f"{type(model).__name__} for images {shape}"
+    who = f"{getattr(model, '__name__', type(model).__name__)} for images {shape}"
     with forked(1):
         arch = model(shape, classes)
     with forked(1):
@@ -51,7 +52,7 @@ def check_model(model: Model, *, shape: Shape = (3, 32, 32), classes: int = 10, 
     weighting = torch.randn(logits.shape, generator=torch.Generator().manual_seed(0))
     found = torch.autograd.grad((logits * weighting).sum(), [x, *weights.values()], allow_unused=True)
     require(found[0] is not None and found[0].any(), f"{who}: the logits do not depend on the images")
-    idle = [name for name, gradient in zip(weights, found[1:], strict=True) if gradient is None]
+    idle = [name.removeprefix("arch.") for name, gradient in zip(weights, found[1:], strict=True) if gradient is None]
     require(unused or not idle, f"{who}: the logits do not depend on {', '.join(idle[:4])}")
     twin.load_state_dict(arch.state_dict())
     clone = copy.deepcopy(arch)
@@ -61,6 +62,7 @@ def check_model(model: Model, *, shape: Shape = (3, 32, 32), classes: int = 10, 
         require(same, f"{who}: {name} gives a net that answers differently")
 
 
+@promise
 def check_conversion(conversion: Conversion, *, view: str = "adv") -> None:
     """Raise AssertionError unless `conversion` keeps the promises of `rkd.core.interfaces.Conversion`.
 

@@ -2,20 +2,39 @@
 
 from __future__ import annotations
 
+import functools
 import random
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from torch import nn
+
+from rkd.core.errors import RkdError
+
+P = ParamSpec("P")
 
 
 def require(condition: object, sentence: str) -> None:
     """Raise AssertionError with the sentence; unlike `assert`, also under `python -O`."""
     if not condition:
         raise AssertionError(sentence)
+
+
+def promise(check: Callable[P, None]) -> Callable[P, None]:
+    """A check of a component: what rkd itself refuses about it is a broken promise as well."""
+
+    @functools.wraps(check)
+    def checked(*arguments: P.args, **options: P.kwargs) -> None:
+        try:
+            check(*arguments, **options)
+        except RkdError as error:
+            who = getattr(arguments[0], "__name__", type(arguments[0]).__name__)
+            raise AssertionError(f"{who}: {error}") from error
+
+    return checked
 
 
 @contextmanager

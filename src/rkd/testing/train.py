@@ -20,10 +20,11 @@ from rkd.core.trainer import Run, dry_step, fit, run_hooks, update
 from rkd.core.types import Batch, at
 
 from .search import OneStep, cross_entropy
-from .state import require, untouched
+from .state import promise, require, untouched
 from .tiny import LinearNet, Scaled, tiny_batch, tiny_net, tiny_run, tiny_step, tiny_teachers
 
 
+@promise
 def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool = True) -> None:
     """Raise AssertionError unless `loss` keeps the promises of `rkd.core.interfaces.Loss`.
 
@@ -62,6 +63,7 @@ def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool 
         require(str(error), f"{who} refuses soft labels without a word")
 
 
+@promise
 def check_scheduler(scheduler: Scheduler, *, terms: Sequence[str] = ("adv", "clean")) -> None:
     """Raise AssertionError unless `scheduler` keeps the promises of `rkd.core.interfaces.Scheduler`.
 
@@ -90,6 +92,7 @@ def check_scheduler(scheduler: Scheduler, *, terms: Sequence[str] = ("adv", "cle
         _same_values(after, seen[place], f"{who} goes on differently after a checkpoint: state_dict() lacks something")
 
 
+@promise
 def check_extension(extension: Any, loss: Loss | None = None) -> None:
     """Raise AssertionError unless a tiny training goes well with `extension`: finite, repeatable, to be continued."""
     who = type(extension).__name__
@@ -169,6 +172,8 @@ def _check_terms(terms: Any, batch: Batch, who: str) -> None:
 
 def _gradient(loss: Loss, terms: Mapping[str, Tensor], net: nn.Module) -> Tensor:
     total = torch.stack([at(loss.weights.get(name, 1.0), 0.5) * term.mean() for name, term in terms.items()]).sum()
+    if not total.requires_grad:
+        return torch.zeros(1)
     gradients = torch.autograd.grad(total, list(net.parameters()), allow_unused=True)
     return torch.cat([g.flatten() for g in gradients if g is not None] or [torch.zeros(1)])
 

@@ -8,12 +8,17 @@ sample then leaves, and the batch shrinks.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import get_args
 
 import torch
 from torch import Tensor
 
 from rkd.core import ops
 from rkd.core.interfaces import Target
+from rkd.core.random import Noise, key
+from rkd.core.types import Mode, Norm, Schedule, ThreatModel
+
+from .pgd import _direction, _per_image, check_pixels, check_positive, check_word
 
 MOST_TARGETS = 9
 """As many classes other than the label as the targeted attacks of AutoAttack try, in the order of their logits."""
@@ -40,6 +45,13 @@ def goals(x: Tensor, target: Target, limit: int) -> Tensor:
         logits = target.logits(x)
     others = logits.float().scatter(1, ops.hard(target.y).unsqueeze(1), -torch.inf)
     return others.topk(min(limit, logits.shape[1] - 1), dim=1).indices
+
+
+def part(target: Target, rows: Tensor, *name: object) -> Target:
+    """The target for the samples at `rows` alone, with random numbers of its own that follow from `name`."""
+    chosen = target.select(rows)
+    chosen.noise = Noise(key(chosen.noise.key, *name), chosen.noise.index)
+    return chosen
 
 
 @dataclass
@@ -103,3 +115,23 @@ def begin(x: Tensor, target: Target) -> Catch:
     caught = Catch(x)
     caught.fooled = fools(x, target)
     return caught
+
+
+def surface(x: Tensor, target: Target, threat: ThreatModel) -> Tensor:
+    """A random way to the surface of the ball."""
+    if threat.norm == "L2":
+        return threat.eps * _direction(target.noise.normal(x.shape[1:]), "L2")
+    noise = target.noise.uniform(x.shape[1:], -1, 1)
+    return threat.eps * noise / _per_image(noise.flatten(1).abs().amax(1).clamp_(min=1e-12), x)
+
+
+def check_search(eps: Schedule | None, norm: Norm | None, mode: Mode, **counts: int) -> None:
+    """Raise ValueError for nonsense among the options that these searches share."""
+    check_positive("eps", eps)
+    if norm == "Linf":
+        check_pixels(eps, ValueError)
+    check_word("norm", norm, None, *get_args(Norm))
+    check_word("mode", mode, *get_args(Mode))
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")

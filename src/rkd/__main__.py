@@ -1,0 +1,5 @@
+"""`python -m rkd`: the command line, also under torchrun."""
+
+from rkd.cli import main
+
+main()

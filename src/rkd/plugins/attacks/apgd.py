@@ -1,0 +1,296 @@
+"""Auto-PGD: projected gradient ascent with momentum that finds its own step size.
+
+`apgd-ce` raises cross-entropy, `apgd-dlr` the difference of logits ratio (free of the logits' scale, see the
+objective `dlr`), and `apgd-t` the targeted ratio, towards one class after another.
+
+    z_i     = P(x_i + s_i * direction(g_i))
+    x_{i+1} = P(x_i + 0.75 (z_i - x_i) + 0.25 (x_i - x_{i-1})),     x_1 = z_0
+
+P projects onto the ball and into [0, 1], g_i is the gradient of the sample's loss at x_i, its direction the sign
+(Linf) or the gradient of length one (L2). The step s begins at 2 eps. It is halved, and the search goes back to the
+best image so far, at a checkpoint where the loss rose in no more than a share `rho` of the steps since the last one,
+or where neither s nor the best loss has changed since then. Of N steps the first checkpoint comes after 0.22 N, each
+next one 0.03 N sooner than the one before, with never fewer than 0.06 N steps between. The start is random, on the
+surface of the ball.
+
+```bibtex
+@inproceedings{croce2020reliable,
+  title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks},
+  author    = {Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}
+```
+
+These attacks know their loss: they compute it from the target's logits, since they must see after each step whether
+the net is fooled, and pay no second forward for it. The objective of the run, `target.score`, is not asked.
+
+A sample leaves once the net is fooled and has seen the image twice; a sample that the net gets wrong as it is needs
+no attack and is returned unchanged. Where nothing fooled the net, `apgd-ce` and `apgd-dlr` return the image of the
+highest loss, `apgd-t`, whose losses differ from class to class, the image itself.
+
+Deviations from the authors' code (pyautoattack 0.2.0), which otherwise settles what the paper leaves open:
+
+- At the first checkpoint the first step is compared with the start, as in the paper; there it is compared with 0.
+- There a fooled sample goes on to the last step, and its last fooling image is kept. The verdict is the same.
+- Gradients are scaled before their L2 length is taken, so that those of saturated nets, about 1e-26, still count.
+- With K < 10 classes `apgd-t` tries the K - 1 others; there it stops with an error. For the losses with 2 and 3
+  classes see `dlr`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Target
+from rkd.core.types import Mode, Norm, Schedule, ThreatModel
+
+from ..objectives.dlr import ratio, targeted_ratio
+from ._survivors import MOST_TARGETS, Catch, Flight, begin, check_search, due, goals, part, surface
+from .pgd import _direction, _per_image, _projection, attacker
+
+Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+"""Logits `(B, K)`, labels, classes aimed at: a loss `(B,)` to be raised."""
+
+
+@dataclass
+class ApgdCe:
+    """Auto-PGD on cross-entropy: finds its own step size (Croce and Hein 2020).
+
+    `eps` in units of [0, 1] images; None: the data set's. `rho`: the share of rising steps below which a step size is
+    too large. `stop`: let a sample go once the net is fooled; if false, climb on and return the highest loss.
+    """
+
+    eps: Schedule | None = None
+    steps: int = 100
+    norm: Norm | None = None
+    restarts: int = 1
+    rho: float = 0.75
+    stop: bool = True
+    mode: Mode = "eval"
+
+    objective: ClassVar[str] = "ce"
+
+    def __post_init__(self) -> None:
+        check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts)
+        if not 0 < self.rho <= 1:
+            raise ValueError(f"rho is a share of steps, above 0 and at most 1, got {self.rho:g}")
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` + 1 gradients a restart."""
+        x = x.detach()
+        threat = attacker(target, self.eps, self.norm)
+        caught = begin(x, target) if self.stop else Catch(x)
+        best = torch.full((len(x),), -torch.inf, device=x.device)
+        for restart in range(self.restarts):
+            rest = caught.rest()
+            if not len(rest):
+                break
+            found = climb(
+                x[rest], part(target, rest, "apgd", self.objective, restart), self.loss, threat,
+                steps=self.steps, rho=self.rho, stop=self.stop,
+            )  # fmt: skip
+            caught.add(rest[found.fooled], found.images[found.fooled])
+            left = ~found.fooled & (found.loss > best[rest])
+            caught.images[rest[left]] = found.images[left]
+            best[rest[left]] = found.loss[left]
+        return caught.images
+
+    @staticmethod
+    def loss(logits: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
+        return ops.cross_entropy(logits, y)
+
+
+@dataclass
+class ApgdDlr(ApgdCe):
+    """Auto-PGD on the difference of logits ratio, free of the logits' scale (Croce and Hein 2020).
+
+    Options as for `apgd-ce`.
+    """
+
+    objective: ClassVar[str] = "dlr"
+
+    @staticmethod
+    def loss(logits: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
+        return ratio(logits, y)
+
+    def notes(self, classes: int) -> list[str]:
+        """What is done differently for so few classes."""
+        return [] if classes > 2 else ["apgd-dlr: with 2 classes the margin of the logits stands in for their ratio"]
+
+
+@dataclass
+class ApgdT:
+    """Auto-PGD on the targeted ratio of logits, towards up to 9 classes in turn (Croce and Hein 2020).
+
+    `eps` in units of [0, 1] images; None: the data set's. `targets`: how many classes, in the order of their logits.
+    """
+
+    eps: Schedule | None = None
+    steps: int = 100
+    targets: int = MOST_TARGETS
+    norm: Norm | None = None
+    restarts: int = 1
+    rho: float = 0.75
+    mode: Mode = "eval"
+
+    objective: ClassVar[str] = "dlr"
+
+    def __post_init__(self) -> None:
+        check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts, targets=self.targets)
+        if not 0 < self.rho <= 1:
+            raise ValueError(f"rho is a share of steps, above 0 and at most 1, got {self.rho:g}")
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` + 1 gradients a target."""
+        x = x.detach()
+        threat = attacker(target, self.eps, self.norm)
+        caught = begin(x, target)
+        aims = goals(x, target, self.targets)
+        for rank in range(aims.shape[1]):
+            for restart in range(self.restarts):
+                rest = caught.rest()
+                if not len(rest):
+                    return caught.images
+                found = climb(
+                    x[rest], part(target, rest, "apgd-t", rank, restart), self.loss, threat,
+                    steps=self.steps, rho=self.rho, goal=aims[rest, rank],
+                )  # fmt: skip
+                caught.add(rest[found.fooled], found.images[found.fooled])
+        return caught.images
+
+    @staticmethod
+    def loss(logits: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
+        assert goal is not None
+        return targeted_ratio(logits, y, goal)
+
+    def notes(self, classes: int) -> list[str]:
+        """What is done differently for so few classes."""
+        found = []
+        if classes <= self.targets:
+            found.append(f"apgd-t: {classes - 1} target classes, not {self.targets}: there are {classes} classes")
+        if classes == 3:
+            found.append("apgd-t: with 3 classes the targeted ratio lacks the fourth logit, which is left out")
+        if classes == 2:
+            found.append("apgd-t: with 2 classes the margin of the logits stands in for their ratio")
+        return found
+
+
+class Found(Catch):
+    """What a climb found: of samples not `fooled`, `images` holds those of the highest `loss (B,)`."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.loss = torch.full((len(x),), -torch.inf, device=x.device)
+
+
+@dataclass
+class _Climb(Flight):
+    """`best` is the image of the highest loss so far, with that loss and the gradient there."""
+
+    goal: Tensor | None
+    x_adv: Tensor
+    x_old: Tensor
+    gradient: Tensor
+    loss: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    step: Tensor
+    rises: Tensor
+    halved: Tensor
+    checked_loss: Tensor
+
+
+@torch.no_grad()
+def climb(
+    x: Tensor,
+    target: Target,
+    loss: Loss,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    rho: float = 0.75,
+    goal: Tensor | None = None,
+    stop: bool = True,
+) -> Found:
+    """One run of Auto-PGD from one random start, `steps` + 1 gradients long. Without `stop` none counts as fooled."""
+    caught = Found(x)
+    inside = _projection(x, threat, "each")
+    x_adv = inside(x + surface(x, target, threat))
+    logits, value, gradient = _look(x_adv, target, loss, target.y, goal)
+    now = _Climb(
+        target, torch.arange(len(x), device=x.device), x, target.y, hit=x_adv, fooled=~ops.correct(logits, target.y),
+        goal=goal, x_adv=x_adv, x_old=x_adv, gradient=gradient, loss=value,
+        best=x_adv, best_gradient=gradient, best_loss=value, checked_loss=value,
+        step=torch.full_like(value, 2 * threat.eps), rises=torch.zeros_like(value),
+        halved=torch.ones_like(value, dtype=torch.bool),
+    )  # fmt: skip
+    checkpoint, window = (first := max(int(0.22 * steps), 1)), first
+    for done in range(1, steps + 1):
+        ahead = inside(torch.addcmul(now.x_adv, _per_image(now.step, x), _direction(now.gradient, threat.norm)))
+        if done > 1:
+            ahead = inside(ahead.mul_(0.75).add_(now.x_adv, alpha=0.5).sub_(now.x_old, alpha=0.25))
+        now.x_old, now.x_adv = now.x_adv, ahead
+        before = now.loss
+        logits, now.loss, now.gradient = _look(ahead, now.target, loss, now.y, now.goal)
+
+        wrong = ~ops.correct(logits, now.y)
+        now.fooled = now.fooled | wrong
+        now.hit = torch.where(_per_image(wrong, x), ahead, now.hit)
+        better = now.loss > now.best_loss
+        now.best = torch.where(_per_image(better, x), ahead, now.best)
+        now.best_gradient = torch.where(_per_image(better, x), now.gradient, now.best_gradient)
+        now.best_loss = torch.where(better, now.loss, now.best_loss)
+        now.rises = now.rises + (now.loss > before)
+
+        if done == checkpoint:
+            _check_step(now, rho * window)
+            window = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
+            checkpoint += window
+        if stop and (due(done) or done == steps):
+            count = len(now.place)
+            if not caught.settle(now):
+                return caught
+            if len(now.place) < count:
+                inside = _projection(now.x, threat, "each")
+    caught.images[now.place] = now.best
+    caught.loss[now.place] = now.best_loss
+    return caught
+
+
+def _look(
+    x: Tensor, target: Target, loss: Loss, y: Tensor, goal: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits and loss at `x`, and the loss's gradient by x, from one forward and one backward."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = target.logits(x)
+        value = loss(logits, y, goal)
+        if not value.requires_grad:  # a net whose logits do not depend on the images
+            return logits, value, torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    return logits.detach(), value.detach(), gradient
+
+
+def _check_step(now: _Climb, enough: float) -> None:
+    """At a checkpoint: halve the step where it is too large, and go back to the best image there."""
+    stuck = ~now.halved & (now.checked_loss >= now.best_loss)
+    halve = (now.rises <= enough) | stuck
+    now.step = torch.where(halve, now.step / 2, now.step)
+    now.x_adv = torch.where(_per_image(halve, now.x), now.best, now.x_adv)
+    now.gradient = torch.where(_per_image(halve, now.x), now.best_gradient, now.gradient)
+    now.halved, now.checked_loss = halve, now.best_loss
+    now.rises = torch.zeros_like(now.rises)
+
+
+@hookimpl
+def rkd_attacks() -> dict[str, type]:
+    return {"apgd-ce": ApgdCe, "apgd-dlr": ApgdDlr, "apgd-t": ApgdT}

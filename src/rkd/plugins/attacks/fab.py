@@ -1,0 +1,210 @@
+"""Fast Adaptive Boundary attack, targeted: walks along the boundary to one class after another, close to the image.
+
+With f = z_t - z_y the lead of the class t over the label, each step takes f for linear:
+
+    d_1, d_2 = the shortest ways from x_i and from x to the plane f(x_i) + ∇f(x_i) · (x' - x_i) = 0 within [0, 1]
+    share    = min(‖d_1‖ / (‖d_1‖ + ‖d_2‖), alpha_max)
+    x_{i+1}  = clamp((1 - share) (x_i + eta d_1) + share (x + eta d_2), 0, 1)
+
+Where the net is fooled, the walk goes back towards x: x_{i+1} = x + beta (x_{i+1} - x). Norms and ways are those of
+the ball's norm. It looks for the nearest image that fools the net and knows no radius; counted are those that lie
+inside the ball.
+
+```bibtex
+@inproceedings{croce2020minimally,
+  title     = {Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack},
+  author    = {Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}
+```
+
+The attack needs logits, not a loss: the objective of the run, `target.score`, is not asked. Classes are tried in the
+order of their logits at x, and a sample leaves once the net is fooled inside the ball and has seen the image twice. A
+sample that the net gets wrong as it is, or that nothing fools, is returned unchanged. Random restarts begin at half
+the radius; the first start is x itself.
+
+The way to the plane: with a_j >= 0 the weight of a pixel and r_j the room it has, the length L of the way solves
+
+    sum_j a_j min(L, r_j) = |f|          a = |w|, r = room (Linf)       a = w², r = room / |w| (L2)
+
+The left side is concave and piecewise linear, so that Newton's steps from 0 come from below and end at the solution
+exactly, after a few sums over the pixels of all samples at once; the authors sort the pixels and bisect.
+
+Deviations from the authors' code (pyautoattack 0.2.0):
+
+- There each target takes all its steps before anyone looks at the radius. The verdict is the same.
+- The gradient is scaled by its largest entry, and no pixel is left out; in L2 it drops those with |w| < 1e-8, which
+  for a saturated net is all of them.
+- With K < 10 classes the K - 1 others are tried; there it stops with an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Target
+from rkd.core.types import Mode, Norm, Schedule, ThreatModel
+
+from ._survivors import MOST_TARGETS, Catch, Flight, begin, check_search, due, goals, part, surface
+from .pgd import _per_image, attacker
+
+_TINY = torch.finfo(torch.float32).tiny
+_NEWTON = 12
+"""Newton's steps at most. They end when no further pixel runs out of room: 3 or 4 on images."""
+
+
+@dataclass
+class FabT:
+    """Fast Adaptive Boundary attack towards up to 9 classes in turn (Croce and Hein 2020).
+
+    `eps` in units of [0, 1] images; None: the data set's. `targets`: how many classes, in the order of their logits.
+    `alpha_max`: the largest share of the way from x; `eta`: overshooting; `beta`: the way back after a success.
+    """
+
+    eps: Schedule | None = None
+    steps: int = 100
+    targets: int = MOST_TARGETS
+    norm: Norm | None = None
+    restarts: int = 1
+    alpha_max: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    mode: Mode = "eval"
+
+    objective: ClassVar[str] = "margin"
+
+    def __post_init__(self) -> None:
+        check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts, targets=self.targets)
+        if not 0 <= self.alpha_max <= 1:
+            raise ValueError(f"alpha_max is a share, from 0 to 1, got {self.alpha_max:g}")
+        if not self.eta >= 1:
+            raise ValueError(f"eta must be at least 1, or the walk ends before the boundary, got {self.eta:g}")
+        if not 0 < self.beta < 1:
+            raise ValueError(f"beta must lie between 0 and 1, or the walk never comes back, got {self.beta:g}")
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` gradients a target."""
+        x = x.detach()
+        threat = attacker(target, self.eps, self.norm)
+        caught = begin(x, target)
+        aims = goals(x, target, self.targets)
+        for rank in range(aims.shape[1]):
+            for restart in range(self.restarts):
+                rest = caught.rest()
+                if not len(rest):
+                    return caught.images
+                found = self._walk(
+                    x[rest], part(target, rest, "fab-t", rank, restart), threat, aims[rest, rank], random=restart > 0
+                )
+                caught.add(rest[found.fooled], found.images[found.fooled])
+        return caught.images
+
+    def notes(self, classes: int) -> list[str]:
+        """What is done differently for so few classes."""
+        if classes > self.targets:
+            return []
+        return [f"fab-t: {classes - 1} target classes, not {self.targets}: there are {classes} classes"]
+
+    @torch.no_grad()
+    def _walk(self, x: Tensor, target: Target, threat: ThreatModel, goal: Tensor, random: bool) -> Catch:
+        """One walk towards the classes `goal`."""
+        caught = Catch(x)
+        start = (x + surface(x, target, threat) / 2).clamp_(0, 1) if random else x
+        now = _Walk(
+            target, torch.arange(len(x), device=x.device), x, target.y, hit=x,
+            fooled=torch.zeros(len(x), dtype=torch.bool, device=x.device), goal=goal, x_adv=start,
+        )  # fmt: skip
+        for done in range(1, self.steps + 1):
+            lead, gradient = _lead(now)
+            here = torch.stack((now.x_adv.flatten(1), now.x.flatten(1)))
+            w = gradient.flatten(1)
+            heights = torch.stack((lead, lead + torch.linalg.vecdot(w, here[1] - here[0])))
+            ways = to_plane(here, w, heights, threat.norm)
+            length = _size(ways, threat.norm).clamp_(min=1e-8)
+            share = (length[0] / length.sum(0)).clamp_(max=self.alpha_max)
+            here = here.add_(ways, alpha=self.eta)
+            ahead = here[0].lerp_(here[1], share.unsqueeze(1)).clamp_(0, 1).view_as(now.x)
+
+            wrong = ~ops.correct(now.target.logits(ahead), now.y)
+            away = ahead - now.x
+            counts = wrong & (_size(away.flatten(1), threat.norm) <= threat.eps)
+            now.hit = torch.where(_per_image(counts, x), ahead, now.hit)
+            now.fooled = now.fooled | counts
+            now.x_adv = torch.where(_per_image(wrong, x), now.x + self.beta * away, ahead)
+            if (due(done) or done == self.steps) and not caught.settle(now):
+                break
+        return caught
+
+
+@dataclass
+class _Walk(Flight):
+    goal: Tensor
+    x_adv: Tensor
+
+
+def _lead(now: _Walk) -> tuple[Tensor, Tensor]:
+    """The goal's lead over the label, and its gradient by the image."""
+    x = now.x_adv.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = now.target.logits(x).float()
+        pairs = torch.stack((now.goal, ops.hard(now.y)), dim=1)
+        ahead, label = logits.gather(1, pairs).unbind(1)
+        lead = ahead - label
+        if not lead.requires_grad:  # a net whose logits do not depend on the images
+            return lead, torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(lead.sum(), x)
+    return lead.detach(), gradient
+
+
+def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:
+    """The shortest ways, in `norm`, from `points (k, B, n)` to where a function of slope `w (B, n)` is 0.
+
+    `heights (k, B)`: its values at the points. The ways stay within [0, 1]; where that is too narrow to reach the
+    plane, they go as far as there is room.
+    """
+    largest = w.abs().amax(1).clamp_(min=_TINY)
+    heights = (heights / largest).unsqueeze(2)
+    w = w / largest.unsqueeze(1)
+    uphill = w * -heights.sign()
+    # The far end is 1 uphill and 0 downhill: sums and products of whole tensors, for masks are slow on CPUs.
+    far = torch.gt(uphill, 0, out=torch.empty_like(uphill))
+    room = far.sub_(points).abs_()
+    weight = w.abs_()
+    if norm == "L2":
+        room /= weight.clamp(min=1e-30)
+        weight = weight.square_()
+    length = _fill(weight, room, heights.abs())
+    # Linf: each pixel moves by the length, L2: by the length times its slope.
+    return torch.minimum(room, length, out=room).mul_(uphill.sign_() if norm == "Linf" else uphill)
+
+
+def _fill(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
+    """The length L `(k, B, 1)` with sum_j weight_j min(L, room_j) = need; infinite where there is not enough room."""
+    length = need / weight.sum(1, keepdim=True).clamp_(min=_TINY)
+    on_host = length.device.type == "cpu"
+    spare = torch.empty_like(room)
+    for _ in range(_NEWTON):
+        filled = torch.linalg.vecdot(torch.minimum(room, length, out=spare), weight).unsqueeze(2)
+        slope = torch.linalg.vecdot(torch.gt(room, length, out=spare), weight).unsqueeze(2)
+        lacking = (need - filled).clamp_(min=0)
+        if on_host and bool((lacking <= 1e-6 * need).all()):
+            break
+        length = torch.where(slope > 0, length + lacking / slope, torch.inf)
+    return length
+
+
+def _size(ways: Tensor, norm: Norm) -> Tensor:
+    """The length of each way, `(..., n)` to `(...)`."""
+    return ways.abs().amax(-1) if norm == "Linf" else torch.linalg.vector_norm(ways, dim=-1)
+
+
+@hookimpl
+def rkd_attacks() -> dict[str, type]:
+    return {"fab-t": FabT}

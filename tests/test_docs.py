@@ -1,0 +1,59 @@
+"""The docs say what the code does: generated pages are current, names and commands in the README exist."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+from pathlib import Path
+
+from click.testing import CliRunner
+
+from rkd.cli import cli
+from rkd.registry.catalog import load_catalog
+from rkd.registry.config import recipes
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_reference_is_current():
+    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
+    generate = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(generate)
+    assert (ROOT / "docs" / "reference.md").read_text() == generate.reference(), "run python docs/generate.py"
+
+
+def test_the_readme_names_every_method():
+    catalog = load_catalog()
+    for kind in ("loss", "attack", "objective", "scheduler", "student"):
+        for entry in catalog.all():
+            if entry.kind == kind and entry.plugin.distribution == "rkd-toolkit":
+                assert f"`{entry.name}`" in README, f"the README does not name the {kind} {entry.name}"
+
+
+def test_the_readmes_options_exist():
+    blocks = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    commands = [line for block in blocks for line in block.splitlines() if re.match("rkd [a-z]", line)]
+    assert len(commands) > 5
+    for line in commands:
+        for command in line.split("        "):
+            words = command.split("#")[0].split()
+            known = cli.get_command(None, words[1])
+            assert known is not None, command
+            options = {name for parameter in known.params for name in parameter.opts}
+            for word in words[2:]:
+                if word.startswith("--"):
+                    assert word in options, f"{word} in: {command}"
+
+
+def test_recipes_begin_with_what_they_are_and_how_to_run_them():
+    for name, text in recipes().items():
+        first, second = text.splitlines()[:2]
+        assert first.startswith("# ") and len(first) < 130, name
+        assert second.startswith(f"# rkd run {name}"), name
+
+
+def test_every_command_has_help():
+    for name in cli.list_commands(None):
+        result = CliRunner().invoke(cli, [name, "--help"])
+        assert result.exit_code == 0 and result.output.startswith("Usage:"), name
