@@ -36,8 +36,8 @@ def test_the_readmes_options_exist():
     commands = [line for block in blocks for line in block.splitlines() if re.match("rkd [a-z]", line)]
     assert len(commands) > 5
     for line in commands:
-        for command in line.split("        "):
-            words = command.split("#")[0].split()
+        for command in re.split(" {4,}", line.split("#")[0].strip()):
+            words = command.split()
             known = cli.get_command(None, words[1])
             assert known is not None, command
             options = {name for parameter in known.params for name in parameter.opts}

@@ -90,7 +90,8 @@ class RunFolder:
             return json.loads(path.read_text())
         except FileNotFoundError:
             raise RkdError(
-                f"{self.path} has no {path.name}: that run did not finish; continue it with `rkd run --resume {self.path}`"
+                f"{self.path} has no {path.name}: that run did not finish; "
+                f"continue it with `rkd run --resume {self.path}`"
             ) from None
         except (OSError, ValueError) as error:
             raise RkdError(f"cannot read {path}: {error}") from None
