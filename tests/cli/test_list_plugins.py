@@ -102,3 +102,12 @@ def test_a_broken_local_file_is_shown(rkd, tmp_path: Path) -> None:
     plugin.write_text("1 / 0\n")
     found = rkd("list-plugins", "--plugin", plugin, "--json").json
     assert [item["name"] for item in found["broken"]] == ["broken"]
+
+
+def test_a_distribution_without_metadata(rkd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "site" / "rkd_half-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "entry_points.txt").write_text("[rkd]\ngone = rkd_half_is_gone\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    (broken,) = rkd("list-plugins", "--json").json["broken"]
+    assert (broken["name"], broken["distribution"], broken["version"]) == ("gone", "unknown", "?")

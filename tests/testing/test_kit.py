@@ -230,6 +230,22 @@ def test_losses(settings: dict, word: str) -> None:
         testing.check_loss(Sound())
 
 
+def test_the_smallest_loss_and_attack_there_are() -> None:
+    """What need not be said need not be there: roles, defaults, weights, mode."""
+
+    class Loss:
+        def __call__(self, step) -> dict[str, Tensor]:
+            return {"ce": ops.cross_entropy(step.student("clean"), step.y)}
+
+    class Attack:
+        def __call__(self, x: Tensor, target: Target) -> Tensor:
+            return OneStep()(x, target)
+
+    testing.check_loss(Loss())
+    testing.check_attack(Attack(), optimum=0)
+    testing.check_trains(tiny_run(Loss()))
+
+
 def test_a_loss_with_a_memory() -> None:
     class Counts(Sound):
         seen = 0

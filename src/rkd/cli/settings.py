@@ -24,7 +24,7 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: tuple[str, .
             f"{recipe} is a folder; type `rkd run --resume {recipe}` to continue that run, "
             f"`rkd run {recipe}/config.toml` to repeat it"
         )
-    base = read_recipe(recipe) if recipe else {}
+    base = read_recipe(recipe) if recipe is not None else {}
     given = option_table(options)
     # What is named on the command line replaces the recipe's choice, not only adds to it.
     if "student" in given and isinstance(base.get("student"), Mapping):
@@ -58,7 +58,7 @@ def option_table(options: Mapping[str, Any]) -> Table:
         put(key, options[option])
     for option in ("epochs", "batch_size", "seed", "device", "precision"):
         put(option, options[option])
-    if options["student"]:
+    if options["student"] is not None:
         model, *conversions = _parts("--student", options["student"])
         put("student.model", model)
         for name in conversions:
@@ -121,6 +121,8 @@ def _assigned(text: str) -> tuple[str | None, str]:
 
 
 def _teacher(text: str) -> Table:
+    if not text:
+        raise ConfigError("--teacher: expected [ROLE=]REF, such as robust=wrn34@FILE or clean=runs/my-run")
     role, reference = (None, text) if Path(text).is_dir() else _assigned(text)
     return {"reference": reference} | ({"role": role} if role else {})
 

@@ -60,7 +60,7 @@ class Catalog:
             for name, component in provided.items():
                 if not isinstance(name, str) or not (callable(component) or isinstance(component, Family)):
                     raise TypeError(f"{KINDS[kind]}: {name!r} must name a class, a function or a Family")
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self.plugins.fail(plugin, error)
             self._forget(plugin)
             return
@@ -90,7 +90,7 @@ class Catalog:
         # A path may follow a prefix (imagefolder:/data): only a bare word before the slash is a distribution.
         if not slash or not re.fullmatch(r"[\w.-]+", distribution):
             distribution, short = "", name
-        found = [e for e in self._named(kind, short) if not distribution or e.plugin.distribution == distribution]
+        found = self._named(kind, short, distribution)
         if not found:
             raise UnknownName(self._unknown(kind, name))
         if len(found) > 1:
@@ -103,18 +103,20 @@ class Catalog:
         entry = self.find(kind, name)
         return options.instantiate(entry, given or {}, where or kind)
 
-    def _named(self, kind: str, name: str) -> list[Entry]:
-        exact = self.entries[kind].get(name, [])
-        if exact and not isinstance(exact[0].component, Family):
-            return exact
-        found = []
-        for entries in self.entries[kind].values():
+    def _named(self, kind: str, name: str, distribution: str = "") -> list[Entry]:
+        """What the name means (to one distribution): entries of that very name, else of families that it fits."""
+        exact, fitting = [], []
+        for known, entries in self.entries[kind].items():
             for entry in entries:
-                match = isinstance(entry.component, Family) and re.fullmatch(entry.component.pattern, name)
-                if match:
+                if distribution and entry.plugin.distribution != distribution:
+                    continue
+                if not isinstance(entry.component, Family):
+                    if known == name:
+                        exact.append(entry)
+                elif match := re.fullmatch(entry.component.pattern, name):
                     fixed = tuple((key, value) for key, value in match.groupdict().items() if value is not None)
-                    found.append(Entry(kind, name, entry.component.component, entry.plugin, fixed))
-        return found
+                    fitting.append(Entry(kind, name, entry.component.component, entry.plugin, fixed))
+        return exact or fitting
 
     def _unknown(self, kind: str, name: str) -> str:
         known = self.names(kind)
@@ -125,7 +127,7 @@ class Catalog:
             if isinstance(entry.component, Family)
             for example in entry.component.examples
         ]
-        near = did_you_mean(name, [*known, *examples])
+        near = did_you_mean(name, dict.fromkeys([*known, *examples]))
         message = f"there is no {kind} {name!r}.{near} Known: {', '.join(known)}."
         broken = self.plugins.broken
         if broken:

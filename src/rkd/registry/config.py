@@ -274,6 +274,9 @@ def _explain(item: Any) -> str:
         return f"{where}: there is no such setting.{near} Here there is: {', '.join(section)}"
     if item["type"] == "missing":
         return f"{where}: is required"
+    if item["type"] == "model_type":
+        name = "model" if where == "student" else "name"
+        return f"{where}: is a table of settings; did you mean {where}.{name}={item['input']}?"
     return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
 
 

@@ -98,22 +98,26 @@ def load_plugins(files: Iterable[Path | str] = (), disabled: Iterable[str] | Non
             plugins.plugins[plugin.key] = Plugin(entry.name, distribution, version, entry.value, disabled=True)
         else:
             plugins.add(plugin, entry.load)
-    for file in files:
-        path = Path(file)
+    for path in {Path(file).resolve(): Path(file) for file in files}.values():  # each file once
         if not path.is_file():
             raise RkdError(f"there is no plugin file {path}")
-        plugins.add(Plugin(path.stem, "file", str(path), str(path)), lambda path=path: _load_file(path))
+        name, number = path.stem, 1
+        while f"file/{name}" in plugins.plugins:  # another folder's file of the same name
+            number += 1
+            name = f"{path.stem}-{number}"
+        plugins.add(Plugin(name, "file", str(path), str(path)), lambda path=path, name=name: _load_file(path, name))
     return plugins
 
 
 def _distribution(entry: EntryPoint) -> tuple[str, str]:
     if entry.dist is None:
         return "unknown", "?"
-    return entry.dist.name, entry.dist.version
+    # A half-removed distribution has no metadata any more.
+    return entry.dist.name or "unknown", entry.dist.version or "?"
 
 
-def _load_file(path: Path) -> ModuleType:
-    name = f"rkd_local_{path.stem}"
+def _load_file(path: Path, name: str) -> ModuleType:
+    name = f"rkd_local_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise RkdError(f"{path} is not a Python file")

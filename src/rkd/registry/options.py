@@ -38,7 +38,7 @@ def describe(component: Any) -> list[Option]:
     """The options of a component: its dataclass fields that its constructor takes."""
     if not dataclasses.is_dataclass(component):
         return []
-    hints = typing.get_type_hints(component)
+    hints = _hints(component)
     found = []
     for field in dataclasses.fields(component):
         if field.init:
@@ -57,7 +57,7 @@ def validate(component: Any, given: Mapping[str, Any], where: str) -> dict[str, 
         for name in given
         if name not in fields
     ]
-    hints = typing.get_type_hints(component) if fields else {}
+    hints = _hints(component) if fields else {}
     given = {name: _merge_default(fields[name], value) for name, value in given.items() if name in fields}
     try:
         model = create_model(
@@ -119,6 +119,16 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(inner) for inner in value]
     return str(value)
+
+
+def _hints(component: Any) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(component)
+    except NameError as error:  # imported for the type checker alone
+        raise RkdError(
+            f"the options of {component.__module__}.{component.__qualname__} cannot be read: {error}; its module must "
+            "import at run time what their annotations name"
+        ) from None
 
 
 def _merge_default(field: dataclasses.Field[Any], value: Any) -> Any:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -223,7 +223,7 @@ def _check_names(table: Mapping[str, Any], loss: Any, catalog: Catalog, problems
     for kind in ("scheduler", "augment", "extension"):
         wanted += _named(kind, table.get(f"{kind}s"), f"{kind}s")
     evaluate = table.get("evaluate")
-    if isinstance(evaluate, Mapping) and isinstance(evaluate.get("attacks"), Sequence):
+    if isinstance(evaluate, Mapping) and isinstance(evaluate.get("attacks"), list):
         wanted += [("attack", name, {}, "evaluate.attacks") for name in evaluate["attacks"]]
     for kind, name, options, where in wanted:
         if isinstance(name, str) and isinstance(options, Mapping):

@@ -213,8 +213,9 @@ def _alone(folder: Path, reporter: Reporter) -> Iterator[None]:
 
 
 def _place(table: Table, reference: TeacherReference, plan: Plan) -> Path:
-    # The attacks of the evaluation and the device change nothing about the teacher.
+    # The attacks of the evaluation, the device and the place of the data change nothing about the teacher.
     table = {key: value for key, value in table.items() if key not in ("evaluate", "device")}
+    table["data"] = {key: value for key, value in table["data"].items() if key not in ("dir", "download")}
     digest = hashlib.sha256(json.dumps([table, plan.data.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
     name = f"{plan.data.name.split(':')[0]}-{reference.role}-{_slug(reference.model)}-{digest}"
     return cache_folder() / "teachers" / name

@@ -58,7 +58,7 @@ def check_attack(
     least hold still where there is no gradient.
     """
     who = type(attack).__name__
-    require(getattr(attack, "mode", None) in get_args(Mode), f"{who}.mode must be one of {get_args(Mode)}")
+    require(getattr(attack, "mode", "eval") in get_args(Mode), f"{who}.mode must be one of {get_args(Mode)}")
     batch = tiny_batch()
     for threat in (LINF, L2):
         radius = threat.eps if eps is None else eps
@@ -206,8 +206,8 @@ def _check_respect(attack: Attack, who: str) -> None:
         net.arch.conv.bias.requires_grad_(False)
         net.arch.head.weight.grad = torch.ones_like(net.arch.head.weight)
         before = batch.x.clone()
-        moves = variant.mode == "train"
-        with untouched(net, buffers=not moves, who=f"{who} in mode {variant.mode}"):
+        mode = getattr(variant, "mode", "eval")
+        with untouched(net, buffers=mode != "train", who=f"{who} in mode {mode}"):
             with torch.no_grad():
                 run_attack(variant, net, batch)
             with contextlib.suppress(_Broken):

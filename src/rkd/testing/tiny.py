@@ -182,7 +182,7 @@ def tiny_run(
             "optimizer": torch.optim.SGD(student.net.parameters(), lr, momentum=0.9),
             "epochs": 1,
             "lr": lr,
-            "teachers": tiny_teachers(loss.roles, data.shape, len(data.classes)),
+            "teachers": tiny_teachers(getattr(loss, "roles", ()), data.shape, len(data.classes)),
             "attacks": attacks,
             "schedulers": dict(schedulers or {}),
             "hooks": run_hooks(extensions),

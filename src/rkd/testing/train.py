@@ -35,7 +35,7 @@ def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool 
     _check_attributes(loss, who)
     batch, net = tiny_batch(), tiny_net()
     kept = Batch(batch.x.clone(), batch.y.clone(), batch.index)
-    teachers = tiny_teachers(loss.roles)
+    teachers = tiny_teachers(_of(loss, "roles"))
     step = _step(loss, batch, net, views, teachers)
     twin = copy.deepcopy(net)
     # Its forwards in train mode may move running statistics; nothing else of any net, and no random numbers.
@@ -43,9 +43,9 @@ def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool 
         terms = loss(step)
     _check_terms(terms, batch, who)
     require(torch.equal(batch.x, kept.x) and torch.equal(batch.y, kept.y), f"{who} must not change the batch")
-    unknown = set(loss.weights) - set(terms)
+    unknown = set(_of(loss, "weights")) - set(terms)
     require(not unknown, f"{who}.weights names {sorted(unknown)}, but the terms are {sorted(terms)}")
-    if "attack" not in loss.defaults:
+    if "attack" not in _of(loss, "defaults"):
         require(not step.used.views, f"{who} asks for the view {step.used.views}, but its defaults name no attack")
     gradient = _gradient(loss, terms, net)
     require(gradient.isfinite().all(), f"the gradient of {who} is not finite")
@@ -133,24 +133,28 @@ def _step(
     loss: Loss, batch: Batch, net: nn.Module, views: Sequence[str], teachers: Mapping[str, Teacher] | None = None
 ) -> Step:
     plans = {view: AttackPlan(OneStep(), cross_entropy) for view in views}
-    return tiny_step(batch, net, roles=loss.roles, teachers=teachers, attacks=plans, progress=0.5)
+    return tiny_step(batch, net, roles=_of(loss, "roles"), teachers=teachers, attacks=plans, progress=0.5)
+
+
+def _of(loss: Loss, name: str) -> Any:
+    """An attribute of a loss, or what the core takes for it where the loss has none."""
+    return getattr(loss, name, () if name == "roles" else {})
 
 
 def _check_attributes(loss: Loss, who: str) -> None:
-    for name in ("roles", "defaults", "weights"):
-        require(hasattr(loss, name), f"{who} lacks the attribute {name!r}")
-    roles = loss.roles
+    roles = _of(loss, "roles")
     require(
         not isinstance(roles, str) and all(isinstance(role, str) and role for role in roles),
         f"{who}.roles must be a sequence of names, got {roles!r}",
     )
     require(len(set(roles)) == len(roles), f"{who}.roles names one role twice: {roles!r}")
+    defaults, weights = _of(loss, "defaults"), _of(loss, "weights")
     require(
-        isinstance(loss.defaults, Mapping) and all(isinstance(key, str) for key in loss.defaults),
-        f"{who}.defaults must map names to values, got {loss.defaults!r}",
+        isinstance(defaults, Mapping) and all(isinstance(key, str) for key in defaults),
+        f"{who}.defaults must map names to values, got {defaults!r}",
     )
-    require(isinstance(loss.weights, Mapping), f"{who}.weights must map terms to numbers, got {loss.weights!r}")
-    for term, weight in loss.weights.items():
+    require(isinstance(weights, Mapping), f"{who}.weights must map terms to numbers, got {weights!r}")
+    for term, weight in weights.items():
         require(
             callable(weight) or isinstance(weight, Real), f"{who}.weights[{term!r}] must be a number or a schedule"
         )
@@ -171,7 +175,8 @@ def _check_terms(terms: Any, batch: Batch, who: str) -> None:
 
 
 def _gradient(loss: Loss, terms: Mapping[str, Tensor], net: nn.Module) -> Tensor:
-    total = torch.stack([at(loss.weights.get(name, 1.0), 0.5) * term.mean() for name, term in terms.items()]).sum()
+    weights = _of(loss, "weights")
+    total = torch.stack([at(weights.get(name, 1.0), 0.5) * term.mean() for name, term in terms.items()]).sum()
     if not total.requires_grad:
         return torch.zeros(1)
     gradients = torch.autograd.grad(total, list(net.parameters()), allow_unused=True)
@@ -180,7 +185,7 @@ def _gradient(loss: Loss, terms: Mapping[str, Tensor], net: nn.Module) -> Tensor
 
 def _check_extremes(loss: Loss, batch: Batch, views: Sequence[str], who: str) -> None:
     for factor in (1e4, 0.0):
-        teachers = tiny_teachers(loss.roles)
+        teachers = tiny_teachers(_of(loss, "roles"))
         for teacher in teachers.values():
             teacher.net = Scaled(teacher.net, 1e4)
         net = Scaled(tiny_net(), factor)

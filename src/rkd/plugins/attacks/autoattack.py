@@ -1,0 +1,197 @@
+"""AutoAttack: four different attacks in turn, each on what the ones before it left standing.
+
+    apgd-ce    100 steps on cross-entropy
+    apgd-t     100 steps on the targeted ratio of logits, towards each of the 9 likeliest other classes
+    fab-t      100 steps along the boundary, to each of these 9 classes
+    square     5,000 queries without gradients
+
+A sample counts as robust if it survives all four: the worst case for each sample. This is the version `standard`, by
+whose number robust nets are compared. The file of each part tells how it works and where it differs from the
+authors' code. `autoattack-reference` is that code itself, as released on PyPI (pyautoattack), behind the same
+interface: slower, and the yardstick for `autoattack`.
+
+```bibtex
+@inproceedings{croce2020reliable,
+  title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks},
+  author    = {Croce, Francesco and Hein, Matthias},
+  booktitle = {International Conference on Machine Learning},
+  year      = {2020}
+}
+```
+
+An image that nothing fooled is returned as it was, and so is one that the net gets wrong as it is. With K < 10 classes
+the targeted parts try the K - 1 others; see `notes`.
+
+The reference draws from torch's global generators, seeds them, switches off any debugger or coverage measurement,
+counts calls in a table that it never clears, logs warnings, adds to the gradients of weights, and writes into the
+logits it is given. Here its random numbers come from a fork of the generators with a seed that follows from the
+attack's noise, and all the rest is undone. Its resuming (broken) and its own check of accuracy are not used. It gets
+as many targets as there are classes; of 3 classes or fewer, its targeted APGD stops with an error and is left out.
+Its randomness is that of a batch: unlike everywhere else in rkd, a sample's result depends on its batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Attack, Target
+from rkd.core.random import forked
+from rkd.core.types import Mode, Norm, Schedule
+
+from ._survivors import MOST_TARGETS, begin, check_search, fools, part
+from .apgd import ApgdCe, ApgdT
+from .fab import FabT
+from .pgd import attacker
+from .square import Square
+
+
+@dataclass
+class AutoAttack:
+    """AutoAttack, version standard: four attacks, each on the survivors of the one before (Croce and Hein 2020).
+
+    `eps` in units of [0, 1] images; None: the data set's. `steps` of apgd-ce and of each target of apgd-t and fab-t,
+    `targets` of both, `queries` of square: the standard ones unless told.
+    """
+
+    eps: Schedule | None = None
+    norm: Norm | None = None
+    steps: int = 100
+    targets: int = MOST_TARGETS
+    queries: int = 5000
+    mode: Mode = "eval"
+
+    objective: ClassVar[str] = "ce"
+
+    def __post_init__(self) -> None:
+        counts = {"steps": self.steps, "targets": self.targets, "queries": self.queries}
+        check_search(self.eps, self.norm, self.mode, **counts)
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`."""
+        return self.run(x, target)[0]
+
+    def run(self, x: Tensor, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
+        """The images found, and after `clean` and each part which samples still stand, `(B,)` bool."""
+        caught = begin(x.detach(), target)
+        standing = {"clean": ~caught.fooled}
+        for name, attack in self.parts().items():
+            rest = caught.rest()
+            if len(rest):
+                chosen = part(target, rest, name)
+                images = attack(caught.images[rest], chosen)
+                fooled = fools(images, chosen)
+                caught.add(rest[fooled], images[fooled])
+            standing[name] = ~caught.fooled
+        return caught.images, standing
+
+    def parts(self) -> dict[str, Attack]:
+        """The attacks in their order."""
+        shared = {"eps": self.eps, "norm": self.norm, "mode": self.mode}
+        return {
+            "apgd-ce": ApgdCe(steps=self.steps, **shared),
+            "apgd-t": ApgdT(steps=self.steps, targets=self.targets, **shared),
+            "fab-t": FabT(steps=self.steps, targets=self.targets, **shared),
+            "square": Square(queries=self.queries, **shared),
+        }
+
+    def notes(self, classes: int) -> list[str]:
+        """What is done differently for so few classes, and what is not the standard version."""
+        found = [note for attack in self.parts().values() if hasattr(attack, "notes") for note in attack.notes(classes)]
+        standard = AutoAttack()
+        for name in ("steps", "targets", "queries"):
+            if getattr(self, name) != getattr(standard, name):
+                found.append(
+                    f"autoattack: {name} = {getattr(self, name)}, where the standard version has "
+                    f"{getattr(standard, name)}: do not compare it with published numbers"
+                )
+        return found
+
+
+@dataclass
+class Reference:
+    """AutoAttack by its authors' own code (pyautoattack), version standard: the yardstick for `autoattack`.
+
+    `eps` in units of [0, 1] images; None: the data set's.
+    """
+
+    eps: Schedule | None = None
+    norm: Norm | None = None
+    mode: Mode = "eval"
+
+    objective: ClassVar[str] = "ce"
+
+    def __post_init__(self) -> None:
+        check_search(self.eps, self.norm, self.mode)
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`."""
+        from pyautoattack import AutoAttack as Theirs  # here: nobody else needs it
+
+        threat = attacker(target, self.eps, self.norm)
+        if not threat.eps > 0:
+            return x.clone()
+        x = x.detach()
+        y = ops.hard(target.y)
+        with torch.no_grad():
+            classes = target.logits(x[:1]).shape[1]
+        seed = target.noise.key % 2**31
+        with contained(seed, x.device):
+            theirs = Theirs(_Probe(target), eps=threat.eps, norm=threat.norm, seed=seed, device=x.device)
+            theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = min(MOST_TARGETS, classes - 1)
+            if classes <= 3:
+                theirs.attacks_to_run = ["apgd-ce", "fab-t", "square"]
+            found, _ = theirs.run_standard_evaluation(x, y, batch_size=len(x))
+        return found.detach()
+
+    def notes(self, classes: int) -> list[str]:
+        """What is done differently for so few classes."""
+        found = []
+        if classes <= MOST_TARGETS:
+            found.append(
+                f"autoattack-reference: {classes - 1} target classes, not {MOST_TARGETS}: there are {classes} classes"
+            )
+        if classes <= 3:
+            found.append(f"autoattack-reference: apgd-t is left out, which cannot do with {classes} classes")
+        return found
+
+
+class _Probe:
+    """The net as the reference calls it. It gets copies of the logits, for it writes into them."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._target.logits(x).clone()
+
+
+@contextmanager
+def contained(seed: int, device: torch.device) -> Iterator[None]:
+    """Undoes what pyautoattack does to its process."""
+    from pyautoattack import checks
+
+    logger = logging.getLogger("auto-attack")
+    trace, counts, disabled = sys.gettrace(), dict(checks.funcs), logger.disabled
+    logger.disabled = True
+    try:
+        with forked(seed, device):
+            yield
+    finally:
+        logger.disabled = disabled
+        checks.funcs.update(counts)
+        sys.settrace(trace)
+
+
+@hookimpl
+def rkd_attacks() -> dict[str, type]:
+    return {"autoattack": AutoAttack, "autoattack-reference": Reference}

@@ -1,0 +1,251 @@
+"""Square Attack: random search without gradients, one square of pixels at a time, by the logits' margin alone.
+
+    x_0 = P(x + eps * vertical stripes, +1 or -1 by chance)
+    repeat: change one square window of x_i by chance; keep the change if z_y - max_{k != y} z_k falls
+
+In Linf every pixel of the window goes to the ball's surface, up or down by chance for each channel. In L2 a window
+takes over the whole distance that another one, and the budget not yet spent, leave for it, in the shape of two
+pyramids of opposite sign. The window covers a share p of the image that begins at `p_init` and is halved after 10,
+50, 200, 500, 1,000, 2,000, 4,000, 6,000 and 8,000 queries. A search that needs no gradient succeeds where gradients
+are masked: if it beats the gradient's attacks, their numbers mean nothing.
+
+```bibtex
+@inproceedings{andriushchenko2020square,
+  title     = {Square Attack: A Query-Efficient Black-Box Adversarial Attack via Random Search},
+  author    = {Andriushchenko, Maksym and Croce, Francesco and Flammarion, Nicolas and Hein, Matthias},
+  booktitle = {European Conference on Computer Vision},
+  year      = {2020}
+}
+```
+
+The margin is the attack's own loss: the objective of the run, `target.score`, is not asked. A sample leaves once the
+net is fooled and has seen the image twice; one that the net gets wrong as it is, is returned unchanged. Where nothing
+fooled the net, the image of the lowest margin is returned.
+
+All samples try the same windows in the same order, each with its own signs; windows and signs follow from the seed
+alone, so that a sample's result does not depend on the batch. A window is changed in place and changed back where it
+did not help, so that a query costs hardly more than its forward.
+
+Deviations from the authors' code (pyautoattack 0.2.0, as AutoAttack calls it: margin, no rescaled schedule):
+
+- A window may touch the lower and the right border. There it never does, though the paper says so: its positions are
+  drawn from 0 to below h - s.
+- There one sign serves all samples (Linf). Here, as in the paper, each draws its own.
+- Images smaller than 5 pixels have a start of stripes of one pixel (L2); there they end in a division by zero.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.errors import Refused
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Target
+from rkd.core.random import Noise, key
+from rkd.core.types import Mode, Norm, Schedule, ThreatModel
+
+from ._survivors import Catch, Flight, begin, check_search, part
+from .pgd import _per_image, attacker
+
+_HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
+_BLOCK = 50
+"""Queries between two looks at who has fallen."""
+_SMALL = 1e-12
+
+
+@dataclass
+class Square:
+    """Square Attack: random search without gradients, 5,000 queries (Andriushchenko et al. 2020).
+
+    `eps` in units of [0, 1] images; None: the data set's. `p_init`: the share of the image that the first
+    windows cover.
+    """
+
+    eps: Schedule | None = None
+    queries: int = 5000
+    norm: Norm | None = None
+    restarts: int = 1
+    p_init: float = 0.8
+    mode: Mode = "eval"
+
+    objective: ClassVar[str] = "margin"
+
+    def __post_init__(self) -> None:
+        check_search(self.eps, self.norm, self.mode, queries=self.queries, restarts=self.restarts)
+        if not 0 < self.p_init <= 1:
+            raise ValueError(f"p_init is a share of the image, above 0 and at most 1, got {self.p_init:g}")
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `queries` + 1 forwards a restart."""
+        if x.ndim != 4:
+            raise Refused(f"square changes windows of images (B, C, H, W), and these have the shape {tuple(x.shape)}")
+        x = x.detach()
+        threat = attacker(target, self.eps, self.norm)
+        caught = begin(x, target)
+        least = torch.full((len(x),), torch.inf, device=x.device)
+        for restart in range(self.restarts):
+            rest = caught.rest()
+            if not len(rest):
+                break
+            chosen = part(target, rest, "square", restart)
+            found = search(x[rest], chosen, threat, self.queries, self.p_init)
+            caught.add(rest[found.fooled], found.images[found.fooled])
+            left = ~found.fooled & (found.margin < least[rest])
+            caught.images[rest[left]] = found.images[left]
+            least[rest[left]] = found.margin[left]
+        return caught.images
+
+
+class Found(Catch):
+    """What a search found: of samples not `fooled`, `images` holds those of the lowest `margin (B,)`."""
+
+    def __init__(self, x: Tensor) -> None:
+        super().__init__(x)
+        self.margin = torch.full((len(x),), torch.inf, device=x.device)
+
+
+@dataclass
+class _Search(Flight):
+    margin: Tensor
+    signs: Tensor
+
+
+@torch.no_grad()
+def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init: float) -> Found:
+    """One random search, `queries` + 1 forwards long."""
+    caught = Found(x)
+    shared = Noise(key(target.noise.key, "windows"), torch.zeros(1, dtype=torch.int64))  # drawn without a device
+    start = _stripes(x, target, threat.eps) if threat.norm == "Linf" else _tiles(x, target, threat.eps, shared)
+    margin = ops.margin(target.logits(start), target.y)
+    now = _Search(
+        target, torch.arange(len(x), device=x.device), x, target.y, hit=start, fooled=margin <= 0, margin=margin,
+        signs=margin,
+    )  # fmt: skip
+    for done in range(queries):
+        if not done % _BLOCK:
+            chances = shared.uniform((_BLOCK, 5))[0].tolist()
+            now.signs = _signs(now.target, _BLOCK, x.shape[1])
+        if (done in (0, 1, 5, 10, 25) or not done % _BLOCK) and not caught.settle(now):
+            return caught
+        share = p_init / 2 ** sum(done > after for after in _HALVED)
+        change = _change_linf if threat.norm == "Linf" else _change_l2
+        change(now, threat.eps, share, now.signs[:, done % _BLOCK], chances[done % _BLOCK])
+        now.fooled = now.margin <= 0
+    if caught.settle(now):
+        caught.images[now.place] = now.hit
+        caught.margin[now.place] = now.margin
+    return caught
+
+
+def _change_linf(now: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
+    """Try one window on the surface of the ball, in place."""
+    height, width = now.x.shape[2:]
+    side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
+    rows, columns = _corner(chances[0], height, side), _corner(chances[1], width, side)
+    window = now.hit[:, :, rows, columns]
+    old = window.clone()
+    new = (now.x[:, :, rows, columns] + eps * signs).clamp_(0, 1)
+    window.copy_(new)
+    margin = ops.margin(now.target.logits(now.hit), now.y)
+    better = margin < now.margin
+    window.copy_(torch.where(_per_image(better, old), new, old))
+    now.margin = torch.where(better, margin, now.margin)
+
+
+def _change_l2(now: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
+    """Try to move what is in a second window, and the budget left, into a first one."""
+    height, width = now.x.shape[2:]
+    side = max(round(math.sqrt(share * height * width)), 3)
+    side = min(side + (side % 2 == 0), height, width)
+    first, second = (
+        (..., _corner(down, height, side), _corner(right, width, side))
+        for down, right in (chances[0:2], chances[2:4])
+    )
+    delta = now.hit - now.x
+    spent = delta.square().sum((1, 2, 3), keepdim=True)
+    window = delta[first].clone()
+    both = torch.zeros_like(delta[:1, :1])
+    both[first] = both[second] = 1
+    moved = (delta * both).square().sum((2, 3), keepdim=True)
+    budget = (eps**2 - spent).clamp_(min=0) / delta.shape[1] + moved
+    shape = _pyramids(side, chances[4] > 0.5, delta.device) * signs + window / (_length(window) + _SMALL)
+    delta[second] = 0
+    delta[first] = shape / (_length(shape) + _SMALL) * budget.sqrt()
+    new = _stretched(now.x, delta, eps)
+    margin = ops.margin(now.target.logits(new), now.y)
+    better = margin < now.margin
+    now.hit = torch.where(_per_image(better, new), new, now.hit)
+    now.margin = torch.where(better, margin, now.margin)
+
+
+def _stripes(x: Tensor, target: Target, eps: float) -> Tensor:
+    """The start in Linf: each column of each channel up or down."""
+    return (x + eps * _signs(target, x.shape[1], x.shape[3]).reshape(len(x), x.shape[1], 1, -1)).clamp_(0, 1)
+
+
+def _tiles(x: Tensor, target: Target, eps: float, shared: Noise) -> Tensor:
+    """The start in L2: about 5 x 5 tiles of pyramids."""
+    height, width = x.shape[2:]
+    side = max(min(height, width) // 5, 1)
+    edge = (height - 5 * side) // 2 if height >= 5 * side else 0
+    down, right = range(edge, height - side + 1, side), range(edge, width - side + 1, side)
+    signs = _signs(target, len(down) * len(right), x.shape[1])
+    turned = shared.uniform((len(down) * len(right),))[0].tolist()
+    delta = torch.zeros_like(x)
+    for place, (top, left) in enumerate((top, left) for top in down for left in right):
+        tile = _pyramids(side, turned[place] > 0.5, x.device)
+        delta[:, :, top : top + side, left : left + side] = tile * signs[:, place]
+    return _stretched(x, delta, eps)
+
+
+def _signs(target: Target, count: int, channels: int) -> Tensor:
+    """+1 or -1 by chance, `(B, count, channels, 1, 1)`."""
+    return target.noise.uniform((count, channels, 1, 1)).sub_(0.5).sign_().add_(0.5).sign_()
+
+
+def _corner(chance: float, length: int, side: int) -> slice:
+    """Where a window of that side lies along an edge of that length, each place being as likely."""
+    begin = int(chance * (length - side + 1))
+    return slice(begin, begin + side)
+
+
+@lru_cache(maxsize=64)
+def _pyramids(side: int, turned: bool, device: torch.device) -> Tensor:
+    """Two pyramids side by side, of opposite sign, `(side, side)` of length 1."""
+    half = side // 2
+    shape = torch.zeros(side, side)
+    for rows, sign in ((slice(0, half), 1), (slice(half, side), -1)):
+        height = len(shape[rows])
+        if height:
+            far = torch.maximum(
+                (torch.arange(height) - height // 2).abs().unsqueeze(1), (torch.arange(side) - side // 2).abs()
+            )
+            # A layer of weight 1 / k² reaches k - 1 pixels from the middle.
+            layers = 1 / torch.arange(1, max(height, side) // 2 + 2).float().square()
+            block = layers.flip(0).cumsum(0).flip(0)[far]
+            shape[rows] = sign * block / block.norm()
+    shape /= shape.norm()
+    return (shape.T if turned else shape).to(device)
+
+
+def _length(windows: Tensor) -> Tensor:
+    """The L2 norm of each channel, `(B, C, 1, 1)`."""
+    return torch.linalg.vector_norm(windows, dim=(2, 3), keepdim=True)
+
+
+def _stretched(x: Tensor, delta: Tensor, eps: float) -> Tensor:
+    """The image on the surface of the ball in the direction `delta`, clamped to [0, 1]."""
+    size = torch.linalg.vector_norm(delta.flatten(1), dim=1)
+    return (x + delta * _per_image(eps / (size + _SMALL), x)).clamp_(0, 1)
+
+
+@hookimpl
+def rkd_attacks() -> dict[str, type]:
+    return {"square": Square}
