@@ -8,8 +8,8 @@ import pytest
 
 from rkd.core.errors import RkdError
 from rkd.registry.build import build
-from rkd.registry.resolve import resolve
 from rkd.registry.catalog import load_catalog
+from rkd.registry.resolve import resolve
 from rkd.testing import check_trains, tiny_teachers
 
 CATALOG = load_catalog()

@@ -10,8 +10,8 @@ import pytest
 from rkd.core.errors import Refused
 from rkd.core.trainer import CostCard, dry_step
 from rkd.registry.build import build
-from rkd.registry.resolve import resolve
 from rkd.registry.catalog import Catalog
+from rkd.registry.resolve import resolve
 from rkd.testing import tiny_teachers
 
 STUDENT = {

@@ -248,6 +248,13 @@ def test_mean_is_one_over_the_number_of_classes(method) -> None:
     assert torch.allclose(values["mean"] * CLASSES, values["batchmean"], rtol=1e-6)
 
 
+@pytest.mark.parametrize("method", [Rslad, Mtard, MtardAnl])
+def test_scale_multiplies_the_loss(method) -> None:
+    """The official scripts for CIFAR-100: averaged over classes, times ten."""
+    values = [float(Setting(method(reduction="mean", scale=scale)).loss) for scale in (1.0, 10.0)]
+    assert values[1] == pytest.approx(10 * values[0], rel=1e-5)
+
+
 def test_numbers_may_be_schedules() -> None:
     """alpha from 0 to 1 over the training: half way it is a half."""
     run = tiny_run(Rslad(alpha=Ramp(0, 1)), attack=OneStep(), epochs=2)

@@ -32,13 +32,13 @@ def problems(table: dict) -> list[str]:
         ('attack.start="uniform"', {"attack": {"start": "uniform"}}),
         ("loss.alpha=ramp(0, 0.3, until=0.4)", {"loss": {"alpha": "ramp(0, 0.3, until=0.4)"}}),
         ("schedulers.anl=false", {"schedulers": {"anl": False}}),
-        ("student.conversions.aux-bn.views=['adv', 'weak']", {"student": {"conversions": {"aux-bn": {"views": ["adv", "weak"]}}}}),
+        ("augments.a-b.views=['adv', 'weak']", {"augments": {"a-b": {"views": ["adv", "weak"]}}}),
         ("optimizer.lr = 0.1", {"optimizer": {"lr": 0.1}}),
         ("name=a=b", {"name": "a=b"}),
         ("name=", {"name": ""}),
         ("optimizer.weight_decay=2e-4", {"optimizer": {"weight_decay": 2e-4}}),
     ],
-)  # fmt: skip
+)
 def test_assignments(text: str, table: dict) -> None:
     assert assignments([text]) == table
 

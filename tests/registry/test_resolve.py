@@ -125,7 +125,8 @@ def test_who_goes_before_whom() -> None:
 
 def test_a_method_brings_its_attack() -> None:
     config = plan("ard").config
-    assert (config.attack.name, config.attack.options["mode"], config.attack.options["start"]) == ("pgd", "train", "uniform")
+    assert config.attack.name == "pgd"
+    assert (config.attack.options["mode"], config.attack.options["start"]) == ("train", "uniform")
     assert config.objective.name == "ce"
     assert plan("kd").config.attack is None
 
@@ -237,7 +238,7 @@ def test_every_part_is_checked() -> None:
 
 def test_names_are_looked_up_although_the_schema_is_broken() -> None:
     said = problems(loss={"name": "rsladd"}, attack={"name": "pgdd"}, epochs=0, student={"model": "resnt18"}, foo=1)
-    for word in ("'rsladd'", "'pgdd'", "epochs", "'resnt18'", "foo"):
+    for word in ("'rsladd'", "'pgdd'", "epochs:", "'resnt18'", "foo:"):
         assert sum(word in line for line in said) == 1, (word, said)
 
 
@@ -250,10 +251,15 @@ def run_of(found: Plan):
 
 def test_a_run_is_what_the_plan_says() -> None:
     found = plan(
-        "mtard-anl", seed=3, epochs=5, batch_size=16, optimizer={"lr": 0.3, "momentum": 0.5, "schedule": "drops(1, 0.5)"},
-        student={"model": "small-cnn", "conversions": {"aux-bn": {"joint": True}}}, data={"name": "digits", "validation": 0.25},
+        "mtard-anl",
+        seed=3,
+        epochs=5,
+        batch_size=16,
+        optimizer={"lr": 0.3, "momentum": 0.5, "schedule": "drops(1, 0.5)"},
+        student={"model": "small-cnn", "conversions": {"aux-bn": {"joint": True}}},
+        data={"name": "digits", "validation": 0.25},
         validate={"every": 2, "limit": 7, "select": "robust"},
-    )  # fmt: skip
+    )
     run = run_of(found)
     group = run.optimizer.param_groups[0]
     assert (run.seed, run.epochs, run.loader.batch_size, group["momentum"]) == (3, 5, 16, 0.5)
@@ -262,8 +268,6 @@ def test_a_run_is_what_the_plan_says() -> None:
     assert run.student.routed == ("adv",)
     assert len(run.loader.split) + len(run.validation.split) == len(found.data.train)
     assert (run.validation.every, run.validation.limit, run.validation.select) == (2, 7, "robust")
-    held = {len(p) for p in group["params"]}
-    assert held
     assert sum(p.numel() for p in group["params"]) == sum(p.numel() for p in run.student.net.parameters())
     assert list(run.schedulers) == ["anl"]
 
