@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import nn
 
+from rkd.core.cost import counting
 from rkd.core.data import ArraySplit
-from rkd.core.errors import DataError, RkdError
-from rkd.core.evaluate import Evaluation, choose, doubts, evaluate, wilson
+from rkd.core.errors import DataError, Refused, RkdError
+from rkd.core.evaluate import Evaluation, choose, doubts, evaluate, rehearse, wilson
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.plugins.attacks.pgd import Pgd
@@ -212,6 +213,27 @@ def test_a_net_whose_logits_are_not_numbers_is_wrong() -> None:
     with torch.no_grad():
         net.arch.head.bias[0] = math.nan
     assert run(net, data).accuracy() == 0
+
+
+# Rehearsals
+
+
+def test_a_rehearsal_costs_one_question_and_leaves_the_net_alone() -> None:
+    net = tiny_net().train()
+    with untouched(net), counting({"net": net}) as counts:
+        rehearse(net, split(tiny_net()), {**PLANS, "long": AttackPlan(Pgd(steps=1000), ce)}, threat=THREAT)
+    assert counts["net"].forwards <= 2 * 3
+
+
+def test_a_rehearsal_finds_what_could_not_be_run() -> None:
+    from rkd.plugins.objectives.kl import KlTeacher
+
+    for plan, word in (
+        (AttackPlan(Pgd(), KlTeacher()), "a teacher is needed"),
+        (AttackPlan(Pgd(norm="L2"), ce), "its own eps"),
+    ):
+        with pytest.raises(Refused, match=rf"'mine' could not be run in the evaluation: .*{word}"):
+            rehearse(tiny_net(), split(tiny_net()), {"mine": plan}, threat=THREAT)
 
 
 # Numbers

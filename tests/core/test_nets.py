@@ -51,14 +51,15 @@ def test_reduced_precision_stays_inside(dtype) -> None:
         assert not torch.equal(logits, reference)
 
 
-def test_autocast_keeps_no_cast_of_frozen_weights() -> None:
-    """An attack with frozen weights, then a forward with gradients: the weights must get theirs."""
+def test_autocast_keeps_no_cast_without_gradient() -> None:
+    """Forwards without gradient, then one with: the weights must get theirs (pytorch issue 65766, older versions)."""
     net = tiny_net()
     net.autocast = torch.bfloat16
     student = NetStudent(net)
     with torch.autocast("cpu", torch.bfloat16):
-        with student.attacked("adv", "eval") as probe:
+        with student.attacked("adv", "eval") as probe, torch.no_grad():
             probe(tiny_batch().x)
+            student.logits({"clean": tiny_batch().x}, "eval")
         student.logits({"clean": tiny_batch().x}, "train")["clean"].sum().backward()
     assert all(p.grad is not None and p.grad.any() for p in net.arch.conv.parameters())
 

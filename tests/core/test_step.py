@@ -286,6 +286,23 @@ def test_an_objective_may_not_ask_for_its_own_view(ask) -> None:
     assert step.student("clean").requires_grad, "the step can still be used"
 
 
+def test_a_search_that_failed_may_be_tried_again() -> None:
+    class Once:
+        mode = "eval"
+        left = 1
+
+        def __call__(self, x: Tensor, target: Target) -> Tensor:
+            self.left -= 1
+            if self.left == 0:
+                raise KeyError
+            return x
+
+    step = tiny_step(attacks={"adv": plan(Once())})
+    with pytest.raises(KeyError):
+        step.image("adv")
+    assert torch.equal(step.image("adv"), step.batch.x)
+
+
 @pytest.mark.parametrize(
     "bad", [lambda x: x[:2], lambda x: x.double(), lambda x: x.flatten(1)], ids=["fewer", "double", "flat"]
 )

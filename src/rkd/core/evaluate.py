@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .data import Split, check_images, fetch
-from .errors import DataError, RkdError
+from .errors import DataError, Refused, RkdError
 from .modes import running
 from .nets import NetStudent, check_logits
 from .random import key
@@ -74,7 +74,7 @@ class Evaluation:
             "nrr": {name: self.nrr(name) for name in names},
             "worst_case": float(self.worst().double().mean()),
             "interval_95": {
-                name: wilson(int(right.sum()), self.samples)
+                name: list(wilson(int(right.sum()), self.samples))
                 for name, right in {"clean": self.clean, **self.attacks}.items()
             },
             "seconds": {name: round(value, 2) for name, value in self.seconds.items()},
@@ -135,6 +135,40 @@ def evaluate(
         result.seconds[name] = time.perf_counter() - started
     result.warnings = doubts(result)
     return result
+
+
+class _Enough(Exception):
+    pass
+
+
+def rehearse(
+    net: nn.Module,
+    split: Split,
+    attacks: Mapping[str, AttackPlan],
+    *,
+    threat: ThreatModel,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Raise Refused for an attack that an evaluation could not run, at the price of one forward and backward each.
+
+    Each is called on two images and stopped at its second question to the net.
+    """
+    batch = fetch(split, torch.arange(min(2, len(split))), device)
+    for name, plan in attacks.items():
+        asked: list[str] = []
+
+        def stop(step: Step, view: str, logits: Tensor, asked: list[str] = asked) -> None:
+            asked.append(view)
+            if len(asked) > 1:
+                raise _Enough
+
+        step = Step(batch, NetStudent(net), attacks={"adv": plan}, threat=threat, on_query=stop)
+        try:
+            step.image("adv")
+        except _Enough:
+            continue
+        except RkdError as error:
+            raise Refused(f"the attack {name!r} could not be run in the evaluation: {error}") from None
 
 
 def _attacked(

@@ -8,6 +8,7 @@ that DataParallel (`module.`), torch.compile (`_orig_mod.`) and wrapping modules
 from __future__ import annotations
 
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,11 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        first = str(error).split("\n")[0]
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f" ({named.group(1)})" if named else ""
         raise WeightsError(
-            f"{path} cannot be read safely: {first} If it holds more than tensors, have its author save "
-            "`model.state_dict()` alone, or convert it to .safetensors"
+            f"{path} cannot be read safely: it holds Python objects besides tensors{what}, or is damaged. Have its author "
+            "save `model.state_dict()` alone, or convert it to .safetensors"
         ) from None
     except (RuntimeError, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
         first = str(error).strip().split("\n")[0]

@@ -18,7 +18,7 @@ from torch import nn
 
 from rkd.core.checkpoint import to_cpu
 from rkd.core.errors import Refused, RkdError
-from rkd.core.evaluate import Evaluation, evaluate
+from rkd.core.evaluate import Evaluation, evaluate, rehearse
 from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
 from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
@@ -83,12 +83,12 @@ def execute(
     found = find_teachers(plan, catalog, reporter)
     if any(f.missing for f in found):
         # A mistake in the run itself shall not show after the hours that a teacher may take.
-        dry_step(build(plan, catalog, {f.reference.role: f.teacher for f in found}))
+        _rehearse(build(plan, catalog, {f.reference.role: f.teacher for f in found}), plan)
         found = [prepare(f, plan, catalog, reporter, dry_run) if f.missing else f for f in found]
     run = build(plan, catalog, {f.reference.role: f.teacher for f in found}, extensions=reporter.training(title))
     if plan.config.validate_.on == "test":
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
-    card = dry_step(run)
+    card = _rehearse(run, plan)
     seconds = predict(run)
     reporter.cost(title, run, card, seconds)
     if limit_minutes is not None and seconds > 60 * limit_minutes:
@@ -121,6 +121,14 @@ def execute(
     folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})
     run.hooks.hook.rkd_run_end(run=run, results=results)
     return results
+
+
+def _rehearse(run: Run, plan: Plan) -> CostCard:
+    """A dry step, and the attacks that come after the training: their mistakes shall not show when it is over."""
+    card = dry_step(run)
+    net = run.student.deployed()
+    rehearse(net, run.loader.split, plan.evaluation, threat=plan.data.threat, device=run.device)
+    return card
 
 
 def predict(run: Run) -> float:

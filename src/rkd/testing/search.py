@@ -53,9 +53,9 @@ def check_attack(
     """Raise AssertionError unless `attack` keeps the promises of `rkd.core.interfaces.Attack`.
 
     It is tried in Linf and in L2, and must raise Refused in a norm that it does not know. `eps`: its own radius, where
-    it does not take the target's. `optimum`: the share of the best possible gain that it must reach on a linear net
-    (lower for searches without gradients, 0 for those that guarantee nothing). `needs_gradient`: whether it must at
-    least hold still where there is no gradient.
+    it does not take the target's. `optimum`: the share of the best possible gain that it must reach on a linear net,
+    where it does not fool it with less (lower for searches without gradients, 0 for those that guarantee nothing).
+    `needs_gradient`: whether it must at least hold still where there is no gradient.
     """
     who = type(attack).__name__
     require(getattr(attack, "mode", "eval") in get_args(Mode), f"{who}.mode must be one of {get_args(Mode)}")
@@ -178,7 +178,9 @@ def _check_images(x_adv: Tensor, x: Tensor, eps: float, threat: ThreatModel, who
 
 def _check_optimum(attack: Attack, threat: ThreatModel, eps: float, optimum: float, who: str) -> None:
     net = tiny_net(LinearNet, classes=2)
-    batch = dataclasses.replace(tiny_batch(classes=2), x=0.3 + 0.4 * tiny_batch().x)  # away from 0 and 1
+    x = 0.3 + 0.4 * tiny_batch(16).x  # away from 0 and 1
+    with torch.no_grad():
+        batch = dataclasses.replace(tiny_batch(16), x=x, y=net(x).argmax(1))
     direction = net.arch.weight.detach()[1] - net.arch.weight.detach()[0]
     direction = direction.sign() if threat.norm == "Linf" else direction / direction.norm()
     side = 1 - 2 * batch.y.float()  # class 0 is attacked towards 1, and the other way round
@@ -186,12 +188,18 @@ def _check_optimum(attack: Attack, threat: ThreatModel, eps: float, optimum: flo
     x_adv = run_attack(attack, net, batch, threat)
     with torch.no_grad():
         clean, found, known = (-ops.margin(net(x), batch.y) for x in (batch.x, x_adv, best))
-    gain = ((found - clean) / (known - clean)).min()
-    require(
-        gain >= min(optimum, 1) - 1e-3 or optimum == 0,
-        f"{who} reaches {float(gain):.0%} of the best possible gain on a linear net ({threat.norm}); "
-        f"{optimum:.0%} was expected",
-    )
+    gain = (found - clean) / (known - clean)
+    # Some searches stop where they have fooled the net, and leave alone what they cannot fool.
+    expected = (found <= 0) & (clean + optimum * (known - clean) > 0)
+    if optimum and expected.any():
+        least = float(gain[expected].min())
+        require(
+            least >= optimum - 1e-3,
+            f"{who} reaches {least:.0%} of the best possible gain on a linear net ({threat.norm}); "
+            f"{optimum:.0%} was expected",
+        )
+    if optimum:
+        require((found >= clean - 1e-4).all(), f"{who} makes images less adversarial than they were ({threat.norm})")
 
 
 def _check_respect(attack: Attack, who: str) -> None:

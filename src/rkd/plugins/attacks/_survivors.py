@@ -39,6 +39,11 @@ def fools(x: Tensor, target: Target) -> Tensor:
         return ~ops.correct(logits(x), target.y)
 
 
+def misses(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether another logit than the label's is the largest, `(B,)` bool. What a search asks after each step."""
+    return logits.argmax(1) != ops.hard(y)
+
+
 def goals(x: Tensor, target: Target, limit: int) -> Tensor:
     """The classes to aim at, `(B, min(limit, K - 1))`: those other than the label by falling logit."""
     with torch.no_grad():

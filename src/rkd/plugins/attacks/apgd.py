@@ -53,7 +53,7 @@ from rkd.core.interfaces import Target
 from rkd.core.types import Mode, Norm, Schedule, ThreatModel
 
 from ..objectives.dlr import ratio, targeted_ratio
-from ._survivors import MOST_TARGETS, Catch, Flight, begin, check_search, due, goals, part, surface
+from ._survivors import MOST_TARGETS, Catch, Flight, begin, check_search, due, goals, misses, part, surface
 from .pgd import _direction, _per_image, _projection, attacker
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -227,7 +227,7 @@ def climb(
     x_adv = inside(x + surface(x, target, threat))
     logits, value, gradient = _look(x_adv, target, loss, target.y, goal)
     now = _Climb(
-        target, torch.arange(len(x), device=x.device), x, target.y, hit=x_adv, fooled=~ops.correct(logits, target.y),
+        target, torch.arange(len(x), device=x.device), x, target.y, hit=x_adv, fooled=misses(logits, target.y),
         goal=goal, x_adv=x_adv, x_old=x_adv, gradient=gradient, loss=value,
         best=x_adv, best_gradient=gradient, best_loss=value, checked_loss=value,
         step=torch.full_like(value, 2 * threat.eps), rises=torch.zeros_like(value),
@@ -242,7 +242,7 @@ def climb(
         before = now.loss
         logits, now.loss, now.gradient = _look(ahead, now.target, loss, now.y, now.goal)
 
-        wrong = ~ops.correct(logits, now.y)
+        wrong = misses(logits, now.y)
         now.fooled = now.fooled | wrong
         now.hit = torch.where(_per_image(wrong, x), ahead, now.hit)
         better = now.loss > now.best_loss

@@ -37,7 +37,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -96,7 +96,7 @@ class AutoAttack:
 
     def parts(self) -> dict[str, Attack]:
         """The attacks in their order."""
-        shared = {"eps": self.eps, "norm": self.norm, "mode": self.mode}
+        shared: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "mode": self.mode}
         return {
             "apgd-ce": ApgdCe(steps=self.steps, **shared),
             "apgd-t": ApgdT(steps=self.steps, targets=self.targets, **shared),

@@ -52,11 +52,11 @@ from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Target
 from rkd.core.types import Mode, Norm, Schedule, ThreatModel
 
-from ._survivors import MOST_TARGETS, Catch, Flight, begin, check_search, due, goals, part, surface
+from ._survivors import MOST_TARGETS, Catch, Flight, begin, check_search, due, goals, misses, part, surface
 from .pgd import _per_image, attacker
 
 _TINY = torch.finfo(torch.float32).tiny
-_NEWTON = 8
+_NEWTON = 6
 """Newton's steps where asking for their end would make the host wait. On images 2 to 5 are exact; where the plane can
 hardly be reached at all, a way may end just before it."""
 
@@ -133,7 +133,7 @@ class FabT:
             here = here.add_(ways, alpha=self.eta)
             ahead = here[0].lerp_(here[1], share.unsqueeze(1)).clamp_(0, 1).view_as(now.x)
 
-            wrong = ~ops.correct(now.target.logits(ahead), now.y)
+            wrong = misses(now.target.logits(ahead), now.y)
             away = ahead - now.x
             counts = wrong & (_size(away.flatten(1), threat.norm) <= threat.eps)
             now.hit = torch.where(_per_image(counts, x), ahead, now.hit)
@@ -195,9 +195,9 @@ def _fill(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
         filled = torch.linalg.vecdot(torch.minimum(room, length, out=spare), weight).unsqueeze(2)
         slope = torch.linalg.vecdot(torch.gt(room, length, out=spare), weight).unsqueeze(2)
         lacking = (need - filled).clamp_(min=0)
-        if on_host and bool((lacking <= 1e-6 * need).all()):
-            break
-        length = torch.where(slope > 0, length + lacking / slope, torch.inf)
+        if on_host and bool(((lacking <= 1e-6 * need) | (slope == 0)).all()):
+            return torch.where(slope > 0, length, torch.inf)
+        length = length.addcdiv(lacking, slope.clamp_(min=_TINY))  # without a slope there is no room left: infinite
     return length
 
 

@@ -44,7 +44,7 @@ class Npz:
 
     path: the file.
     layout: order of the axes of four-dimensional images; `auto` looks for the axis of 1 or 3 channels.
-    num_classes: by default the largest training label + 1.
+    num_classes: by default the largest training label + 1, where every class has an image.
     classes: the classes' names in the order of their numbers; by default the numbers.
     dir: the folder in which a relative path is looked up.
     download: not used.
@@ -99,9 +99,11 @@ class Npz:
             names = tuple(self.classes)
         elif self.num_classes is not None:
             names = tuple(str(number) for number in range(self.num_classes))
-        elif highest >= len(labels["train"]):
+        elif gaps := sorted(set(range(min(highest, len(labels["train"])))) - set(labels["train"].tolist())):
+            # A stray label among good ones would silently add classes that no image has.
+            shown = ", ".join(map(str, gaps[:5])) + (", ..." if len(gaps) > 5 else "")
             raise DataError(
-                f"{file}: y_train goes up to {highest} with only {len(labels['train'])} images; number the classes "
+                f"{file}: y_train goes up to {highest}, but no image has the label {shown}; number the classes "
                 "from 0 without gaps, or say how many there are with --set data.num_classes=N"
             )
         else:

@@ -1,0 +1,146 @@
+"""DeepFool: straight to the nearest boundary of a net that is taken for linear, again and again until it is crossed.
+
+    f_k = z_k - z_y,  w_k = ∇f_k        l = argmin_k |f_k| / ‖w_k‖_q
+    r  <- r + |f_l| / ‖w_l‖_2² * w_l                     L2   (q = 2)
+    r  <- r + |f_l| / ‖w_l‖_1 * sign(w_l)                Linf (q = 1)
+    x' =  clamp(x + (1 + overshoot) r, 0, 1)
+
+It finds a near boundary in few steps and knows no radius. With `bounded` (default) what it finds is shrunk into the
+ball of the data set, so that its verdict can stand beside those of other attacks; where shrinking leaves an image that
+fools the net less than x itself, x is returned. Without it the image on the boundary is returned, however far away:
+the mean distance is the paper's measure of robustness.
+
+```bibtex
+@inproceedings{moosavi2016deepfool,
+  title     = {{DeepFool}: A Simple and Accurate Method to Fool Deep Neural Networks},
+  author    = {Moosavi-Dezfooli, Seyed-Mohsen and Fawzi, Alhussein and Frossard, Pascal},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
+  pages     = {2574--2582},
+  year      = {2016}
+}
+```
+
+The attack needs logits, not a loss: the objective of the run, `target.score`, is not asked. The label takes the place
+of the net's own first answer; a sample that the net gets wrong as it is, is returned unchanged.
+
+As the authors' code and unlike the paper: gradients are taken at x + (1 + overshoot) r, each way is made
+1e-4 longer, and only the `candidates` likeliest classes at x are looked at. Deviation from both: images are clamped to
+[0, 1] in each step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rkd.core import ops
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Target
+from rkd.core.types import Mode, Norm, Schedule
+
+from ._survivors import Flight, begin, check_search, due, goals, misses
+from .pgd import _TINY, _per_image, _projection, attacker
+
+
+@dataclass
+class DeepFool:
+    """DeepFool: to the nearest boundary of the linearised net, in L2 or Linf (Moosavi-Dezfooli et al. 2016).
+
+    `eps` in units of [0, 1] images; None: the data set's. `bounded`: bring what was found into that ball.
+    `candidates`: how many classes to look at, the label among them.
+    """
+
+    eps: Schedule | None = None
+    steps: int = 50
+    overshoot: float = 0.02
+    candidates: int = 10
+    norm: Norm | None = None
+    bounded: bool = True
+    mode: Mode = "eval"
+
+    objective: ClassVar[str] = "margin"
+
+    def __post_init__(self) -> None:
+        check_search(self.eps, self.norm, self.mode, steps=self.steps)
+        if not self.overshoot >= 0:
+            raise ValueError(f"overshoot must be at least 0, got {self.overshoot:g}")
+        if self.candidates < 2:
+            raise ValueError(f"candidates must be at least 2, the label and another class, got {self.candidates}")
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1]; inside the ball around `x` if `bounded`. K - 1 gradients a step."""
+        x = x.detach()
+        threat = attacker(target, self.eps, self.norm)
+        found = self._search(x, target, threat.norm)
+        if not self.bounded:
+            return found
+        near = _projection(x, threat, "each")(found.clone())
+        with torch.no_grad():
+            worse = ops.margin(target.logits(near), target.y) <= ops.margin(target.logits(x), target.y)
+        return torch.where(_per_image(worse, x), near, x)
+
+    @torch.no_grad()
+    def _search(self, x: Tensor, target: Target, norm: Norm) -> Tensor:
+        caught = begin(x, target)
+        rest = caught.rest()
+        if not len(rest):
+            return caught.images
+        target, x = target.select(rest), x[rest]
+        now = _Walk(
+            target, rest, x, target.y, hit=x, fooled=torch.zeros(len(x), dtype=torch.bool, device=x.device),
+            classes=goals(x, target, self.candidates - 1), r=torch.zeros_like(x),
+        )  # fmt: skip
+        for done in range(1, self.steps + 1):
+            now.r = torch.where(_per_image(now.fooled, x), now.r, now.r + self._step(now, norm))
+            now.hit = (now.x + (1 + self.overshoot) * now.r).clamp_(0, 1)
+            now.fooled = misses(now.target.logits(now.hit), now.y)
+            if (due(done) or done == self.steps) and not caught.settle(now):
+                return caught.images
+        caught.images[now.place] = now.hit  # not fooled, but on the way
+        return caught.images
+
+    def _step(self, now: _Walk, norm: Norm) -> Tensor:
+        """The way to the nearest boundary of the linearised net."""
+        x = now.hit.detach().requires_grad_()
+        nearest = torch.full((len(x),), torch.inf, device=x.device)
+        way = torch.zeros_like(x)
+        with torch.enable_grad():
+            logits = now.target.logits(x).float()
+            leads = logits.gather(1, now.classes) - logits.gather(1, ops.hard(now.y).unsqueeze(1))
+            if not leads.requires_grad:  # a net whose logits do not depend on the images
+                return way
+        count = leads.shape[1]
+        for place in range(count):
+            with torch.enable_grad():
+                lead = leads[:, place].sum()
+            (w,) = torch.autograd.grad(lead, x, retain_graph=place < count - 1)
+            # Saturated nets have gradients whose squares are 0 in float32: scale by the largest entry.
+            largest = w.flatten(1).abs().amax(1).clamp_(min=_TINY)
+            w = w / _per_image(largest, w)
+            far = leads[:, place].detach().abs() / largest
+            if norm == "L2":
+                length = w.flatten(1).square().sum(1).sqrt()
+                w = w / _per_image(length.clamp(min=_TINY), w)
+            else:
+                length = w.flatten(1).abs().sum(1)
+                w = w.sign()
+            far = torch.where(length > 0, far / length.clamp(min=_TINY), torch.inf)
+            nearer = far < nearest
+            way = torch.where(_per_image(nearer, w), w, way)
+            nearest = torch.where(nearer, far, nearest)
+        # A way longer than the images are wide is a gradient of nothing but rounding.
+        return way * _per_image((nearest + 1e-4).clamp_(max=1e4), way)
+
+
+@dataclass
+class _Walk(Flight):
+    classes: Tensor
+    r: Tensor
+
+
+@hookimpl
+def rkd_attacks() -> dict[str, type]:
+    return {"deepfool": DeepFool}

@@ -1,0 +1,69 @@
+"""Uniform noise in the ball: no attack at all, and the floor under every other.
+
+    x_adv = clamp(x + noise, 0, 1),     noise uniform in the ball
+
+A net that noise alone brings down is not robust in any sense; an attack that does no better than noise has not found
+its way. Of several draws each sample keeps one that fools the net, if any does.
+
+```bibtex
+@inproceedings{madry2018towards,
+  title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
+  author    = {Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and
+               Tsipras, Dimitris and Vladu, Adrian},
+  booktitle = {International Conference on Learning Representations},
+  year      = {2018}
+}
+```
+
+The noise is the random start of that paper's PGD, without the steps.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Target
+from rkd.core.types import Mode, Norm, Schedule
+
+from ._survivors import check_search, misses
+from .pgd import _noise, _per_image, attacker
+
+
+@dataclass
+class UniformNoise:
+    """Uniform noise in the ball: the floor under every attack.
+
+    `eps` in units of [0, 1] images; None: the data set's. `draws`: how many tries a sample has.
+    """
+
+    eps: Schedule | None = None
+    draws: int = 1
+    norm: Norm | None = None
+    mode: Mode = "eval"
+
+    objective: ClassVar[str] = "ce"
+
+    def __post_init__(self) -> None:
+        check_search(self.eps, self.norm, self.mode, draws=self.draws)
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. No gradient; a forward a draw but the last."""
+        x = x.detach()
+        threat = attacker(target, self.eps, self.norm)
+        found = (x + _noise(x, target, threat, "uniform")).clamp_(0, 1)
+        for _ in range(self.draws - 1):
+            with torch.no_grad():
+                done = misses(target.logits(found), target.y)
+            again = (x + _noise(x, target, threat, "uniform")).clamp_(0, 1)
+            found = torch.where(_per_image(done, x), found, again)
+        return found
+
+
+@hookimpl
+def rkd_attacks() -> dict[str, type]:
+    return {"noise": UniformNoise}
