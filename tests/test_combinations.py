@@ -13,7 +13,9 @@ from rkd.registry.resolve import resolve
 from rkd.testing import check_trains, tiny_teachers
 
 CATALOG = load_catalog()
-ATTACKS = [None, *CATALOG.names("attack")]
+EVALUATION_ONLY = {"autoattack-reference"}  # has no option that makes it short
+ATTACKS = [None, *(name for name in CATALOG.names("attack") if name not in EVALUATION_ONLY)]
+SHORT = {"steps": 2, "queries": 4, "targets": 1, "searches": 1, "candidates": 2, "fraction": 0.02}
 SCHEDULERS = [None, *CATALOG.names("scheduler")]
 CONVERSIONS = [None, *CATALOG.names("student")]
 TERMS = {"ce": 1, "defensive": 1, "pgd-at": 1}  # of the built-in losses; two otherwise
@@ -29,9 +31,8 @@ def table(loss: str, attack: str | None, conversion: str | None, scheduler: str 
         "epochs": 1,
     }
     if attack:
-        found["attack"] = {"name": attack}
-        if "steps" in {field.name for field in fields(CATALOG.find("attack", attack).component)}:
-            found["attack"]["steps"] = 2
+        options = {field.name for field in fields(CATALOG.find("attack", attack).component)}
+        found["attack"] = {"name": attack, **{name: value for name, value in SHORT.items() if name in options}}
     return found
 
 

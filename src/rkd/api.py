@@ -81,7 +81,7 @@ def evaluate(
         threat = threat.with_eps(eps)
     plans = attacks if isinstance(attacks, Mapping) else {name: attack_plan(name) for name in attacks}
     return _evaluate(
-        module, split, plans, threat=threat, classes=classes or int(split.labels.max()) + 1, seed=seed,
+        module, split, plans, threat=threat, classes=classes, seed=seed,
         batch_size=batch_size, limit=limit, device=device,
     )  # fmt: skip
 

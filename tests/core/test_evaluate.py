@@ -96,6 +96,24 @@ def test_the_net_is_left_as_it_was(training: bool) -> None:
         run(net, data, {**PLANS, "train": AttackPlan(OneStep("frozen"), cross_entropy)})
 
 
+@pytest.mark.parametrize("mode", ["eval", "train", "frozen"])
+def test_an_attack_in_any_mode_moves_no_running_statistics(mode) -> None:
+    net = tiny_net()
+    data = split(net)
+    with untouched(net):
+        result = run(net, data, {"it": AttackPlan(OneStep(mode), cross_entropy)})
+        rehearse(net, data, {"it": AttackPlan(OneStep(mode), cross_entropy)}, threat=THREAT)
+    assert result.accuracy("it") < result.accuracy()
+
+
+def test_the_number_of_classes_is_the_nets_unless_it_is_given() -> None:
+    net = tiny_net()
+    x = tiny_batch().x
+    assert evaluate(net, ArraySplit(x, torch.zeros(8)), threat=THREAT).samples == 8, "no label need be the last class"
+    with pytest.raises(DataError, match="a label is 4, but the net knows 4 classes"):
+        evaluate(net, ArraySplit(x, torch.full((8,), 4)), threat=THREAT)
+
+
 def test_a_net_that_gets_everything_wrong_needs_no_attack() -> None:
     net = tiny_net()
     result = run(net, split(net, wrong=COUNT))

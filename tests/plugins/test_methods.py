@@ -413,6 +413,26 @@ def test_temperatures_are_positive(method, T: float) -> None:
         method(T=T)
 
 
+@pytest.mark.parametrize(
+    ("make", "word"),
+    [
+        (lambda: KnowledgeDistillation(alpha=1.5), "alpha must be between 0 and 1, got 1.5"),
+        (lambda: KnowledgeDistillation(T=0.0), "T must be at least 0.001, got 0"),
+        (lambda: Ard(alpha=-0.1), "alpha"),
+        (lambda: Ard(T=-30.0), "T"),
+        (lambda: Rslad(alpha=Ramp(0, 2)), "alpha must be between 0 and 1, got 1.5 at progress 0.75"),
+        (lambda: AdaAD(alpha=2), "alpha"),
+        (lambda: Trades(beta=-1.0), "beta must be at least 0, got -1"),
+        (lambda: Mtard(weights={"adv": -0.5, "clean": 0.5}), "weights.adv"),
+        (lambda: MtardAnl(weights={"adv": 0.9, "clean": 0.1}), "here anl sets them"),
+        (lambda: AdaptiveNormalization(rate=1.5), "rate"),
+    ],
+)
+def test_numbers_that_make_no_sense(make, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        make()
+
+
 def test_mtard_knows_its_terms() -> None:
     with pytest.raises(ValueError, match="avd"):
         Mtard(weights={"avd": 1.0})

@@ -357,7 +357,27 @@ def test_extensions() -> None:
         @hookimpl
         def rkd_after_updates(self, run): ...
 
+    class Forgetful:
+        """Its strength grows with the steps, and a checkpoint does not know."""
+
+        def __init__(self) -> None:
+            self.steps = 0
+
+        @hookimpl
+        def rkd_after_update(self, run):
+            self.steps += 1
+            run.student.net.arch.head.bias.data.add_(0.01 * self.steps)
+
+    class Mindful(Forgetful):
+        def state_dict(self) -> dict[str, Any]:
+            return {"steps": self.steps}
+
+        def load_state_dict(self, state: dict[str, Any]) -> None:
+            self.steps = state["steps"]
+
     testing.check_extension(Fine())
+    testing.check_extension(Mindful())
+    says(lambda: testing.check_extension(Forgetful()), "state_dict() lacks something")
     says(lambda: testing.check_extension(Noisy()), "random state")
     says(lambda: testing.check_extension(Unsteady()), "the second time")
     says(lambda: testing.check_extension(Misspelt()), "rkd_after_updates")

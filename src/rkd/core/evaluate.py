@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,11 +15,12 @@ from torch import Tensor, nn
 from . import ops
 from .data import Split, check_images, fetch
 from .errors import DataError, Refused, RkdError
+from .interfaces import Probe
 from .modes import running
 from .nets import NetStudent, check_logits
 from .random import key
 from .step import AttackPlan, Step
-from .types import ThreatModel
+from .types import Mode, ThreatModel, View
 
 Progress = Callable[[str, int, int], None]
 """(what, samples done, samples in all)"""
@@ -90,7 +92,7 @@ def evaluate(
     attacks: Mapping[str, AttackPlan] | None = None,
     *,
     threat: ThreatModel,
-    classes: int,
+    classes: int | None = None,
     seed: int = 0,
     batch_size: int = 256,
     limit: int | None = None,
@@ -100,7 +102,8 @@ def evaluate(
     """Run `net`, which takes images in [0, 1], on `split`, clean and under each attack.
 
     `limit` takes that many samples, drawn once and for all from the split (the same for every net and seed).
-    The net is left as it was: weights, gradients, buffers, modes; so is the global random state.
+    The net is left as it was: weights, gradients, buffers, modes; so is the global random state. An attack in train
+    mode runs in `frozen` here. `classes`: None for as many as the net has.
     Raises DataError for images outside [0, 1], RkdError if an attack leaves [0, 1] or the net's logits are unfit.
     """
     positions = choose(len(split), limit)
@@ -115,7 +118,10 @@ def evaluate(
             batch = fetch(split, part, device)
             check_images(batch.x)
             logits = net(batch.x)
+            classes = classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.ndim else 0)
             check_logits(logits, len(batch), classes, "the net")
+            if int(batch.y.max()) >= classes:
+                raise DataError(f"a label is {int(batch.y.max())}, but the net knows {classes} classes")
             clean.append(ops.correct(logits, batch.y).cpu())
             report("clean", sum(map(len, clean)), len(positions))
     result.clean = torch.cat(clean)
@@ -135,6 +141,15 @@ def evaluate(
         result.seconds[name] = time.perf_counter() - started
     result.warnings = doubts(result)
     return result
+
+
+class _Evaluated(NetStudent):
+    """A net that learns nothing any more: not even its running statistics move."""
+
+    @contextmanager
+    def attacked(self, view: View, mode: Mode) -> Iterator[Probe]:
+        with super().attacked(view, "frozen" if mode == "train" else mode) as probe:
+            yield probe
 
 
 class _Enough(Exception):
@@ -162,7 +177,7 @@ def rehearse(
             if len(asked) > 1:
                 raise _Enough
 
-        step = Step(batch, NetStudent(net), attacks={"adv": plan}, threat=threat, on_query=stop)
+        step = Step(batch, _Evaluated(net), attacks={"adv": plan}, threat=threat, on_query=stop)
         try:
             step.image("adv")
         except _Enough:
@@ -175,7 +190,7 @@ def _attacked(
     net: nn.Module, split: Split, part: Tensor, plan: AttackPlan, threat: ThreatModel, noise: int, device: torch.device
 ) -> Tensor:
     batch = fetch(split, part, device)
-    step = Step(batch, NetStudent(net), attacks={"adv": plan}, threat=threat, noise_key=noise)
+    step = Step(batch, _Evaluated(net), attacks={"adv": plan}, threat=threat, noise_key=noise)
     x_adv = step.image("adv")
     if x_adv.shape != batch.x.shape or not bool(x_adv.isfinite().all()):
         raise RkdError("an attack returned images of another shape, or values that are not numbers")

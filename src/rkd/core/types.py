@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -27,6 +28,15 @@ Shape = tuple[int, int, int]
 def at(value: Schedule, progress: float) -> float:
     """The value of a number or schedule at `progress` in [0, 1]."""
     return float(value(progress)) if callable(value) else float(value)
+
+
+def check_range(name: str, value: Schedule, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise ValueError unless a number, or a schedule wherever it is looked at, lies in [low, high]."""
+    for progress in (0.0, 0.25, 0.5, 0.75, 1.0) if callable(value) else (0.0,):
+        if not low <= (now := at(value, progress)) <= high:
+            when = f" at progress {progress:g}" if callable(value) else ""
+            bounds = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            raise ValueError(f"{name} must be {bounds}, got {now:g}{when}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,7 +76,7 @@ def check_conversion(conversion: Conversion, *, view: str = "adv") -> None:
     images = {view: (batch.x + 0.03).clamp(0, 1), "clean": batch.x}
     with untouched(student.net, who=who), torch.no_grad():
         for mode in ("eval", "frozen"):
-            logits = student.logits(images, mode)  # type: ignore[arg-type]
+            logits = student.logits(images, mode)
             require(list(logits) == list(images), f"{who}: logits come for {list(logits)}, asked were {list(images)}")
             for z in logits.values():
                 _check_logits(z, len(batch), 4, who)

@@ -181,7 +181,8 @@ def _check_optimum(attack: Attack, threat: ThreatModel, eps: float, optimum: flo
     x = 0.3 + 0.4 * tiny_batch(16).x  # away from 0 and 1
     with torch.no_grad():
         batch = dataclasses.replace(tiny_batch(16), x=x, y=net(x).argmax(1))
-    direction = net.arch.weight.detach()[1] - net.arch.weight.detach()[0]
+    weight = net.get_parameter("arch.weight").detach()
+    direction = weight[1] - weight[0]
     direction = direction.sign() if threat.norm == "Linf" else direction / direction.norm()
     side = 1 - 2 * batch.y.float()  # class 0 is attacked towards 1, and the other way round
     best = batch.x + eps * (side[:, None] * direction).reshape(batch.x.shape)
@@ -206,13 +207,14 @@ def _check_respect(attack: Attack, who: str) -> None:
     """The net is left as it was, in each mode, also where it fails in the middle and where the caller has no grad."""
     modes: list[Any] = [attack]
     if dataclasses.is_dataclass(attack) and any(f.name == "mode" for f in dataclasses.fields(attack)):
-        modes = [dataclasses.replace(attack, mode=mode) for mode in get_args(Mode)]  # type: ignore[type-var]
+        modes = [dataclasses.replace(attack, mode=mode) for mode in get_args(Mode)]
     for variant in modes:
         net, batch = tiny_net(), tiny_batch()
         net.train()
-        net.arch.norm.eval()  # a net in parts: one module in another mode, one weight frozen, one with a gradient
-        net.arch.conv.bias.requires_grad_(False)
-        net.arch.head.weight.grad = torch.ones_like(net.arch.head.weight)
+        net.get_submodule("arch.norm").eval()  # a net in parts: one module in another mode,
+        net.get_parameter("arch.conv.bias").requires_grad_(False)  # one weight frozen, one with a gradient
+        head = net.get_parameter("arch.head.weight")
+        head.grad = torch.ones_like(head)
         before = batch.x.clone()
         mode = getattr(variant, "mode", "eval")
         with untouched(net, buffers=mode != "train", who=f"{who} in mode {mode}"):
@@ -259,7 +261,7 @@ def _check_restarts(attack: Attack, who: str) -> None:
     if not dataclasses.is_dataclass(attack) or not any(f.name == "restarts" for f in dataclasses.fields(attack)):
         return
     try:
-        once, often = (dataclasses.replace(attack, restarts=count) for count in (1, 4))  # type: ignore[type-var]
+        once, often = (dataclasses.replace(attack, restarts=count) for count in (1, 4))
     except (ValueError, RkdError):
         return  # without a random start there is nothing to restart
     net = Scaled(tiny_net(), 3)

@@ -91,10 +91,10 @@ def tiny_net(
     with forked(seed):
         arch = kind(shape, classes)
         for module in arch.modules():
-            if isinstance(module, nn.BatchNorm2d) and module.running_mean is not None:
-                module.running_mean.normal_(0, 0.3)
-                module.running_var.uniform_(0.5, 2)
+            if isinstance(module, nn.BatchNorm2d):
                 with torch.no_grad():
+                    nn.init.normal_(module.get_buffer("running_mean"), 0, 0.3)
+                    nn.init.uniform_(module.get_buffer("running_var"), 0.5, 2)
                     module.weight.uniform_(0.5, 1.5)
                     module.bias.normal_(0, 0.3)
     return Net(arch, (MEAN,) * shape[0], (STD,) * shape[0])

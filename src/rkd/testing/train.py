@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import tempfile
 from collections.abc import Mapping, Sequence
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from rkd.core import ops
 from rkd.core.checkpoint import load_state, save_state
 from rkd.core.errors import RkdError
+from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Loss, Scheduler, Teacher
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, dry_step, fit, run_hooks, update
@@ -100,33 +103,60 @@ def check_extension(extension: Any, loss: Loss | None = None) -> None:
         run_hooks({"it": copy.deepcopy(extension)})
     except RkdError as error:
         raise AssertionError(f"{who}: {error}") from None
-    ends = []
-    for _ in range(2):
-        mine = copy.deepcopy(extension)
-        run = tiny_run(
-            loss or _Plain(), attack=OneStep() if loss is None else None, extensions={"it": mine}, epochs=2
-        )
+    chosen: Any = loss or _Plain()
+    attack = OneStep() if "attack" in _of(chosen, "defaults") else None
+
+    def run_with(mine: Any, **others: Any) -> Run:
+        return tiny_run(chosen, attack=attack, extensions={"it": mine, **others}, epochs=2)
+
+    def end(run: Run) -> Tensor:
         random = torch.get_rng_state()
         fit(run)
         require(torch.equal(torch.get_rng_state(), random), f"{who} must not touch the global random state")
-        ends.append(torch.cat([p.detach().flatten() for p in run.eval_net().parameters()]))
-    require(ends[0].isfinite().all(), f"with {who} the weights are not finite")
-    require(torch.equal(*ends), f"with {who} the same training ends differently the second time")
-    if hasattr(extension, "state_dict"):
+        return torch.cat([p.detach().flatten() for p in run.eval_net().parameters()])
+
+    whole, again = (end(run_with(copy.deepcopy(extension))) for _ in range(2))
+    require(whole.isfinite().all(), f"with {who} the weights are not finite")
+    require(torch.equal(whole, again), f"with {who} the same training ends differently the second time")
+    mine = copy.deepcopy(extension)
+    if hasattr(mine, "state_dict"):
+        require(hasattr(mine, "load_state_dict"), f"{who} has a state_dict but no load_state_dict")
+    stopped = run_with(mine, stop=_Stop())
+    with contextlib.suppress(_Stop.Now):
+        fit(stopped)
+    if hasattr(mine, "state_dict"):
         _check_state(mine.state_dict(), who)
-        require(hasattr(extension, "load_state_dict"), f"{who} has a state_dict but no load_state_dict")
+    resumed = run_with(copy.deepcopy(extension))
+    with tempfile.TemporaryDirectory() as folder:
+        save_state(Path(folder) / "state.safetensors", stopped.state())
+        resumed.load_state(load_state(Path(folder) / "state.safetensors"))
+    require(
+        torch.equal(end(resumed), whole),
+        f"with {who} a training that was interrupted ends differently: state_dict() lacks something",
+    )
+
+
+class _Stop:
+    """An extension that ends a training after its first epoch."""
+
+    class Now(Exception):
+        pass
+
+    @hookimpl(trylast=True)
+    def rkd_epoch_end(self, run: Run, metrics: dict[str, Any]) -> None:
+        raise self.Now
 
 
 class _Plain:
     """Cross-entropy, clean and attacked."""
 
-    roles = ()
-    defaults = {"attack": "pgd"}
-    weights: dict[str, float] = {}
+    roles: ClassVar = ()
+    defaults: ClassVar = {"attack": "pgd"}
+    weights: ClassVar[Mapping[str, float]] = {}
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         clean, adv = step.students("clean", "adv")
-        return {name: cross_entropy(step, lambda _, z=z: z, z) for name, z in (("clean", clean), ("adv", adv))}
+        return {"clean": ops.cross_entropy(clean, step.y), "adv": ops.cross_entropy(adv, step.y)}
 
 
 def _step(

@@ -35,7 +35,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -107,31 +107,25 @@ class AutoAttack:
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes, and what is not the standard version."""
         found = [note for attack in self.parts().values() if hasattr(attack, "notes") for note in attack.notes(classes)]
-        standard = AutoAttack()
-        for name in ("steps", "targets", "queries"):
-            if getattr(self, name) != getattr(standard, name):
-                found.append(
-                    f"autoattack: {name} = {getattr(self, name)}, where the standard version has "
-                    f"{getattr(standard, name)}: do not compare it with published numbers"
-                )
-        return found
+        return found + _unusual(self, "autoattack", "steps", "targets", "queries")
 
 
 @dataclass
 class Reference:
     """AutoAttack by its authors' own code (pyautoattack), version standard: the yardstick for `autoattack`.
 
-    `eps` in units of [0, 1] images; None: the data set's.
+    `eps` in units of [0, 1] images; None: the data set's. `queries` of square: the standard ones unless told.
     """
 
     eps: Schedule | None = None
     norm: Norm | None = None
+    queries: int = 5000
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode)
+        check_search(self.eps, self.norm, self.mode, queries=self.queries)
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`."""
@@ -148,6 +142,7 @@ class Reference:
         with contained(seed, x.device):
             theirs = Theirs(_Probe(target), eps=threat.eps, norm=threat.norm, seed=seed, device=x.device)
             theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = min(MOST_TARGETS, classes - 1)
+            theirs.square.n_queries = self.queries
             if classes <= 3:
                 theirs.attacks_to_run = ["apgd-ce", "fab-t", "square"]
             found, _ = theirs.run_standard_evaluation(x, y, batch_size=len(x))
@@ -162,7 +157,18 @@ class Reference:
             )
         if classes <= 3:
             found.append(f"autoattack-reference: apgd-t is left out, which cannot do with {classes} classes")
-        return found
+        return found + _unusual(self, "autoattack-reference", "queries")
+
+
+def _unusual(attack: AutoAttack | Reference, who: str, *names: str) -> list[str]:
+    """What makes it another version than the standard one."""
+    standard = type(attack)()
+    return [
+        f"{who}: {name} = {getattr(attack, name)}, where the standard version has {getattr(standard, name)}: "
+        "do not compare it with published numbers"
+        for name in names
+        if getattr(attack, name) != getattr(standard, name)
+    ]
 
 
 class _Probe:
@@ -177,16 +183,20 @@ class _Probe:
 
 @contextmanager
 def contained(seed: int, device: torch.device) -> Iterator[None]:
-    """Undoes what pyautoattack does to its process."""
+    """Undoes what pyautoattack does to its process, and seeds the random numbers that it will seed again."""
     from pyautoattack import checks
 
     logger = logging.getLogger("auto-attack")
     trace, counts, disabled = sys.gettrace(), dict(checks.funcs), logger.disabled
+    seed_cuda = torch.cuda.random.manual_seed
     logger.disabled = True
+    if device.type != "cuda":  # it would seed a GPU that takes no part
+        torch.cuda.random.manual_seed = lambda seed: None
     try:
-        with forked(seed, device):
+        with forked(seed, device), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             yield
     finally:
+        torch.cuda.random.manual_seed = seed_cuda
         logger.disabled = disabled
         checks.funcs.update(counts)
         sys.settrace(trace)

@@ -5,9 +5,9 @@
 Terms `adv` and `clean`, each `(B,)`. Every step of the search runs the teacher forward and backward: several times
 the cost of RSLAD.
 
-The official script sets alpha = 1 and yet forwards the clean batch; its KL is averaged over classes on CIFAR-10
-(`reduction="mean"`) and is the true one on CIFAR-100. Its strongest results train with eps 16/255 and steps of
-4/255 (`--set attack.eps=16/255`).
+The official script sets alpha = 1 and yet forwards the clean batch, before the attacked one; its KL is averaged over
+classes on CIFAR-10 (`reduction="mean"`) and is the true one on CIFAR-100. Its strongest results train with eps 16/255
+and steps of 4/255 (`--set attack.eps=16/255`).
 
 ```bibtex
 @inproceedings{huang2023boosting,
@@ -30,7 +30,7 @@ from rkd.core import ops
 from rkd.core.hookspecs import hookimpl
 from rkd.core.ops import Reduction
 from rkd.core.step import Step
-from rkd.core.types import Schedule, at
+from rkd.core.types import Schedule, at, check_range
 
 
 @dataclass
@@ -42,6 +42,9 @@ class AdaAD:
 
     roles: ClassVar = ("robust",)
     defaults: ClassVar = {"attack": "pgd", "objective": "kl-adaptive"}
+
+    def __post_init__(self) -> None:
+        check_range("alpha", self.alpha, 0, 1)
 
     @property
     def weights(self) -> dict[str, Schedule]:

@@ -33,7 +33,7 @@ from rkd.core import ops
 from rkd.core.hookspecs import hookimpl
 from rkd.core.ops import Reduction
 from rkd.core.step import Step
-from rkd.core.types import Schedule, at
+from rkd.core.types import Schedule, at, check_range
 
 
 @dataclass
@@ -46,6 +46,10 @@ class Ard:
 
     roles: ClassVar = ("robust",)
     defaults: ClassVar = {"attack": "pgd", "attack.mode": "train", "attack.start": "uniform", "objective": "ce"}
+
+    def __post_init__(self) -> None:
+        check_range("T", self.T, 1e-3)
+        check_range("alpha", self.alpha, 0, 1)
 
     @property
     def weights(self) -> dict[str, Schedule]:

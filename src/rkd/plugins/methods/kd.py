@@ -27,7 +27,7 @@ from rkd.core import ops
 from rkd.core.hookspecs import hookimpl
 from rkd.core.ops import Reduction
 from rkd.core.step import Step
-from rkd.core.types import Schedule, at
+from rkd.core.types import Schedule, at, check_range
 
 
 @dataclass
@@ -40,6 +40,10 @@ class KnowledgeDistillation:
 
     roles: ClassVar = ("clean",)
     defaults: ClassVar = {"validate.select": "clean"}
+
+    def __post_init__(self) -> None:
+        check_range("T", self.T, 1e-3)
+        check_range("alpha", self.alpha, 0, 1)
 
     @property
     def weights(self) -> dict[str, Schedule]:

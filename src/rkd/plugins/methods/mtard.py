@@ -7,7 +7,8 @@ lets the adaptive normalization loss (scheduler `anl`) balance them. A scheduler
 `T.robust` and `T.clean`: they divide the teacher's logits only, as in B-MTARD.
 
 The official scripts average the KL over classes on both CIFAR data sets (`reduction="mean"`, on CIFAR-100 with
-`scale=10`). The weights of `anl` depend on ratios of losses, which no constant factor changes.
+`scale=10`) and add 1e-5 inside one logarithm, which shifts the value by 1e-5 and no gradient. The weights of `anl`
+depend on ratios of losses: no constant factor changes them, and that shift does so in the eighth digit.
 
 ```bibtex
 @inproceedings{zhao2022enhanced,
@@ -31,7 +32,7 @@ from rkd.core import ops
 from rkd.core.hookspecs import hookimpl
 from rkd.core.ops import Reduction
 from rkd.core.step import Step
-from rkd.core.types import Schedule
+from rkd.core.types import Schedule, check_range
 
 
 @dataclass
@@ -48,6 +49,8 @@ class Mtard:
     def __post_init__(self) -> None:
         if unknown := set(self.weights) - {"adv", "clean"}:
             raise ValueError(f"weights: the terms are adv and clean, got {', '.join(sorted(unknown))}")
+        for name, weight in self.weights.items():
+            check_range(f"weights.{name}", weight, 0)
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         adv, clean = step.students("adv", "clean")
@@ -64,6 +67,11 @@ class MtardAnl(Mtard):
     """MTARD (Zhao et al., 2022) whose weights the adaptive normalization loss balances."""
 
     defaults: ClassVar[Mapping[str, Any]] = {**Mtard.defaults, "scheduler": "anl"}
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.weights != Mtard().weights:
+            raise ValueError("weights: here anl sets them; --loss mtard takes fixed ones")
 
 
 @hookimpl

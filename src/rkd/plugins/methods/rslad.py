@@ -29,7 +29,7 @@ from rkd.core import ops
 from rkd.core.hookspecs import hookimpl
 from rkd.core.ops import Reduction
 from rkd.core.step import Step
-from rkd.core.types import Schedule, at
+from rkd.core.types import Schedule, at, check_range
 
 
 @dataclass
@@ -42,6 +42,9 @@ class Rslad:
 
     roles: ClassVar = ("robust",)
     defaults: ClassVar = {"attack": "pgd", "objective": "kl-teacher"}
+
+    def __post_init__(self) -> None:
+        check_range("alpha", self.alpha, 0, 1)
 
     @property
     def weights(self) -> dict[str, Schedule]:

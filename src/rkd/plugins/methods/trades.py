@@ -29,7 +29,7 @@ from rkd.core import ops
 from rkd.core.hookspecs import hookimpl
 from rkd.core.ops import Reduction
 from rkd.core.step import Step
-from rkd.core.types import Schedule
+from rkd.core.types import Schedule, check_range
 
 
 @dataclass
@@ -41,6 +41,9 @@ class Trades:
 
     roles: ClassVar = ()
     defaults: ClassVar = {"attack": "pgd", "objective": "kl-student"}
+
+    def __post_init__(self) -> None:
+        check_range("beta", self.beta, 0)
 
     @property
     def weights(self) -> dict[str, Schedule]:

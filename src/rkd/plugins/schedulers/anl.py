@@ -32,7 +32,7 @@ from torch import Tensor
 from rkd.core.errors import Refused
 from rkd.core.hookspecs import hookimpl
 from rkd.core.step import Step
-from rkd.core.types import Schedule, at
+from rkd.core.types import Schedule, at, check_range
 
 
 @dataclass
@@ -44,6 +44,9 @@ class AdaptiveNormalization:
 
     _first: Tensor | None = field(default=None, init=False, repr=False)
     _weights: Tensor | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        check_range("rate", self.rate, 0, 1)
 
     def update(self, step: Step, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if len(terms) < 2:
