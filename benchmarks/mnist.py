@@ -55,7 +55,9 @@ def main() -> None:
         jobs = [
             pool.submit(rkd, ["mnist-teacher", *common], teachers["robust"]),
             pool.submit(
-                rkd, ["mnist-small", *common, "--loss", "ce", "--set", "student.width=16", "--epochs", "5"], teachers["clean"]
+                rkd,
+                ["mnist-small", *common, "--loss", "ce", "--set", "student.width=16", "--epochs", "5"],
+                teachers["clean"],
             ),
         ]
         for job in jobs:

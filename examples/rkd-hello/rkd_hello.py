@@ -1,6 +1,6 @@
 """Hello: cross-entropy on clean images, and stay near the robust teacher under attack.
 
-    L = CE(S(x), y) + w KL(T(x) ‖ S(x')),    w grows from 0 to `top` with the scheduler `crescendo`
+L = CE(S(x), y) + w KL(T(x) ‖ S(x')),    w grows from 0 to `top` with the scheduler `crescendo`
 """
 
 from dataclasses import dataclass

@@ -507,9 +507,7 @@ def test_a_teacher_that_is_never_asked() -> None:
 def test_a_teacher_may_be_used_by_the_attack_alone() -> None:
     from rkd.plugins.objectives.kl import KlTeacher
 
-    check_trains(
-        tiny_run(Adversarial(), attack=OneStep(), objective=KlTeacher(), teachers=tiny_teachers(["robust"]))
-    )
+    check_trains(tiny_run(Adversarial(), attack=OneStep(), objective=KlTeacher(), teachers=tiny_teachers(["robust"])))
 
 
 def test_an_attack_that_is_never_asked_for() -> None:

@@ -113,9 +113,7 @@ def one_thread():
 
 
 def test_no_two_files_provide_one_name():
-    given = [
-        name for file in FILES for name in importlib.import_module(f"rkd.plugins.models.{file}").rkd_models()
-    ]
+    given = [name for file in FILES for name in importlib.import_module(f"rkd.plugins.models.{file}").rkd_models()]
     assert len(given) == len(set(given))
     patterns = [component.pattern for component in provided().values() if isinstance(component, Family)]
     for name in names():
@@ -507,9 +505,7 @@ def test_names_of_families(name, options):
     assert dataclasses.asdict(make(name)) == options
 
 
-@pytest.mark.parametrize(
-    "name", ["wrn", "wrn34-", "wrn34-10-relu", "resnet56-C", "resnet56-b", "timm:", "xresnet18"]
-)
+@pytest.mark.parametrize("name", ["wrn", "wrn34-", "wrn34-10-relu", "resnet56-C", "resnet56-b", "timm:", "xresnet18"])
 def test_names_that_no_family_knows(name):
     with pytest.raises(KeyError):
         make(name)
@@ -582,9 +578,7 @@ def test_timm_nets_work_on_small_and_usual_images(name):
         check_net(make(name)(shape, classes), shape, classes)
 
 
-@pytest.mark.parametrize(
-    "name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "googlenet", "shufflenet_v2_x0_5"]
-)
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "googlenet", "shufflenet_v2_x0_5"])
 def test_torchvision_nets_work_on_small_and_usual_images(name):
     for shape, classes in ((DIGITS, 10), ((5, 32, 32), 7)):
         check_net(TorchvisionModel(name)(shape, classes), shape, classes)

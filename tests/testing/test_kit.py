@@ -500,7 +500,7 @@ def test_splits() -> None:
     for change, word in [
         (lambda x: x.double(), "float32"),
         (lambda x: x / (1 + x.mean(0)), "depends on which others"),
-        (lambda x: (x + 0 * torch.rand(1)), "random state"),
+        (lambda x: x + 0 * torch.rand(1), "random state"),
     ]:
         broken = dataclasses.replace(tiny_dataset(), train=Split(change))
         says(lambda broken=broken: testing.check_dataset(broken), word)

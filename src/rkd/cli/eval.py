@@ -23,11 +23,21 @@ from .shared import App, json_option, pass_app, plugin_option, verbosity_options
 @click.option("--batch-size", type=int)
 @click.option("--seed", type=int, help="Seed of the attacks; a run's own unless given.")
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
-@click.option("--normalize", type=click.Choice(["auto", "data", "none"]), default="auto", show_default=True,
-              help="What a weights file's net expects: the data set's mean and std, plain [0, 1] images, or "
-                   "whichever classifies training images better.")
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
-              help="An option: attack.NAME.KEY=VALUE, model.KEY=VALUE or data.KEY=VALUE; repeatable.")
+@click.option(
+    "--normalize",
+    type=click.Choice(["auto", "data", "none"]),
+    default="auto",
+    show_default=True,
+    help="What a weights file's net expects: the data set's mean and std, plain [0, 1] images, or "
+    "whichever classifies training images better.",
+)
+@click.option(
+    "--set",
+    "sets",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="An option: attack.NAME.KEY=VALUE, model.KEY=VALUE or data.KEY=VALUE; repeatable.",
+)
 @json_option
 @verbosity_options
 @plugin_option

@@ -22,8 +22,12 @@ FREE = {"out", "dry_run", "resume", "json", "quiet", "verbose", "plugin"}
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
 @click.option("--download", is_flag=True, help="Allow the data set to be downloaded.")
 @click.option("--student", metavar="NET[+CONVERSION...]", help="Student, such as resnet18 or resnet18+aux-bn.")
-@click.option("--teacher", multiple=True, metavar="[ROLE=]REF",
-              help="Teacher: MODEL@WEIGHTS, a finished run's folder, or MODEL alone, which is prepared; repeatable.")
+@click.option(
+    "--teacher",
+    multiple=True,
+    metavar="[ROLE=]REF",
+    help="Teacher: MODEL@WEIGHTS, a finished run's folder, or MODEL alone, which is prepared; repeatable.",
+)
 @click.option("--loss", metavar="NAME", help="Method, such as mtard-anl (the default), rslad, trades, pgd-at.")
 @click.option("--attack", multiple=True, metavar="[VIEW=]NAME", help="Attack of the training instead of the method's.")
 @click.option("--objective", metavar="NAME", help="What the attack maximises instead of the method's.")
@@ -37,8 +41,9 @@ FREE = {"out", "dry_run", "resume", "json", "quiet", "verbose", "plugin"}
 @click.option("--evaluate", multiple=True, metavar="A,B,...", help="Attacks of the final evaluation: fgsm,pgd-sat,cw.")
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]))
-@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE",
-              help="Any setting, such as attack.steps=7; repeatable.")
+@click.option(
+    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, such as attack.steps=7; repeatable."
+)
 @click.option("--name", help="Name of the run's folder; made of method, student, data and seed unless given.")
 @click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where the run's folder goes.")
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out.")

@@ -31,10 +31,10 @@ Probe = Callable[["Tensor"], "Tensor"]
 class Teacher(Protocol):
     """A frozen net that teaches. `rkd.core.nets.NetTeacher` makes one of any `nn.Module`.
 
-        class Constant:                     # knows nothing, and says so
-            role = "clean"
-            def logits(self, x):
-                return torch.zeros(len(x), 10)
+    class Constant:                     # knows nothing, and says so
+        role = "clean"
+        def logits(self, x):
+            return torch.zeros(len(x), 10)
     """
 
     role: str
@@ -91,12 +91,12 @@ class Target(Protocol):
 class Attack(Protocol):
     """A search for x_adv near x. It reads no labels of its own and knows no loss: it raises `target.score`.
 
-        @dataclass
-        class OneStep:
-            mode: Mode = "eval"
-            def __call__(self, x, target):
-                score, gradient = target.gradient(x)
-                return (x + target.threat.eps * gradient.sign()).clamp(0, 1)
+    @dataclass
+    class OneStep:
+        mode: Mode = "eval"
+        def __call__(self, x, target):
+            score, gradient = target.gradient(x)
+            return (x + target.threat.eps * gradient.sign()).clamp(0, 1)
     """
 
     mode: Mode
@@ -119,13 +119,13 @@ Objective = Callable[["Step", Probe, "Tensor"], "Tensor"]
 class Loss(Protocol):
     """Named per-sample terms to minimise. It never attacks, toggles modes or touches a net: it asks the step.
 
-        @dataclass
-        class RobustOnly:
-            roles = ()
-            defaults = {"attack": "pgd", "objective": "ce"}
-            weights = {}
-            def __call__(self, step):
-                return {"adv": ops.cross_entropy(step.student("adv"), step.y)}
+    @dataclass
+    class RobustOnly:
+        roles = ()
+        defaults = {"attack": "pgd", "objective": "ce"}
+        weights = {}
+        def __call__(self, step):
+            return {"adv": ops.cross_entropy(step.student("adv"), step.y)}
     """
 
     roles: Sequence[str]
@@ -145,13 +145,13 @@ class Loss(Protocol):
 class Scheduler(Protocol):
     """An adaptive value, computed from what training shows. Several may run; two may not set the same name.
 
-        @dataclass
-        class WarmTemperature:
-            rate: float = 0.1
-            def update(self, step, terms):
-                return {"T.robust": 1.0 + self.rate * step.progress}
-            def state_dict(self): return {}
-            def load_state_dict(self, state): pass
+    @dataclass
+    class WarmTemperature:
+        rate: float = 0.1
+        def update(self, step, terms):
+            return {"T.robust": 1.0 + self.rate * step.progress}
+        def state_dict(self): return {}
+        def load_state_dict(self, state): pass
     """
 
     def update(self, step: Step, terms: Mapping[str, Tensor]) -> Mapping[str, float | Tensor]:
@@ -219,9 +219,7 @@ class TeacherReference:
 class TeacherSource(Protocol):
     """A place where teachers come from: a weights file, a run, a hub."""
 
-    def __call__(
-        self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset
-    ) -> nn.Module | None:
+    def __call__(self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset) -> nn.Module | None:
         """The teacher's net, taking images in [0, 1]; None if the reference is not for this source.
 
         `build(NAME, options={})` makes an untrained `rkd.core.nets.Net` of that model, normalised for `data`.

@@ -25,9 +25,7 @@ class Net(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(
-        self, arch: nn.Module, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)
-    ) -> None:
+    def __init__(self, arch: nn.Module, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
         super().__init__()
         self.arch = arch
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)

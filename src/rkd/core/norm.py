@@ -64,12 +64,7 @@ def _routed_class(kind: type[nn.Module]) -> type[nn.Module]:
 
 def batch_norms(net: nn.Module) -> list[_BatchNorm]:
     """The batch norms of `net`; auxiliary ones are left to the norm they belong to."""
-    auxiliary = {
-        id(inner)
-        for module in net.modules()
-        if isinstance(module, _Routed)
-        for inner in module.aux.modules()
-    }
+    auxiliary = {id(inner) for module in net.modules() if isinstance(module, _Routed) for inner in module.aux.modules()}
     return [m for m in net.modules() if isinstance(m, _BatchNorm) and id(m) not in auxiliary]
 
 

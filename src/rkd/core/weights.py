@@ -129,8 +129,10 @@ def without_download(options: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unwrap(content: Any, path: Path) -> Mapping[str, Tensor]:
     for _ in range(3):
-        if isinstance(content, Mapping) and content and all(
-            isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items()
+        if (
+            isinstance(content, Mapping)
+            and content
+            and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in content.items())
         ):
             return content
         inner = next((content[k] for k in _WRAPPERS if isinstance(content, Mapping) and k in content), None)

@@ -151,9 +151,7 @@ def predict(run: Run) -> float:
     return fastest * steps
 
 
-def evaluate_net(
-    net: nn.Module, plan: Plan, progress: Callable[[str, int, int], None] | None = None
-) -> Evaluation:
+def evaluate_net(net: nn.Module, plan: Plan, progress: Callable[[str, int, int], None] | None = None) -> Evaluation:
     """The final evaluation of a plan: on the test images, with its attacks."""
     rules = plan.config.evaluate
     return evaluate(
@@ -317,5 +315,3 @@ def _duration(seconds: float) -> str:
     if seconds < 5400:
         return f"{seconds / 60:.0f} min"
     return f"{seconds / 3600:.1f} h"
-
-

@@ -75,9 +75,7 @@ def validate(component: Any, given: Mapping[str, Any], where: str) -> dict[str, 
         ]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
-    return {
-        name: getattr(checked, name) if name in given else _default(field) for name, field in fields.items()
-    }
+    return {name: getattr(checked, name) if name in given else _default(field) for name, field in fields.items()}
 
 
 def instantiate(entry: Entry, given: Mapping[str, Any], where: str) -> Any:
@@ -170,7 +168,6 @@ def _rebuild(hint: Any, inner: tuple[Any, ...]) -> Any:
 
 def _is_function(hint: Any) -> bool:
 
-
     return get_origin(hint) is collections.abc.Callable
 
 
@@ -208,5 +205,3 @@ def _show_type(hint: Any) -> str:
     if get_origin(hint) in (list, tuple, collections.abc.Sequence):
         return f"list of {_show_type(get_args(hint)[0])}"
     return str(hint).replace("typing.", "").replace("collections.abc.", "")
-
-

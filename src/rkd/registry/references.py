@@ -13,7 +13,6 @@ from rkd.core.interfaces import TeacherReference
 from .catalog import Catalog
 from .config import RunConfig, TeacherConfig
 
-
 USUAL_ROLES = ("robust", "clean")
 
 

@@ -153,9 +153,7 @@ def _evaluation(config: RunConfig, data: Dataset, catalog: Catalog, problems: _P
     strangers = [name for name in rules.options if name not in plans]
     problems.found += [f"evaluate.options.{name}: {name!r} is not among evaluate.attacks" for name in strangers]
     if rules.limit and rules.limit > len(data.test):
-        problems.found.append(
-            f"evaluate.limit: {rules.limit} is above the {len(data.test)} test images of {data.name}"
-        )
+        problems.found.append(f"evaluate.limit: {rules.limit} is above the {len(data.test)} test images of {data.name}")
     return plans
 
 

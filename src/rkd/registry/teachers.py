@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock, Timeout
 
+from rkd import __version__
 from rkd.core import ops
 from rkd.core.data import Dataset, fetch
 from rkd.core.errors import Refused, RkdError, WeightsError
@@ -216,7 +217,9 @@ def _place(table: Table, reference: TeacherReference, plan: Plan) -> Path:
     # The attacks of the evaluation, the device and the place of the data change nothing about the teacher.
     table = {key: value for key, value in table.items() if key not in ("evaluate", "device")}
     table["data"] = {key: value for key, value in table["data"].items() if key not in ("dir", "download")}
-    digest = hashlib.sha256(json.dumps([table, plan.data.fingerprint], sort_keys=True).encode()).hexdigest()[:12]
+    digest = hashlib.sha256(
+        json.dumps([__version__, table, plan.data.fingerprint], sort_keys=True).encode()
+    ).hexdigest()[:12]
     name = f"{plan.data.name.split(':')[0]}-{reference.role}-{_slug(reference.model)}-{digest}"
     return cache_folder() / "teachers" / name
 

@@ -52,6 +52,4 @@ def check_method(catalog: Catalog, name: str, *, cited: bool = True) -> None:
             catalog.create("attack", loss.defaults["attack"], options)
         except RkdError as error:
             raise AssertionError(f"{who}: defaults of its attack: {error}") from None
-    require(
-        "objective" not in loss.defaults or "attack" in loss.defaults, f"{who} names an objective but no attack"
-    )
+    require("objective" not in loss.defaults or "attack" in loss.defaults, f"{who} names an objective but no attack")

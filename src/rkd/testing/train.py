@@ -185,9 +185,7 @@ def _check_attributes(loss: Loss, who: str) -> None:
     )
     require(isinstance(weights, Mapping), f"{who}.weights must map terms to numbers, got {weights!r}")
     for term, weight in weights.items():
-        require(
-            callable(weight) or isinstance(weight, Real), f"{who}.weights[{term!r}] must be a number or a schedule"
-        )
+        require(callable(weight) or isinstance(weight, Real), f"{who}.weights[{term!r}] must be a number or a schedule")
         values = torch.tensor([at(weight, progress) for progress in (0.0, 0.5, 1.0)])
         require(values.isfinite().all(), f"{who}.weights[{term!r}] is not finite")
 

@@ -43,7 +43,8 @@ them. A feature is a channel of a pixel. The objective of the run, `target.score
 The best pair is found exactly, without looking at all n²/2: both its members lie on the first two Pareto fronts of the
 points (a_j, -b_j), for a pair only gains when a member gives way to one that is better in both.
 
-Deviation: Papernot's algorithm does not say what happens where no pair qualifies; here the search ends.
+Deviations: Papernot's algorithm does not say what happens where no pair qualifies; here the search ends. Derivatives
+are scaled by their largest entry before they are multiplied, so that only those that are exactly 0 count as none.
 """
 
 from __future__ import annotations

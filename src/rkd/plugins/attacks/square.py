@@ -129,15 +129,17 @@ def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init:
         signs=margin,
     )  # fmt: skip
     for done in range(queries):
+        if done in (0, 1, 5, 10, 25) or not done % _BLOCK:
+            now.fooled = now.margin <= 0
+            if not caught.settle(now):
+                return caught
         if not done % _BLOCK:
             chances = shared.uniform((_BLOCK, 5))[0].tolist()
             now.signs = _signs(now.target, _BLOCK, x.shape[1])
-        if (done in (0, 1, 5, 10, 25) or not done % _BLOCK) and not caught.settle(now):
-            return caught
         share = p_init / 2 ** sum(done > after for after in _HALVED)
         change = _change_linf if threat.norm == "Linf" else _change_l2
         change(now, threat.eps, share, now.signs[:, done % _BLOCK], chances[done % _BLOCK])
-        now.fooled = now.margin <= 0
+    now.fooled = now.margin <= 0
     if caught.settle(now):
         caught.images[now.place] = now.hit
         caught.margin[now.place] = now.margin
@@ -151,7 +153,7 @@ def _change_linf(now: _Search, eps: float, share: float, signs: Tensor, chances:
     rows, columns = _corner(chances[0], height, side), _corner(chances[1], width, side)
     window = now.hit[:, :, rows, columns]
     old = window.clone()
-    new = (now.x[:, :, rows, columns] + eps * signs).clamp_(0, 1)
+    new = torch.add(now.x[:, :, rows, columns], signs, alpha=eps).clamp_(0, 1)
     window.copy_(new)
     margin = ops.margin(now.target.logits(now.hit), now.y)
     better = margin < now.margin

@@ -77,9 +77,7 @@ class PreActResNet(nn.Module):
 
     @staticmethod
     def _stage(inputs: int, planes: int, stride: int, shortcut: str) -> nn.Sequential:
-        return nn.Sequential(
-            PreActBlock(inputs, planes, stride, shortcut), PreActBlock(planes, planes, 1, shortcut)
-        )
+        return nn.Sequential(PreActBlock(inputs, planes, stride, shortcut), PreActBlock(planes, planes, 1, shortcut))
 
     def forward(self, x: Tensor) -> Tensor:
         """Images `(B, C, H, W)`, normalised, to logits `(B, K)`."""

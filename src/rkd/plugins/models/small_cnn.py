@@ -87,9 +87,7 @@ class SmallCNN:
 class PapernotNet(nn.Module):
     """Convolutions with `planes` and 2 * `planes` planes, then two hidden layers of `hidden` units."""
 
-    def __init__(
-        self, shape: Shape, classes: int, planes: int, hidden: int, pad: int, dropout: float
-    ) -> None:
+    def __init__(self, shape: Shape, classes: int, planes: int, hidden: int, pad: int, dropout: float) -> None:
         super().__init__()
         channels, height, width = shape
         self.conv1 = nn.Conv2d(channels, planes, 3, padding=pad)

@@ -108,9 +108,7 @@ def load(net: nn.Module, weights: dict[str, torch.Tensor]) -> None:
     head = list(own)[-1].rpartition(".")[0]
     missing = [key for key in own if key not in fitting and key.rpartition(".")[0] != head]
     if missing:
-        raise WeightsError(
-            f"the weights lack {len(missing)} of the net's {len(own)} tensors, first {missing[0]!r}"
-        )
+        raise WeightsError(f"the weights lack {len(missing)} of the net's {len(own)} tensors, first {missing[0]!r}")
     net.load_state_dict(own | fitting)
 
 

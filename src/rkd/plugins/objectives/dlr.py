@@ -21,8 +21,7 @@ With few classes some of these logits do not exist. Substituted are
 }
 ```
 
-Deviations: the paper minimises -dlr of the wrong sign's convention; here larger is better for the attack. 1e-12 is
-added below the bar, as in the authors' code. Under soft labels y is the most probable class.
+Deviation: 1e-12 is added below the bar, as in the authors' code. Under soft labels y is the most probable class.
 """
 
 from __future__ import annotations

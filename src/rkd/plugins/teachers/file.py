@@ -24,9 +24,7 @@ from rkd.core.weights import load_into, read_weights, take_normalization
 class FileTeacher:
     """MODEL@FILE: an architecture with weights from a .safetensors, .pt, .pth, .th, .t7 or .tar file."""
 
-    def __call__(
-        self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset
-    ) -> nn.Module | None:
+    def __call__(self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset) -> nn.Module | None:
         if not reference.model or not reference.weights:
             return None
         path = Path(reference.weights).expanduser()

@@ -24,9 +24,7 @@ from rkd.core.weights import load_into, without_download
 class RunTeacher:
     """RUN: the student of a finished run, by its folder."""
 
-    def __call__(
-        self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset
-    ) -> nn.Module | None:
+    def __call__(self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset) -> nn.Module | None:
         if not Path(reference.text).is_dir():
             return None
         folder = RunFolder.open(reference.text)
