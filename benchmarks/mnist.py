@@ -47,10 +47,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--only", nargs="+", choices=list(METHODS), help="these methods alone")
+    parser.add_argument("--table-only", action="store_true", help="train nothing: the table of the runs there are")
     arguments = parser.parse_args()
 
     common = ["--data-dir", arguments.data_dir, "--out", str(arguments.out)]
     teachers = {"robust": arguments.out / "teacher-robust", "clean": arguments.out / "teacher-clean"}
+    if arguments.table_only:
+        write(arguments, teachers)
+        return
     with ThreadPoolExecutor(arguments.jobs) as pool:
         jobs = [
             pool.submit(rkd, ["mnist-teacher", *common], teachers["robust"]),
@@ -118,6 +122,12 @@ def write(arguments: argparse.Namespace, teachers: dict[str, Path]) -> None:
 
 
 def row(name: str, runs: list[Path]) -> str:
+    finished = [run for run in runs if (run / "evaluation.json").is_file()]
+    if len(finished) < len(runs):
+        name += f" ({len(finished)} of {len(runs)} seeds)"
+    runs = finished
+    if not runs:
+        return f"| {name} |" + " |" * (len(ATTACKS) + 4)
     results = [json.loads((run / "evaluation.json").read_text())["student"] for run in runs]
     minutes = [json.loads((run / "manifest.json").read_text())["seconds"] / 60 for run in runs]
     columns = [[r["clean"] for r in results]]

@@ -1,4 +1,4 @@
-"""Writes docs/reference.md from the components themselves: python docs/generate.py (a test checks that it is current)."""
+"""Writes docs/reference.md from the components themselves: python docs/generate.py (a test checks it)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def reference() -> str:
         "# Reference",
         "",
         "Every built-in component with its options. Made by `python docs/generate.py`; `rkd info NAME` shows the same",
-        "with the method's formula and paper, for installed plugins too. A number may be written `8/255`; where it says",
-        "schedule, `ramp(0, 0.3, until=0.4)`, `cosine(1, 0)`, `drops(1, 0.5, 0.75)` and `points(0:0, 0.3:1, 1:0)` too.",
+        "with the method's formula and paper, for installed plugins too. A number may be written `8/255`; where it",
+        "says schedule, `ramp(0, 0.3, until=0.4)`, `cosine(1, 0)`, `drops(1, 0.5, 0.75)` and `points(0:0, 0.3:1, 1:0)` too.",
     ]
     assert set(TITLES) == set(KINDS)
     for kind, title in TITLES.items():

@@ -39,8 +39,8 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named.group(1)})" if named else ""
         raise WeightsError(
-            f"{path} cannot be read safely: it holds Python objects besides tensors{what}, or is damaged. Have its author "
-            "save `model.state_dict()` alone, or convert it to .safetensors"
+            f"{path} cannot be read safely: it holds Python objects besides tensors{what}, or is damaged. Have its "
+            "author save `model.state_dict()` alone, or convert it to .safetensors"
         ) from None
     except (RuntimeError, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
         first = str(error).strip().split("\n")[0]

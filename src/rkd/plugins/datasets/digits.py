@@ -60,9 +60,13 @@ class Digits:
             threat=ThreatModel("Linf", 38 / 255, 9.5 / 255),
             defaults={"epochs": 30, "batch_size": 64},
             teachers={
-                # A WRN-34-10 step costs a thousand times a small net's, and it learns these digits in a few epochs.
-                "robust": {"model": "resnet20", "large": {"epochs": 6, "attack": {"steps": 5}}},
-                "clean": {"model": "resnet20", "large": {"epochs": 10}},
+                # A WRN-34-10 step costs hundreds of times a small net's, and learns these digits in a few epochs.
+                "robust": {
+                    "model": "wrn10-2",
+                    "recipe": {"epochs": 20, "attack": {"steps": 7}},
+                    "large": {"epochs": 6, "attack": {"steps": 5}},
+                },
+                "clean": {"model": "wrn10-2", "recipe": {"epochs": 20}, "large": {"epochs": 10}},
             },
             fingerprint=fingerprint_of(train, test),
         )
