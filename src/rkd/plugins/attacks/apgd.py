@@ -266,9 +266,7 @@ def climb(
     return caught
 
 
-def _look(
-    x: Tensor, target: Target, loss: Loss, y: Tensor, goal: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
+def _look(x: Tensor, target: Target, loss: Loss, y: Tensor, goal: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Logits and loss at `x`, and the loss's gradient by x, from one forward and one backward."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():

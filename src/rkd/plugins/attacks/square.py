@@ -167,8 +167,7 @@ def _change_l2(now: _Search, eps: float, share: float, signs: Tensor, chances: l
     side = max(round(math.sqrt(share * height * width)), 3)
     side = min(side + (side % 2 == 0), height, width)
     first, second = (
-        (..., _corner(down, height, side), _corner(right, width, side))
-        for down, right in (chances[0:2], chances[2:4])
+        (..., _corner(down, height, side), _corner(right, width, side)) for down, right in (chances[0:2], chances[2:4])
     )
     delta = now.hit - now.x
     spent = delta.square().sum((1, 2, 3), keepdim=True)

@@ -66,7 +66,7 @@ class Digits:
                     "recipe": {"epochs": 20, "attack": {"steps": 7}},
                     "large": {"epochs": 6, "attack": {"steps": 5}},
                 },
-                "clean": {"model": "wrn10-2", "recipe": {"epochs": 20}, "large": {"epochs": 10}},
+                "clean": {"model": "wrn10-2", "recipe": {"epochs": 40}, "large": {"epochs": 10}},
             },
             fingerprint=fingerprint_of(train, test),
         )
