@@ -177,13 +177,13 @@ def roles(loss: str, *teachers: dict[str, Any]) -> list[tuple[str, str | None]]:
 
 
 def test_roles_are_filled_in_order() -> None:
-    assert roles("mtard") == [("robust", "resnet20"), ("clean", "resnet20")]
-    assert roles("mtard", {"reference": "wrn10-1"}) == [("robust", "wrn10-1"), ("clean", "resnet20")]
+    assert roles("mtard") == [("robust", "wrn10-2"), ("clean", "wrn10-2")]
+    assert roles("mtard", {"reference": "wrn10-1"}) == [("robust", "wrn10-1"), ("clean", "wrn10-2")]
     assert roles("mtard", {"reference": "resnet8"}, {"reference": "mlp"}) == [("robust", "resnet8"), ("clean", "mlp")]
     named = roles("mtard", {"reference": "resnet8", "role": "clean"}, {"reference": "mlp"})
     assert named == [("robust", "mlp"), ("clean", "resnet8")]
-    assert roles("mtard", {"reference": "mlp", "role": "clean"}) == [("robust", "resnet20"), ("clean", "mlp")]
-    assert roles("kd") == [("clean", "resnet20")]
+    assert roles("mtard", {"reference": "mlp", "role": "clean"}) == [("robust", "wrn10-2"), ("clean", "mlp")]
+    assert roles("kd") == [("clean", "wrn10-2")]
     assert roles("pgd-at") == []
 
 

@@ -11,6 +11,7 @@ from rkd.core.interfaces import Augment
 from rkd.core.random import Noise
 from rkd.core.types import Batch
 from rkd.registry.config import parse
+from rkd.registry.customs import with_names
 
 from .state import promise, require, untouched
 from .tiny import tiny_batch
@@ -29,10 +30,11 @@ def check_dataset(data: Dataset) -> None:
     require(data.threat.norm != "Linf" or data.threat.eps <= 1, f"{who}: an Linf radius is at most 1")
     require(data.fingerprint, f"{who} has no fingerprint, under which prepared teachers are cached")
     try:
-        parse(data.defaults)
+        parse(with_names(data.defaults))
         for role, custom in data.teachers.items():
             require(custom.get("model"), f"{who}: teachers.{role} names no model")
-            parse(custom.get("recipe", {}))
+            for recipe in ("recipe", "large"):
+                parse(with_names(custom.get(recipe, {})))
     except RkdError as error:
         raise AssertionError(f"{who}: its defaults are no valid settings: {error}") from None
     with untouched(who=who):
