@@ -1,6 +1,6 @@
 """The MNIST study of docs/results/mnist.md: every seed method into one small student, beside its baselines.
 
-    python benchmarks/mnist.py --data-dir DATA [--out runs/mnist] [--seeds 0 1] [--jobs 2] [--epochs 3]
+    python benchmarks/mnist.py --data-dir DATA [--out runs/mnist] [--seeds 0 1] [--jobs 2] [--epochs 6]
 
 Trains a robust and a clean teacher once, then each method with each seed, by the installed `rkd` command; finished
 runs are skipped, so a stopped study goes on where it was. Writes the table to --table (a Markdown file).
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--table", type=Path, default=Path("docs/results/mnist.md"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
-    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--only", nargs="+", choices=list(METHODS), help="these methods alone")
     parser.add_argument("--table-only", action="store_true", help="train nothing: the table of the runs there are")
     arguments = parser.parse_args()
