@@ -21,6 +21,7 @@ TITLES = {
     "model": "Models",
     "dataset": "Data sets",
     "augment": "Augmentations",
+    "corruption": "Corruptions",
     "teacher": "Teacher sources",
 }
 

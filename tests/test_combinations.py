@@ -13,7 +13,7 @@ from rkd.registry.resolve import resolve
 from rkd.testing import check_trains, tiny_teachers
 
 CATALOG = load_catalog()
-EVALUATION_ONLY = {"autoattack-reference"}  # has no option that makes it short
+EVALUATION_ONLY = {"autoattack-reference", "transfer"}  # no option makes the one short; the other needs a second net
 ATTACKS = [None, *(name for name in CATALOG.names("attack") if name not in EVALUATION_ONLY)]
 SHORT = {"steps": 2, "queries": 4, "targets": 1, "searches": 1, "candidates": 2, "fraction": 0.02}
 SCHEDULERS = [None, *CATALOG.names("scheduler")]

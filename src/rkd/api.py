@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from rkd.core.data import ArraySplit, Dataset, Split
+from rkd.core.engine.choose import Engine
 from rkd.core.evaluate import Evaluation
 from rkd.core.evaluate import evaluate as _evaluate
+from rkd.core.journal import Journal
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.config import merge, read_recipe
+from rkd.registry.evaluation import doubted
 from rkd.registry.execute import Reporter, execute
 from rkd.registry.load import load_run
 
@@ -61,6 +64,10 @@ def evaluate(
     batch_size: int = 256,
     limit: int | None = None,
     device: torch.device | str = "cpu",
+    rounded: bool = False,
+    checks: Literal["off", "quick", "full"] = "quick",
+    engine: Literal["auto", "plain"] = "auto",
+    journal: str | Path | None = None,
 ) -> Evaluation:
     """Clean and attacked accuracy of any module that takes images in [0, 1] and returns logits.
 
@@ -68,6 +75,11 @@ def evaluate(
 
     `data` is a data set (its test part), a split, or images `(N, C, H, W)` with labels `(N,)`. The threat is `threat`,
     else the data set's, else Linf 8/255; `eps` changes its radius. The module is left as it was.
+    `rounded`: also the accuracy after rounding adversarial images to 8 bits. `checks`: what to look for before the
+    numbers are believed; findings are in `.warnings`, and `full` runs attacks with a known outcome on a few images.
+    `engine`: `auto` lets attacks that confirm what they find (autoattack) search on a faster copy. `journal`: a
+    folder; a killed evaluation that is called again goes on there.
+    Raises `rkd.RkdError`, `rkd.DataError` for images, labels, radii or nets that are none.
     """
     split: Split
     if isinstance(data, Dataset):
@@ -80,10 +92,16 @@ def evaluate(
     if eps is not None:
         threat = threat.with_eps(eps)
     plans = attacks if isinstance(attacks, Mapping) else {name: attack_plan(name) for name in attacks}
-    return _evaluate(
-        module, split, plans, threat=threat, classes=classes, seed=seed,
-        batch_size=batch_size, limit=limit, device=device,
+    book = Journal(journal) if journal is not None else None
+    shared: dict[str, Any] = {"threat": threat, "device": device}
+    result = _evaluate(
+        module, split, plans, classes=classes, seed=seed, batch_size=batch_size, limit=limit, rounded=rounded,
+        engine=Engine() if engine == "auto" else None, journal=book, **shared,
     )  # fmt: skip
+    result.warnings = doubted(module, split, result, plans, catalog(), checks, seed=seed, **shared)
+    if book is not None:
+        book.close()
+    return result
 
 
 def attack_plan(attack: str, objective: str | None = None, **options: Any) -> AttackPlan:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from rkd.plugins.attacks.pgd import Pgd
 
 
 def test_a_run_gives_its_numbers_again(rkd, finished) -> None:
@@ -154,3 +157,109 @@ def test_data_of_another_shape(rkd, finished) -> None:
 def test_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -> None:
     run, _ = finished
     assert problem in refused(rkd, run, *words)
+
+
+# Beyond the table
+
+
+def test_everything_that_can_be_asked(rkd, finished) -> None:
+    run, _ = finished
+    words = ("eval", run, "--rounded", "--curve", "--per-class", "--corruptions", "--transfer", run, "--limit", "30")
+    said = rkd(*words, "--attack", "fgsm,pgd", "--checks", "off")
+    assert said.exit_code == 0, said.stderr
+    for text in (
+        "8 bits", "worst class", "ECE", "Accuracy in % by class", "Accuracy in % under PGD against eps (Linf)",
+        "19/255", "rkd's own corruptions, not CIFAR-10-C", "gaussian-noise", "made by PGD on the net of the row",
+    ):  # fmt: skip
+        assert text in said.stdout, text
+    assert "30 images: the worst case lies between" in said.stderr
+
+
+def test_the_json_of_all_that(rkd, finished) -> None:
+    run, _ = finished
+    found = rkd("eval", run, "--attack", "pgd", "--rounded", "--curve", "19/255,38/255", "--limit", "40", "--json").json
+    assert found["curve"]["attack"] == "pgd"
+    assert found["curve"]["eps"] == pytest.approx([0, 19 / 255, 38 / 255])
+    assert found["curve"]["accuracy"][-1] == found["attacks"]["pgd"], "the same seed and images: the same number"
+    assert 0 <= found["rounded"]["pgd"] - found["attacks"]["pgd"] < 0.2
+    assert found["checks"]["samples"] == 32
+    assert len(found["per_class"]["clean"]) == 10
+    assert found["worst_class"]["pgd"] == min(a for a in found["per_class"]["pgd"] if a is not None)
+    search = found["searches"]["pgd"]
+    assert search["implementation"] == "rkd.plugins.attacks.pgd.Pgd"
+    assert search["options"]["steps"] == 10
+    assert search["eps"] == pytest.approx(38 / 255)
+    assert (search["forwards"], search["backwards"]) == (10 * search["attacked"], 10 * search["attacked"])
+    assert search["fooled"] == round(40 * (found["clean"] - found["attacks"]["pgd"]))
+
+
+def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
+    """Attacks outside the threat model are shown, and leave the worst case alone."""
+    run, _ = finished
+    words = ("eval", run, "--limit", "40", "--checks", "off", "--json")
+    plain = rkd(*words, "--attack", "pgd").json
+    more = rkd(*words, "--attack", "pgd,cw,jsma", "--set", "attack.cw.eps=1.0").json
+    assert more["worst_case"] == plain["attacks"]["pgd"]
+    assert more["attacks"]["cw"] < plain["attacks"]["pgd"]
+    assert "not part of the worst case" in more["searches"]["cw"]["notes"][0]
+    assert "keeps to no ball" in more["searches"]["jsma"]["notes"][0]
+
+
+def test_saved(rkd, finished) -> None:
+    run, _ = finished
+    said = rkd("eval", run, "--attack", "pgd", "--save", "kept", "--json")
+    kept = json.loads(Path("kept/evaluation.json").read_text())
+    assert kept == said.json
+    images = load_file("kept/examples.safetensors")
+    assert images["clean"].shape == images["adversarial"].shape == (16, 1, 8, 8)
+    assert float((images["clean"] - images["adversarial"]).abs().max()) <= 38 / 255 + 1e-6
+    assert len(kept["examples"]) == 16
+    said = rkd("eval", run, "--attack", "pgd", "--save", "kept")
+    assert said.exit_code == 2
+    assert "kept exists already" in said.stderr
+
+
+def test_nothing_is_left_in_the_cache(rkd, finished, cache: Path) -> None:
+    run, _ = finished
+    rkd("eval", run, "--attack", "pgd", "--limit", "30")
+    assert not (cache / "evaluations").exists()
+
+
+def test_a_killed_evaluation_goes_on(rkd, finished, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = finished
+    words = ("eval", run, "--attack", "fgsm,pgd", "--batch-size", "20", "--checks", "off", "--json")
+    whole = rkd(*words).json
+    pgd = math.ceil(whole["searches"]["pgd"]["attacked"] / 20)
+    calls, search = [], Pgd.__call__
+
+    def counted(self, x, target):
+        calls.append(len(x))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return search(self, x, target)
+
+    monkeypatch.setattr(Pgd, "__call__", counted)
+    said = rkd(*words)
+    assert said.exit_code == 130
+    assert list((cache / "evaluations").rglob("*.safetensors"))
+    before = len(calls)
+    again = rkd(*words).json
+    assert {**again, "seconds": 0, "searches": 0} == {**whole, "seconds": 0, "searches": 0}
+    assert len(calls) - before == 1 + pgd - 2, "a rehearsal, and what was not done yet"
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--curve", "much"), "expected a number such as 0.3 or 8/255"),
+        (("--curve", "8"), "at most 1"),
+        (("--curve", "--attack", "none"), "--curve needs an attack"),
+        (("--attack", "jsma", "--curve"), "needs an attack that keeps to a ball; there is jsma"),
+        (("--corruptions", "nowhere"), "there is no folder nowhere"),
+        (("--transfer", "nothing"), "nothing is not a run's folder"),
+        (("--checks", "some"), "'some' is not one of"),
+    ],
+)
+def test_further_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -> None:
+    run, _ = finished
+    assert problem in refused(rkd, run, "--limit", "30", *words)

@@ -20,12 +20,14 @@ CATALOG = load_catalog()
 HEAVY = {"resnet101", "resnet152"}  # the same code as resnet50, at three times the cost
 LIGHT = {"wrnDEPTH-WIDTH": "wrn10-1", "wrnDEPTH-WIDTH-swish": "wrn10-1-swish", "timm:NAME": "timm:resnet10t"}
 CITES_NOTHING = {"ce"}
-OPTIONS = {"mixup": {"classes": 4}, "cw-l2": {"steps": 60, "searches": 3}, "square": {"queries": 500}}
+OPTIONS = {"mixup": {"classes": 4}, "cw-l2": {"steps": 60, "searches": 3}, "square": {"queries": 500},
+           "transfer": {"source": "another net", "options": {"steps": 3}}}  # fmt: skip
 ATTACKS = {
     "square": {"optimum": 0.1},  # random: no gradient leads it
     "cw-l2": {"optimum": 0},  # looks for the nearest image, not for the worst one of a ball
     "jsma": {"optimum": 0, "eps": math.inf},  # counts pixels: its ball is neither Linf nor L2
     "noise": {"optimum": 0},
+    "transfer": {"optimum": 0},  # looks for the worst image for another net
 }
 """What of `check_attack` an attack does not promise, and why."""
 
@@ -73,14 +75,16 @@ def test_loss_with_each_reduction(name: str, reduction: str) -> None:
 
 @pytest.mark.parametrize("name", names("attack"))
 def test_attack(name: str) -> None:
-    testing.check_attack(CATALOG.create("attack", name, OPTIONS.get(name, {})), **ATTACKS.get(name, {}))
+    attack = testing.TinyParts(CATALOG).attack(name, OPTIONS.get(name, {}))
+    testing.check_attack(attack, **ATTACKS.get(name, {}))
 
 
 @pytest.mark.parametrize("name", names("attack"))
 def test_attack_can_be_rehearsed(name: str) -> None:
     """Called on two images and stopped: cheap, and the net and the random numbers stay as they are."""
     net, data = testing.tiny_net(), testing.tiny_dataset()
-    plan = AttackPlan(CATALOG.create("attack", name), CATALOG.create("objective", "ce"))
+    attack = testing.TinyParts(CATALOG).attack(name, OPTIONS.get(name, {}) if name == "transfer" else {})
+    plan = AttackPlan(attack, CATALOG.create("objective", "ce"))
     with testing.untouched(net), counting({"net": net}) as counts:
         rehearse(net, data.train, {name: plan}, threat=data.threat)
     assert counts["net"].forwards <= 5
@@ -114,6 +118,11 @@ def test_extension(name: str) -> None:
 @pytest.mark.parametrize("name", names("augment"))
 def test_augment(name: str) -> None:
     testing.check_augment(CATALOG.create("augment", name, OPTIONS.get(name, {})), soft=True)
+
+
+@pytest.mark.parametrize("name", names("corruption"))
+def test_corruption(name: str) -> None:
+    testing.check_corruption(CATALOG.create("corruption", name))
 
 
 @pytest.mark.parametrize("name", names("model"))

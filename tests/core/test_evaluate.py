@@ -10,8 +10,10 @@ from torch import nn
 
 from rkd.core.cost import counting
 from rkd.core.data import ArraySplit
+from rkd.core.doubts import doubts
 from rkd.core.errors import DataError, Refused, RkdError
-from rkd.core.evaluate import Evaluation, choose, doubts, evaluate, rehearse, wilson
+from rkd.core.evaluate import Evaluation, Outcome, choose, evaluate, rehearse
+from rkd.core.measures import wilson
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.plugins.attacks.pgd import Pgd
@@ -174,7 +176,7 @@ def test_progress_is_told() -> None:
     told = []
     net = tiny_net()
     run(net, split(net), {"pgd": PLANS["pgd"]}, batch_size=16, progress=lambda *news: told.append(news))
-    assert [news for news in told if news[0] == "clean"] == [("clean", 16, 40), ("clean", 32, 40), ("clean", 40, 40)]
+    assert [news for news in told if news[0] == "clean"] == [("clean", done, 40) for done in (0, 16, 32, 40)]
     assert [news for news in told if news[0] == "pgd"] == [("pgd", 10, 40), ("pgd", 26, 40), ("pgd", 40, 40)]
 
 
@@ -225,12 +227,13 @@ def test_a_net_for_other_classes() -> None:
         evaluate(tiny_net(), RawSplit(tiny_batch().x, tiny_batch().y), threat=THREAT, classes=7)
 
 
-def test_a_net_whose_logits_are_not_numbers_is_wrong() -> None:
+def test_a_net_whose_logits_are_not_numbers() -> None:
     net = tiny_net()
     data = split(net, 0)
     with torch.no_grad():
         net.arch.head.bias[0] = math.nan
-    assert run(net, data).accuracy() == 0
+    with pytest.raises(RkdError, match="NaN or infinity"):
+        run(net, data)
 
 
 # Rehearsals
@@ -275,8 +278,14 @@ def test_wilson(successes: int, count: int, low: float, high: float) -> None:
         assert z == pytest.approx(1.959964, rel=1e-6)
 
 
+def outcome(right: list[bool], **about: object) -> Outcome:
+    count = len(right)
+    return Outcome(torch.tensor(right), torch.zeros(count, dtype=torch.int64), torch.full((count,), 0.5), about=about)
+
+
 def made(clean: list[bool], **attacks: list[bool]) -> Evaluation:
-    return Evaluation(torch.arange(len(clean)), torch.tensor(clean), {k: torch.tensor(v) for k, v in attacks.items()})
+    outcomes = {"clean": outcome(clean)} | {name: outcome(right) for name, right in attacks.items()}
+    return Evaluation(torch.arange(len(clean)), torch.zeros(len(clean), dtype=torch.int64), outcomes, classes=2)
 
 
 def test_summary() -> None:
@@ -290,9 +299,27 @@ def test_summary() -> None:
     assert summary["interval_95"]["clean"] == pytest.approx(wilson(8, 10))
 
 
+def found(result: Evaluation) -> list[str]:
+    return [doubt.check for doubt in doubts(result) if doubt.check != "few-samples"]
+
+
 def test_doubts() -> None:
     clean = [True] * 100
-    masked = made(clean, fgsm=[True] * 20 + [False] * 80, pgd=[True] * 60 + [False] * 40)
-    assert "masked" in doubts(masked)[0]
-    assert "almost nothing" in doubts(made(clean, pgd=clean))[0]
-    assert doubts(made(clean, fgsm=[True] * 60 + [False] * 40, pgd=[True] * 50 + [False] * 50)) == []
+    half, most = [True] * 50 + [False] * 50, [True] * 60 + [False] * 40
+    assert found(made(clean, fgsm=[True] * 20 + [False] * 80, pgd=most)) == ["fgsm-beats-iterated"]
+    assert found(made(clean, pgd=clean)) == ["no-effect"]
+    assert found(made(clean, fgsm=most, pgd=half)) == []
+    assert [doubt.check for doubt in doubts(made(clean, pgd=half))] == ["few-samples"]
+    assert "40.4% and 59.6%" in str(doubts(made(clean, pgd=half))[0])
+    assert doubts(made(clean * 10, pgd=half * 10)) == []
+
+
+def test_a_black_box_that_sees_more_than_the_white_boxes() -> None:
+    clean = [True] * 100
+    result = made(clean, pgd=[True] * 60 + [False] * 40)
+    result.outcomes["square"] = outcome([False] * 2 + [True] * 98, black_box=True)
+    assert found(result) == ["black-box"]
+    result.outcomes["square"] = outcome([False] * 1 + [True] * 98 + [False], black_box=True)
+    assert found(result) == [], "one image more is luck"
+    result.outcomes["square"] = outcome([True] * 60 + [False] * 40, black_box=True)
+    assert found(result) == []

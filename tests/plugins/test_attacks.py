@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -18,7 +19,7 @@ from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack, Target
 from rkd.core.random import Noise
 from rkd.core.schedules import Ramp
-from rkd.core.types import ThreatModel
+from rkd.core.types import Mode, ThreatModel
 from rkd.plugins.attacks import cw, fgsm, pgd, presets
 from rkd.plugins.attacks.cw import Cw
 from rkd.plugins.attacks.fgsm import Fgsm
@@ -72,6 +73,10 @@ class FakeTarget:
     def select(self, keep: Tensor) -> FakeTarget:
         part = self.noise.select(keep)
         return FakeTarget(self.net, self.y[keep], self.threat, self._score, self.progress, part)
+
+    @contextmanager
+    def on(self, net: Callable[[Tensor], Tensor], mode: Mode = "eval") -> Iterator[FakeTarget]:
+        yield FakeTarget(net, self.y, self.threat, self._score, self.progress, self.noise)
 
 
 def small_net(seed: int = 0, gain: float = 3.0) -> nn.Sequential:

@@ -47,6 +47,18 @@ def test_the_best_of_all_pairs_is_found(alike: float, n: int) -> None:
         assert torch.allclose(ours[found], best[found], rtol=1e-5)
 
 
+def test_unscaled_pairs_are_the_same_until_their_products_underflow() -> None:
+    gain, free = torch.randn(40, 30), torch.rand(40, 30) > 0.3
+    loss = gain + 0.5 * torch.randn(40, 30)
+    for scale in (1.0, 1e-15):
+        scaled, unscaled = (best_pair(scale * gain, scale * loss, free, way) for way in (True, False))
+        assert scaled[2].any() and torch.equal(scaled[2], unscaled[2])
+        for ours, theirs in zip(scaled[:2], unscaled[:2], strict=True):
+            assert torch.equal(ours[scaled[2]], theirs[scaled[2]])
+    assert best_pair(1e-30 * gain, 1e-30 * loss, free)[2].any()
+    assert not best_pair(1e-30 * gain, 1e-30 * loss, free, False)[2].any()
+
+
 class Slopes(nn.Module):
     """Three classes: pixels 0 and 1 speak for class 1, 2 and 3 for class 2, the others for class 0."""
 
@@ -131,6 +143,16 @@ def test_a_high_temperature_hides_the_gradient_and_dividing_by_it_brings_it_back
     undistilled = int(ops.correct(net(run_attack(Jsma(), net, batch, LINF)), batch.y).sum())
     assert standing[0] > undistilled + 2
     assert standing[1] == undistilled and standing[2] < standing[0]
+
+
+def test_unscaled_products_vanish_before_the_derivatives_do() -> None:
+    net, batch = problem()
+    distilled = Scaled(net, 100)
+    standing = [
+        int(ops.correct(net(run_attack(attack, distilled, batch, LINF)), batch.y).sum())
+        for attack in (Jsma(), Jsma(scaled=False), Jsma(scaled=False, temperature=100.0))
+    ]
+    assert standing[1] > standing[0] == standing[2]
 
 
 def test_a_sample_gets_the_same_image_in_any_batch() -> None:

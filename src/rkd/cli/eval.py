@@ -20,6 +20,42 @@ from .shared import App, json_option, pass_app, plugin_option, verbosity_options
 @click.option("--attack", "attacks", multiple=True, metavar="NAME", help="Attack; repeatable. `none`: clean alone.")
 @click.option("--eps", metavar="E", help="Radius, such as 8/255; a run's or the data set's own unless given.")
 @click.option("--limit", type=int, help="Number of test images, the same ones for every net; all unless given.")
+@click.option("--rounded", is_flag=True, help="Also the accuracy after rounding adversarial images to 8 bits.")
+@click.option(
+    "--curve",
+    is_flag=False,
+    flag_value="usual",
+    metavar="EPS,EPS,...",
+    help="Robust accuracy against eps; without radii, at parts and multiples of eps.",
+)
+@click.option(
+    "--checks",
+    type=click.Choice(["off", "quick", "full"]),
+    default="full",
+    show_default=True,
+    help="Self-checks of the numbers; `full` runs attacks whose outcome is known on a few images.",
+)
+@click.option("--per-class", is_flag=True, help="Show the accuracy of each class.")
+@click.option(
+    "--corruptions",
+    is_flag=False,
+    flag_value="own",
+    metavar="DIR",
+    help="Accuracy under common corruptions: of a folder such as CIFAR-10-C, else rkd's own few.",
+)
+@click.option(
+    "--transfer",
+    "others",
+    multiple=True,
+    metavar="RUN",
+    help="Another run: a matrix of who falls to whose adversarial images; repeatable.",
+)
+@click.option("--save", metavar="DIR", type=click.Path(), help="A new folder for the result and some images.")
+@click.option(
+    "--engine",
+    type=click.Choice(["auto", "plain"]),
+    help="auto (the default): autoattack searches on the fastest copy of the net, and confirms on the net.",
+)
 @click.option("--batch-size", type=int)
 @click.option("--seed", type=int, help="Seed of the attacks; a run's own unless given.")
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
@@ -48,7 +84,7 @@ def evaluate(app: App, net: str, **options: Any) -> None:
     Attacks, radius and test images are a run's own unless given, so that its numbers come out again.
     """
     from .evaluation import evaluate_net, of_file, of_run
-    from .results import show_evaluation
+    from .results import show_evaluation, show_further
 
     path = Path(net)
     is_file = path.is_file()
@@ -62,9 +98,10 @@ def evaluate(app: App, net: str, **options: Any) -> None:
     catalog = app.catalog()
     with app.terminal.guarded():
         subject = of_file(path, options, catalog, app) if is_file else of_run(net, options, catalog)
-        result = evaluate_net(subject, app)
+        result = evaluate_net(subject, options, catalog, app)
     if app.json:
         app.terminal.json(result)
     else:
         app.terminal.result(f"{result['net']}: {result['model']}, {result['parameters']:,} parameters", "bold")
         show_evaluation(result, result["threat"], result["data"], app.terminal)
+        show_further(result, options["per_class"], app.terminal)

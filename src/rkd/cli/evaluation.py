@@ -7,19 +7,28 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from rkd.core.corruption import corrupted_accuracy, corrupted_files_accuracy
+from rkd.core.curve import usual_radii
 from rkd.core.errors import ConfigError, RkdError
+from rkd.core.evaluate import Evaluation, rehearse
+from rkd.core.journal import Journal
 from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
+from rkd.core.transfer import transfer_matrix
 from rkd.registry.build import choose_device
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import assignments, merge, read_recipe
-from rkd.registry.execute import evaluate_net as run_attacks
+from rkd.registry.evaluation import curve_attack
+from rkd.registry.evaluation import evaluate_net as run_attacks
 from rkd.registry.load import load_file, load_run
 from rkd.registry.resolve import Plan, resolve
-from rkd.registry.teachers import settle_normalization
+from rkd.registry.teachers import cache_folder, settle_normalization
 
 from .progress import Display
 from .shared import App, find_run, split_names
+
+EXAMPLES = 16
+"""Images kept with --save."""
 
 
 @dataclass(frozen=True)
@@ -63,19 +72,80 @@ def of_file(path: Path, options: Mapping[str, Any], catalog: Catalog, app: App) 
     return Subject(str(path), model, net, plan)
 
 
-def evaluate_net(subject: Subject, app: App) -> dict[str, Any]:
-    """Attack the net. Returns what `rkd eval --json` prints."""
+def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog, app: App) -> dict[str, Any]:
+    """Attack the net. Returns what `rkd eval --json` prints. A killed evaluation goes on where it was."""
     plan = subject.plan
     net = subject.net.to(choose_device(plan.config.device))
-    result = run_attacks(net, plan, Display(app.terminal).evaluating(subject.name))
-    return {
+    display = Display(app.terminal)
+    save = _new_folder(options["save"]) if options["save"] else None
+    others = {str(find_run(text)): of_run(text, options, catalog) for text in options["others"]}
+    rehearse(net, plan.data.test, plan.evaluation, threat=plan.data.threat, device=choose_device(plan.config.device))
+    journal = Journal(cache_folder() / "evaluations")
+    result = run_attacks(net, plan, catalog, display.evaluating(subject.name), journal, app.terminal.detail)
+    if options["corruptions"]:
+        result.extra["corruptions"] = _corrupted(net, plan, options["corruptions"], catalog, display, subject.name)
+    if others:
+        device = choose_device(plan.config.device)
+        nets = {subject.name: net} | {name: other.net.to(device) for name, other in others.items()}
+        result.extra["transfer"] = _transfer(nets, plan, display)
+    found = {
         "net": subject.name,
         "model": subject.model,
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "data": plan.data.name,
+        "classes": list(plan.data.classes),
         "threat": asdict(plan.data.threat),
         "seed": plan.config.seed,
     } | result.summary()
+    if save:
+        _keep(save, found, result)
+    journal.close()
+    return found
+
+
+def _corrupted(net: Net, plan: Plan, where: str, catalog: Catalog, display: Display, name: str) -> dict[str, Any]:
+    shared: dict[str, Any] = {
+        "classes": len(plan.data.classes), "batch_size": plan.config.evaluate.batch_size,
+        "limit": plan.config.evaluate.limit, "device": choose_device(plan.config.device),
+        "progress": display.evaluating(name),
+    }  # fmt: skip
+    if where != "own":
+        return corrupted_files_accuracy(net, where, shape=plan.data.shape, **shared)
+    own = {each: catalog.create("corruption", each) for each in catalog.names("corruption")}
+    return corrupted_accuracy(net, plan.data.test, own, seed=plan.config.seed, **shared)
+
+
+def _transfer(nets: dict[str, Net], plan: Plan, display: Display) -> dict[str, Any]:
+    if not plan.evaluation:
+        raise RkdError("--transfer needs an attack")
+    name = curve_attack(plan)
+    rules = plan.config.evaluate
+    return transfer_matrix(
+        nets, plan.data.test, plan.evaluation[name], name=name, threat=plan.data.threat, seed=plan.config.seed,
+        classes=len(plan.data.classes), batch_size=rules.batch_size, limit=rules.limit,
+        device=choose_device(plan.config.device), progress=display.evaluating("transfer"),
+    )  # fmt: skip
+
+
+def _new_folder(text: str) -> Path:
+    path = Path(text)
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        raise RkdError(f"{path} exists already; choose another --save folder") from None
+    except OSError as error:
+        raise RkdError(f"cannot make the folder {path}: {error.strerror}; choose another --save folder") from None
+    return path
+
+
+def _keep(path: Path, found: dict[str, Any], result: Evaluation) -> None:
+    """evaluation.json, and the images of the gallery."""
+    folder = RunFolder(path)
+    folder.write_json(folder.evaluation, found)
+    if result.gallery is not None:
+        folder.save_weights(
+            folder.examples, {"clean": result.gallery.clean, "adversarial": result.gallery.adversarial}
+        )  # fmt: skip
 
 
 def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) -> Plan:
@@ -93,6 +163,11 @@ def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) 
     data = {key: value for key, value in data.items() if value is not None}
     rules: dict[str, Any] = {"limit": options["limit"], "batch_size": options["batch_size"]}
     rules = {key: value for key, value in rules.items() if value is not None}
+    rules |= {"checks": options["checks"], "examples": EXAMPLES if options["save"] else 0, "curve": []}
+    if options["rounded"]:
+        rules["rounded"] = True
+    if options["engine"]:
+        rules["engine"] = options["engine"]
     names = split_names(options["attacks"])
     if names:
         rules["attacks"] = [] if names == ["none"] else names
@@ -106,4 +181,14 @@ def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) 
     for key in ("seed", "device"):
         if options[key] is not None:
             table[key] = options[key]
-    return resolve(table, catalog)
+    plan = resolve(table, catalog)
+    if options["curve"]:
+        table["evaluate"]["curve"] = _radii(options["curve"], plan)
+        plan = resolve(table, catalog)
+    return plan
+
+
+def _radii(text: str, plan: Plan) -> list[Any]:
+    if not plan.evaluation:
+        raise RkdError("--curve needs an attack")
+    return usual_radii(plan.data.threat) if text == "usual" else [part.strip() for part in text.split(",")]

@@ -125,8 +125,15 @@ class Display:
         return {"rkd progress display": Training(title, self.terminal)}
 
     def evaluating(self, title: str) -> Callable[[str, int, int], None]:
-        state: dict[str, Any] = {"what": "clean", "done": 0, "total": 1}
+        state: dict[str, Any] = {"what": "clean", "done": 0, "total": 1, "first": 0, "since": time.monotonic()}
         self.told = time.monotonic()
+
+        def left() -> str:
+            """Of the attack that is running: how long each takes is not known before."""
+            done, rest = state["done"] - state["first"], state["total"] - state["done"]
+            if done <= 0 or rest <= 0:
+                return ""
+            return f", {duration((time.monotonic() - state['since']) / done * rest)} left"
 
         def draw() -> Table:
             line = Table.grid(expand=True, padding=(0, 1, 0, 0))
@@ -135,14 +142,16 @@ class Display:
             line.add_column(no_wrap=True, justify="right")
             text = Text.assemble("evaluating ", (title, "bold"), f"  {_column(state['what'])}")
             line.add_row(text, ProgressBar(total=state["total"], completed=state["done"]),
-                         Text(f"{state['done']}/{state['total']}"))  # fmt: skip
+                         Text(f"{state['done']}/{state['total']}{left()}"))  # fmt: skip
             return line
 
         def progress(what: str, done: int, total: int) -> None:
+            if what != state["what"] or done < state["done"]:
+                state.update(first=done, since=time.monotonic())
             state.update(what=what, done=done, total=total)
             if not self.terminal.animated and time.monotonic() - self.told >= LINE_EVERY:
                 self.told = time.monotonic()
-                self.terminal.message(f"evaluating {title}: {_column(what)} {done}/{total}")
+                self.terminal.message(f"evaluating {title}: {_column(what)} {done}/{total}{left()}")
 
         if self.terminal.animated:
             self.terminal.live(draw)

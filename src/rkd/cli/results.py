@@ -37,30 +37,83 @@ def show_run(results: Mapping[str, Any], card: Mapping[str, Any], terminal: Term
     if attacks:
         accuracy_table("W-Robust in %: the mean of clean and attacked accuracy", columns[1 : len(attacks) + 1],
                        w_robust, terminal)  # fmt: skip
-    for text in student.get("warnings", []):
-        terminal.warning(text)
+    show_doubts(student.get("warnings", []), terminal)
 
 
 def show_evaluation(summary: Mapping[str, Any], threat: Mapping[str, Any], data: str, terminal: Terminal) -> None:
     """The table of `rkd eval`."""
+    accuracies = {"clean": summary["clean"], **summary["attacks"], "worst_case": summary["worst_case"]}
+    rounded = summary.get("rounded", {})
     rows = []
-    for name, (low, high) in summary["interval_95"].items():
-        clean = name == "clean"
+    for name, accuracy in accuracies.items():
+        if name == "worst_case" and len(summary["attacks"]) < 2:
+            continue
+        attack = name in summary["attacks"]
+        low, high = summary["interval_95"][name]
+        worst_class = summary["worst_class"][name]
         rows.append([
-            name if clean else attack_name(name),
-            percent(summary["clean"] if clean else summary["attacks"][name]),
+            {"clean": "clean", "worst_case": WORST}.get(name) or attack_name(name),
+            percent(accuracy),
             f"{percent(low)} - {percent(high)}",
-            "" if clean else percent(summary["w_robust"][name]),
-            "" if clean else percent(summary["nrr"][name]),
-            f"{summary['seconds'][name]:.1f}",
+            *([percent(rounded[name]) if name in rounded else ""] if rounded else []),
+            percent(summary["w_robust"][name]) if attack else "",
+            percent(summary["nrr"][name]) if attack else "",
+            "" if worst_class is None else percent(worst_class),
+            percent(summary["calibration"][name]["ece"]) if name in summary["calibration"] else "",
+            f"{summary['seconds'][name]:.1f}" if name in summary["seconds"] else "",
         ])  # fmt: skip
-    if len(summary["attacks"]) > 1:
-        rows.append([WORST, percent(summary["worst_case"]), "", "", "", ""])
-    right = [(text, "right") for text in ("accuracy", "95 % interval", "W-Robust", "NRR", "seconds")]
+    headings = ["accuracy", "95 % interval", *(["8 bits"] if rounded else []), "W-Robust", "NRR", "worst class", "ECE",
+                "seconds"]  # fmt: skip
     title = f"{summary['samples']} test images of {data}, {threat_text(threat)}; values in %"
-    terminal.table(["", *right], rows, title)
-    for text in summary["warnings"]:
-        terminal.warning(text)
+    terminal.table(["", *((text, "right") for text in headings)], rows, title)
+    for note in dict.fromkeys(note for search in summary["searches"].values() for note in search["notes"]):
+        terminal.message(note)
+    show_doubts(summary["warnings"], terminal)
+
+
+def show_further(summary: Mapping[str, Any], per_class: bool, terminal: Terminal) -> None:
+    """What `rkd eval` was asked for besides: classes, the curve, corruptions, transfer."""
+    if per_class:
+        columns = {name: values for name, values in summary["per_class"].items() if name != "worst_case"}
+        rows = [
+            [name, *("" if values[place] is None else percent(values[place]) for values in columns.values())]
+            for place, name in enumerate(summary["classes"])
+        ]
+        names = ["clean" if name == "clean" else attack_name(name) for name in columns]
+        _block("Accuracy in % by class", ["class", *names], rows, terminal)
+    if curve := summary.get("curve"):
+        points = zip(curve["eps"], curve["accuracy"], curve["interval_95"], strict=True)
+        rows = [[fraction(eps), percent(a), f"{percent(low)} - {percent(high)}"] for eps, a, (low, high) in points]
+        title = f"Accuracy in % under {attack_name(curve['attack'])} against eps ({curve['norm']})"
+        _block(title, ["eps", "accuracy", "95 % interval"], rows, terminal)
+    if found := summary.get("corruptions"):
+        rows = [[name, *map(percent, values)] for name, values in found["accuracy"].items()]
+        rows.append(["mean", percent(found["mean"])])
+        title = f"Accuracy in % by severity on {found['samples']} images: {found['source']}"
+        _block(title, ["corruption", "1", "2", "3", "4", "5"], rows, terminal)
+    if found := summary.get("transfer"):
+        _transfer(found, terminal)
+
+
+def _transfer(found: Mapping[str, Any], terminal: Terminal) -> None:
+    names = list(found["accuracy"])
+    short = {name: f"net {place}" for place, name in enumerate(names, 1)}
+    rows = [["clean images", *(percent(found["clean"][name]) for name in names)]]
+    rows += [[f"{short[source]}: {source}", *(percent(values[name]) for name in names)]
+             for source, values in found["accuracy"].items()]  # fmt: skip
+    title = f"Accuracy in % of each net on images made by {attack_name(found['attack'])} on the net of the row"
+    _block(title, ["made on", *short.values()], rows, terminal)
+
+
+def _block(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], terminal: Terminal) -> None:
+    terminal.result()
+    terminal.table([columns[0], *((column, "right") for column in columns[1:])], rows, title)
+
+
+def show_doubts(doubts: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
+    """Why a number may not be what it seems: one line each."""
+    for doubt in doubts:
+        terminal.warning(f"{doubt['finding']}: {doubt['meaning']}; {doubt['advice']}")
 
 
 def threat_text(threat: Mapping[str, Any]) -> str:

@@ -31,6 +31,7 @@ KINDS = {
     "scheduler": "rkd_schedulers",
     "dataset": "rkd_datasets",
     "augment": "rkd_augments",
+    "corruption": "rkd_corruptions",
     "extension": "rkd_extensions",
 }
 """Kind of component -> the hook that provides it."""
@@ -74,6 +75,10 @@ class RegistrationHooks:
     @hookspec
     def rkd_augments(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
         """Augmentations of whole batches."""
+
+    @hookspec
+    def rkd_corruptions(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Common corruptions of images at five severities."""
 
     @hookspec
     def rkd_extensions(self) -> Mapping[str, Any]:  # type: ignore[empty-body]

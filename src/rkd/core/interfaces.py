@@ -78,12 +78,22 @@ class Target(Protocol):
         """`(B, K)` of the attacked net; differentiable in x."""
         ...
 
+    def exact(self, x: Tensor) -> Tensor:
+        """The same of the net as it is, in float32. A search that says `confirms = True` among its class attributes
+        may get its `logits` from a faster, less exact copy of the net, and counts nothing before it has asked here."""
+        ...
+
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`score(x)`, detached, and its gradient by x, from one forward and one backward."""
         ...
 
     def select(self, keep: Tensor) -> Target:
         """The target for the samples at `keep` (a mask or positions) alone."""
+        ...
+
+    def on(self, net: nn.Module, mode: Mode = "eval") -> AbstractContextManager[Target]:
+        """A context that gives the same target with another net under attack: labels, ball, objective and random
+        numbers stay. The other net is left as it was; its running statistics move in no mode."""
         ...
 
 
@@ -104,6 +114,37 @@ class Attack(Protocol):
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1] inside the ball around `x`."""
+        ...
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """Nets and attacks that an attack's options only name. The registry hands this to the attack's own
+    `assemble(parts)`, if it has one: once, when its options are checked, before anything runs.
+
+    @dataclass
+    class OnAnother:
+        source: str
+        mode: ClassVar = "eval"
+        def assemble(self, parts):
+            self.net = parts.net(self.source)
+            self.search = parts.attack("pgd")
+        def __call__(self, x, target):
+            with target.on(self.net.to(x.device)) as other:
+                return self.search(x, other)
+    """
+
+    def net(self, reference: str, normalize: str = "auto", options: Mapping[str, Any] | None = None) -> nn.Module:
+        """The frozen net of a teacher reference: a run's folder, MODEL@WEIGHTS, or what an installed source of
+        teachers understands. On the CPU; it takes images in [0, 1] of the data's shape and gives one logit a class.
+
+        `normalize`, for weights files that do not say it: `data`, `none`, or `auto` for whichever is right on more
+        training images; `options`: those of MODEL. Raises RkdError.
+        """
+        ...
+
+    def attack(self, name: str, options: Mapping[str, Any] | None = None) -> Attack:
+        """An attack by its name, with checked options, itself assembled. Raises RkdError."""
         ...
 
 
@@ -192,6 +233,23 @@ class Augment(Protocol):
     """
 
     def __call__(self, batch: Batch, noise: Noise) -> Batch: ...
+
+
+@runtime_checkable
+class Corruption(Protocol):
+    """A common corruption: worse images of the same content. It knows no net and no label.
+
+    def darker(x, severity, noise):
+        return x * at_severity((0.9, 0.8, 0.7, 0.6, 0.5), severity)
+    """
+
+    def __call__(self, x: Tensor, severity: int, noise: Noise) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1] for such images of any number of channels and any size from 8 x 8.
+
+        `severity` from 1 to 5: the higher, the farther from `x`; raises RkdError for any other. Every random number
+        comes from `noise`, so that an image's result does not depend on the rest of the batch. `x` stays as it is.
+        """
+        ...
 
 
 @runtime_checkable

@@ -15,7 +15,8 @@ class RunFolder:
     """Paths of one run. Nothing in it needs pickle.
 
     `config.toml` the resolved configuration; `manifest.json` versions, hardware, time; `metrics.jsonl` one line an
-    epoch; `student.safetensors` and `student.json` the result; `evaluation.json`; `checkpoints/`.
+    epoch; `student.safetensors` and `student.json` the result; `evaluation.json`, with the images of its gallery in
+    `examples.safetensors`; `checkpoints/`.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -61,6 +62,10 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
+
+    @property
+    def examples(self) -> Path:
+        return self.path / "examples.safetensors"
 
     @property
     def weights(self) -> Path:

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import Refused
 from .interfaces import Attack, Objective, Probe, Student, Teacher
+from .nets import NetStudent
 from .random import Noise, forked, key
 from .types import Batch, Mode, ThreatModel, View
 
@@ -179,6 +180,18 @@ class Step:
         part._probed = {name: logits[keep] for name, logits in self._probed.items()}
         return part
 
+    def on(self, student: Student, view: View, mode: Mode) -> Step:
+        """This step for another student, in the middle of a search for `view`. Images and teacher logits are kept."""
+        other = Step(
+            self.batch, student, self._teachers, threat=self.threat, knobs=self._knobs, progress=self.progress,
+            lr_scale=self.lr_scale, noise_key=self._noise_key,
+        )  # fmt: skip
+        other.used = self.used
+        other._searching, other._open = (view, mode), self._open
+        other._images = dict(self._images)
+        other._teacher_logits = dict(self._teacher_logits)
+        return other
+
     # Inside
 
     def _role(self, role: str | None) -> str:
@@ -243,6 +256,7 @@ class Step:
             on_query(self, view, logits.detach())
             return logits
 
+        watched.exact = getattr(probe, "exact", probe)  # type: ignore[attr-defined]
         return watched
 
 
@@ -264,6 +278,9 @@ class StepTarget:
     def logits(self, x: Tensor) -> Tensor:
         return self._probe(x)
 
+    def exact(self, x: Tensor) -> Tensor:
+        return getattr(self._probe, "exact", self._probe)(x)
+
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         score = self.score(x)
@@ -274,3 +291,12 @@ class StepTarget:
 
     def select(self, keep: Tensor) -> StepTarget:
         return StepTarget(self._step.select(keep), self._objective, self._probe, self.noise.select(keep))
+
+    @contextmanager
+    def on(self, net: nn.Module, mode: Mode = "eval") -> Iterator[StepTarget]:
+        mode = "frozen" if mode == "train" else mode
+        view = self._step._searching[0] if self._step._searching else "adv"
+        random = forked(key(self.noise.key, "net"), self.y.device) if mode != "eval" else nullcontext()
+        student = NetStudent(net)
+        with random, student.attacked(view, mode) as probe:
+            yield StepTarget(self._step.on(student, view, mode), self._objective, probe, self.noise)

@@ -122,11 +122,19 @@ class ValidateConfig(_Section):
 
 
 class EvaluateConfig(_Section):
-    """The attacks of the final evaluation, on at most `limit` test images (none: all)."""
+    """The attacks of the final evaluation, on at most `limit` test images (none: all). `rounded`: also the accuracy
+    after rounding to 8 bits; `checks`: self-checks of the numbers (`full` runs attacks with a known outcome); `curve`:
+    radii of the accuracy against eps; `examples`: images kept for the report's gallery; `engine`: whether searches
+    that confirm what they find (autoattack and its parts) may run on the fastest copy of the net."""
 
     attacks: list[str] = Field(default_factory=lambda: ["fgsm", "pgd-sat", "cw"])
     limit: Annotated[int, Field(ge=1)] | None = None
     batch_size: Annotated[int, Field(ge=1)] = 256
+    rounded: bool = False
+    checks: Literal["off", "quick", "full"] = "quick"
+    curve: list[Annotated[Number, Field(gt=0)]] = Field(default_factory=list)
+    engine: Literal["auto", "plain"] = "auto"
+    examples: Annotated[int, Field(ge=0, le=64)] = 8
     options: dict[str, Table] = Field(default_factory=dict)
 
 

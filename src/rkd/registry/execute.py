@@ -18,13 +18,15 @@ from torch import nn
 
 from rkd.core.checkpoint import to_cpu
 from rkd.core.errors import Refused, RkdError
-from rkd.core.evaluate import Evaluation, evaluate, rehearse
+from rkd.core.evaluate import Evaluation, rehearse
+from rkd.core.journal import Journal
 from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
 from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
 
-from .build import build, choose_device
+from .build import build
 from .catalog import Catalog
+from .evaluation import evaluate_net
 from .resolve import Plan, resolve
 from .teachers import Found, find_teachers, prepare
 
@@ -113,7 +115,7 @@ def execute(
     try:
         fit(run)
         net = chosen_net(run)
-        results = _finish(run, plan, net, found, reporter, title, started)
+        results = _finish(run, plan, net, found, catalog, reporter, title, started)
     except BaseException as error:
         status = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}: {error}"
         _try_manifest(folder, manifest | {"status": status, "seconds": time.perf_counter() - started})
@@ -151,23 +153,6 @@ def predict(run: Run) -> float:
     return fastest * steps
 
 
-def evaluate_net(net: nn.Module, plan: Plan, progress: Callable[[str, int, int], None] | None = None) -> Evaluation:
-    """The final evaluation of a plan: on the test images, with its attacks."""
-    rules = plan.config.evaluate
-    return evaluate(
-        net,
-        plan.data.test,
-        plan.evaluation,
-        threat=plan.data.threat,
-        classes=len(plan.data.classes),
-        seed=plan.config.seed,
-        batch_size=rules.batch_size,
-        limit=rules.limit,
-        device=choose_device(plan.config.device),
-        progress=progress,
-    )
-
-
 def card_of(plan: Plan, net: Net, results: Mapping[str, Any]) -> dict[str, Any]:
     """student.json: everything that is needed to use the weights."""
     data, student = plan.data, plan.config.student
@@ -187,23 +172,36 @@ def card_of(plan: Plan, net: Net, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(
-    run: Run, plan: Plan, net: nn.Module, found: list[Found], reporter: Reporter, title: str, started: float
-) -> dict[str, Any]:
+    run: Run, plan: Plan, net: nn.Module, found: list[Found], catalog: Catalog, reporter: Reporter, title: str,
+    started: float,
+) -> dict[str, Any]:  # fmt: skip
     folder = run.folder
     assert folder is not None
-    evaluation = evaluate_net(net, plan, reporter.evaluating(title))
+
+    def evaluated(net: nn.Module, what: str) -> Evaluation:
+        # A run that is killed here goes on here.
+        journals.append(Journal(folder.checkpoints / "evaluation"))
+        return evaluate_net(net, plan, catalog, reporter.evaluating(what), journals[-1])
+
+    journals: list[Journal] = []
+    evaluation = evaluated(net, title)
     student = evaluation.summary()
     teachers = []
     for f in found:
         known = f.results["student"] if f.results else None
         if known is None:
             role = f"{f.reference.role} teacher"
-            known = evaluate_net(f.teacher.net, plan, reporter.evaluating(role)).summary()
+            known = evaluated(f.teacher.net, role).summary()
         teachers.append(_teacher(f) | known)
     arch = net.arch if isinstance(net, Net) else net
     folder.save_weights(folder.weights, to_cpu(arch.state_dict()))
     folder.write_json(folder.card, card_of(plan, net, student))  # type: ignore[arg-type]
+    if evaluation.gallery is not None:
+        gallery = {"clean": evaluation.gallery.clean, "adversarial": evaluation.gallery.adversarial}
+        folder.save_weights(folder.examples, gallery)
     folder.write_json(folder.evaluation, {"student": student, "teachers": teachers})
+    for journal in journals:
+        journal.close()
     return {
         "run": str(folder.path),
         "seed": plan.config.seed,

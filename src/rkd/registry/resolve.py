@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rkd.core.data import Dataset
@@ -16,12 +16,16 @@ from .catalog import Catalog
 from .config import AttackConfig, Component, RunConfig, merge, parse
 from .customs import data_customs, method_defaults, name_of, with_names
 from .options import plain, values_of
+from .parts import PlanParts, create_attack
 from .references import teacher_references
 
 
 @dataclass
 class Plan:
-    """A resolved configuration with the instances of its components; nets are not built yet."""
+    """A resolved configuration with the instances of its components; nets are not built yet.
+
+    `notes`: what the user should know of how it was resolved, a sentence each.
+    """
 
     config: RunConfig
     data: Dataset
@@ -33,6 +37,7 @@ class Plan:
     teachers: list[TeacherReference]
     evaluation: dict[str, AttackPlan]
     validation_attack: AttackPlan | None
+    notes: list[str] = field(default_factory=list)
 
 
 class _Problems:
@@ -89,25 +94,27 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
 
     data = problems.catch(_with_threat, data, config) or data
     attacks = {}
+    parts = PlanParts(catalog, data)
     if config.attack:
-        attacks["adv"] = _plan(config.attack, config.objective, catalog, problems)
+        attacks["adv"] = _plan(config.attack, config.objective, parts, problems)
     elif config.objective:
         problems.found.append(f"objective: the loss {name!r} runs no attack that could maximise it")
     for view, attack in config.attacks.items():
-        attacks[view] = problems.catch(_view_plan, attack, f"attacks.{view}", catalog)
+        attacks[view] = problems.catch(_view_plan, attack, f"attacks.{view}", parts)
     schedulers = _components("scheduler", config.schedulers, catalog, problems)
     augments = _components("augment", config.augments, catalog, problems)
     extensions = _components("extension", config.extensions, catalog, problems)
     conversions = _components("student", config.student.conversions, catalog, problems)
     problems.catch(catalog.create, "model", config.student.model, config.student.options, "student")
     teachers = problems.catch(teacher_references, config, loss, data, catalog) or []
-    evaluation = _evaluation(config, data, catalog, problems)
+    evaluation = _evaluation(config, data, parts, problems)
     validation = _validation(config, catalog, problems)
     problems.stop()
     _fill_in(config, loss, attacks, schedulers, augments, extensions, conversions, catalog)
     return Plan(
-        config, data, loss, attacks, schedulers, list(augments.values()), extensions, teachers, evaluation, validation
-    )
+        config, data, loss, attacks, schedulers, list(augments.values()), extensions, teachers, evaluation, validation,
+        parts.notes,
+    )  # fmt: skip
 
 
 def load_data(config: RunConfig, catalog: Catalog) -> Dataset:
@@ -123,17 +130,17 @@ def _load_data(config: RunConfig | None, table: Mapping[str, Any], catalog: Cata
     return load_data(config, catalog)
 
 
-def _plan(attack: Any, objective: Any, catalog: Catalog, problems: _Problems) -> AttackPlan:
-    search = problems.catch(catalog.create, "attack", attack.name, attack.options, "attack")
+def _plan(attack: Any, objective: Any, parts: PlanParts, problems: _Problems) -> AttackPlan:
+    search = problems.catch(create_attack, attack.name, attack.options, "attack", parts)
     goal = objective.name if objective else getattr(search, "objective", "ce")
     options = objective.options if objective else {}
-    return AttackPlan(search, problems.catch(catalog.create, "objective", goal, options, "objective"))
+    return AttackPlan(search, problems.catch(parts.catalog.create, "objective", goal, options, "objective"))
 
 
-def _view_plan(attack: AttackConfig, where: str, catalog: Catalog) -> AttackPlan:
-    search = catalog.create("attack", attack.name, attack.options, where)
+def _view_plan(attack: AttackConfig, where: str, parts: PlanParts) -> AttackPlan:
+    search = create_attack(attack.name, attack.options, where, parts)
     goal: Any = attack.objective or getattr(search, "objective", "ce")
-    return AttackPlan(search, catalog.create("objective", goal))
+    return AttackPlan(search, parts.catalog.create("objective", goal))
 
 
 def _components(kind: str, tables: Mapping[str, Any], catalog: Catalog, problems: _Problems) -> dict[str, Any]:
@@ -144,17 +151,29 @@ def _components(kind: str, tables: Mapping[str, Any], catalog: Catalog, problems
     }
 
 
-def _evaluation(config: RunConfig, data: Dataset, catalog: Catalog, problems: _Problems) -> dict[str, AttackPlan]:
+def _evaluation(config: RunConfig, data: Dataset, parts: PlanParts, problems: _Problems) -> dict[str, AttackPlan]:
     rules = config.evaluate
     plans = {}
     for name in rules.attacks:
         attack = AttackConfig(**{"name": name, **rules.options.get(name, {})})
-        plans[name] = problems.catch(_view_plan, attack, f"evaluate.options.{name}", catalog)
+        plans[name] = problems.catch(_view_plan, attack, f"evaluate.options.{name}", parts)
     strangers = [name for name in rules.options if name not in plans]
     problems.found += [f"evaluate.options.{name}: {name!r} is not among evaluate.attacks" for name in strangers]
+    if rules.curve and None not in plans.values() and not bounded(plans):
+        problems.found.append(
+            "evaluate.curve: an accuracy against eps needs an attack that keeps to a ball; "
+            f"there is {', '.join(plans) or 'none'} among evaluate.attacks"
+        )
+    if rules.curve and data.threat.norm == "Linf" and max(rules.curve) > 1:
+        problems.found.append(f"evaluate.curve: a radius in Linf is at most 1, got {max(rules.curve):g}")
     if rules.limit and rules.limit > len(data.test):
         problems.found.append(f"evaluate.limit: {rules.limit} is above the {len(data.test)} test images of {data.name}")
     return plans
+
+
+def bounded(plans: Mapping[str, AttackPlan]) -> list[str]:
+    """The attacks that keep to a ball."""
+    return [name for name, plan in plans.items() if getattr(plan.attack, "bounded", True)]
 
 
 def _validation(config: RunConfig, catalog: Catalog, problems: _Problems) -> AttackPlan | None:

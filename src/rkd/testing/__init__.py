@@ -11,7 +11,7 @@ nets and images they use; nothing here needs pytest.
 """
 
 from .catalog import check_entry, check_method
-from .data import check_augment, check_dataset
+from .data import check_augment, check_corruption, check_dataset
 from .nets import check_conversion, check_model
 from .search import OneStep, check_attack, check_objective
 from .state import untouched
@@ -19,6 +19,7 @@ from .tiny import (
     LinearNet,
     StubTeacher,
     TinyNet,
+    TinyParts,
     tiny_batch,
     tiny_dataset,
     tiny_net,
@@ -33,9 +34,11 @@ __all__ = [
     "OneStep",
     "StubTeacher",
     "TinyNet",
+    "TinyParts",
     "check_attack",
     "check_augment",
     "check_conversion",
+    "check_corruption",
     "check_dataset",
     "check_entry",
     "check_extension",

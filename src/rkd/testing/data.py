@@ -1,13 +1,16 @@
-"""Data sets and augmentations."""
+"""Data sets, augmentations and corruptions."""
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 from torch import Tensor
 
+from rkd.core.corruption import SEVERITIES
 from rkd.core.data import Dataset, Split, check_images
 from rkd.core.errors import RkdError
-from rkd.core.interfaces import Augment
+from rkd.core.interfaces import Augment, Corruption
 from rkd.core.random import Noise
 from rkd.core.types import Batch
 from rkd.registry.config import parse
@@ -70,6 +73,46 @@ def check_augment(augment: Augment, *, soft: bool = False) -> None:
             torch.equal(again.x, out.x) and torch.equal(again.y, out.y),
             f"{who} does something else the second time: draw from the noise it is given alone",
         )
+
+
+@promise
+def check_corruption(corruption: Corruption) -> None:
+    """Raise AssertionError unless `corruption` keeps the promises of `rkd.core.interfaces.Corruption`."""
+    who = getattr(corruption, "__name__", type(corruption).__name__)
+    for shape in ((3, 16, 16), (1, 8, 8), (2, 9, 12), (4, 33, 20)):
+        batch = tiny_batch(6, shape)
+        kept = batch.x.clone()
+        distances = []
+        for severity in SEVERITIES:
+            with untouched(who=who):
+                images = corruption(batch.x, severity, Noise(3, batch.index))
+            what = f"{who} at severity {severity}"
+            require(torch.equal(batch.x, kept), f"{what} must not change the images it is given")
+            require(
+                isinstance(images, torch.Tensor) and images.shape == kept.shape and images.dtype == torch.float32,
+                f"{what} must return float32 images {tuple(kept.shape)}, got {getattr(images, 'dtype', images)!r} "
+                f"{tuple(getattr(images, 'shape', ()))}",
+            )
+            check_images(images)
+            again = corruption(batch.x, severity, Noise(3, batch.index))
+            require(torch.equal(again, images), f"{what} does something else the second time: draw from the noise")
+            for keep in (torch.tensor([5, 0, 3]), torch.tensor([2])):
+                part = corruption(batch.x[keep], severity, Noise(3, batch.index[keep]))
+                same = torch.allclose(part, images[keep], atol=1e-6)
+                require(same, f"{what}: what becomes of an image depends on the other images of the batch")
+            distances.append(float((images - kept).flatten(1).norm(dim=1).mean()))
+        shown = ", ".join(f"{distance:.3g}" for distance in distances)
+        rising = all(b >= 0.99 * a for a, b in itertools.pairwise(distances))
+        require(
+            rising and distances[4] > 1.05 * distances[0] > 0,
+            f"{who}: the higher the severity, the farther from the image; the distances on images {shape} are {shown}",
+        )
+    for severity in (0, 6):
+        try:
+            corruption(batch.x, severity, Noise(3, batch.index))
+        except (ValueError, RkdError):
+            continue
+        raise AssertionError(f"{who} takes {severity} for a severity; raise RkdError unless it is from 1 to 5")
 
 
 def _check_split(split: Split, data: Dataset, who: str) -> None:

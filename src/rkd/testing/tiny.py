@@ -15,6 +15,7 @@ from rkd.core.random import forked
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, run_hooks
 from rkd.core.types import Batch, Shape, ThreatModel
+from rkd.registry.catalog import Catalog
 
 SHAPE: Shape = (3, 8, 8)
 CLASSES = 4
@@ -82,6 +83,23 @@ class StubTeacher(NetTeacher):
     def logits(self, x: Tensor) -> Tensor:
         self.asked += 1
         return super().logits(x)
+
+
+class TinyParts:
+    """`rkd.core.interfaces.Parts` for trials: every reference is a linear net, attacks are the catalog's."""
+
+    def __init__(self, catalog: Catalog, shape: Shape = SHAPE, classes: int = CLASSES) -> None:
+        self.catalog = catalog
+        self.shape, self.classes = shape, classes
+
+    def net(self, reference: str, normalize: str = "auto", options: Mapping[str, Any] | None = None) -> nn.Module:
+        return tiny_net(LinearNet, self.shape, self.classes, seed=20).eval().requires_grad_(False)
+
+    def attack(self, name: str, options: Mapping[str, Any] | None = None) -> Attack:
+        attack = self.catalog.create("attack", name, options)
+        if hasattr(attack, "assemble"):
+            attack.assemble(self)
+        return attack
 
 
 def tiny_net(

@@ -77,6 +77,7 @@ class ApgdCe:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "ce"
+    confirms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts)
@@ -142,6 +143,7 @@ class ApgdT:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "dlr"
+    confirms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts, targets=self.targets)

@@ -71,6 +71,7 @@ class AutoAttack:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "ce"
+    confirms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         counts = {"steps": self.steps, "targets": self.targets, "queries": self.queries}

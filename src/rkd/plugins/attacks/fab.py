@@ -80,6 +80,7 @@ class FabT:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "margin"
+    confirms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts, targets=self.targets)

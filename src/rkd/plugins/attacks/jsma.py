@@ -45,6 +45,8 @@ points (a_j, -b_j), for a pair only gains when a member gives way to one that is
 
 Deviations: Papernot's algorithm does not say what happens where no pair qualifies; here the search ends. Derivatives
 are scaled by their largest entry before they are multiplied, so that only those that are exactly 0 count as none.
+`scaled = false` multiplies them as they are: in float32 products below 1e-45 are 0, so that derivatives below about
+1e-23 count as none long before they are 0 themselves.
 """
 
 from __future__ import annotations
@@ -75,6 +77,7 @@ class Jsma:
 
     `theta`: the change of a feature; `fraction`: the largest share of features to change. `aim`: at all other classes,
     one by chance, or the next one. `of`: the output whose derivative is taken, logits divided by `temperature`.
+    `scaled`: scale derivatives before they are multiplied; if false, small ones underflow.
     """
 
     theta: float = 1.0
@@ -82,6 +85,7 @@ class Jsma:
     aim: Aim = "all"
     of: Output = "probabilities"
     temperature: float = 1.0
+    scaled: bool = True
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "margin"
@@ -142,7 +146,7 @@ class Jsma:
             there, a, b = self._saliency(now)
             limits = now.hit < 1 if self.theta > 0 else now.hit > 0
             sign = 1 if self.theta > 0 else -1
-            p, q, found = best_pair(sign * a, -sign * b, limits.flatten(1))
+            p, q, found = best_pair(sign * a, -sign * b, limits.flatten(1), self.scaled)
             off = there | ~found if done < limit else torch.ones_like(there)
             if bool(off.any()):
                 images[now.place[off]], reached[now.place[off]] = now.hit[off], there[off]
@@ -182,13 +186,14 @@ class _Pairs(Flight):
     goal: Tensor
 
 
-def best_pair(gain: Tensor, loss: Tensor, free: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def best_pair(gain: Tensor, loss: Tensor, free: Tensor, scaled: bool = True) -> tuple[Tensor, Tensor, Tensor]:
     """The pair of features with the largest (gain_p + gain_q)(loss_p + loss_q), both sums being positive.
 
     All `(B, n)`; `free`: the features to choose from. Returns p and q `(B,)`, and whether there is such a pair.
+    Without `scaled` a pair whose product underflows is none.
     """
-    # Gradients as small as 1e-25 would give products of 0.
-    gain, loss = (values / values.abs().amax(1, keepdim=True).clamp_(min=1e-37) for values in (gain, loss))
+    if scaled:  # gradients as small as 1e-25 would give products of 0
+        gain, loss = (values / values.abs().amax(1, keepdim=True).clamp_(min=1e-37) for values in (gain, loss))
     gain, loss = gain.masked_fill(~free, _NEVER), loss.masked_fill(~free, _NEVER)
     gain, order = gain.sort(dim=1, descending=True)
     loss = loss.gather(1, order)
@@ -202,7 +207,10 @@ def best_pair(gain: Tensor, loss: Tensor, free: Tensor) -> tuple[Tensor, Tensor,
     both_gain, both_loss = gain.unsqueeze(2) + gain.unsqueeze(1), loss.unsqueeze(2) + loss.unsqueeze(1)
     fit = (both_gain > 0) & (both_loss > 0)
     fit &= ~torch.eye(most, dtype=torch.bool, device=gain.device)
-    score = (both_gain * both_loss).masked_fill(~fit, -1)
+    score = both_gain * both_loss
+    if not scaled:
+        fit &= score > 0
+    score.masked_fill_(~fit, -1)
     best = score.flatten(1).argmax(1)
     p, q = (order.gather(1, places.gather(1, place.unsqueeze(1))).squeeze(1) for place in (best // most, best % most))
     return p, q, fit.flatten(1).any(1)

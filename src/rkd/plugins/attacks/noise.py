@@ -47,6 +47,7 @@ class UniformNoise:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "ce"
+    black_box: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, draws=self.draws)

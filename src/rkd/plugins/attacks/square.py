@@ -76,6 +76,8 @@ class Square:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "margin"
+    confirms: ClassVar[bool] = True
+    black_box: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, queries=self.queries, restarts=self.restarts)

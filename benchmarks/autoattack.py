@@ -1,0 +1,170 @@
+"""rkd's `autoattack` beside pyautoattack, on the same net and the same images, in turn: docs/results/autoattack.md.
+
+    python benchmarks/autoattack.py RUN [RUN ...] [--data-dir DATA] [--samples 1000] [--chunk 125]
+
+RUN are finished runs of `rkd run`. Each chunk of images is attacked by pyautoattack, by rkd and once more by
+pyautoattack with another seed, so that all three meet the same state of the machine. Finished chunks are kept in --out
+and not done again. Writes the table to --table (a Markdown file).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyautoattack import AutoAttack as Theirs
+from torch import Tensor, nn
+
+import rkd
+from rkd.api import attack_plan, catalog
+from rkd.core.engine.choose import Engine
+from rkd.core.evaluate import choose, evaluate
+from rkd.core.measures import interval
+from rkd.core.runfolder import RunFolder
+from rkd.core.types import ThreatModel
+from rkd.registry.config import read_recipe
+from rkd.registry.load import load_run
+from rkd.registry.resolve import load_data, parse
+
+OURS, THEIRS, AGAIN = "rkd", "pyautoattack", "pyautoattack, another seed"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--data-dir", help="where the runs' data set lies, if it is elsewhere now")
+    parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--chunk", type=int, default=125)
+    parser.add_argument("--out", type=Path, default=Path("runs/autoattack"))
+    parser.add_argument("--table", type=Path, default=Path("docs/results/autoattack.md"))
+    parser.add_argument("--engine", choices=["auto", "plain"], default="auto", help="how rkd runs the net")
+    parser.add_argument("--table-only", action="store_true", help="attack nothing: the table of the chunks there are")
+    arguments = parser.parse_args()
+    if not arguments.table_only:
+        for run in arguments.runs:
+            measure(run, arguments)
+    write(arguments)
+
+
+def measure(run: Path, arguments: argparse.Namespace) -> None:
+    loaded = load_run(run, catalog())
+    config = read_recipe(RunFolder(run).config)
+    if arguments.data_dir:
+        config["data"]["dir"] = arguments.data_dir
+    data = load_data(parse({"data": config["data"]}), catalog())
+    threat = ThreatModel(**loaded.card["threat"])
+    positions = choose(len(data.test), arguments.samples)
+    # One engine for the whole run, as in an evaluation: it measures once.
+    engine = Engine(lambda text: print(f"  {text}", flush=True)) if arguments.engine == "auto" else None
+    for number, part in enumerate(positions.split(arguments.chunk)):
+        path = chunk_file(arguments, run, number)
+        if path.is_file():
+            continue
+        x, y = data.test.images(part), data.test.labels[part]
+        found: dict[str, Any] = {"machine": machine()}
+        attacks = {
+            THEIRS: partial(theirs, loaded.net, x, y, threat, 0),
+            OURS: partial(ours, loaded.net, data.test, part, threat, engine),
+            AGAIN: partial(theirs, loaded.net, x, y, threat, 1),
+        }
+        for name, attack in attacks.items():
+            right, seconds, about = timed(attack)
+            found[name] = {"right": right.tolist(), "seconds": seconds} | about
+            print(f"{run.name} {number}: {name} {int(right.sum())} of {len(part)}, {seconds:.1f} s", flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(found))
+
+
+def timed(attack: Callable[[], tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, float, dict[str, Any]]:
+    started = time.perf_counter()
+    right, about = attack()
+    return right, time.perf_counter() - started, about
+
+
+def theirs(net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> tuple[Tensor, dict[str, Any]]:
+    """Which samples withstand the package as it is: version standard, the net in eval mode with frozen weights."""
+    attack = Theirs(net, norm=threat.norm, eps=threat.eps, seed=seed, device="cpu")
+    x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
+    with torch.no_grad():
+        return (net(x).argmax(1) == y) & (net(x_adv).argmax(1) == y), {}
+
+
+def ours(
+    net: nn.Module, split: Any, part: Tensor, threat: ThreatModel, engine: Engine | None
+) -> tuple[Tensor, dict[str, Any]]:
+    plans = {"autoattack": attack_plan("autoattack")}
+    result = evaluate(net, split, plans, threat=threat, positions=part, batch_size=len(part), engine=engine)
+    outcome = result.outcomes["autoattack"]
+    return outcome.right, {"clean": result.clean.tolist(), "engine": outcome.about["engine"]}
+
+
+def chunk_file(arguments: argparse.Namespace, run: Path, number: int) -> Path:
+    return arguments.out / f"{run.name}-{arguments.engine}" / f"{arguments.chunk}-{number:04d}.json"
+
+
+def write(arguments: argparse.Namespace) -> None:
+    head = "| net | engine | samples | clean | pyautoattack | another seed | rkd | verdicts equal | of another seed | times as fast |"  # noqa: E501
+    lines = [head, "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
+    about: dict[str, Any] = {}
+    for run in arguments.runs:
+        chunks = [json.loads(path.read_text()) for path in sorted(chunk_file(arguments, run, 0).parent.glob("*.json"))]
+        if chunks:
+            about = chunks[0]["machine"]
+            lines.append(row(run, chunks))
+    text = (
+        arguments.table.read_text() if arguments.table.is_file() else "# AutoAttack\n\n<!-- table -->\n<!-- end -->\n"
+    )
+    before, _, rest = text.partition("<!-- table -->")
+    _, _, after = rest.partition("<!-- end -->")
+    machine_line = f"Machine: {about.get('cpu')}, {about.get('threads')} thread(s), torch {about.get('torch')}, rkd {about.get('rkd')}."  # noqa: E501
+    arguments.table.parent.mkdir(parents=True, exist_ok=True)
+    arguments.table.write_text(before + "\n".join(["<!-- table -->", *lines, "", machine_line, "<!-- end -->"]) + after)
+    print("\n".join([*lines, "", machine_line]))
+
+
+def row(run: Path, chunks: list[dict[str, Any]]) -> str:
+    def together(name: str, what: str = "right") -> Tensor:
+        return torch.cat([torch.tensor(chunk[name][what]) for chunk in chunks])
+
+    def accuracy(right: Tensor) -> str:
+        low, high = interval(right)
+        return f"{100 * float(right.double().mean()):.1f} ({100 * low:.1f} - {100 * high:.1f})"
+
+    card = json.loads((run / "student.json").read_text())
+    ratios = [chunk[THEIRS]["seconds"] / chunk[OURS]["seconds"] for chunk in chunks]
+    total = sum(c[THEIRS]["seconds"] for c in chunks) / sum(c[OURS]["seconds"] for c in chunks)
+    reference, found, again = together(THEIRS), together(OURS), together(AGAIN)
+    same, seeds = ((reference == other).double().mean().item() for other in (found, again))
+    engine = statistics.mode(chunk[OURS]["engine"] for chunk in chunks).split(", ")
+    cells = [
+        f"{card['model']} {options(card)}on {card['data']}, {card['threat']['norm']} {card['threat']['eps']:.4g}",
+        ", ".join(part for part in engine if "times" not in part),
+        str(len(found)), accuracy(together(OURS, "clean")), accuracy(reference), accuracy(again), accuracy(found),
+        f"{100 * same:.1f} %", f"{100 * seeds:.1f} %", f"{total:.1f} ({min(ratios):.1f} - {max(ratios):.1f})",
+    ]  # fmt: skip
+    return f"| {' | '.join(cells)} |"
+
+
+def options(card: dict[str, Any]) -> str:
+    return "".join(f"{name} {value} " for name, value in card["options"].items() if name in ("width", "depth"))
+
+
+def machine() -> dict[str, Any]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        cpu = platform.processor() or "unknown processor"
+    return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__, "rkd": rkd.__version__}
+
+
+if __name__ == "__main__":
+    main()

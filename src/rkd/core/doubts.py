@@ -1,0 +1,105 @@
+"""Reasons not to trust a robust accuracy, read off the numbers themselves. `selfcheck` asks the net for more."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .measures import wilson
+
+if TYPE_CHECKING:
+    from .evaluate import Evaluation
+
+ENOUGH = 1000
+"""Below so many samples an accuracy is a rough figure."""
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """One reason: `check` is its short name, `finding` what was seen, `meaning` what it says, `advice` what to do."""
+
+    check: str
+    finding: str
+    meaning: str
+    advice: str
+
+    def plain(self) -> dict[str, str]:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        return f"{self.finding}: {self.meaning}; {self.advice}"
+
+
+def doubts(result: Evaluation) -> list[Doubt]:
+    """What is odd about these numbers (Athalye et al. 2018, Carlini et al. 2019)."""
+    return [*_fgsm(result), *_black_box(result), *_no_effect(result), *_few(result)]
+
+
+def _fgsm(result: Evaluation) -> list[Doubt]:
+    robust = {name: result.accuracy(name) for name in result.attacks if result.counts(name)}
+    blind = {"fgsm"} | {name for name in robust if result.outcomes[name].about.get("black_box")}
+    iterated = {name: value for name, value in robust.items() if name not in blind}
+    if "fgsm" not in robust or not iterated or robust["fgsm"] >= min(iterated.values()) - 0.005:
+        return []
+    return [
+        Doubt(
+            "fgsm-beats-iterated",
+            f"FGSM ({robust['fgsm']:.1%}) beats every iterated attack ({min(iterated.values()):.1%})",
+            "gradients are likely masked, or the iterated attacks run too few or too large steps",
+            "trust none of these numbers before a stronger attack (autoattack)",
+        )
+    ]
+
+
+def _black_box(result: Evaluation) -> list[Doubt]:
+    blind = [name for name in result.attacks if result.outcomes[name].about.get("black_box") and result.counts(name)]
+    seeing = [name for name in result.attacks if name not in blind and result.counts(name)]
+    if not blind or not seeing:
+        return []
+    standing = torch.stack([result.attacks[name] for name in seeing]).all(0)
+    missed = {name: int((standing & ~result.attacks[name]).sum()) for name in blind}
+    name = max(missed, key=lambda n: missed[n])
+    if missed[name] <= max(1, 0.01 * result.samples):
+        return []
+    return [
+        Doubt(
+            "black-box",
+            f"{name}, which sees no gradients, fools the net on {missed[name]} of {result.samples} images that "
+            f"no white-box attack ({', '.join(seeing)}) could",
+            "the gradients lead nowhere: they are masked",
+            "run autoattack; the number of the white-box attacks alone is worth nothing",
+        )
+    ]
+
+
+def _no_effect(result: Evaluation) -> list[Doubt]:
+    found = []
+    for name in result.attacks:
+        outcome, clean = result.outcomes[name], result.accuracy()
+        weak = name == "fgsm" or outcome.about.get("black_box")
+        if not weak and clean > 0.2 and result.accuracy(name) > clean - 0.002:
+            found.append(
+                Doubt(
+                    "no-effect",
+                    f"{name} changed almost nothing ({result.accuracy(name):.1%} against {clean:.1%} clean)",
+                    "the net may have no usable gradient, or eps is too small to mean anything",
+                    "run autoattack, and look at the accuracy against eps (--curve)",
+                )
+            )
+    return found
+
+
+def _few(result: Evaluation) -> list[Doubt]:
+    if result.samples >= ENOUGH or not result.attacks:
+        return []
+    low, high = wilson(int(result.worst().sum()), result.samples)
+    return [
+        Doubt(
+            "few-samples",
+            f"{result.samples} images: the worst case lies between {low:.1%} and {high:.1%} (95 % interval)",
+            "differences within that width mean nothing",
+            f"use at least {ENOUGH:,} images to claim more",
+        )
+    ]

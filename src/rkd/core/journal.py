@@ -1,0 +1,76 @@
+"""What a long evaluation has found so far, so that a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .checkpoint import write_atomic
+from .errors import RkdError
+
+
+class Journal:
+    """Under `root` a folder for each evaluation, named by what is evaluated, with one file a batch.
+
+    Two processes may write the same one: a file is there whole or not at all, and both would write the same.
+    """
+
+    def __init__(self, root: Path | str) -> None:
+        self.root = Path(root)
+        self.path = self.root
+
+    def open(self, fingerprint: str) -> int:
+        """How many batches of that evaluation are there already. Raises RkdError if the folder cannot be made."""
+        self.path = self.root / fingerprint
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise RkdError(f"cannot make the folder {self.path}: {error.strerror}") from None
+        return sum(1 for _ in self.path.glob("*.safetensors"))
+
+    def read(self, what: str, number: int) -> dict[str, Tensor] | None:
+        """Batch `number` of `what`, or None: not there, or broken, and to be done again."""
+        path = self._file(what, number)
+        if not path.is_file():
+            return None
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
+        except (OSError, SafetensorError):
+            return None
+
+    def write(self, what: str, number: int, found: Mapping[str, Tensor]) -> None:
+        """Keep a batch. Raises RkdError if the disk is full."""
+        write_atomic(self._file(what, number), save({name: t.contiguous() for name, t in found.items()}))
+
+    def close(self) -> None:
+        """The evaluation is over and its result kept: its batches are needed no more."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError):  # others' evaluations may be there
+            self.root.rmdir()
+
+    def _file(self, what: str, number: int) -> Path:
+        # A name may be anything a plugin thought of: the file is called by its hash.
+        return self.path / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}-{number:06d}.safetensors"
+
+
+def fingerprint(*parts: object) -> str:
+    """A hash of texts, numbers and tensors."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous()
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(part.flatten().view(torch.uint8).numpy().tobytes() if part.numel() else b"")
+        else:
+            digest.update(repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]

@@ -1,0 +1,256 @@
+"""Questions to a net that its accuracies leave open: is it the net that is robust, or the attack that fails?
+
+`look` asks by a few forwards and one gradient; `probe` runs attacks on a few images whose outcome is known for every
+net whose gradients are of use (Athalye et al., ICML 2018, part 3.1; Carlini et al. 2019, On Evaluating Adversarial
+Robustness): one with a larger radius succeeds more often, one without bound always, and one that sees the gradients
+is no weaker than one that does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
+
+from . import ops
+from .data import Split, fetch
+from .doubts import Doubt
+from .evaluate import Evaluation, choose, evaluate, in_float32, search
+from .modes import frozen_parameters, running
+from .random import key
+from .step import AttackPlan
+from .types import ThreatModel
+
+TINY = 1e-20
+"""A largest gradient entry below this is one that float32 arithmetic does not carry through an attack."""
+
+
+@torch.inference_mode(False)
+def look(
+    net: nn.Module,
+    split: Split,
+    *,
+    threat: ThreatModel,
+    again: AttackPlan | None = None,
+    samples: int = 64,
+    device: torch.device | str = "cpu",
+) -> list[Doubt]:
+    """What a few forwards and one gradient show. With `again`, that attack runs twice on a few images: it has to do
+    the same both times. The net is left as it was. A net handed over in train mode is reported, and looked at in eval
+    mode."""
+    found = _train_mode(net)
+    net = in_float32(net)
+    batch = fetch(split, choose(len(split), min(samples, len(split))), device)
+    with running(net, "eval"), torch.no_grad():
+        first, second = net(batch.x), net(batch.x)
+        part = net(batch.x[: max(1, len(batch) // 3)])
+    found += _stochastic(first, second) or _batch_dependent(first, part)
+    found += _probabilities(first)
+    right = ops.correct(first, batch.y)
+    if bool(right.any()):
+        found += _gradients(net, batch.select(right).x, batch.y[right], first[right])
+    if again is not None:
+        few = batch.select(torch.arange(min(8, len(batch)), device=batch.x.device))
+        one, two = (search(net, few, again, threat, key("self-check")) for _ in range(2))
+        apart = float((one - two).abs().max())
+        if apart > 1e-6:
+            found.append(
+                Doubt(
+                    "nondeterministic",
+                    f"the same attack with the same seed made images that differ by {apart:.2g}",
+                    "net or machine computes something else each time, and so will the numbers be",
+                    "torch.use_deterministic_algorithms(True), or state the spread of several evaluations",
+                )
+            )
+    return found
+
+
+def probe(
+    net: nn.Module,
+    split: Split,
+    plans: Mapping[str, AttackPlan],
+    *,
+    threat: ThreatModel,
+    samples: int = 64,
+    seed: int = 0,
+    batch_size: int = 256,
+    device: torch.device | str = "cpu",
+    progress: Callable[[str, int, int], None] | None = None,
+) -> tuple[list[Doubt], Evaluation]:
+    """What attacks with a known outcome show, on a few images. Gives the evaluation, too.
+
+    `plans` go by what they are for; any may be missing: `fgsm` one step, `short` and `long` the same search with
+    fewer and more steps, `large` with four times the radius, `unbounded` with the whole of [0, 1], `margin` one that
+    knows no cross-entropy, `black-box` one without gradients.
+    """
+    result = evaluate(net, split, plans, threat=threat, seed=seed, batch_size=batch_size, device=device,
+                      limit=min(samples, len(split)), progress=progress)  # fmt: skip
+    return judge(result), result
+
+
+def judge(result: Evaluation) -> list[Doubt]:
+    """What the outcomes of `probe`'s attacks say."""
+    n, clean = result.samples, int(result.clean.sum())
+    left = {name: int(right.sum()) for name, right in result.attacks.items()}
+    luck = max(2.0, 0.03 * n)
+    found = []
+    if {"fgsm", "short"} <= left.keys() and left["fgsm"] < left["short"] - luck:
+        found.append(
+            Doubt(
+                "fgsm-beats-pgd",
+                f"of {clean} images {clean - left['fgsm']} fall to one step, but {clean - left['short']} to many",
+                "the loss is jagged or its gradients masked, so that small steps lose their way",
+                "run autoattack; no number of PGD stands for this net",
+            )
+        )
+    if {"short", "long"} <= left.keys() and left["long"] > left["short"] + luck:
+        found.append(
+            Doubt(
+                "more-steps",
+                f"five times the steps fool the net less often ({clean - left['long']} instead of "
+                f"{clean - left['short']} of {clean})",
+                "the search does not climb what it means to climb",
+                "use a smaller step, restarts, or autoattack",
+            )
+        )
+    if {"long", "large"} <= left.keys() and left["long"] > 0.1 * n and left["large"] > 0.9 * left["long"]:
+        found.append(
+            Doubt(
+                "larger-eps",
+                f"with four times the radius {left['large']} of {clean} images still stand, with eps itself "
+                f"{left['long']}",
+                "a larger ball must hold more adversarial images: the attack does not find them",
+                "run autoattack, and look at the accuracy against eps (--curve)",
+            )
+        )
+    if "unbounded" in left and left["unbounded"] > max(luck, 0.05 * n):
+        found.append(
+            Doubt(
+                "unbounded",
+                f"{left['unbounded']} of {clean} images withstand an attack that may change every pixel to anything",
+                "such an attack succeeds on every net whose gradients it can use: here it cannot",
+                "run autoattack and apgd-dlr; do not report a number of an attack that fails here",
+            )
+        )
+    if {"long", "margin"} <= left.keys() and left["margin"] < left["long"] - max(luck, 0.1 * n):
+        found.append(
+            Doubt(
+                "cross-entropy",
+                f"an attack on the logits' margin fools the net on {clean - left['margin']} of {clean} images, the "
+                f"same attack on cross-entropy on {clean - left['long']}",
+                "cross-entropy has no usable gradient here: the softmax is saturated, as after defensive distillation",
+                "use cw, apgd-dlr or autoattack, or divide the logits by the temperature of the training",
+            )
+        )
+    blind = [name for name in ("black-box",) if name in left]
+    seeing = [result.attacks[name] for name in ("short", "long") if name in left]
+    if blind and seeing:
+        missed = int((torch.stack(seeing).all(0) & ~result.attacks["black-box"]).sum())
+        if missed > luck:
+            found.append(
+                Doubt(
+                    "black-box",
+                    f"an attack that sees no gradients fools the net on {missed} of {clean} images where PGD failed",
+                    "the gradients lead nowhere: they are masked",
+                    "run autoattack; the number of PGD is worth nothing here",
+                )
+            )
+    return found
+
+
+def _train_mode(net: nn.Module) -> list[Doubt]:
+    left = [name or type(m).__name__ for name, m in net.named_modules()
+            if m.training and isinstance(m, (_NormBase, _DropoutNd))]  # fmt: skip
+    if not left:
+        return []
+    return [
+        Doubt(
+            "train-mode",
+            f"the net was handed over in train mode ({len(left)} layers of batch norm or dropout, first {left[0]})",
+            "it is evaluated in eval mode, which may not be the net that was meant",
+            "call net.eval() first, or look whether your own code evaluates in train mode",
+        )
+    ]
+
+
+def _scale(logits: Tensor) -> float:
+    return max(float(logits.abs().max()), 1e-12)
+
+
+def _stochastic(first: Tensor, second: Tensor) -> list[Doubt]:
+    apart = float((first - second).abs().max()) / _scale(first)
+    if apart <= 1e-3:
+        return []
+    return [
+        Doubt(
+            "stochastic",
+            f"the same images gave logits that differ by {apart:.1%} of their size",
+            "the net is random in eval mode, and an attack that sees one draw may fail on the next",
+            "attack the mean over many draws (EOT), or take the randomness out",
+        )
+    ]
+
+
+def _batch_dependent(whole: Tensor, part: Tensor) -> list[Doubt]:
+    apart = float((whole[: len(part)] - part).abs().max()) / _scale(whole)
+    if apart <= 1e-2:
+        return []
+    return [
+        Doubt(
+            "batch-dependent",
+            f"an image's logits change by {apart:.1%} with the other images of its batch",
+            "the net uses statistics of the batch in eval mode: no accuracy of it means anything for one image",
+            "let batch norm track running statistics (track_running_stats=True)",
+        )
+    ]
+
+
+def _probabilities(logits: Tensor) -> list[Doubt]:
+    sums = logits.sum(1)
+    if float(logits.min()) >= 0 and float((sums - 1).abs().max()) < 1e-3:
+        what = "probabilities (no value below 0, rows that sum to 1)"
+    elif float(logits.max()) <= 0 and float((logits.exp().sum(1) - 1).abs().max()) < 1e-3:
+        return []  # log-probabilities are logits: the softmax of them is the same
+    else:
+        return []
+    return [
+        Doubt(
+            "probabilities",
+            f"the net returns {what}",
+            "cross-entropy takes a second softmax of them, whose gradients are small and tell little",
+            "return logits: leave the softmax out",
+        )
+    ]
+
+
+def _gradients(net: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list[Doubt]:
+    x = x.detach().requires_grad_()
+    with running(net, "eval"), frozen_parameters(net), torch.enable_grad():
+        loss = ops.cross_entropy(net(x), y)
+        if not loss.requires_grad:
+            largest = torch.zeros(len(x))
+        else:
+            (gradient,) = torch.autograd.grad(loss.sum(), x)
+            largest = gradient.flatten(1).abs().amax(1)
+    none, tiny = int((largest == 0).sum()), int((largest < TINY).sum())
+    if tiny <= 0.02 * len(x):
+        return []
+    # exp(-88) is about where float32 has no numbers left, exp(-104) where it has not even unnormal ones.
+    top = logits.float().topk(min(2, logits.shape[1]), dim=1).values
+    gap = float((top[:, 0] - top[:, -1]).median())
+    if gap > 30:
+        why = f"the logits are {gap:.0f} apart (median), so that the softmax is 0 or 1 in float32"
+    else:
+        why = "somewhere in the net the gradient is cut off"
+    return [
+        Doubt(
+            "zero-gradient" if none else "vanishing-gradient",
+            f"{tiny / len(x):.0%} of the images that are right have a gradient of cross-entropy below {TINY:g} "
+            f"({none} of {len(x)} exactly 0)",
+            f"FGSM, PGD and JSMA see nothing to follow there: {why}",
+            "use attacks on the logits (cw, apgd-dlr, autoattack), or divide the logits by the training's temperature",
+        )
+    ]

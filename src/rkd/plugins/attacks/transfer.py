@@ -1,0 +1,116 @@
+"""Transfer: images made on another net, tried on this one.
+
+An attacker who cannot look into a net attacks one of his own and hopes. Here the other net is any finished run or
+weights file, and any search can run on it:
+
+    x_adv = search(x, score of the source net)
+
+with the labels, the ball and the random numbers that the search would have on the attacked net: with that net itself
+as the source, `transfer` is the search. The attacked net is asked nothing.
+
+```bibtex
+@article{papernot2016transferability,
+  title   = {Transferability in Machine Learning: from Phenomena to Black-Box Attacks using Adversarial Samples},
+  author  = {Papernot, Nicolas and McDaniel, Patrick and Goodfellow, Ian},
+  journal = {arXiv preprint arXiv:1605.07277},
+  year    = {2016}
+}
+```
+
+What that paper does, and what is done here:
+
+- It trains the substitute on the attacked net's own answers; here the source is given, and was trained as it was.
+- It counts the share of images that fool the net; here, as for every attack, a sample is right if it is right both
+  clean and attacked. The search runs on whatever the attacked net gets right, also where the source is wrong. Searches
+  that let fallen samples go (`apgd-ce`, `autoattack`, ...) leave such images as they are, and stop where the source is
+  only just fooled; `pgd-sat`, `cw-30` and `mifgsm` go on to their last step.
+
+A net that falls to transferred images more often than to an attack on itself hides its gradients (Athalye et al.
+2018); the evaluation says so.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from rkd.core.errors import Refused, RkdError
+from rkd.core.hookspecs import hookimpl
+from rkd.core.interfaces import Parts, Target
+from rkd.core.transfer import identity
+from rkd.core.types import Mode, Norm, Schedule
+
+
+@dataclass
+class Transfer:
+    """Images made on another net and tried on this one (after Papernot et al. 2016).
+
+    `source`: the other net, a finished run's folder or MODEL@WEIGHTS, for data of the same shape and classes.
+    `attack`: the search that runs on it, with its `options`; what it maximises is its own, unless told.
+    `normalize`: what a weights file's net expects: the data's mean and std, plain [0, 1] images (none), or whichever is
+    right on more training images; `model`: the options of its MODEL.
+    """
+
+    source: str | None = None
+    attack: str = "pgd-sat"
+    options: dict[str, Any] = field(default_factory=dict)
+    normalize: Literal["auto", "data", "none"] = "auto"
+    model: dict[str, Any] = field(default_factory=dict)
+
+    mode: ClassVar[Mode] = "eval"
+    black_box: ClassVar[bool] = True
+    """Whether it does without the attacked net's gradients."""
+
+    objective = "ce"
+    """What the search maximises where nobody says otherwise: its own, once there is one."""
+
+    def __post_init__(self) -> None:
+        self._net: nn.Module | None = None
+        self._search: Any = None
+
+    def assemble(self, parts: Parts) -> None:
+        """Find the source and the search. Raises RkdError."""
+        if not self.source:
+            raise RkdError(
+                "the net to make the images on is missing; type --set attack.transfer.source=RUN, a finished run's "
+                "folder, or =MODEL@WEIGHTS"
+            )
+        self._search = parts.attack(self.attack, self.options)
+        self.objective = getattr(self._search, "objective", "ce")
+        self._net = parts.net(self.source, self.normalize, self.model)
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1], inside the search's ball around `x`. The search's cost, on the source."""
+        if self._net is None or self._search is None:
+            raise Refused("transfer has no source: it must be assemble()d, as rkd does for a configuration")
+        with target.on(self._net.to(x.device), getattr(self._search, "mode", "eval")) as other:
+            return self._search(x, other)
+
+    def notes(self, classes: int) -> list[str]:
+        """Where the images came from, and what the search has to say."""
+        if self._net is None:
+            return []
+        own: list[str] = self._search.notes(classes) if hasattr(self._search, "notes") else []
+        search = " ".join([self.attack, *(f"{name}={value}" for name, value in self.options.items())])
+        return [f"made on {self.source} (weights {identity(self._net)}) by {search}", *own]
+
+    # The ball is the search's.
+
+    @property
+    def eps(self) -> Schedule | None:
+        return getattr(self._search, "eps", None)
+
+    @property
+    def norm(self) -> Norm | None:
+        return getattr(self._search, "norm", None)
+
+    @property
+    def bounded(self) -> bool:
+        return getattr(self._search, "bounded", True)
+
+
+@hookimpl
+def rkd_attacks() -> dict[str, type]:
+    return {"transfer": Transfer}

@@ -1,0 +1,134 @@
+"""A faster copy is the same function, and a search on it counts nothing that the net itself does not confirm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rkd.core.data import ArraySplit
+from rkd.core.engine import choose as module
+from rkd.core.engine.choose import Choice, Engine, choose
+from rkd.core.evaluate import evaluate
+from rkd.core.nets import Net
+from rkd.core.step import AttackPlan
+from rkd.core.types import ThreatModel
+from rkd.plugins.attacks.apgd import ApgdCe
+from rkd.plugins.attacks.pgd import Pgd
+from rkd.plugins.attacks.square import Square
+from rkd.plugins.objectives.ce import ce
+from rkd.registry.catalog import Catalog
+from rkd.testing import tiny_batch, tiny_net, untouched
+
+THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
+X = torch.rand(16, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+def net_of(catalog: Catalog, name: str = "resnet8") -> Net:
+    net = Net(catalog.create("model", name, {})((3, 16, 16), 10), [0.5] * 3, [0.25] * 3)
+    net.train()
+    net(X)
+    return net.eval()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2", "wrn10-1"])
+def test_every_candidate_is_the_same_function(catalog: Catalog, name: str) -> None:
+    net = net_of(catalog, name)
+    expected = net(X).detach()
+    with untouched(net):
+        found = module._candidates(net, X, bfloat16=True)
+    assert len(found) == 4
+    for label, twin, exact in found:
+        apart = float((twin(X).detach() - expected).abs().max() / expected.abs().max())
+        assert apart < (1e-5 if exact else 0.05), label
+        assert twin(X).dtype == torch.float32
+        assert ("bfloat16" in label) is not exact
+
+
+def test_the_choice_is_the_fastest_and_leaves_the_net_as_it_was(catalog: Catalog, monkeypatch) -> None:
+    net = net_of(catalog)
+    times = {}
+    monkeypatch.setattr(module, "_race", lambda nets, x, budget: [times.get(p, 1.0) for p in range(len(nets))])
+    for place in range(1, 4):
+        times.clear()
+        times[place] = 0.5
+        told: list[str] = []
+        with untouched(net):
+            chosen = choose(net, X, bfloat16=True, tell=told.append)
+        assert chosen.speedup == 2 and chosen.net is not net
+        assert len(told) == 5, told
+    times.clear()
+    assert choose(net, X).net is net, "nothing is faster: the net as it is"
+    times[1] = 0.99
+    assert choose(net, X).net is net, "as good as nothing"
+
+
+def test_a_copy_that_is_another_function_is_refused(monkeypatch) -> None:
+    net = tiny_net()
+    x = tiny_batch().x
+    wrong = nn.Sequential(net, nn.Softmax(1))
+    broken = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
+    candidates = [("wrong", wrong, True), ("broken", broken, True)]
+    monkeypatch.setattr(module, "_candidates", lambda net, x, bfloat16: candidates)
+    told: list[str] = []
+    assert choose(net, x, tell=told.append).net is net
+    assert "off" in told[0] and told[1].startswith("broken:")
+
+
+def test_the_engine_serves_searches_that_confirm(catalog: Catalog, monkeypatch) -> None:
+    net = net_of(catalog)
+    fast = Choice("fast", nn.Identity(), 2.0, exact=False)
+    calls = []
+    monkeypatch.setattr(module, "choose", lambda *a, **k: calls.append(a) or fast)
+    engine = Engine()
+    assert engine.choice(net, ApgdCe(), X, batches=10) is fast
+    assert engine.choice(net, Square(), X, batches=10) is fast
+    assert len(calls) == 1, "measured once"
+    assert engine.choice(net, Pgd(steps=1000), X, batches=10) is None, "PGD confirms nothing"
+    assert engine.choice(net, ApgdCe(mode="frozen"), X, batches=10) is None, "another function in that mode"
+    assert Engine().choice(net, ApgdCe(steps=5), X, batches=1) is None, "over before measuring has paid"
+
+
+class Liar(nn.Module):
+    """A copy that takes every image for fooled."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        return -self.net(x)
+
+
+@pytest.mark.parametrize("attack", [ApgdCe(steps=5), Square(queries=20)])
+def test_nothing_is_counted_that_the_net_itself_does_not_confirm(attack, monkeypatch) -> None:
+    net = tiny_net()
+    x = tiny_batch(40, seed=4).x
+    with torch.no_grad():
+        split = ArraySplit(x, net.eval()(x).argmax(1))
+    plans = {"it": AttackPlan(attack, ce)}
+    monkeypatch.setattr(module, "WORTH", 0)
+    monkeypatch.setattr(module, "choose", lambda net, x, **k: Choice("liar", Liar(net), 2.0, exact=False))
+    lied_to = evaluate(net, split, plans, threat=ThreatModel("Linf", 1e-4, 1e-4), engine=Engine())
+    assert lied_to.accuracy("it") == 1, "at so small a radius nothing falls"
+    assert lied_to.outcomes["it"].about["engine"] == "liar, 2.0 times as fast"
+    plain = evaluate(net, split, plans, threat=THREAT)
+    assert plain.accuracy("it") < 1
+    assert plain.outcomes["it"].about["engine"] == "plain"
+
+
+def test_the_verdict_is_the_plain_nets(catalog: Catalog, monkeypatch) -> None:
+    """Each copy in turn, also those in bfloat16."""
+    net = net_of(catalog)
+    with torch.no_grad():
+        split = ArraySplit(X, net(X).argmax(1))
+    plans = {"apgd": AttackPlan(ApgdCe(steps=10), ce)}
+    monkeypatch.setattr(module, "WORTH", 0)
+    plain = evaluate(net, split, plans, threat=ThreatModel("Linf", 1 / 255, 1 / 255))
+    assert 0 < plain.accuracy("apgd") < 1
+    for label, twin, exact in module._candidates(net, X, bfloat16=True):
+        choice = Choice(label, twin, 2.0, exact)
+        monkeypatch.setattr(module, "choose", lambda net, x, choice=choice, **k: choice)
+        with untouched(net):
+            found = evaluate(net, split, plans, threat=ThreatModel("Linf", 1 / 255, 1 / 255), engine=Engine())
+        assert (found.attacks["apgd"] ^ plain.attacks["apgd"]).sum() <= (0 if exact else 1), label
