@@ -19,6 +19,9 @@ from .shared import App, json_option, pass_app, plugin_option, verbosity_options
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
 @click.option("--attack", "attacks", multiple=True, metavar="NAME", help="Attack; repeatable. `none`: clean alone.")
 @click.option("--eps", metavar="E", help="Radius, such as 8/255; a run's or the data set's own unless given.")
+@click.option(
+    "--norm", type=click.Choice(["Linf", "L2"]), help="The ball's norm; another one than the run's needs --eps."
+)
 @click.option("--limit", type=int, help="Number of test images, the same ones for every net; all unless given.")
 @click.option("--rounded", is_flag=True, help="Also the accuracy after rounding adversarial images to 8 bits.")
 @click.option(

@@ -175,9 +175,14 @@ def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) 
     chosen = table["evaluate"].get("attacks")
     old = {name: o for name, o in table["evaluate"].get("options", {}).items() if chosen is None or name in chosen}
     table["evaluate"]["options"] = merge(old, attacks)
+    old_norm = own.get("threat", {}).get("norm")
     if options["eps"] is not None:
         # The step size goes with the radius, at the share that the data set's custom gives it.
-        table["threat"] = {k: v for k, v in own.get("threat", {}).items() if k == "norm"} | {"eps": options["eps"]}
+        table["threat"] = {"norm": options["norm"] or old_norm, "eps": options["eps"]}
+    elif options["norm"] and options["norm"] != old_norm:
+        if old_norm:
+            raise RkdError(f"the run's eps is a radius in {old_norm}: with --norm {options['norm']} give --eps")
+        table["threat"] = {"norm": options["norm"]}
     for key in ("seed", "device"):
         if options[key] is not None:
             table[key] = options[key]

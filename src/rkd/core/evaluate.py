@@ -476,6 +476,9 @@ def describe(plan: AttackPlan, threat: ThreatModel, classes: int) -> dict[str, A
     elif not inside:
         here, there = (f"{t.norm} {fraction(t.eps)}" for t in (ball, threat))
         notes.append(f"its ball, {here}, is not within the threat's, {there}: not part of the worst case")
+    measure = getattr(attack, "measure", threat.norm)
+    if measure != threat.norm:
+        notes.append(f"it looks for the nearest image in {measure}: of little use in a ball of {threat.norm}")
     goal = plan.objective
     return {
         "implementation": f"{type(attack).__module__}.{type(attack).__qualname__}",

@@ -68,6 +68,7 @@ class CwL2:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "margin"
+    measure: ClassVar[str] = "L2"
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, searches=self.searches, steps=self.steps)

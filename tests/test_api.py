@@ -1,0 +1,138 @@
+"""`rkd.evaluate` of any module: what comes out, what is left alone, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import rkd
+from rkd.testing import tiny_batch, tiny_net, untouched
+
+EPS = 8 / 255
+
+
+def data(net: nn.Module, count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    x = tiny_batch(count, seed=4).x
+    with torch.no_grad():
+        return x, net.eval()(x).argmax(1)
+
+
+def test_any_module() -> None:
+    net = tiny_net()
+    pair = data(net)
+    with untouched(net):
+        result = rkd.evaluate(net, pair, ["fgsm", "pgd-sat"], eps=EPS, rounded=True)
+    found = result.summary()
+    assert found["clean"] == 1
+    assert 0 < found["attacks"]["pgd-sat"] <= found["attacks"]["fgsm"] < 1
+    assert abs(found["rounded"]["pgd-sat"] - found["attacks"]["pgd-sat"]) < 0.1
+    assert [w["check"] for w in found["warnings"]] == ["few-samples"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_any_precision(dtype: torch.dtype) -> None:
+    """The module gets images of its own type, the attack sees float32."""
+    net = tiny_net()
+    pair = data(net)
+    expected = rkd.evaluate(net, pair, ["pgd"], eps=EPS).accuracy("pgd")
+
+    class Strict(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny_net().to(dtype)
+
+        def forward(self, x):
+            assert x.dtype == dtype
+            return self.net.arch((x - self.net.mean) / self.net.std)
+
+    strict = Strict().eval()
+    with untouched(strict):
+        result = rkd.evaluate(strict, pair, ["pgd"], eps=EPS)
+    assert result.accuracy("pgd") == pytest.approx(expected, abs=0 if dtype is torch.float64 else 0.15)
+
+
+@pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
+def test_under_callers_that_want_no_gradients(around) -> None:
+    net = tiny_net()
+    pair = data(net)
+    expected = rkd.evaluate(net, pair, ["pgd"], eps=EPS, checks="full")
+    with around():
+        result = rkd.evaluate(net, pair, ["pgd"], eps=EPS, checks="full")
+    assert torch.equal(result.attacks["pgd"], expected.attacks["pgd"])
+    assert result.warnings == expected.warnings
+
+
+def test_full_checks_flag_a_defended_net() -> None:
+    class Rounded(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny_net()
+
+        def forward(self, x):
+            return self.net((x * 32).round() / 32)
+
+    net = Rounded().eval()
+    checks = {doubt.check for doubt in rkd.evaluate(net, data(net), ["pgd"], eps=EPS, checks="full").warnings}
+    assert {"zero-gradient", "no-effect", "unbounded"} <= checks
+    assert not {d.check for d in rkd.evaluate(net, data(net), ["pgd"], eps=EPS, checks="off").warnings} & {
+        "zero-gradient", "unbounded",
+    }  # fmt: skip
+
+
+def test_journal(tmp_path: Path) -> None:
+    net = tiny_net()
+    rkd.evaluate(net, data(net), ["pgd"], eps=EPS, journal=tmp_path / "j")
+    assert not (tmp_path / "j").exists(), "taken away at the end"
+
+
+def test_an_image_set_the_worst_case_is_right_about() -> None:
+    """More attacks never raise it, and it is what all leave standing."""
+    net = tiny_net()
+    pair = data(net)
+    names = ["fgsm", "pgd-sat", "cw", "apgd-dlr"]
+    worst = [rkd.evaluate(net, pair, names[:k], eps=EPS, checks="off").worst() for k in range(1, 5)]
+    for more, fewer in zip(worst[1:], worst[:-1], strict=True):
+        assert not (more & ~fewer).any()
+    assert int(worst[-1].sum()) <= int(worst[0].sum())
+
+
+class Wrong(nn.Module):
+    def __init__(self, answer) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x):
+        return self.answer(x)
+
+
+X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("net", "pair", "options", "problem"),
+    [
+        (None, (X, Y), {"eps": 0}, "eps must be above 0"),
+        (None, (X, Y), {"eps": -0.1}, "eps must be above 0"),
+        (None, (X, Y), {"eps": 8}, "in units of \\[0, 1\\] images, got 8"),
+        (None, (X, Y + 4), {}, "a label is 4, but the net knows 4 classes"),
+        (None, (X, Y - 1), {}, "a label is -1"),
+        (None, (X * 255, Y), {}, "must lie in \\[0, 1\\]"),
+        (None, (X - 0.5, Y), {}, "must lie in \\[0, 1\\]"),
+        (None, (X * float("nan"), Y), {}, "not numbers"),
+        (None, (X[:0], Y[:0]), {}, "no images"),
+        (None, (X, Y[:4]), {}, "8 images but 4 labels"),
+        (None, (X, Y), {"limit": 9}, "between 1 and 8"),
+        (None, (X, Y), {"attacks": ["pgdd"]}, "there is no attack 'pgdd'"),
+        (lambda x: x, (X, Y), {}, "expected \\(8"),
+        (lambda x: x.flatten(1)[:4, :5], (X, Y), {}, "returned \\(4, 5\\) for 8 images"),
+        (lambda x: x.flatten(1)[:, :5] * float("nan"), (X, Y), {}, "NaN or infinity"),
+        (lambda x: x.flatten(1).argmax(1), (X, Y), {}, "float tensor of logits"),
+    ],
+)
+def test_wrong_use_gets_one_clear_message(net, pair, options, problem: str) -> None:
+    module = tiny_net() if net is None else Wrong(net)
+    with pytest.raises(rkd.RkdError, match=problem):
+        rkd.evaluate(module, pair, **{"attacks": ["fgsm"], "eps": EPS, **options})
