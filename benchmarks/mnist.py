@@ -1,9 +1,10 @@
 """The MNIST study of docs/results/mnist.md: every seed method into one small student, beside its baselines.
 
-    python benchmarks/mnist.py --data-dir DATA [--out runs/mnist] [--seeds 0 1] [--jobs 2] [--epochs 6]
+    python benchmarks/mnist.py --data-dir DATA [--out runs/mnist] [--seeds 0 1] [--jobs 2] [--autoattack 300]
 
 Trains a robust and a clean teacher once, then each method with each seed, by the installed `rkd` command; finished
-runs are skipped, so a stopped study goes on where it was. Writes the table to --table (a Markdown file).
+runs are skipped, so a stopped study goes on where it was. Then AutoAttack attacks each net on fewer images. Writes
+the table to --table (a Markdown file).
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--epochs", type=int, default=6)
+    parser.add_argument("--autoattack", type=int, default=300, help="images for AutoAttack; 0: without")
     parser.add_argument("--only", nargs="+", choices=list(METHODS), help="these methods alone")
     parser.add_argument("--table-only", action="store_true", help="train nothing: the table of the runs there are")
     arguments = parser.parse_args()
@@ -74,6 +76,12 @@ def main() -> None:
                 jobs.append(pool.submit(rkd, command, arguments.out / folder(method, seed)))
         for job in jobs:
             job.result()
+        if arguments.autoattack:
+            students = [arguments.out / folder(m, s) for s in arguments.seeds for m in arguments.only or METHODS]
+            for run in [*teachers.values(), *students]:
+                jobs.append(pool.submit(autoattack, run, arguments))
+        for job in jobs:
+            job.result()
     write(arguments, teachers)
 
 
@@ -91,6 +99,26 @@ def rkd(options: list[str], run: Path) -> None:
         raise SystemExit(f"{' '.join(command)} failed")
 
 
+def autoattack(run: Path, arguments: argparse.Namespace) -> None:
+    """`rkd eval` of a finished run with AutoAttack; its answer is kept beside the runs."""
+    path = found_by_autoattack(run, arguments)
+    if path.is_file():
+        return
+    command = [str(Path(sys.executable).with_name("rkd")), "eval", str(run), "--attack", "autoattack", "--json"]
+    command += ["--limit", str(arguments.autoattack), "--data-dir", arguments.data_dir, "--checks", "off"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    print(f"{run.name}: {'AutoAttack done' if done.returncode == 0 else done.stderr[-2000:]}", flush=True)
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(done.stdout)
+
+
+def found_by_autoattack(run: Path, arguments: argparse.Namespace) -> Path:
+    return arguments.out / f"autoattack-{arguments.autoattack}" / f"{run.name}.json"
+
+
 def folder(method: str, seed: int) -> str:
     name = method.replace(" + ", "+").replace(" (", "-").replace(" ", "-").replace(")", "")
     return f"{name}-s{seed}"
@@ -98,12 +126,13 @@ def folder(method: str, seed: int) -> str:
 
 def write(arguments: argparse.Namespace, teachers: dict[str, Path]) -> None:
     """The tables, from the runs' own files."""
-    head = "| | clean | " + " | ".join(ATTACKS.values()) + " | worst case | W-Robust (PGD-40) | minutes |"
-    lines = [head, "|---|" + "---:|" * (len(ATTACKS) + 4)]
+    columns = ["clean", *ATTACKS.values(), "worst case", "W-Robust (PGD-40)"]
+    columns += [f"AutoAttack, {arguments.autoattack} images"] if arguments.autoattack else []
+    lines = ["| | " + " | ".join([*columns, "minutes"]) + " |", "|---|" + "---:|" * (len(columns) + 1)]
     for role, path in teachers.items():
-        lines.append(row(f"{role} teacher", [path]))
+        lines.append(row(f"{role} teacher", [path], arguments))
     for method in arguments.only or METHODS:
-        lines.append(row(method, [arguments.out / folder(method, seed) for seed in arguments.seeds]))
+        lines.append(row(method, [arguments.out / folder(method, seed) for seed in arguments.seeds], arguments))
     manifest = json.loads((teachers["robust"] / "manifest.json").read_text())
     versions = manifest["versions"]
     about = (
@@ -121,19 +150,23 @@ def write(arguments: argparse.Namespace, teachers: dict[str, Path]) -> None:
     print("\n".join([*lines, "", about]))
 
 
-def row(name: str, runs: list[Path]) -> str:
+def row(name: str, runs: list[Path], arguments: argparse.Namespace) -> str:
     finished = [run for run in runs if (run / "evaluation.json").is_file()]
     if len(finished) < len(runs):
         name += f" ({len(finished)} of {len(runs)} seeds)"
     runs = finished
     if not runs:
-        return f"| {name} |" + " |" * (len(ATTACKS) + 4)
+        return f"| {name} |"
     results = [json.loads((run / "evaluation.json").read_text())["student"] for run in runs]
     minutes = [json.loads((run / "manifest.json").read_text())["seconds"] / 60 for run in runs]
     columns = [[r["clean"] for r in results]]
     columns += [[r["attacks"][attack] for r in results] for attack in ATTACKS]
     columns += [[r["worst_case"] for r in results], [r["w_robust"]["pgd"] for r in results]]
     cells = [spread([100 * value for value in column]) for column in columns]
+    if arguments.autoattack:
+        answers = [path for run in runs if (path := found_by_autoattack(run, arguments)).is_file()]
+        values = [100 * json.loads(path.read_text())["attacks"]["autoattack"] for path in answers]
+        cells.append(spread(values) if len(values) == len(runs) else "")
     return f"| {name} | " + " | ".join([*cells, f"{statistics.mean(minutes):.1f}"]) + " |"
 
 

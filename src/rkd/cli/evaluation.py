@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rkd.core.corruption import corrupted_accuracy, corrupted_files_accuracy
+from rkd.core.corruption import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
 from rkd.core.curve import usual_radii
 from rkd.core.errors import ConfigError, RkdError
 from rkd.core.evaluate import Evaluation, rehearse
@@ -78,6 +78,10 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
     net = subject.net.to(choose_device(plan.config.device))
     display = Display(app.terminal)
     save = _new_folder(options["save"]) if options["save"] else None
+    if options["corruptions"] not in (None, "own"):
+        open_corrupted(options["corruptions"], shape=plan.data.shape, classes=len(plan.data.classes))
+    for note in plan.notes:
+        app.terminal.message(note)
     others = {str(find_run(text)): of_run(text, options, catalog) for text in options["others"]}
     rehearse(net, plan.data.test, plan.evaluation, threat=plan.data.threat, device=choose_device(plan.config.device))
     journal = Journal(cache_folder() / "evaluations")

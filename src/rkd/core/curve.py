@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import is_dataclass, replace
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import torch
@@ -68,5 +68,7 @@ def usual_radii(threat: ThreatModel) -> list[float]:
 
 def _at_any_radius(attack: Any) -> Any:
     """The attack without a radius and a step of its own, which would hold at all points."""
-    own = {name: None for name in ("eps", "step_size") if getattr(attack, name, None) is not None}
-    return replace(attack, **own) if own and is_dataclass(attack) and not isinstance(attack, type) else attack
+    if not is_dataclass(attack) or isinstance(attack, type):
+        return attack
+    own = {item.name for item in fields(attack)} & {"eps", "step_size"}
+    return replace(attack, **dict.fromkeys(own)) if own else attack

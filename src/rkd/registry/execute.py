@@ -82,6 +82,8 @@ def execute(
     if not resume and not dry_run:
         _check_place(path)
     plan = resolve(table, catalog)
+    for note in plan.notes:
+        reporter.message(note)
     found = find_teachers(plan, catalog, reporter)
     if any(f.missing for f in found):
         # A mistake in the run itself shall not show after the hours that a teacher may take.
