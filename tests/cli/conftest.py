@@ -20,7 +20,7 @@ from click.testing import CliRunner
 from rkd.cli import cli
 
 TINY = ("--epochs", "1", "--set", "student.width=4", "--set", "evaluate.limit=50", "--set", "attack.steps=2",
-        "--set", "validate.limit=50", "--evaluate", "fgsm,pgd")  # fmt: skip
+        "--set", "validate.limit=50", "--evaluate", "fgsm,pgd", "--no-report")  # fmt: skip
 """Settings that make a run of a method with an attack a matter of a second."""
 
 

@@ -12,7 +12,7 @@ import click
 
 from rkd import __version__
 
-from . import cite, info, list_plugins, recipes
+from . import cite, compare, info, list_plugins, recipes, report
 from . import eval as evaluate
 from . import run as train
 from .group import Commands
@@ -37,7 +37,10 @@ def cli(context: click.Context, debug: bool) -> None:
     context.ensure_object(App).debug = debug
 
 
-for command in (train.run, evaluate.evaluate, list_plugins.list_plugins, info.info, cite.cite, recipes.recipes):
+for command in (
+    train.run, evaluate.evaluate, report.report, compare.compare, list_plugins.list_plugins, info.info, cite.cite,
+    recipes.recipes,
+):  # fmt: skip
     cli.add_command(command)
 
 

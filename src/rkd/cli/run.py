@@ -12,7 +12,7 @@ from rkd.core.errors import RkdError
 
 from .shared import RUNS, App, find_run, json_option, plugin_option, verbosity_options
 
-FREE = {"out", "dry_run", "resume", "json", "quiet", "verbose", "plugin"}
+FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugin"}
 """Options that say nothing about the run itself: they go with --resume."""
 
 
@@ -47,13 +47,14 @@ FREE = {"out", "dry_run", "resume", "json", "quiet", "verbose", "plugin"}
 @click.option("--name", help="Name of the run's folder; made of method, student, data and seed unless given.")
 @click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where the run's folder goes.")
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out.")
+@click.option("--report/--no-report", default=True, help="Write report.html, a page about the run, at its end.")
 @click.option("--dry-run", is_flag=True, help="Show the resolved recipe and what it costs; write nothing.")
 @json_option
 @verbosity_options
 @plugin_option
 @click.pass_context
-def run(context: click.Context, recipe: str | None, name: str | None, out: str, resume: str | None, dry_run: bool,
-        sets: tuple[str, ...], **options: Any) -> None:  # fmt: skip
+def run(context: click.Context, recipe: str | None, name: str | None, out: str, resume: str | None, report: bool,
+        dry_run: bool, sets: tuple[str, ...], **options: Any) -> None:  # fmt: skip
     """Prepare teachers, train a student, evaluate it, and write all of it into a folder.
 
     RECIPE is a shipped recipe's name (`rkd recipes`) or a .toml file; options go on top of it, --set on top of both.
@@ -71,7 +72,7 @@ def run(context: click.Context, recipe: str | None, name: str | None, out: str, 
     table = run_table(recipe, options, sets, catalog)
     if resume is None:
         path = run_folder(table, name, out)
-    carry_out(table, catalog, path, app, resume=resume is not None, dry_run=dry_run)
+    carry_out(table, catalog, path, app, resume=resume is not None, dry_run=dry_run, report=report)
 
 
 def _resumable(context: click.Context, text: str, out: str) -> Path:

@@ -1,0 +1,25 @@
+"""Pages, pictures and tables from run folders. Reads through `rkd.core.runfolder`, never touches a net.
+
+`write_report(folder)` writes one run's page; `compare(folders)` puts several runs side by side. Importing this package
+costs the import of matplotlib and jinja2: do so inside the command that needs it.
+"""
+
+from .compare import Comparison, compare
+from .compare_page import write_comparison
+from .run_page import Report, build_report, save_report, write_report
+from .tables import cells, to_csv, to_json, to_latex, where
+
+__all__ = [
+    "Comparison",
+    "Report",
+    "build_report",
+    "cells",
+    "compare",
+    "save_report",
+    "to_csv",
+    "to_json",
+    "to_latex",
+    "where",
+    "write_comparison",
+    "write_report",
+]

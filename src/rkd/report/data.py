@@ -1,0 +1,192 @@
+"""What a run's folder says, as typed values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .values import LINE, items, number, shortened, table, text, whole
+
+MOST_CLASSES = 100_000
+
+
+@dataclass(frozen=True)
+class Doubt:
+    """A reason not to trust a number: what was found, what it means, what to do."""
+
+    finding: str
+    meaning: str = ""
+    advice: str = ""
+    check: str = ""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """`ece`: expected calibration error. `bins`: (count, mean confidence, accuracy) of each bin that is not empty."""
+
+    ece: float | None
+    confidence: float | None
+    bins: list[tuple[int, float, float]]
+
+
+@dataclass(frozen=True)
+class Search:
+    """What an attack was: its class, options and cost. `forwards` and `backwards` count images through the net.
+    `counts`: it keeps to the threat model, and so belongs into the worst case."""
+
+    implementation: str
+    options: dict[str, str]
+    objective: str
+    norm: str
+    eps: float | None
+    forwards: int | None
+    backwards: int | None
+    seconds: float | None
+    notes: list[str]
+    attacked: int | None = None
+    fooled: int | None = None
+    counts: bool = True
+    black_box: bool = False
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy under one attack by radius. `intervals` has None where there is no interval."""
+
+    attack: str
+    norm: str
+    eps: list[float]
+    accuracy: list[float]
+    intervals: list[tuple[float, float] | None]
+
+
+@dataclass(frozen=True)
+class Corruptions:
+    """Accuracy by corruption, at each severity from the mildest on."""
+
+    source: str
+    accuracy: dict[str, list[float | None]]
+    mean: float | None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the net said to an image."""
+
+    prediction: int | None
+    confidence: float | None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One image of the gallery, clean and attacked."""
+
+    index: int | None
+    label: int | None
+    attack: str
+    clean: Seen
+    adversarial: Seen
+
+
+@dataclass
+class Net:
+    """A student's or a teacher's evaluation. Accuracies are fractions."""
+
+    role: str = ""
+    model: str = ""
+    source: str = ""
+    samples: int | None = None
+    clean: float | None = None
+    attacks: dict[str, float] = field(default_factory=dict)
+    w_robust: dict[str, float] = field(default_factory=dict)
+    nrr: dict[str, float] = field(default_factory=dict)
+    worst_case: float | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    checked: bool = False
+    doubts: list[Doubt] = field(default_factory=list)
+    per_class: dict[str, list[float | None]] = field(default_factory=dict)
+    calibration: dict[str, Calibration] = field(default_factory=dict)
+    searches: dict[str, Search] = field(default_factory=dict)
+    curve: Curve | None = None
+    rounded: dict[str, float] = field(default_factory=dict)
+    corruptions: Corruptions | None = None
+    examples: list[Example] = field(default_factory=list)
+
+    def accuracy(self, name: str) -> float | None:
+        """By `clean`, `worst_case` or an attack's name."""
+        if name in ("clean", "worst_case"):
+            return self.clean if name == "clean" else self.worst_case
+        return self.attacks.get(name)
+
+
+@dataclass
+class RunData:
+    """All that a run's folder says."""
+
+    name: str
+    folder: Path
+    config: dict[str, Any]
+    config_text: str
+    manifest: dict[str, Any]
+    card: dict[str, Any]
+    history: list[dict[str, float]]
+    student: Net | None
+    teachers: list[Net]
+    left_out: list[str]
+
+    @property
+    def finished(self) -> bool:
+        return self.student is not None
+
+    @property
+    def status(self) -> str:
+        """`finished`, `running`, `interrupted`, `failed: ...`; "" where the run does not say."""
+        return text(self.manifest.get("status"), 300)
+
+    @property
+    def classes(self) -> list[str]:
+        names = items(self.card.get("classes"))[:MOST_CLASSES]
+        return [text(name, 40) or f"class {place}" for place, name in enumerate(names)]
+
+    @property
+    def threat(self) -> tuple[str, float | None]:
+        """Norm and radius; the configuration's own where there is no student yet."""
+        for source in (table(self.card.get("threat")), table(self.config.get("threat"))):
+            if (eps := number(source.get("eps"), 0, 1e6)) is not None:
+                return text(source.get("norm"), 20), eps
+        return "", None
+
+    @property
+    def data(self) -> str:
+        return text(self.card.get("data")) or text(table(self.config.get("data")).get("name"))
+
+    @property
+    def method(self) -> str:
+        return text(table(self.config.get("loss")).get("name")) or text(self.card.get("loss"))
+
+    @property
+    def student_name(self) -> str:
+        """`small-cnn+aux-bn`."""
+        student = table(self.config.get("student"))
+        kept = [name for name, options in table(student.get("conversions")).items() if options is not False]
+        return shortened("+".join([text(student.get("model")) or text(self.card.get("model")) or "?", *kept]), LINE)
+
+    @property
+    def seed(self) -> int | None:
+        return whole(self.config.get("seed"))
+
+    @property
+    def epochs(self) -> int | None:
+        return whole(self.config.get("epochs"))
+
+    @property
+    def kept_epoch(self) -> int | None:
+        """Whose weights the student has, counted from 1, where the run says so."""
+        found = whole(self.card.get("chosen_epoch"))
+        return None if found is None else found + 1
+
+    @property
+    def seconds(self) -> float | None:
+        return number(self.manifest.get("seconds"), 0)

@@ -1,0 +1,302 @@
+"""A run's folder as typed values. Whatever cannot be used is left out, and `RunData.left_out` says why."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rkd.core.errors import RkdError
+from rkd.core.runfolder import RunFolder
+
+from .data import (
+    MOST_CLASSES,
+    Calibration,
+    Corruptions,
+    Curve,
+    Doubt,
+    Example,
+    Net,
+    RunData,
+    Search,
+    Seen,
+)
+from .values import block, interval, items, number, setting, shallow, share, shortened, table, text, whole
+
+T = TypeVar("T")
+
+MOST = 64
+"""Entries of one table (attacks, teachers, loss terms) that are read."""
+
+MOST_BYTES = 64 << 20
+"""Size of a file that is read."""
+
+MOST_EPOCHS = 200_000
+
+
+def read_run(folder: RunFolder) -> RunData:
+    """Read a run, finished or not. Raises RkdError if it has no readable configuration."""
+    left_out: list[str] = []
+    config_text = _text_of(folder.config)
+    try:
+        config = shallow(tomllib.loads(config_text))
+    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
+        raise RkdError(f"cannot read {folder.config}: {_reason(error)}") from None
+    name = shortened(text(folder.path.resolve().name) or "run", 100)
+    manifest = _json_of(folder, folder.manifest, left_out)
+    card = _json_of(folder, folder.card, left_out)
+    evaluation = _json_of(folder, folder.evaluation, left_out)
+    student = None
+    if "student" in evaluation:
+        student = _Reader(left_out, "the student's").net(evaluation["student"])
+    teachers = []
+    if "teachers" in evaluation and not isinstance(evaluation["teachers"], list):
+        left_out.append("the teachers: evaluation.json does not list them")
+    for place, teacher in enumerate(items(evaluation.get("teachers"))[:MOST]):
+        if (found := _Reader(left_out, f"teacher {place + 1}'s").net(teacher)) is not None:
+            teachers.append(found)
+    return RunData(
+        name, folder.path, table(config), block(config_text), manifest, card, _history(folder, left_out),
+        student, teachers, left_out,
+    )  # fmt: skip
+
+
+def _text_of(path: Path) -> str:
+    """Raises RkdError."""
+    try:
+        if not path.is_file():
+            raise RkdError(f"there is no file {path}")
+        if path.stat().st_size > MOST_BYTES:
+            raise RkdError(f"{path} is larger than {MOST_BYTES >> 20} MiB: no run writes such a file")
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise RkdError(f"cannot read {path}: {_reason(error)}") from None
+
+
+def _json_of(folder: RunFolder, path: Path, left_out: list[str]) -> dict[str, Any]:
+    """A JSON table; {} where there is none, and a line about one that cannot be read."""
+    if not path.exists():
+        return {}
+    try:
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise RkdError("it is no file, or one too large")
+        content = folder.read_json(path)
+    except (RkdError, OSError, ValueError, RecursionError) as error:
+        left_out.append(f"{path.name}: {_reason(error)}")
+        return {}
+    if not isinstance(content, dict):
+        left_out.append(f"{path.name}: it holds no table")
+        return {}
+    return shallow(content)
+
+
+def _history(folder: RunFolder, left_out: list[str]) -> list[dict[str, float]]:
+    """The numbers of each epoch, in order of their epochs; `epoch` counts from 1."""
+    path = folder.metrics
+    if not path.exists():
+        return []
+    try:
+        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+            raise RkdError("it is no file, or one too large")
+        lines = folder.history()
+    except (RkdError, OSError, ValueError, RecursionError) as error:
+        left_out.append(f"{path.name}: {_reason(error)}")
+        return []
+    epochs: dict[int, dict[str, float]] = {}
+    dropped = 0
+    for line in lines[:MOST_EPOCHS]:
+        epoch = whole(line.get("epoch")) if isinstance(line, Mapping) else None
+        if epoch is None:
+            # Lines of events other than epochs have none.
+            dropped += not isinstance(line, Mapping) or "epoch" in line
+            continue
+        given = {key: value for key, value in list(table(line).items())[: 4 * MOST] if value is not None}
+        values = {key: found for key, value in given.items() if (found := number(value)) is not None}
+        dropped += len(values) < len(given)
+        epochs[epoch] = values | {"epoch": epoch + 1}
+    if dropped:
+        left_out.append(f"{path.name}: {dropped} line(s) with values that are no finite numbers")
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def _reason(error: BaseException) -> str:
+    """One line about an error; a path that it names is the reader's own."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return text(str(error), 300) or type(error).__name__
+
+
+class _Reader:
+    """Reads one net's evaluation, and notes what it leaves out."""
+
+    def __init__(self, left_out: list[str], whose: str) -> None:
+        self.left_out = left_out
+        self.whose = whose
+
+    def net(self, value: Any) -> Net | None:
+        if not isinstance(value, Mapping):
+            self._note("evaluation", "it is no table")
+            return None
+        source = table(value)
+        net = Net(
+            role=text(source.get("role")),
+            model=text(source.get("model")),
+            source=text(source.get("source"), 400),
+            samples=self._one(source, "samples", whole),
+            clean=self._one(source, "clean", share),
+            attacks=self._each(source, "attacks", share),
+            w_robust=self._each(source, "w_robust", share),
+            nrr=self._each(source, "nrr", share),
+            worst_case=self._one(source, "worst_case", share),
+            intervals=self._each(source, "interval_95", interval),
+            seconds=self._each(source, "seconds", lambda v: number(v, 0)),
+            checked=isinstance(source.get("warnings"), list),
+            doubts=self._doubts(source),
+            per_class=self._each(source, "per_class", _class_shares),
+            calibration=self._each(source, "calibration", _calibration),
+            searches=self._each(source, "searches", _search),
+            curve=self._one(source, "curve", _curve),
+            rounded=self._each(source, "rounded", share),
+            corruptions=self._one(source, "corruptions", _corruptions),
+            examples=self._examples(source),
+        )
+        # "clean" and "worst_case" have places of their own: as attacks' names they would stand for two things.
+        for name in ("clean", "worst_case"):
+            if net.attacks.pop(name, None) is not None:
+                self._note("attacks", f"an attack is called {name!r}")
+        return net
+
+    def _note(self, what: str, why: str) -> None:
+        self.left_out.append(f"{self.whose} {what}: {why}")
+
+    def _one(self, source: Mapping[str, Any], key: str, parse: Callable[[Any], T | None]) -> T | None:
+        """A value; None where there is none, or none that can be used."""
+        if source.get(key) is None:
+            return None
+        found = parse(source[key])
+        if found is None:
+            self._note(key, "the value cannot be used")
+        return found
+
+    def _each(self, source: Mapping[str, Any], key: str, parse: Callable[[Any], T | None]) -> dict[str, T]:
+        """A table of values, without those that are missing or cannot be used."""
+        value = source.get(key)
+        if value is None:
+            return {}
+        if not isinstance(value, Mapping):
+            self._note(key, "it is no table")
+            return {}
+        found: dict[str, T] = {}
+        for name, inner in list(table(value).items())[:MOST]:
+            if inner is None:
+                continue
+            parsed = parse(inner)
+            if parsed is None:
+                self._note(f"{key} of {name}", "the value cannot be used")
+            else:
+                found[name] = parsed
+        if len(value) > MOST:
+            self._note(key, f"{MOST} of {len(value)} are shown")
+        return found
+
+    def _doubts(self, source: Mapping[str, Any]) -> list[Doubt]:
+        found = []
+        for value in items(source.get("warnings"))[:MOST]:
+            if isinstance(value, Mapping):
+                doubt = Doubt(*(text(value.get(key), 1000) for key in ("finding", "meaning", "advice", "check")))
+            else:
+                doubt = Doubt(text(value, 1000))
+            if doubt.finding or doubt.meaning:
+                found.append(doubt)
+            else:
+                self._note("warnings", "one of them says nothing")
+        if source.get("warnings") is not None and not isinstance(source["warnings"], list):
+            self._note("warnings", "they are no list")
+        return found
+
+    def _examples(self, source: Mapping[str, Any]) -> list[Example]:
+        found = []
+        for value in items(source.get("examples")):
+            entry = table(value)
+            found.append(
+                Example(
+                    whole(entry.get("index")),
+                    whole(entry.get("label")),
+                    text(entry.get("attack"), 40),
+                    _seen(entry.get("clean")),
+                    _seen(entry.get("adversarial")),
+                )
+            )
+        return found
+
+
+def _seen(value: Any) -> Seen:
+    entry = table(value)
+    return Seen(whole(entry.get("prediction")), share(entry.get("confidence")))
+
+
+def _class_shares(value: Any) -> list[float | None] | None:
+    return [share(inner) for inner in value[:MOST_CLASSES]] if isinstance(value, list) and value else None
+
+
+def _calibration(value: Any) -> Calibration | None:
+    entry = table(value)
+    bins = []
+    for item in items(entry.get("bins"))[:1000]:
+        if isinstance(item, list) and len(item) == 3:
+            count, confidence, accuracy = whole(item[0]), share(item[1]), share(item[2])
+            if count and confidence is not None and accuracy is not None:
+                bins.append((count, confidence, accuracy))
+    found = Calibration(share(entry.get("ece")), share(entry.get("confidence")), bins)
+    return found if bins or found.ece is not None else None
+
+
+def _search(value: Any) -> Search | None:
+    entry = table(value)
+    if not entry:
+        return None
+    given = [(name, inner) for name, inner in list(table(entry.get("options")).items())[:MOST] if inner is not None]
+    options = {name: setting(name, inner) for name, inner in given}
+    return Search(
+        text(entry.get("implementation")),
+        options,
+        text(entry.get("objective")),
+        text(entry.get("norm"), 20),
+        number(entry.get("eps"), 0, 1e6),
+        whole(entry.get("forwards")),
+        whole(entry.get("backwards")),
+        number(entry.get("seconds"), 0),
+        [note for note in (text(inner, 500) for inner in items(entry.get("notes"))[:20]) if note],
+        whole(entry.get("attacked")),
+        whole(entry.get("fooled")),
+        entry.get("in_threat") is not False,
+        entry.get("black_box") is True,
+    )
+
+
+def _curve(value: Any) -> Curve | None:
+    entry = table(value)
+    radii, accuracies, intervals = (items(entry.get(key)) for key in ("eps", "accuracy", "interval_95"))
+    if len(radii) != len(accuracies):
+        return None
+    points = []
+    for place, (radius, accuracy) in enumerate(zip(radii[:1000], accuracies, strict=False)):
+        eps, right = number(radius, 0, 1e6), share(accuracy)
+        if eps is not None and right is not None:
+            points.append((eps, right, interval(intervals[place]) if place < len(intervals) else None))
+    points.sort(key=lambda point: point[0])
+    if len(points) < 2:
+        return None
+    attack, norm = text(entry.get("attack"), 40), text(entry.get("norm"), 20)
+    return Curve(attack, norm, *(list(column) for column in zip(*points, strict=True)))
+
+
+def _corruptions(value: Any) -> Corruptions | None:
+    entry = table(value)
+    rows = {
+        name: [share(inner) for inner in levels[:10]]
+        for name, levels in list(table(entry.get("accuracy")).items())[:MOST]
+        if isinstance(levels, list) and levels
+    }
+    return Corruptions(text(entry.get("source")), rows, share(entry.get("mean"))) if rows else None

@@ -1,0 +1,231 @@
+"""A run in facts: the figures, lines and commands that its page shows."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+
+from .data import Net, RunData
+from .gallery import Gallery
+from .values import attack_name, between, items, percent, radius, shortened, table, text, whole
+
+
+def badge(run: RunData) -> tuple[str, str]:
+    """(words, kind) on how the run stands."""
+    status = run.status
+    if run.finished:
+        return "finished", "good"
+    if status.startswith("failed"):
+        return shortened(status, 120), "bad"
+    return "unfinished" if status in ("", "finished") else f"unfinished: {shortened(status, 60)}", "open"
+
+
+def facts(run: RunData) -> list[str]:
+    done = int(run.history[-1]["epoch"]) if run.history else 0
+    epochs = run.epochs or done
+    found = [
+        text(run.manifest.get("started"), 40)[:10],
+        f"{epochs} epochs" if run.finished else f"{done} of {epochs} epochs",
+        f"seed {run.seed}" if run.seed is not None else "",
+        f"{run.student.samples:,} test images" if run.student and run.student.samples else "",
+    ]
+    return [fact for fact in found if fact]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A number that the page begins with: its name, value (a fraction), unit, and a line beneath."""
+
+    name: str
+    value: float
+    line: str
+    kind: str = ""
+    signed: bool = False
+
+
+def tiles(run: RunData) -> list[Tile]:
+    net = run.student
+    assert net is not None
+    found = []
+    if net.clean is not None:
+        found.append(Tile("clean accuracy", net.clean, between(net.intervals.get("clean")), "clean"))
+    counted = [name for name in net.attacks if name not in net.searches or net.searches[name].counts]
+    if net.worst_case is not None and counted:
+        several = f"under {len(counted)} attacks" if len(counted) > 1 else f"under {attack_name(counted[0])}"
+        band = between(net.intervals.get("worst_case"))
+        found.append(Tile("worst case", net.worst_case, f"{band} {several}".strip(), "attacked"))
+        rivals = [t for t in run.teachers if t.worst_case is not None]
+        if rivals:
+            best = max(rivals, key=lambda t: t.worst_case or 0)
+            assert best.worst_case is not None
+            line = f"worst case; the {best.role} teacher keeps {percent(best.worst_case)}".replace("the  ", "the ")
+            found.append(Tile("against its teacher", net.worst_case - best.worst_case, line, signed=True))
+    worst = [(a, place) for place, a in enumerate(net.per_class.get("worst_case", [])) if a is not None]
+    if len(worst) > 1:
+        share, place = min(worst)
+        name = run.classes[place] if place < len(run.classes) else str(place)
+        found.append(Tile("weakest class", share, f"class {shortened(name, 24)}, worst case"))
+    return found
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the table of results; `values` are the teachers', `counts`: the attack is part of the worst case."""
+
+    name: str
+    value: float | None
+    interval: tuple[float, float] | None
+    w_robust: float | None
+    nrr: float | None
+    rounded: float | None
+    values: list[float | None]
+    kind: str
+    counts: bool
+
+
+@dataclass(frozen=True)
+class Results:
+    teachers: list[str]
+    rows: list[Row]
+    rounded: bool
+
+
+def results(net: Net, teachers: Sequence[Net]) -> Results:
+    names = ["clean", *net.attacks]
+    if len(net.attacks) > 1 and net.worst_case is not None:
+        names.append("worst_case")
+    rows = [
+        Row(
+            "worst case" if name == "worst_case" else attack_name(name),
+            net.accuracy(name),
+            net.intervals.get(name),
+            net.w_robust.get(name),
+            net.nrr.get(name),
+            net.rounded.get(name),
+            [teacher.accuracy(name) for teacher in teachers],
+            "clean" if name == "clean" else "attacked",
+            name not in net.searches or net.searches[name].counts,
+        )
+        for name in names
+    ]
+    heads = [f"{teacher.role} teacher".strip() for teacher in teachers]
+    return Results(heads, rows, any(row.rounded is not None for row in rows))
+
+
+@dataclass(frozen=True)
+class Warned:
+    """One check's warning: (whose, finding) for each net that it is about; "" is the student."""
+
+    check: str
+    findings: list[tuple[str, str]]
+    meaning: str
+    advice: str
+
+
+def doubts(run: RunData) -> list[Warned]:
+    """The student's warnings first; one that the teachers have too is told once."""
+    nets = [("", run.student)] if run.student else []
+    nets += [(f"{teacher.role} teacher".strip(), teacher) for teacher in run.teachers]
+    found: dict[tuple[str, str, str], Warned] = {}
+    for whose, net in nets:
+        for doubt in net.doubts:
+            said = (doubt.check or doubt.finding, doubt.meaning, doubt.advice)
+            warned = found.setdefault(said, Warned(doubt.check, [], doubt.meaning, doubt.advice))
+            warned.findings.append((whose, doubt.finding))
+    return list(found.values())
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Forwards and backwards per training step by net, and (what, seconds) of the parts of the run."""
+
+    steps: list[tuple[str, int | None, int | None]]
+    times: list[tuple[str, float]]
+
+
+def cost(run: RunData) -> Cost:
+    steps = []
+    for name, counts in list(table(run.manifest.get("cost")).items())[:64]:
+        entry = table(counts)
+        steps.append((name, whole(entry.get("forwards")), whole(entry.get("backwards"))))
+    times = []
+    if (training := _training_seconds(run.history)) is not None:
+        times.append((f"training, {len(run.history)} epochs", training))
+        times.append(("one epoch, on average", training / len(run.history)))
+    if run.student and run.student.seconds:
+        times.append(("evaluation of the student", sum(run.student.seconds.values())))
+    if run.seconds is not None:
+        times.append(("the whole run, with preparing and evaluating", run.seconds))
+    return Cost([step for step in steps if step[1:] != (None, None)], times)
+
+
+def _training_seconds(history: Sequence[Mapping[str, float]]) -> float | None:
+    """`seconds` counts from the start of the process: a resumed run begins again from zero."""
+    marks = [line["seconds"] for line in history if line.get("seconds", -1) >= 0]
+    if not marks:
+        return None
+    ends = [mark for mark, after in zip(marks, [*marks[1:], 0.0], strict=True) if after < mark]
+    return sum(ends)
+
+
+@dataclass(frozen=True)
+class Command:
+    why: str
+    text: str
+
+
+def commands(run: RunData) -> list[Command]:
+    name = shlex.quote(run.name)
+    plugins = table(run.manifest.get("plugins"))
+    files = "".join(f" --plugin {shlex.quote(text(plugins[key]))}" for key in plugins if key.startswith("file/"))
+    found = []
+    if not run.finished:
+        found.append(Command("go on where it stopped", f"rkd run --resume {name}{files}"))
+    found.append(Command("repeat it, from the folder that holds this run", f"rkd run {name}/config.toml{files}"))
+    words = [text(word, 500) for word in items(run.manifest.get("command"))[:200]]
+    if len(words) > 1:
+        program = "rkd" if PurePath(words[0]).name in ("rkd", "__main__.py") else words[0]
+        found.append(Command("how it was started", shlex.join([program, *words[1:]])))
+    if run.finished:
+        found.append(Command("attack it with something stronger", f"rkd eval {name} --attack autoattack{files}"))
+    found.append(Command("what to cite", f"rkd cite {name}{files}"))
+    return found
+
+
+def machine(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(heading, [(name, value)]) of all that the manifest says of software and hardware."""
+    manifest = run.manifest
+    plugins = table(manifest.get("plugins"))
+    foreign = [(key, text(value)) for key, value in plugins.items() if not key.startswith("rkd-toolkit/")]
+    data = table(manifest.get("data"))
+    about = [
+        ("started", text(manifest.get("started"), 40)),
+        ("precision", text(manifest.get("precision"))),
+        ("data", " ".join(filter(None, (text(data.get("name")), text(data.get("fingerprint")))))),
+        ("threat", radius(*run.threat)),
+        ("git revision", text(manifest.get("git"), 60)),
+    ]
+    found = [
+        ("run", [(name, value) for name, value in about if value]),
+        ("versions", [(k, text(v)) for k, v in list(table(manifest.get("versions")).items())[:64] if v is not None]),
+        ("hardware", [(k, text(v)) for k, v in list(table(manifest.get("hardware")).items())[:64] if v is not None]),
+        ("other plugins", foreign[:64]),
+    ]
+    return [(heading, lines) for heading, lines in found if lines]
+
+
+def absent(net: Net | None, gallery: Gallery | None) -> list[str]:
+    """What the evaluation did not measure."""
+    if net is None:
+        return []
+    parts = {
+        "accuracy against eps": net.curve,
+        "accuracy by class": net.per_class,
+        "calibration": net.calibration,
+        "accuracy on corrupted images": net.corruptions,
+        "accuracy after rounding to 8 bits": net.rounded,
+        "a gallery": gallery,
+    }
+    return [name for name, value in parts.items() if not value]

@@ -1,0 +1,246 @@
+"""Runs side by side: groups of seeds, reasons not to compare, and the forms of the table."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+from rkd.core.errors import RkdError
+from rkd.report import compare, to_csv, to_json, to_latex, write_comparison
+from rkd.report.compare import Comparison
+from rkd.report.tables import latex
+
+from .folders import CARD, CONFIG, MANIFEST, make_run, net, search
+from .test_run_page import POISON, Page, hostile
+
+
+def seeds(tmp_path: Path) -> list:
+    """Three seeds of one method, one run of another."""
+    runs = [
+        make_run(tmp_path / f"mtard-{seed}", config={"seed": seed}, student=net(clean, 0.7, pgd), examples=False)
+        for seed, clean, pgd in ((0, 0.95, 0.6), (1, 0.97, 0.5), (2, 0.96, 0.7))
+    ]
+    other = {"loss": {"name": "pgd-at"}, "teachers": [], "schedulers": {}}
+    return [*runs, make_run(tmp_path / "at", config=other, student=net(0.94, 0.72, 0.65), examples=False)]
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Comparison:
+    return compare(seeds(tmp_path))
+
+
+def test_runs_that_differ_by_seed_alone_are_one_group(found: Comparison) -> None:
+    assert [group.name for group in found.groups] == ["mtard-anl small-cnn", "at"]
+    first, second = found.groups
+    assert first.seeds == [0, 1, 2]
+    value = first.value("pgd-sat")
+    assert value is not None and value.mean == pytest.approx(0.6) and value.std == pytest.approx(0.1)
+    assert value.interval is None
+    alone = second.value("clean")
+    assert alone is not None and (alone.mean, alone.std) == (0.94, None)
+    assert alone.interval == pytest.approx((0.9, 0.97))
+    assert found.robust == "worst_case" and found.warnings == []
+    w_robust, nrr = found.combined(first)
+    pairs = [(0.95, 0.59), (0.97, 0.49), (0.96, 0.69)]
+    assert w_robust is not None and w_robust.mean == pytest.approx(statistics.fmean((c + r) / 2 for c, r in pairs))
+    assert nrr is not None and nrr.std == pytest.approx(statistics.stdev(2 * c * r / (c + r) for c, r in pairs))
+
+
+def test_settings_that_differ(found: Comparison) -> None:
+    assert found.differences["loss.name"] == ["mtard-anl", "pgd-at"]
+    assert found.differences["teachers.1.role"] == ["robust", ""]
+    assert "seed" not in found.differences and "attack.steps" not in found.differences
+
+
+def test_what_is_measured_besides_does_not_part_seeds(tmp_path: Path) -> None:
+    wide = {"seed": 1, "evaluate": CONFIG["evaluate"] | {"examples": 0, "checks": "full"}}
+    pair = [make_run(tmp_path / "a", student=net()), make_run(tmp_path / "b", config=wide, student=net())]
+    assert len(compare(pair).groups) == 1
+    other = make_run(tmp_path / "c", config={"seed": 2, "epochs": 4}, student=net())
+    assert len(compare([*pair, other]).groups) == 2
+
+
+def test_the_same_seed_twice_is_told(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / name, student=net()) for name in ("a", "b")]
+    assert any("the same seed" in warning for warning in compare(runs).warnings)
+    assert len(compare([runs[0], runs[0]]).runs) == 1, "one folder given twice is one run"
+
+
+def test_names_are_told_apart(tmp_path: Path) -> None:
+    runs = [make_run(tmp_path / place / "run", config={"epochs": n}) for n, place in enumerate(("one", "two"), 1)]
+    assert [run.name for run in compare(runs).runs] == ["one/run", "two/run"]
+    pairs = [
+        make_run(tmp_path / f"{epochs}-{seed}", config={"epochs": epochs, "seed": seed}, student=net())
+        for epochs in (5, 6)
+        for seed in (0, 1)
+    ]
+    names = [group.name for group in compare(pairs).groups]
+    assert names == ["mtard-anl small-cnn (5-0, 5-1)", "mtard-anl small-cnn (6-0, 6-1)"]
+
+
+@pytest.mark.parametrize(
+    ("card", "manifest", "student", "words"),
+    [
+        ({"data": "mnist"}, {"data": {"name": "mnist"}}, net(), "not comparable: different data sets (digits, mnist)"),
+        ({}, {"data": {"name": "digits", "fingerprint": "ffff"}}, net(), "share a name, but not their images"),
+        ({"threat": {"norm": "Linf", "eps": 0.5}}, {}, net(), "different threats (Linf eps 0.5, Linf eps 38/255)"),
+        ({"threat": {"norm": "L2", "eps": 38 / 255}}, {}, net(), "not comparable: different threats"),
+        ({}, {}, net() | {"samples": 1000}, "different numbers of test images (359, 1,000)"),
+        ({}, {}, net() | {"searches": {"pgd-sat": search("pgd", options={"steps": 3})}}, "PGD-SAT is not the same"),
+    ],
+)
+def test_numbers_that_are_not_comparable(tmp_path: Path, card, manifest, student, words: str) -> None:
+    usual = net() | {"searches": {"pgd-sat": search("pgd")}}
+    runs = [
+        make_run(tmp_path / "a", student=usual),
+        make_run(tmp_path / "b", config={"epochs": 9}, manifest=MANIFEST | manifest, card=CARD | card, student=student),
+    ]
+    warnings = compare(runs).warnings
+    assert len(warnings) == 1 and words in warnings[0]
+
+
+def test_weights_chosen_on_the_test_images(tmp_path: Path) -> None:
+    on_test = {"validate": {"on": "test"}}
+    runs = [make_run(tmp_path / "a", student=net()), make_run(tmp_path / "b", config=on_test, student=net())]
+    assert compare(runs).warnings == ["chosen on the test images, unlike the others: b"]
+
+
+def test_different_attacks(tmp_path: Path) -> None:
+    fewer = net() | {"attacks": {"fgsm": 0.8}, "worst_case": 0.8}
+    runs = [make_run(tmp_path / "a", student=net()), make_run(tmp_path / "b", student=fewer, config={"epochs": 9})]
+    found = compare(runs)
+    assert found.robust == "fgsm" and found.robust_name == "FGSM"
+    assert found.warnings == ["the runs were evaluated with different attacks: their worst cases are not comparable"]
+    with pytest.raises(RkdError, match="not every run was evaluated with 'pgd-sat'; all have fgsm"):
+        compare(runs, "pgd-sat")
+    foreign = net() | {"attacks": {"mine": 0.5}}
+    found = compare([runs[0], make_run(tmp_path / "c", student=foreign, config={"epochs": 8})])
+    assert found.robust is None and found.combined(found.groups[0]) == (None, None)
+    assert "share no attack" in found.warnings[0]
+
+
+def test_a_chosen_attack(tmp_path: Path) -> None:
+    found = compare(seeds(tmp_path), "pgd-sat")
+    assert found.robust == "pgd-sat"
+    w_robust, _ = found.combined(found.groups[1])
+    assert w_robust is not None and w_robust.mean == pytest.approx((0.94 + 0.65) / 2)
+
+
+def test_unfinished_runs_are_left_out(tmp_path: Path) -> None:
+    whole, part = make_run(tmp_path / "a", student=net()), make_run(tmp_path / "b", finished=False)
+    found = compare([whole, part])
+    assert [run.name for run in found.runs] == ["a"]
+    assert found.warnings == ["b is left out: it has no evaluation (interrupted)"]
+    with pytest.raises(RkdError, match="nothing to compare"):
+        compare([part])
+
+
+def test_what_the_runs_warn_of_is_repeated(tmp_path: Path) -> None:
+    doubt = {"check": "few-samples", "finding": "359 images: between 60 and 70"}
+    runs = [
+        make_run(tmp_path / name, config={"epochs": n}, student=net() | {"warnings": [doubt | {"finding": text}]})
+        for n, (name, text) in enumerate((("a", "between 60 and 70"), ("b", "between 50 and 60")), 1)
+    ]
+    assert compare(runs).warnings == ["few-samples in a, b; for example: between 60 and 70"]
+    assert compare(runs[:1]).warnings == ["a: between 60 and 70"]
+
+
+# Forms
+
+
+def test_json(found: Comparison) -> None:
+    content = json.loads(json.dumps(to_json(found)))
+    assert set(content) == {"robust", "attacks", "groups", "runs", "differences", "warnings"}
+    for group in content["groups"]:
+        assert set(group) == {"name", "runs", "seeds", "clean", "attacks", "worst_case", "w_robust", "nrr"}
+        assert set(group["clean"]) == {"mean", "std", "interval_95"}
+    for run in content["runs"]:
+        assert set(run) == {
+            "run", "group", "method", "student", "data", "norm", "eps", "seed", "epochs", "seconds", "samples", "clean",
+            "attacks", "worst_case", "interval_95", "warnings",
+        }  # fmt: skip
+    assert content["groups"][0]["attacks"]["pgd-sat"]["mean"] == pytest.approx(0.6)
+    assert content["runs"][3]["attacks"] == {"fgsm": 0.72, "pgd-sat": 0.65}
+    assert content["differences"]["loss.name"] == {"mtard-anl small-cnn": "mtard-anl", "at": "pgd-at"}
+
+
+def test_csv(found: Comparison) -> None:
+    rows = list(csv.DictReader(io.StringIO(to_csv(found))))
+    assert [row["run"] for row in rows] == ["mtard-0", "mtard-1", "mtard-2", "at"]
+    assert [float(row["pgd-sat"]) for row in rows] == [0.6, 0.5, 0.7, 0.65]
+    assert (float(rows[3]["clean_low"]), rows[3]["seed"], rows[3]["method"]) == (0.94 - 0.04, "0", "pgd-at")
+    assert {row["group"] for row in rows} == {"mtard-anl small-cnn", "at"}
+
+
+def test_csv_of_strange_names(tmp_path: Path) -> None:
+    student = net() | {"attacks": {"=cmd()": 0.5, 'a,"b\nc': 0.25}}
+    folder = make_run(tmp_path / "a", config={"loss": {"name": "=HYPERLINK(1)"}}, student=student)
+    row = next(csv.DictReader(io.StringIO(to_csv(compare([folder])))))
+    assert row["method"] == "'=HYPERLINK(1)", "no formula"
+    assert row["'=cmd()"] == "0.5" and row['a,"b c'] == "0.25" and row["worst_case"] == "0.7"
+
+
+def test_latex(found: Comparison) -> None:
+    lines = to_latex(found).splitlines()
+    assert lines[0] == r"% digits, Linf eps 38/255, 359 test images; values in %. Needs \usepackage{booktabs}."
+    assert lines[1:4] == [
+        r"\begin{tabular}{lrrrrrrr}", r"\toprule",
+        r"Run & Seeds & clean & FGSM & PGD-SAT & worst case & W-Robust & NRR \\",
+    ]  # fmt: skip
+    assert lines[5].startswith(r"mtard-anl small-cnn & 3 & $96.0 \pm 1.0$ & $70.0 \pm 0.0$ & $60.0 \pm 10.0$ & ")
+    assert lines[6].startswith(r"at & 1 & 94.0 {\scriptsize [90.0, 97.0]} & ")
+    assert lines[-2:] == [r"\bottomrule", r"\end{tabular}"]
+    assert {line.count("&") for line in lines if line.endswith(r"\\")} == {7}
+
+
+def test_latex_of_strange_names(tmp_path: Path) -> None:
+    name = r"\input{/etc/passwd} 100%_#&$x^2~{}[1]*"
+    config, student = {"loss": {"name": name}}, net() | {"warnings": [name]}
+    folders = [make_run(tmp_path / str(n), config=config | {"seed": n}, student=student) for n in (0, 1)]
+    lines = to_latex(compare(folders)).splitlines()
+    cell = next(line for line in lines if line.endswith(r"\\") and "Run" not in line).partition(" & ")[0]
+    escaped = r"\textbackslash{}input\{/etc/passwd\} 100\%\_\#\&\$x\textasciicircum{}2\textasciitilde{}\{\}{[}1{]}{*}"
+    assert cell == f"{escaped} small-cnn"
+    assert [line[0] for line in lines if line.endswith(name)] == ["%"], "a warning is a comment"
+
+
+def test_latex_never_lets_a_special_character_through() -> None:
+    plain = latex("".join(map(chr, range(32, 127))))
+    for command in (r"\textbackslash{}", r"\textasciitilde{}", r"\textasciicircum{}", r"\textless{}", r"\textgreater{}",
+                    r"\textbar{}", "{''}", "{[}", "{]}", "{*}", *(f"\\{c}" for c in "{}$&%#_")):  # fmt: skip
+        assert command in plain
+        plain = plain.replace(command, "")
+    assert not set(plain) & set('\\{}$&%#_^~<>|"[]*')
+
+
+def test_the_page(found: Comparison, tmp_path: Path) -> None:
+    target = tmp_path / "new" / "all.html"
+    written = write_comparison(found, target)
+    assert written == [target, target.parent / "all-trade-off.svg", target.parent / "all-trade-off.png"]
+    assert all(path.is_file() for path in written)
+    page = Page(target.read_text(encoding="utf-8"))
+    assert "mtard-anl small-cnn 3 96.0 ± 1.0" in page.text("table") and "at 1 94.0 [90.0–97.0]" in page.text("table")
+    assert "loss.name mtard-anl pgd-at" in page.text("differences")
+    assert "mtard-1 mtard-anl small-cnn 1 97.0 [93.0–100.0]" in page.text("runs")
+    assert [a["class"] for a in page.all("svg")] == ["drawing"]
+    assert r"\begin{tabular}" in page.text("latex")
+
+
+def test_no_page_over_a_folder(found: Comparison, tmp_path: Path) -> None:
+    with pytest.raises(RkdError, match=r"is a folder; name a file, such as .*compare\.html"):
+        write_comparison(found, tmp_path)
+
+
+def test_a_hostile_folder_injects_nothing(tmp_path: Path) -> None:
+    found = compare([hostile(tmp_path / "a"), make_run(tmp_path / "b", student=net())])
+    html = write_comparison(found, tmp_path / "x.html")[0].read_text(encoding="utf-8")
+    page = Page(html)
+    assert not page.all("script") and not page.all("img") and not page.all("b") and "&lt;script&gt;" in html
+    assert not any(key.startswith("on") for _, attrs in page.tags for key in attrs)
+    assert POISON[:20] in json.dumps(to_json(found))
+    assert all(line.startswith("%") or "<script" not in line for line in to_latex(found).splitlines())
