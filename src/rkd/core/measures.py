@@ -14,10 +14,11 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
     share = successes / count
     centre = share + z * z / (2 * count)
     spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
-    return (
-        max(0.0, (centre - spread) / (1 + z * z / count)),
-        min(1.0, (centre + spread) / (1 + z * z / count)),
-    )
+    scale = 1 + z * z / count
+    # Exactly 0 and 1 at the ends, where rounding would leave a trace.
+    low = (centre - spread) / scale if successes else 0.0
+    high = (centre + spread) / scale if successes < count else 1.0
+    return max(0.0, low), min(1.0, high)
 
 
 def interval(right: Tensor) -> list[float]:
