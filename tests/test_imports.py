@@ -24,6 +24,7 @@ ROOMS = {
 FOREIGN = {
     "core": {"click", "rich", "torchvision", "timm", "pydantic", "sklearn", "matplotlib"},
     "registry": {"click", "rich"},
+    "report": {"torch", "click", "rich"},
     "testing": {"pytest", "click", "rich"},
 }
 FILES = sorted(path for room in ROOMS for path in (SOURCE / room).rglob("*.py"))

@@ -57,8 +57,8 @@ def test_what_it_returns_and_leaves(finished) -> None:
     assert json.loads(json.dumps(results)) == results, "plain JSON"
     files = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     assert files == {
-        "config.toml", "manifest.json", "metrics.jsonl", "student.safetensors", "student.json", "evaluation.json", "examples.safetensors",
-        "checkpoints/last.safetensors", "checkpoints/best.safetensors",
+        "config.toml", "manifest.json", "metrics.jsonl", "student.safetensors", "student.json", "evaluation.json",
+        "examples.safetensors", "checkpoints/last.safetensors", "checkpoints/best.safetensors",
     }  # fmt: skip
     folder = RunFolder.open(path)
     assert [line["epoch"] for line in folder.history()] == [0, 1, 2]

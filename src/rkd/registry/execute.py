@@ -112,7 +112,7 @@ def execute(
         _continue(run, reporter)
     else:
         folder.write_config(plan.config.text())
-    manifest = _manifest(plan, catalog, run)
+    manifest = _manifest(plan, catalog, run) | {"cost": _cost(card)}
     folder.write_json(folder.manifest, manifest | {"status": "running"})
     try:
         fit(run)
@@ -197,7 +197,10 @@ def _finish(
         teachers.append(_teacher(f) | known)
     arch = net.arch if isinstance(net, Net) else net
     folder.save_weights(folder.weights, to_cpu(arch.state_dict()))
-    folder.write_json(folder.card, card_of(plan, net, student))  # type: ignore[arg-type]
+    chosen_epoch = run.best["epoch"] if run.best else run.epochs - 1
+    parameters = sum(p.numel() for p in net.parameters())
+    described = card_of(plan, net, student)  # type: ignore[arg-type]
+    folder.write_json(folder.card, described | {"parameters": parameters, "chosen_epoch": chosen_epoch})
     if evaluation.gallery is not None:
         gallery = {"clean": evaluation.gallery.clean, "adversarial": evaluation.gallery.adversarial}
         folder.save_weights(folder.examples, gallery)
@@ -211,8 +214,8 @@ def _finish(
         "seconds": round(time.perf_counter() - started, 1),
         "student": {
             "model": "+".join([plan.config.student.model, *_kept(plan.config.student.conversions)]),
-            "parameters": sum(p.numel() for p in net.parameters()),
-            "chosen_epoch": run.best["epoch"] if run.best else run.epochs - 1,
+            "parameters": parameters,
+            "chosen_epoch": chosen_epoch,
         }
         | student,
         "teachers": [
