@@ -150,7 +150,9 @@ def test_an_evaluation_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest
     for done in range(0, 1000, 10):
         now += 0.125  # exact in binary
         tell("pgd-sat", done, 1000)
-    assert capsys.readouterr().err == "evaluating student: PGD-SAT 390/1000\nevaluating student: PGD-SAT 790/1000\n"
+    assert capsys.readouterr().err == (
+        "evaluating student: PGD-SAT 390/1000, 8 s left\nevaluating student: PGD-SAT 790/1000, 3 s left\n"
+    )
 
 
 def test_durations() -> None:

@@ -24,6 +24,7 @@ from rkd.registry.load import load_file, load_run
 from rkd.registry.resolve import Plan, resolve
 from rkd.registry.teachers import cache_folder, settle_normalization
 
+from .interrupts import Interrupts
 from .progress import Display
 from .shared import App, find_run, split_names
 
@@ -76,7 +77,8 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
     """Attack the net. Returns what `rkd eval --json` prints. A killed evaluation goes on where it was."""
     plan = subject.plan
     net = subject.net.to(choose_device(plan.config.device))
-    display = Display(app.terminal)
+    interrupts = Interrupts()
+    display = Display(app.terminal, interrupts)
     save = _new_folder(options["save"]) if options["save"] else None
     if options["corruptions"] not in (None, "own"):
         open_corrupted(options["corruptions"], shape=plan.data.shape, classes=len(plan.data.classes))
@@ -85,7 +87,8 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
     others = {str(find_run(text)): of_run(text, options, catalog) for text in options["others"]}
     rehearse(net, plan.data.test, plan.evaluation, threat=plan.data.threat, device=choose_device(plan.config.device))
     journal = Journal(cache_folder() / "evaluations")
-    result = run_attacks(net, plan, catalog, display.evaluating(subject.name), journal, app.terminal.detail)
+    with interrupts.noted():
+        result = run_attacks(net, plan, catalog, display.evaluating(subject.name), journal, app.terminal.detail)
     if options["corruptions"]:
         result.extra["corruptions"] = _corrupted(net, plan, options["corruptions"], catalog, display, subject.name)
     if others:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from rkd.core.hookspecs import hookimpl
 
+from .interrupts import Interrupts
 from .terminal import Terminal, attack_name, duration, percent
 
 if TYPE_CHECKING:
@@ -28,9 +29,10 @@ LINE_WITHIN_EPOCH = 60.0
 class Training:
     """Run-time hooks that follow one training."""
 
-    def __init__(self, title: str, terminal: Terminal) -> None:
+    def __init__(self, title: str, terminal: Terminal, interrupts: Interrupts | None = None) -> None:
         self.title = title
         self.terminal = terminal
+        self.interrupts = interrupts or Interrupts()
         self.epoch = self.epochs = self.batch = self.batches = self.first = 0
         self.values: dict[str, float] = {}
         self.checked: dict[str, float] = {}
@@ -46,6 +48,7 @@ class Training:
 
     @hookimpl
     def rkd_after_update(self, run: Run) -> None:
+        self.interrupts.check()
         self.epoch, self.batch = run.epoch, run.batch_number + 1
         now = time.monotonic()
         if now - self.read >= READ_EVERY:
@@ -110,8 +113,9 @@ class Training:
 class Display:
     """The reporter of the command line (`rkd.registry.execute.Reporter`)."""
 
-    def __init__(self, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal, interrupts: Interrupts | None = None) -> None:
         self.terminal = terminal
+        self.interrupts = interrupts or Interrupts()
         self.told = 0.0
 
     def message(self, text: str) -> None:
@@ -122,7 +126,7 @@ class Display:
             self.terminal.message(line, wrap=True)
 
     def training(self, title: str) -> Mapping[str, Any]:
-        return {"rkd progress display": Training(title, self.terminal)}
+        return {"rkd progress display": Training(title, self.terminal, self.interrupts)}
 
     def evaluating(self, title: str) -> Callable[[str, int, int], None]:
         state: dict[str, Any] = {"what": "clean", "done": 0, "total": 1, "first": 0, "since": time.monotonic()}
@@ -146,6 +150,7 @@ class Display:
             return line
 
         def progress(what: str, done: int, total: int) -> None:
+            self.interrupts.check()
             if what != state["what"] or done < state["done"]:
                 state.update(first=done, since=time.monotonic())
             state.update(what=what, done=done, total=total)

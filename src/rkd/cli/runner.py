@@ -12,6 +12,7 @@ from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig
 from rkd.registry.execute import execute
 
+from .interrupts import Interrupts
 from .progress import Display
 from .results import show_run
 from .shared import App
@@ -25,11 +26,11 @@ def carry_out(
     """Run a configuration in the folder `path` and show its results."""
     terminal = app.terminal
     began = resume or not path.exists()
+    interrupts = Interrupts()
+    display = Display(terminal, interrupts)
     try:
-        with terminal.guarded():
-            results = execute(
-                table, catalog, path, Display(terminal), title=_title(table), dry_run=dry_run, resume=resume
-            )
+        with interrupts.noted(), terminal.guarded():
+            results = execute(table, catalog, path, display, title=_title(table), dry_run=dry_run, resume=resume)
     except (Exception, KeyboardInterrupt) as error:
         for note in _how_to_go_on(path, error) if began else []:
             error.add_note(note)
