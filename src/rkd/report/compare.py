@@ -19,7 +19,7 @@ WORST = "worst_case"
 ALIKE = ("seed", "name", "device", "prepare_minutes")
 """Settings that do not make two runs different: they say which draw it was, its folder, and where it ran."""
 
-LOOKS = ("batch_size", "rounded", "checks", "curve", "examples")
+LOOKS = ("batch_size", "rounded", "checks", "curve", "engine", "examples")
 """Settings of the evaluation that leave its accuracies as they are."""
 
 MOST_DIFFERENCES = 60
