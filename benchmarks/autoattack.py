@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=125)
     parser.add_argument("--out", type=Path, default=Path("runs/autoattack"))
     parser.add_argument("--table", type=Path, default=Path("docs/results/autoattack.md"))
-    parser.add_argument("--engine", choices=["auto", "plain"], default="auto", help="how rkd runs the net")
+    parser.add_argument("--engine", choices=["auto", "bfloat16", "plain"], default="auto")
     parser.add_argument("--table-only", action="store_true", help="attack nothing: the table of the chunks there are")
     arguments = parser.parse_args()
     if not arguments.table_only:
@@ -63,7 +63,9 @@ def measure(run: Path, arguments: argparse.Namespace) -> None:
     threat = ThreatModel(**loaded.card["threat"])
     positions = choose(len(data.test), arguments.samples)
     # One engine for the whole run, as in an evaluation: it measures once.
-    engine = Engine(lambda text: print(f"  {text}", flush=True)) if arguments.engine == "auto" else None
+    engine = None
+    if arguments.engine != "plain":
+        engine = Engine(lambda text: print(f"  {text}", flush=True), bfloat16=arguments.engine == "bfloat16")
     for number, part in enumerate(positions.split(arguments.chunk)):
         path = chunk_file(arguments, run, number)
         if path.is_file():

@@ -89,6 +89,15 @@ def test_the_engine_serves_searches_that_confirm(catalog: Catalog, monkeypatch) 
     assert Engine().choice(net, ApgdCe(steps=5), X, batches=1) is None, "over before measuring has paid"
 
 
+def test_reduced_precision_has_to_be_asked_for(catalog: Catalog, monkeypatch) -> None:
+    net = net_of(catalog)
+    asked = []
+    monkeypatch.setattr(module, "choose", lambda net, x, **k: asked.append(k["bfloat16"]) or Choice("plain", net))
+    assert Engine().choice(net, ApgdCe(), X, batches=10) is None
+    Engine(bfloat16=True).choice(net, ApgdCe(), X, batches=10)
+    assert asked == [False, True]
+
+
 class Liar(nn.Module):
     """A copy that takes every image for fooled."""
 

@@ -43,10 +43,15 @@ class Choice:
 
 
 class Engine:
-    """Chooses for searches that confirm what they find (`confirms = True`), once for each net and kind of batch."""
+    """Chooses for searches that confirm what they find (`confirms = True`), once for each net and kind of batch.
 
-    def __init__(self, tell: Callable[[str], None] = lambda text: None) -> None:
+    `bfloat16`: also offers reduced precision. It is about twice as fast again, and finds less: small steps uphill are
+    lost in its rounding (docs/results/autoattack.md), so that it has to be asked for.
+    """
+
+    def __init__(self, tell: Callable[[str], None] = lambda text: None, bfloat16: bool = False) -> None:
         self.tell = tell
+        self.bfloat16 = bfloat16
         self._known: dict[tuple[int, tuple[int, ...], str], Choice] = {}
         self._nets: list[nn.Module] = []
         """Kept alive, so that an id stays its net's own. Their weights must not change meanwhile."""
@@ -60,7 +65,7 @@ class Engine:
             if batches * _questions(attack) < WORTH:
                 return None
             self._nets.append(net)
-            self._known[where] = choose(net, x, bfloat16=True, tell=self.tell)
+            self._known[where] = choose(net, x, bfloat16=self.bfloat16, tell=self.tell)
         known = self._known[where]
         return None if known.net is net else known
 
