@@ -309,3 +309,9 @@ def test_devices() -> None:
     assert choose_precision("bf16", torch.device("cpu")) is torch.bfloat16
     assert choose_precision("fp32", torch.device("cpu")) is None
     assert choose_precision("auto", torch.device("cpu")) is None
+
+
+def test_parts_of_a_batch_need_two_images_each(catalog: Catalog) -> None:
+    assert resolve({"batch_size": 8, "grad_accumulation": 4}, catalog).config.grad_accumulation == 4
+    with pytest.raises(ConfigError, match="at most 4 are possible"):
+        resolve({"batch_size": 8, "grad_accumulation": 5}, catalog)

@@ -36,6 +36,7 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 @click.option("--with", "extension", multiple=True, metavar="EXTENSION", help="Extension, such as awp or ema.")
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
+@click.option("--grad-accumulation", type=int, metavar="N", help="Compute each batch in N parts, to save memory.")
 @click.option("--lr", metavar="X", help="Learning rate at the start of its schedule.")
 @click.option("--seed", type=int)
 @click.option("--evaluate", multiple=True, metavar="A,B,...", help="Attacks of the final evaluation: fgsm,pgd-sat,cw.")

@@ -67,8 +67,10 @@ class Step:
         self._teachers = teachers or {}
         self._attacks = attacks or {}
         self._knobs = knobs or {}
-        self._noise_key = noise_key
+        self.noise_key = noise_key
         self._on_query = on_query
+        self._preview = False
+        self._parts: list[Step] = []
         self._searching: tuple[View, Mode] | None = None
         self._open: tuple[View, ...] = ()
         if twice := [view for view in batch.views if view in self._attacks]:
@@ -114,7 +116,8 @@ class Step:
             )
         missing = {view: self.image(view) for view in views if (view, mode) not in self._student_logits}
         if missing:
-            for view, logits in self._student.logits(missing, mode).items():
+            run_in: Mode = "frozen" if self._preview and mode == "train" else mode
+            for view, logits in self._student.logits(missing, run_in).items():
                 self._student_logits[view, mode] = logits
         if mode == "train":
             self.used.trained.update(views)
@@ -144,6 +147,30 @@ class Step:
         finally:
             self._student_logits = kept
 
+    # What a batch that is computed in parts needs
+
+    def parts(self, count: int) -> list[Step]:
+        """The step in `count` parts of equal size, give or take one sample, in order. Asked again, the same ones."""
+        if count == 1:
+            return [self]
+        if len(self._parts) != count:
+            rows = torch.arange(len(self.batch), device=self.y.device)
+            self._parts = [self.select(keep) for keep in rows.tensor_split(count)]
+        return self._parts
+
+    @contextmanager
+    def preview(self) -> Iterator[None]:
+        """Inside, the student runs without recording its running statistics: the same samples come once more."""
+        self._preview = True
+        try:
+            yield
+        finally:
+            self._preview = False
+
+    def forget_gradients(self) -> None:
+        """Keep the student's answers and let their graphs go."""
+        self._student_logits = {key: logits.detach() for key, logits in self._student_logits.items()}
+
     # What objectives need
 
     def role(self, role: str | None = None) -> str:
@@ -170,7 +197,7 @@ class Step:
         """The step of a part of the samples, for a search that lets fallen samples leave. Teachers are not re-run."""
         part = Step(
             self.batch.select(keep), self._student, self._teachers, self._attacks, threat=self.threat,
-            knobs=self._knobs, progress=self.progress, lr_scale=self.lr_scale, noise_key=self._noise_key,
+            knobs=self._knobs, progress=self.progress, lr_scale=self.lr_scale, noise_key=self.noise_key,
             on_query=self._on_query,
         )  # fmt: skip
         part.used = self.used
@@ -184,7 +211,7 @@ class Step:
         """This step for another student, in the middle of a search for `view`. Images and teacher logits are kept."""
         other = Step(
             self.batch, student, self._teachers, threat=self.threat, knobs=self._knobs, progress=self.progress,
-            lr_scale=self.lr_scale, noise_key=self._noise_key,
+            lr_scale=self.lr_scale, noise_key=self.noise_key,
         )  # fmt: skip
         other.used = self.used
         other._searching, other._open = (view, mode), self._open
@@ -222,10 +249,10 @@ class Step:
         mode: Mode = getattr(plan.attack, "mode", "eval")
         outer, self._searching = self._searching, (view, mode)
         self._open = (*self._open, view)
-        noise = Noise(key(self._noise_key, view), self.batch.index)
+        noise = Noise(key(self.noise_key, view), self.batch.index)
         device = self.batch.x.device
         # Only a train-mode search (dropout) may touch the global generator: leave it as it was.
-        random = forked(key(self._noise_key, view, "net"), device) if mode != "eval" else nullcontext()
+        random = forked(key(self.noise_key, view, "net"), device) if mode != "eval" else nullcontext()
         try:
             with (
                 torch.inference_mode(False),

@@ -13,12 +13,12 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
-from . import ops
 from .checkpoint import finite, to_cpu
 from .cost import Count, counting
 from .data import Dataset, Loader, Split, check_images
 from .errors import DataError, Refused, RkdError, TrainingFailed
 from .evaluate import evaluate
+from .gradients import backward, total, weight, weighted
 from .hookspecs import RunHooks
 from .interfaces import Loss, Scheduler, Teacher
 from .nets import NetStudent, NetTeacher, check_logits
@@ -26,6 +26,11 @@ from .random import forked, key
 from .runfolder import RunFolder
 from .step import AttackPlan, Step
 from .types import Batch, Schedule, View, at
+
+__all__ = [
+    "CostCard", "Run", "Validation", "chosen_net", "dry_step", "fit", "run_hooks", "total", "update", "weight",
+    "weighted",
+]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +58,8 @@ class Run:
     lr: float = 0.1
     lr_schedule: Schedule = 1.0
     clip_gradient: float | None = None
+    grad_accumulation: int = 1
+    """In how many parts a batch's gradient is computed: the memory of one part, the step of the whole batch."""
     teachers: dict[str, Teacher] = field(default_factory=dict)
     attacks: dict[View, AttackPlan] = field(default_factory=dict)
     schedulers: dict[str, Scheduler] = field(default_factory=dict)
@@ -144,60 +151,6 @@ def run_hooks(extensions: Mapping[str, Any] | None = None) -> pluggy.PluginManag
     return manager
 
 
-def total(run: Run, step: Step) -> Tensor:
-    """The loss of a step, a scalar: terms -> schedulers, in order, exactly once -> weights x class weights x mean."""
-    terms = run.loss(step)
-    for name, term in terms.items():
-        if tuple(term.shape) != (len(step.batch),):
-            raise Refused(
-                f"the loss term {name!r} has the shape {tuple(term.shape)}; expected one value per sample, "
-                f"({len(step.batch)},): a loss never averages over the batch itself"
-            )
-    updates = _updates(run, step, terms)
-    run.knobs.update(updates)
-    run.terms = {name: term.detach() for name, term in terms.items()}
-    return weighted(run, step, terms)
-
-
-def weighted(run: Run, step: Step, terms: Mapping[str, Tensor]) -> Tensor:
-    """Terms `(B,)` to one number, with the weights as they stand."""
-    parts = []
-    for name, term in terms.items():
-        for classes in ("class_weights", f"class_weights.{name}"):
-            if classes in run.knobs:
-                term = term * ops.per_class(run.knobs[classes], step.y)
-        parts.append(weight(run, name, step.progress) * term.mean())
-    if not parts:
-        raise Refused("the loss returned no terms")
-    return torch.stack([part.reshape(()) for part in parts]).sum()
-
-
-def weight(run: Run, term: str, progress: float) -> float | Tensor:
-    """The weight of a term now: a scheduler's, else the loss's, else 1."""
-    if f"weight.{term}" in run.knobs:
-        return run.knobs[f"weight.{term}"]
-    return at(getattr(run.loss, "weights", {}).get(term, 1.0), progress)
-
-
-def _updates(run: Run, step: Step, terms: Mapping[str, Tensor]) -> dict[str, Any]:
-    updates: dict[str, Any] = {}
-    owner: dict[str, str] = {}
-    for name, scheduler in run.schedulers.items():
-        for knob, value in scheduler.update(step, terms).items():
-            if knob in owner:
-                raise Refused(f"schedulers {owner[knob]!r} and {name!r} both set {knob!r}; keep one of them")
-            for kind in ("weight", "class_weights"):
-                term = knob.removeprefix(f"{kind}.")
-                if knob.startswith(f"{kind}.") and term not in terms:
-                    raise Refused(
-                        f"scheduler {name!r} sets {knob!r}, but the loss has no term {term!r} "
-                        f"(its terms: {', '.join(terms)})"
-                    )
-            owner[knob] = name
-            updates[knob] = value
-    return updates
-
-
 def fit(run: Run) -> None:
     """Train. Afterwards the student holds the chosen weights; `run.history` one record an epoch.
 
@@ -256,9 +209,7 @@ def update(run: Run, batch: Batch) -> Tensor:
     run.optimizer.zero_grad(set_to_none=True)
     run.loss_value = torch.zeros(())
     if not run.hooks.hook.rkd_backward(step=step):
-        loss = total(run, step)
-        loss.backward()
-        run.loss_value = loss.detach()
+        run.loss_value = backward(run, step)
     if run.clip_gradient is not None:
         nn.utils.clip_grad_norm_(run.student.net.parameters(), run.clip_gradient)
     run.optimizer.step()
@@ -288,7 +239,7 @@ def _validate(run: Run, metrics: dict[str, Any]) -> None:
         threat=run.data.threat,
         classes=len(run.data.classes),
         seed=run.seed,
-        batch_size=max(run.loader.batch_size, 128),
+        batch_size=max(-(-run.loader.batch_size // run.grad_accumulation), 128),
         limit=min(plan.limit, len(plan.split)) if plan.limit else None,
         device=run.device,
     )

@@ -65,6 +65,7 @@ def build(
         lr=config.optimizer.lr,
         lr_schedule=schedule,
         clip_gradient=config.optimizer.clip_gradient,
+        grad_accumulation=config.grad_accumulation,
         teachers=dict(teachers),
         attacks=plan.attacks,
         schedulers=plan.schedulers,

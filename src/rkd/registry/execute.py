@@ -141,7 +141,7 @@ def predict(run: Run) -> float:
     A step on few images says little about one on many: of a small net's step most is overhead. The fastest of a few
     counts, since whatever else the machine does only ever slows a step down.
     """
-    wanted = run.loader.batch_size
+    wanted = -(-run.loader.batch_size // run.grad_accumulation)  # the whole batch may not fit into memory
     samples = min(8, wanted)
     card = dry_step(run, samples)
     while samples < wanted and card.seconds < 1:

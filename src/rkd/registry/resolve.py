@@ -92,6 +92,11 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     if config is None:
         problems.stop()
 
+    if 2 * config.grad_accumulation > config.batch_size:
+        problems.found.append(
+            f"grad_accumulation: {config.grad_accumulation} parts of a batch of {config.batch_size} have fewer than "
+            f"two images each; at most {config.batch_size // 2} are possible"
+        )
     data = problems.catch(_with_threat, data, config) or data
     attacks = {}
     parts = PlanParts(catalog, data)

@@ -246,6 +246,8 @@ def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan, n
         "student": {**reference.options, "model": reference.model},
         "evaluate": config.evaluate.model_dump(exclude_none=True),
     }
+    if config.grad_accumulation > 1:  # a batch that is too large for the student's training is so for a teacher's
+        base["grad_accumulation"] = config.grad_accumulation
     custom = plan.data.teachers.get(reference.role, {})
     large = sum(p.numel() for p in net.parameters()) > LARGE
     recipes = [custom.get("recipe", {}), custom.get("large", {}) if large else {}]

@@ -25,9 +25,10 @@ from dataclasses import dataclass, field
 
 import torch
 
+from rkd.core.gradients import backward
 from rkd.core.hookspecs import hookimpl
 from rkd.core.step import Step
-from rkd.core.trainer import Run, total, weighted
+from rkd.core.trainer import Run
 from rkd.core.types import Schedule, at
 
 
@@ -54,20 +55,19 @@ class Awp:
             return False
         net = run.student.net
         buffers = [buffer.clone() for buffer in net.buffers()]
-        moved = [p for p in net.parameters() if p.requires_grad and p.ndim > 1]
-        loss = total(run, step)
-        gradients = torch.autograd.grad(loss, moved, allow_unused=True)
+        loss = backward(run, step)
+        moved = [p for p in net.parameters() if p.requires_grad and p.ndim > 1 and p.grad is not None]
         kept = [p.detach().clone() for p in moved]
         gamma = at(self.gamma, step.progress)
         with torch.no_grad():
             for buffer, before in zip(net.buffers(), buffers, strict=True):
                 buffer.copy_(before)
-            for weight, gradient in zip(moved, gradients, strict=True):
-                if gradient is not None:
-                    weight.add_(gradient * (gamma * weight.norm() / (gradient.norm() + 1e-20)))
+            for weight in moved:
+                assert weight.grad is not None
+                weight.add_(weight.grad * (gamma * weight.norm() / (weight.grad.norm() + 1e-20)))
+        run.optimizer.zero_grad(set_to_none=True)
         try:
-            with step.fresh():
-                weighted(run, step, run.loss(step)).backward()
+            backward(run, step, again=True)
         finally:
             with torch.no_grad():
                 for weight, before in zip(moved, kept, strict=True):
