@@ -60,7 +60,7 @@ def measure(run: Path, arguments: argparse.Namespace) -> None:
     if arguments.data_dir:
         config["data"]["dir"] = arguments.data_dir
     data = load_data(parse({"data": config["data"]}), catalog())
-    threat = ThreatModel(**loaded.card["threat"])
+    threat = loaded.card.threat
     positions = choose(len(data.test), arguments.samples)
     # One engine for the whole run, as in an evaluation: it measures once.
     engine = None

@@ -54,9 +54,11 @@ def bibtex(text: str) -> dict[str, str]:
 def parts_of(folder: Path, catalog: Catalog, app: App) -> Iterable[Entry]:
     """Every component that a run's configuration names. One that is not installed any more is told, not an error."""
     from rkd.core.errors import RkdError
-    from rkd.registry.config import read_recipe
+    from rkd.registry.config import parse, read_recipe
 
-    for kind, name in dict.fromkeys(_names(read_recipe(folder / "config.toml"))):
+    config = read_recipe(folder / "config.toml")
+    parse(config)  # names are where they belong from here on
+    for kind, name in dict.fromkeys(_names(config)):
         try:
             yield catalog.find(kind, name)
         except RkdError as error:

@@ -17,7 +17,7 @@ from rkd.core.runfolder import RunFolder
 from rkd.core.transfer import transfer_matrix
 from rkd.registry.build import choose_device
 from rkd.registry.catalog import Catalog
-from rkd.registry.config import assignments, merge, read_recipe
+from rkd.registry.config import assignments, merge, parse, read_recipe
 from rkd.registry.evaluation import curve_attack
 from rkd.registry.evaluation import evaluate_net as run_attacks
 from rkd.registry.load import load_file, load_run
@@ -47,18 +47,19 @@ def of_run(text: str, options: Mapping[str, Any], catalog: Catalog) -> Subject:
     folder = RunFolder(find_run(text))
     loaded = load_run(folder.path, catalog)
     config = read_recipe(folder.config)
+    parse(config)  # a stranger's: every section has its form from here on
     own: dict[str, Any] = {key: config[key] for key in ("seed", "device", "data", "evaluate") if key in config}
-    own["threat"] = dict(loaded.card["threat"])
+    own["threat"] = asdict(loaded.card.threat)
     if options["dataset"]:
         own.get("evaluate", {}).pop("limit", None)  # it was meant for another number of test images
     plan = _plan(own, options, catalog)
-    shape, classes = tuple(loaded.card["shape"]), len(loaded.card["classes"])
+    shape, classes = loaded.card.shape, len(loaded.card.classes)
     if shape != tuple(plan.data.shape) or classes != len(plan.data.classes):
         raise RkdError(
             f"{folder.path} is for images {shape} and {classes} classes; data set {plan.data.name!r} has "
             f"{tuple(plan.data.shape)} and {len(plan.data.classes)}"
         )
-    return Subject(str(folder.path), str(loaded.card["model"]), loaded.net, plan)
+    return Subject(str(folder.path), loaded.card.model, loaded.net, plan)
 
 
 def of_file(path: Path, options: Mapping[str, Any], catalog: Catalog, app: App) -> Subject:
@@ -163,6 +164,8 @@ def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) 
         raise ConfigError([
             f"--set {key}: here there is attack.NAME.KEY, model.KEY and data.KEY" for key in sorted(wrong)
         ])  # fmt: skip
+    if values := [key for key, value in sets.items() if not isinstance(value, Mapping)]:
+        raise ConfigError([f"--set {key}=...: expected --set {key}.KEY=VALUE" for key in values])
     attacks = {name: values for name, values in sets.get("attack", {}).items() if isinstance(values, Mapping)}
     if len(attacks) < len(sets.get("attack", {})):
         raise ConfigError("--set attack.KEY=VALUE: name the attack, as in --set attack.pgd-sat.steps=50")

@@ -13,7 +13,7 @@ from rich.text import Text
 from rkd.core.hookspecs import hookimpl
 
 from .interrupts import Interrupts
-from .terminal import Terminal, attack_name, duration, percent
+from .terminal import Terminal, attack_name, duration, percent, safe
 
 if TYPE_CHECKING:
     from rkd.core.trainer import CostCard, Run
@@ -30,7 +30,7 @@ class Training:
     """Run-time hooks that follow one training."""
 
     def __init__(self, title: str, terminal: Terminal, interrupts: Interrupts | None = None) -> None:
-        self.title = title
+        self.title = safe(title)
         self.terminal = terminal
         self.interrupts = interrupts or Interrupts()
         self.epoch = self.epochs = self.batch = self.batches = self.first = 0
@@ -88,7 +88,7 @@ class Training:
                      Text(self._left()))  # fmt: skip
         lines.add_row(head)
         for text in (_losses(self.values) + _weights(self.values), self._validation()):
-            lines.add_row(Text(f"  {text}", "dim", no_wrap=True, overflow="ellipsis"))
+            lines.add_row(Text(f"  {safe(text)}", "dim", no_wrap=True, overflow="ellipsis"))
         return lines
 
     def _tell(self, line: str) -> None:
@@ -129,6 +129,7 @@ class Display:
         return {"rkd progress display": Training(title, self.terminal, self.interrupts)}
 
     def evaluating(self, title: str) -> Callable[[str, int, int], None]:
+        title = safe(title)
         state: dict[str, Any] = {"what": "clean", "done": 0, "total": 1, "first": 0, "since": time.monotonic()}
         self.told = time.monotonic()
 
@@ -204,4 +205,4 @@ def _weights(values: Mapping[str, float]) -> str:
 
 
 def _column(what: str) -> str:
-    return what if what == "clean" else attack_name(what)
+    return what if what == "clean" else safe(attack_name(what))

@@ -57,6 +57,8 @@ def citations_of(folder: RunFolder, catalog: Catalog, app: App) -> tuple[dict[st
     configuration cannot be read for parts."""
     import sys
 
+    from rkd.core.errors import ConfigError
+
     from .about import component_of
     from .cite import bibtex, parts_of
 
@@ -65,7 +67,7 @@ def citations_of(folder: RunFolder, catalog: Catalog, app: App) -> tuple[dict[st
         for entry in parts_of(folder.path, catalog, app):
             for key, text in bibtex(sys.modules[component_of(entry).__module__].__doc__ or "").items():
                 found.setdefault(key, text)
-    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
+    except (ConfigError, KeyError, TypeError, AttributeError, ValueError) as error:
         # A configuration that no run wrote; `rkd run` would say what is wrong with it.
         return None, f"citations: config.toml names no parts that can be read ({type(error).__name__})"
     return found, ""

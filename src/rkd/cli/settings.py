@@ -34,6 +34,8 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: tuple[str, .
         base["schedulers"] = {k: v for k, v in base["schedulers"].items() if k in given["schedulers"]}
     table = merge(base, given)
     if "none" in options["scheduler"]:
+        if not isinstance(table.get("schedulers"), Mapping):
+            raise ConfigError("schedulers: is a table of settings")
         table["schedulers"].pop("none", None)
         if default := _default_scheduler(table, catalog):
             table["schedulers"].setdefault(default, False)
@@ -99,10 +101,10 @@ def run_folder(table: Mapping[str, Any], name: str | None, out: str) -> Path:
         return str(inner.get(key, default)) if isinstance(inner, Mapping) else default
 
     conversions = (table.get("student") or {}).get("conversions") if isinstance(table.get("student"), Mapping) else None
-    student = "+".join([
-        get("student", "model", usual.student.model),
-        *(name for name, options in (conversions or {}).items() if options is not False),
-    ])  # fmt: skip
+    if not isinstance(conversions, Mapping):
+        conversions = {}  # whatever else it is, resolving the configuration tells
+    kept = (name for name, options in conversions.items() if options is not False)
+    student = "+".join([get("student", "model", usual.student.model), *kept])
     parts = [get("loss", "name", usual.loss.name), student, get("data", "name", usual.data.name)]
     base = str(table.get("name") or f"{'-'.join(parts)}-s{table.get('seed', usual.seed)}")
     base = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", base).strip("-.")[:120] or "run"
@@ -140,7 +142,7 @@ def _default_scheduler(table: Mapping[str, Any], catalog: Any) -> str | None:
     loss = table.get("loss")
     name = loss.get("name") if isinstance(loss, Mapping) else None
     try:
-        component = catalog.find("loss", name or RunConfig().loss.name).component
+        component = catalog.find("loss", str(name or RunConfig().loss.name)).component
     except RkdError:
         return None  # told with all other problems, when the run is resolved
     return dict(getattr(component, "defaults", {})).get("scheduler")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
@@ -19,6 +20,11 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
+from rkd.core.text import printable
+
+_ESCAPED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\U000e0000-\U000e0fff]")
+"""Characters beyond ASCII's own that steer a terminal, or how it orders what follows."""
 
 Column = str | tuple[str, str]
 """A heading, or (heading, "right") for numbers, or (heading, "wrap") for long text."""
@@ -46,7 +52,7 @@ class Terminal:
 
     def result(self, text: str = "", style: str = "", wrap: bool = False) -> None:
         """What the user asked for: stdout. `wrap`: by words, where it is not to be copied as it stands."""
-        self.out.print(Text(text, style), soft_wrap=not wrap)
+        self.out.print(Text(safe(text), style), soft_wrap=not wrap)
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], title: str = "") -> None:
         """Rows under headings: stdout."""
@@ -57,13 +63,13 @@ class Terminal:
         for column in columns:
             heading, kind = (column, "left") if isinstance(column, str) else column
             table.add_column(
-                Text(heading),
+                Text(safe(heading)),
                 justify="right" if kind == "right" else "left",
                 no_wrap=kind != "wrap",
                 overflow="fold" if kind == "wrap" else "ellipsis",
             )
         for row in rows:
-            table.add_row(*(Text(cell) if isinstance(cell, str) else cell for cell in row))
+            table.add_row(*(Text(safe(cell)) if isinstance(cell, str) else cell for cell in row))
         # Plain tables pad their last column with blanks, which nobody wants in a log.
         if plain:
             with self.out.capture() as capture:
@@ -74,30 +80,31 @@ class Terminal:
 
     def json(self, content: Any) -> None:
         """The one object of `--json`."""
-        sys.stdout.write(json.dumps(content, indent=2, ensure_ascii=False, default=str) + "\n")
+        text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
+        sys.stdout.write(_ESCAPED.sub(lambda found: json.dumps(found.group())[1:-1], text) + "\n")
         sys.stdout.flush()
 
     def message(self, text: str, always: bool = False, hint: bool = False, wrap: bool = False) -> None:
         """What goes on: stderr. `always`: also with -q. `hint`: on a terminal alone."""
         if (self.verbosity >= 0 or always) and (not hint or self.animated):
-            self.err.print(Text(text), soft_wrap=not wrap)
+            self.err.print(Text(safe(text)), soft_wrap=not wrap)
 
     def detail(self, text: str) -> None:
         """What -v adds: stderr."""
         if self.verbosity > 0:
-            self.err.print(Text(text, "dim"), soft_wrap=True)
+            self.err.print(Text(safe(text), "dim"), soft_wrap=True)
 
     def warning(self, text: str) -> None:
         """Something doubtful: stderr."""
-        self.err.print(Text.assemble(("warning: ", "bold yellow"), text))
+        self.err.print(Text.assemble(("warning: ", "bold yellow"), safe(text)))
 
     def error(self, text: str, problems: Sequence[str] = (), notes: Sequence[str] = ()) -> None:
         """Why the command ends: stderr. `notes`, what to type next, stay whole for copying."""
-        self.err.print(Text.assemble(("error: ", "bold red"), text))
+        self.err.print(Text.assemble(("error: ", "bold red"), safe(text)))
         for problem in problems:
-            self.err.print(Padding(Text(f"- {problem}"), (0, 0, 0, 2), expand=False))
+            self.err.print(Padding(Text(f"- {safe(problem)}"), (0, 0, 0, 2), expand=False))
         for note in notes:
-            self.err.print(Text(f"  {note}"), soft_wrap=True)
+            self.err.print(Text(f"  {safe(note)}"), soft_wrap=True)
 
     def live(self, draw: Callable[[], RenderableType]) -> None:
         """Keep what `draw` returns on the last lines of the terminal, until `still()`."""
@@ -125,6 +132,11 @@ class Terminal:
                 yield
             finally:
                 self.still()
+
+
+def safe(text: str) -> str:
+    """`text` without characters that steer a terminal: names and errors come from files of strangers."""
+    return printable(text, keep="\n\t")
 
 
 def percent(share: float) -> str:

@@ -38,8 +38,12 @@ from .interfaces import Corruption
 from .modes import running
 from .nets import check_logits
 from .random import Noise, key
+from .text import expanded
 
 T = TypeVar("T")
+
+MOST_LABELS = 50_000_000
+"""A file with holes in it can say that it has any number of labels: CIFAR-10-C has 50,000, ImageNet-C 250,000."""
 
 SEVERITIES = (1, 2, 3, 4, 5)
 
@@ -148,7 +152,7 @@ def open_corrupted(
     `shape` (C, H, W) and `classes`: what the net takes, where it is known. Raises DataError naming the file and what
     was expected of it. No file is unpickled.
     """
-    folder = Path(folder).expanduser()
+    folder = expanded(folder)
     form = "a NAME.npy for each corruption, uint8 (5N, H, W, C), the severities 1 to 5 in order, and labels.npy (5N,)"
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}; expected one with {form}")
@@ -195,7 +199,8 @@ def _load(file: Path) -> Any:
 
 def _labels(array: Any, file: Path, classes: int | None) -> Tensor:
     """`(N,)` int64 of the labels of all severities."""
-    if array.dtype.kind not in "iu" or array.ndim != 1 or len(array) == 0 or len(array) % 5:
+    sound = array.dtype.kind in "iu" and array.ndim == 1 and 0 < len(array) <= MOST_LABELS and len(array) % 5 == 0
+    if not sound:
         raise DataError(
             f"{file} holds {array.dtype} of shape {array.shape}; expected integers (5N,), a label for each image of "
             "the five severities"

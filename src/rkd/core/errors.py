@@ -44,5 +44,11 @@ class TrainingFailed(RkdError):
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """`" Did you mean a or b?"` for names near `name`, else an empty string."""
-    near = get_close_matches(name, list(known), n=limit, cutoff=0.5)
+    near = get_close_matches(name, list(known), n=limit, cutoff=0.5) if len(name) <= 100 else []
     return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def shown(value: object, limit: int = 200) -> str:
+    """`repr` of what somebody gave, cut to `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."

@@ -16,6 +16,7 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
+from .errors import shown
 from .types import Schedule, fraction
 
 
@@ -90,17 +91,17 @@ class Points:
 def parse_number(text: str | float | int) -> float:
     """A finite number from `0.3`, `"0.3"` or `"8/255"`. Raises ValueError with what was expected."""
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
-        raise ValueError(f"expected a number such as 0.3 or 8/255, got {text!r}")
+        raise ValueError(f"expected a number such as 0.3 or 8/255, got {shown(text)}")
     if isinstance(text, str):
         top, slash, bottom = text.partition("/")
         try:
             value = float(top) / float(bottom) if slash else float(top)
         except (ValueError, ZeroDivisionError):
-            raise ValueError(f"expected a number such as 0.3 or 8/255, got {text!r}") from None
+            raise ValueError(f"expected a number such as 0.3 or 8/255, got {shown(text)}") from None
     else:
         value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"expected a finite number, got {text!r}")
+        raise ValueError(f"expected a finite number, got {shown(text)}")
     return value
 
 
@@ -121,7 +122,7 @@ def parse_schedule(text: str | float | int) -> Schedule:
     try:
         return _FORMS[name](plain, named)
     except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"cannot read the schedule {text!r}: {error}") from None
+        raise ValueError(f"cannot read the schedule {shown(text)}: {error}") from None
 
 
 def _line(kind: type[Ramp] | type[Cosine], plain: list[str], named: dict[str, str]) -> Schedule:
@@ -175,9 +176,9 @@ def _share(progress: float, since: float, until: float) -> float:
 
 
 def _show(value: float) -> str:
-    for shown in (f"{value:.6g}", fraction(value)):
-        if parse_number(shown) == value:
-            return shown
+    for text in (f"{value:.6g}", fraction(value)):
+        if parse_number(text) == value:
+            return text
     return repr(float(value))
 
 

@@ -1,15 +1,20 @@
 """Weights from files that other people's scripts wrote. Weights are data, never code.
 
 `.safetensors` is read as it is; `.pt`, `.pth`, `.th`, `.t7`, `.tar` through `torch.load(weights_only=True)`, with no
-way around. Understood are the wrappers `{"state_dict": ...}`, `{"net": ...}`, `{"model": ...}` and the prefixes
-that DataParallel (`module.`), torch.compile (`_orig_mod.`) and wrapping modules leave on every key.
+way around. What comes out is refused unless it is plain: dense real tensors that lie in the file whole, and no larger
+than it (torch unpacks compressed archives, and gives a view of one number any size). Understood are the wrappers
+`{"state_dict": ...}`, `{"net": ...}`, `{"model": ...}` and the prefixes that DataParallel (`module.`), torch.compile
+(`_orig_mod.`) and wrapping modules leave on every key.
 """
 
 from __future__ import annotations
 
 import pickle
 import re
-from collections.abc import Mapping
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +25,13 @@ from .checkpoint import load_weights
 from .errors import WeightsError
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".t7", ".tar", ".ckpt", ".bin")
+ROOM = 10_000_000
+"""Parameters that a net may have beyond those that its weights file could be for."""
+
+_DTYPES = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint8, torch.bool,
+}  # fmt: skip
 _WRAPPERS = ("state_dict", "net", "model", "model_state_dict", "student")
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "arch.")
 
@@ -30,11 +42,14 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
     if not path.is_file():
         raise WeightsError(f"there is no weights file {path}")
     if path.suffix == ".safetensors":
-        return strip_prefixes(load_weights(path))
+        return strip_prefixes(_plain(load_weights(path), path))
     if path.suffix not in SUFFIXES:
         raise WeightsError(f"{path}: weights are read from {', '.join(SUFFIXES)}")
+    _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of old torch versions' formats, which are told below
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f" ({named.group(1)})" if named else ""
@@ -42,10 +57,10 @@ def read_weights(path: Path | str) -> dict[str, Tensor]:
             f"{path} cannot be read safely: it holds Python objects besides tensors{what}, or is damaged. Have its "
             "author save `model.state_dict()` alone, or convert it to .safetensors"
         ) from None
-    except (RuntimeError, OSError, ValueError, KeyError, EOFError, AttributeError, TypeError, IndexError) as error:
+    except Exception as error:  # broken bytes raise whatever torch's readers trip over
         first = str(error).strip().split("\n")[0]
         raise WeightsError(f"{path} is not a readable weights file ({type(error).__name__}: {first})") from None
-    return strip_prefixes(_unwrap(content, path))
+    return strip_prefixes(_plain(_unwrap(content, path), path))
 
 
 def strip_prefixes(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -98,6 +113,9 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
         for key in wanted
         if key in state and state[key].shape != wanted[key].shape
     ]
+    broken = [key for key, value in state.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if broken and not (missing or extra or shapes):
+        raise WeightsError(f"{source} holds values that are not numbers (NaN or infinity), in {_some(broken)}")
     if missing or extra or shapes:
         problems = []
         if shapes:
@@ -111,6 +129,56 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
             hint = "; the architecture fits, but the number of classes or channels, or the width, differs"
         raise WeightsError(f"{source} does not fit this architecture: {'; '.join(problems)}{hint}")
     net.load_state_dict(state)
+
+
+@contextmanager
+def built_for(state: Mapping[str, Tensor], source: str) -> Iterator[None]:
+    """Inside, no net is built that is much larger than the weights in `state`, which are meant for it.
+
+    What a stranger's run says of its architecture ends here, before it takes memory without end. Raises WeightsError.
+    """
+    there = sum(value.numel() for value in state.values())
+    limit = 4 * there + ROOM
+    counted = 0
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
+        nonlocal counted
+        # Each counts as a thousand numbers at least: as modules they take as much memory.
+        counted += max(parameter.numel(), 1000) if parameter is not None else 0
+        if counted > limit + 1000 * len(state):
+            raise WeightsError(f"{source} holds {there:,} numbers, but the net that it is said to be for has far more")
+
+    hook = nn.modules.module.register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive whose members are compressed: torch.save stores them, and a megabyte unpacks to gigabytes."""
+    try:
+        if not zipfile.is_zipfile(path):
+            return
+        with zipfile.ZipFile(path) as archive:
+            members = archive.infolist()
+    except Exception as error:  # broken archives raise all kinds of errors
+        raise WeightsError(f"{path} is not a readable weights file ({type(error).__name__}: {error})") from None
+    stored = all(member.compress_type == zipfile.ZIP_STORED for member in members)
+    if not stored or sum(member.file_size for member in members) > path.stat().st_size:
+        raise WeightsError(f"{path} is a compressed archive, which torch.save never writes; it is not unpacked")
+
+
+def _plain(state: Mapping[str, Tensor], path: Path) -> Mapping[str, Tensor]:
+    """`state`, unless something in it is no dense tensor of real numbers that the file holds."""
+    size = path.stat().st_size
+    for name, value in state.items():
+        if value.layout != torch.strided or value.device.type != "cpu" or value.dtype not in _DTYPES:
+            kind = f"{value.layout}, {value.dtype}, on {value.device}".replace("torch.", "")
+            raise WeightsError(f"{path}: {name} is no dense tensor of real numbers ({kind})")
+        if value.numel() * value.element_size() > size:
+            raise WeightsError(f"{path}: {name} {tuple(value.shape)} is larger than the file")
+    return state
 
 
 def _fitting(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> Mapping[str, Tensor]:

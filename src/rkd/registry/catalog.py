@@ -12,12 +12,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from rkd.core.errors import RkdError, UnknownName, did_you_mean
+from rkd.core.errors import RkdError, UnknownName, did_you_mean, shown
 from rkd.core.hookspecs import KINDS
 from rkd.core.interfaces import Family
 
 from . import options
 from .manager import Plugin, Plugins, load_plugins
+
+LONGEST = 80
+"""Characters of a component's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +60,13 @@ class Catalog:
                 provided = hook()
             if not isinstance(provided, Mapping):
                 raise TypeError(f"{KINDS[kind]} must return {{name: component}}, got {type(provided).__name__}")
-            for name, component in provided.items():
-                if not isinstance(name, str) or not (callable(component) or isinstance(component, Family)):
-                    raise TypeError(f"{KINDS[kind]}: {name!r} must name a class, a function or a Family")
+            found = [_entry(kind, name, component, plugin) for name, component in provided.items()]
         except (Exception, SystemExit) as error:
             self.plugins.fail(plugin, error)
             self._forget(plugin)
             return
-        for name, component in provided.items():
-            self.entries[kind].setdefault(name, []).append(Entry(kind, name, component, plugin))
+        for entry in found:
+            self.entries[kind].setdefault(entry.name, []).append(entry)
 
     def _forget(self, plugin: Plugin) -> None:
         for names in self.entries.values():
@@ -128,7 +129,7 @@ class Catalog:
             for example in entry.component.examples
         ]
         near = did_you_mean(name, dict.fromkeys([*known, *examples]))
-        message = f"there is no {kind} {name!r}.{near} Known: {', '.join(known)}."
+        message = f"there is no {kind} {shown(name)}.{near} Known: {', '.join(known)}."
         broken = self.plugins.broken
         if broken:
             names = ", ".join(f"{plugin.name} of {plugin.distribution} {plugin.version}" for plugin in broken)
@@ -138,6 +139,20 @@ class Catalog:
     @cached_property
     def kinds(self) -> tuple[str, ...]:
         return tuple(KINDS)
+
+
+def _entry(kind: str, name: Any, component: Any, plugin: Plugin) -> Entry:
+    """What a plugin provides, if it is fit to be looked up and shown. Raises TypeError, ValueError, re.error."""
+    if not isinstance(name, str) or not (callable(component) or isinstance(component, Family)):
+        raise TypeError(f"{KINDS[kind]}: {shown(name)} must name a class, a function or a Family")
+    if not name or not name.isprintable() or name != name.strip() or len(name) > LONGEST:
+        raise ValueError(f"{KINDS[kind]}: {shown(name)} is no name: 1 to {LONGEST} printable characters")
+    if isinstance(component, Family):
+        re.compile(component.pattern)
+    entry = Entry(kind, name, component, plugin)
+    if not isinstance(entry.summary, str):
+        raise TypeError(f"{KINDS[kind]}: the docstring of {name!r} is no text")
+    return entry
 
 
 def load_catalog(files: Iterable[Path | str] = ()) -> Catalog:

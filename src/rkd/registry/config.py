@@ -6,17 +6,17 @@ against their dataclasses when the run is built.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean
+from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown
 from rkd.core.schedules import parse_number, parse_schedule
+from rkd.core.text import DEEPEST, parse_toml, read_text
 
 Table = dict[str, Any]
 
@@ -171,6 +171,23 @@ class RunConfig(_Section):
         return tomli_w.dumps(_without_none(self.model_dump(by_alias=True)))
 
 
+M = TypeVar("M", bound=BaseModel)
+
+
+def section(model: type[M], table: Mapping[str, Any], where: str) -> M:
+    """A section that stands elsewhere in the configuration, at `where`. Raises ConfigError with every problem."""
+    try:
+        return model(**table)
+    except ValidationError as error:
+        raise ConfigError([f"{where}.{_explain(item)}" for item in error.errors()]) from None
+
+
+_TABLES = {
+    "loss", "student", "data", "attack", "attacks", "objective", "threat", "schedulers", "augments", "extensions",
+    "optimizer", "validate", "evaluate",
+}  # fmt: skip
+
+
 def parse(table: Mapping[str, Any]) -> RunConfig:
     """Check a configuration. Raises ConfigError with every problem."""
     try:
@@ -179,27 +196,41 @@ def parse(table: Mapping[str, Any]) -> RunConfig:
         raise ConfigError([_explain(item) for item in error.errors()]) from None
 
 
+def sound(table: Mapping[str, Any]) -> Table:
+    """The sections that have the form of one: a table, with text for names, or a list of tables for the teachers."""
+
+    def fits(key: str, value: Any) -> bool:
+        if key == "teachers":
+            return isinstance(value, list) and all(isinstance(inner, Mapping) for inner in value)
+        if key not in _TABLES:
+            return True
+        if not isinstance(value, Mapping) or not isinstance(value.get("name", ""), str):
+            return False
+        inner = value.values() if key in ("attacks", "schedulers", "augments", "extensions") else ()
+        return all(isinstance(options, Mapping) or options is False for options in inner)
+
+    return {key: value for key, value in table.items() if fits(key, value)}
+
+
 def read_recipe(source: str | Path) -> Table:
     """A recipe by file or by the name of a shipped one. Raises ConfigError, UnknownName."""
     path = Path(source)
     if path.suffix == ".toml" or path.is_file():
         try:
-            text = path.read_text(encoding="utf-8")
+            text = read_text(path)
         except FileNotFoundError:
             raise RkdError(f"there is no recipe file {path}; `rkd recipes` lists the shipped ones") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise RkdError(f"cannot read the recipe {path}: {error}") from None
     else:
         shipped = recipes()
         if str(source) not in shipped:
             raise UnknownName(
-                f"there is no recipe {str(source)!r}.{did_you_mean(str(source), shipped)} "
+                f"there is no recipe {shown(str(source))}.{did_you_mean(str(source), shipped)} "
                 f"Shipped: {', '.join(shipped)}; or give the path of a .toml file"
             )
         text = shipped[str(source)]
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+        return parse_toml(text)
+    except ValueError as error:
         raise ConfigError(f"{source} is not valid TOML: {error}") from None
 
 
@@ -252,6 +283,9 @@ def assignments(settings: Iterable[str]) -> Table:
     for setting in settings:
         key, equals, text = setting.partition("=")
         parts = key.strip().split(".")
+        if len(parts) > DEEPEST:
+            problems.append(f"--set {key[:40]}...: no setting lies more than {DEEPEST} tables deep")
+            continue
         if not equals or not all(parts):
             problems.append(f"--set {setting}: expected KEY=VALUE, such as --set loss.T=4 or --set attack.eps=8/255")
             continue
@@ -270,9 +304,10 @@ def assignments(settings: Iterable[str]) -> Table:
 
 def _value(text: str) -> Any:
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        table = parse_toml(f"value = {text}")
+    except ValueError:
         return text
+    return table["value"] if len(table) == 1 else text  # a line break may not smuggle in more than the value
 
 
 def _explain(item: Any) -> str:
@@ -286,8 +321,8 @@ def _explain(item: Any) -> str:
         return f"{where}: is required"
     if item["type"] == "model_type":
         name = "model" if where == "student" else "name"
-        return f"{where}: is a table of settings; did you mean {where}.{name}={item['input']}?"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {item['input']!r})"
+        return f"{where}: is a table of settings; did you mean {where}.{name}={shown(item['input']).strip(chr(39))}?"
+    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {shown(item['input'])})"
 
 
 def _section(location: tuple[int | str, ...]) -> list[str]:

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rkd.core.errors import RkdError
+from rkd.core.card import Card, read_card
 from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
-from rkd.core.types import ThreatModel
-from rkd.core.weights import load_into, read_weights, take_normalization, without_download
+from rkd.core.weights import built_for, load_into, read_weights, take_normalization, without_download
 
 from .catalog import Catalog
 
@@ -21,25 +20,20 @@ class Loaded:
     """A net that takes images in [0, 1], with what its run says about it."""
 
     net: Net
-    card: Mapping[str, Any]
-
-    @property
-    def threat(self) -> ThreatModel:
-        return ThreatModel(**self.card["threat"])
+    card: Card
 
 
 def load_run(path: Path | str, catalog: Catalog) -> Loaded:
     """The student of a finished run. Raises RkdError, WeightsError."""
     folder = RunFolder.open(path)
-    card = folder.read_json(folder.card)
-    try:
-        factory = catalog.create("model", card["model"], without_download(card["options"]), "student")
-        arch = factory(tuple(card["shape"]), len(card["classes"]))
-        net = Net(arch, card["mean"], card["std"])
-    except (KeyError, TypeError) as error:
-        raise RkdError(f"{folder.card} is not a student's card: {error!r}") from None
-    load_into(arch, folder.load_weights(folder.weights), str(folder.weights))
-    return Loaded(net.eval().requires_grad_(False), card)
+    card = read_card(folder)
+    state = folder.load_weights(folder.weights)
+    with built_for(state, str(folder.weights)):
+        arch = catalog.create("model", card.model, without_download(card.options), "student")(
+            card.shape, len(card.classes)
+        )
+    load_into(arch, state, str(folder.weights))
+    return Loaded(Net(arch, card.mean, card.std).eval().requires_grad_(False), card)
 
 
 def load_file(
@@ -47,8 +41,11 @@ def load_file(
     mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), options: Mapping[str, Any] | None = None,
 ) -> Net:  # fmt: skip
     """A net of architecture `model` with weights from a file. Raises WeightsError, UnknownName."""
-    arch = catalog.create("model", model, options or {}, "model")(shape, classes)
-    state, normalization = take_normalization(read_weights(path), arch)
+    factory = catalog.create("model", model, options or {}, "model")
+    state = read_weights(path)
+    with built_for(state, str(path)):
+        arch = factory(shape, classes)
+    state, normalization = take_normalization(state, arch)
     load_into(arch, state, f"{path} (for {model})")
     mean, std = normalization or (mean, std)
     return Net(arch, mean, std).eval().requires_grad_(False)

@@ -13,7 +13,7 @@ from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 
 from .catalog import Catalog
-from .config import AttackConfig, Component, RunConfig, merge, parse
+from .config import AttackConfig, Component, RunConfig, merge, parse, section, sound
 from .customs import data_customs, method_defaults, name_of, with_names
 from .options import plain, values_of
 from .parts import PlanParts, create_attack
@@ -68,6 +68,8 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     """
     problems = _Problems()
     first = problems.catch(parse, with_names(table))
+    if first is None:
+        table = sound(table)  # what has not even the form of its section is told already
     data = problems.catch(_load_data, first, table, catalog)
     name = name_of(table.get("loss")) or "mtard-anl"
     given = table.get("loss")
@@ -160,8 +162,9 @@ def _evaluation(config: RunConfig, data: Dataset, parts: PlanParts, problems: _P
     rules = config.evaluate
     plans = {}
     for name in rules.attacks:
-        attack = AttackConfig(**{"name": name, **rules.options.get(name, {})})
-        plans[name] = problems.catch(_view_plan, attack, f"evaluate.options.{name}", parts)
+        where = f"evaluate.options.{name}"
+        attack = problems.catch(section, AttackConfig, {**rules.options.get(name, {}), "name": name}, where)
+        plans[name] = attack and problems.catch(_view_plan, attack, where, parts)
     strangers = [name for name in rules.options if name not in plans]
     problems.found += [f"evaluate.options.{name}: {name!r} is not among evaluate.attacks" for name in strangers]
     if rules.curve and None not in plans.values() and not bounded(plans):

@@ -220,7 +220,8 @@ def _place(table: Table, reference: TeacherReference, plan: Plan) -> Path:
     digest = hashlib.sha256(
         json.dumps([__version__, table, plan.data.fingerprint], sort_keys=True).encode()
     ).hexdigest()[:12]
-    name = f"{plan.data.name.split(':')[0]}-{reference.role}-{_slug(reference.model)}-{digest}"
+    # All three may be a stranger's: a recipe names the role, a plugin the data set.
+    name = "-".join([*map(_slug, (plan.data.name.split(":")[0], reference.role, reference.model)), digest])
     return cache_folder() / "teachers" / name
 
 
@@ -255,4 +256,4 @@ def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan, n
 
 
 def _slug(name: str | None) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name or "")
+    return "".join(c if (c.isascii() and c.isalnum()) or c in "-_." else "-" for c in name or "")[:60].lstrip(".")

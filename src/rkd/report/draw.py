@@ -35,6 +35,7 @@ WIDTH, HEIGHT = 4.8, 3.0
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # letters stay letters: searchable, and in the page's own font
     "svg.hashsalt": "rkd",
+    "text.usetex": False,  # a matplotlibrc in the current folder may not start LaTeX
     "text.parse_math": False,  # a name may hold a dollar sign
     "font.size": 11.0,
     "text.color": INK,

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 from rkd.core.errors import RkdError
 from rkd.core.runfolder import RunFolder
+from rkd.core.text import MOST_JSON, parse_json, parse_toml, read_text
 
 from .data import (
     MOST_CLASSES,
@@ -30,7 +30,7 @@ MOST = 64
 """Entries of one table (attacks, teachers, loss terms) that are read."""
 
 MOST_BYTES = 64 << 20
-"""Size of a file that is read."""
+"""Size of a history that is read."""
 
 MOST_EPOCHS = 200_000
 
@@ -40,13 +40,13 @@ def read_run(folder: RunFolder) -> RunData:
     left_out: list[str] = []
     config_text = _text_of(folder.config)
     try:
-        config = shallow(tomllib.loads(config_text))
-    except (tomllib.TOMLDecodeError, ValueError, RecursionError) as error:
+        config = shallow(parse_toml(config_text))
+    except ValueError as error:
         raise RkdError(f"cannot read {folder.config}: {_reason(error)}") from None
     name = shortened(text(folder.path.resolve().name) or "run", 100)
-    manifest = _json_of(folder, folder.manifest, left_out)
-    card = _json_of(folder, folder.card, left_out)
-    evaluation = _json_of(folder, folder.evaluation, left_out)
+    manifest = _json_of(folder.manifest, left_out)
+    card = _json_of(folder.card, left_out)
+    evaluation = _json_of(folder.evaluation, left_out)
     student = None
     if "student" in evaluation:
         student = _Reader(left_out, "the student's").net(evaluation["student"])
@@ -65,24 +65,20 @@ def read_run(folder: RunFolder) -> RunData:
 def _text_of(path: Path) -> str:
     """Raises RkdError."""
     try:
-        if not path.is_file():
-            raise RkdError(f"there is no file {path}")
-        if path.stat().st_size > MOST_BYTES:
-            raise RkdError(f"{path} is larger than {MOST_BYTES >> 20} MiB: no run writes such a file")
-        return path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
-        raise RkdError(f"cannot read {path}: {_reason(error)}") from None
+        return read_text(path)
+    except FileNotFoundError:
+        raise RkdError(f"there is no file {path}") from None
 
 
-def _json_of(folder: RunFolder, path: Path, left_out: list[str]) -> dict[str, Any]:
+def _json_of(path: Path, left_out: list[str]) -> dict[str, Any]:
     """A JSON table; {} where there is none, and a line about one that cannot be read."""
     if not path.exists():
         return {}
     try:
-        if not path.is_file() or path.stat().st_size > MOST_BYTES:
+        if not path.is_file() or path.stat().st_size > MOST_JSON:
             raise RkdError("it is no file, or one too large")
-        content = folder.read_json(path)
-    except (RkdError, OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_text(path, MOST_JSON))
+    except (RkdError, OSError, ValueError) as error:
         left_out.append(f"{path.name}: {_reason(error)}")
         return {}
     if not isinstance(content, dict):

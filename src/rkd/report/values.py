@@ -7,10 +7,10 @@ raises on any value that JSON or TOML can hold.
 from __future__ import annotations
 
 import math
-import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
+from rkd.core.text import printable
 from rkd.core.types import fraction
 
 LARGEST = 1e15
@@ -38,20 +38,6 @@ def block(value: Any, limit: int = 200_000) -> str:
     cut = value[:limit]
     more = f"\n... {len(value) - limit:,} more characters" if len(value) > limit else ""
     return printable(cut.replace("\r\n", "\n").replace("\t", "    "), keep="\n") + more
-
-
-def printable(value: str, keep: str = "") -> str:
-    """Without control, format and private characters: no terminal, browser or XML parser is surprised by the rest."""
-    kept = []
-    for c in value:
-        kind = unicodedata.category(c)
-        if c in keep:
-            kept.append(c)
-        elif c in "\n\r\t" or kind in ("Zl", "Zp"):
-            kept.append(" ")
-        elif kind[0] != "C":
-            kept.append(c)
-    return "".join(kept)
 
 
 def shortened(value: str, limit: int) -> str:

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from rkd.core.data import Split
 from rkd.core.random import Noise, key
+from rkd.core.text import expanded
 from rkd.core.types import Shape, ThreatModel
 
 
 def locate(path: str, dir: str | None) -> Path:
     """`path` with `~` resolved; a relative one is looked up in `dir` where that is given."""
-    return Path(dir or "").expanduser() / Path(path).expanduser()
+    return expanded(dir or "") / expanded(path)
 
 
 def stratified(labels: Tensor, share: float) -> tuple[Tensor, Tensor]:

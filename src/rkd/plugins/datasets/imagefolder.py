@@ -45,6 +45,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
+"""PIL's readers that are let near a file. It goes by content, not by name, and its EPS reader starts Ghostscript."""
+
+MOST_PIXELS = 1 << 26
+"""Pixels of an image that is decoded, or resized to: 8192 x 8192. A PNG of a few kilobytes can say it has more."""
+
 GREY = ("1", "L", "LA")
 """PIL's modes that hold one channel of at most 8 bits (and transparency)."""
 
@@ -154,13 +160,16 @@ class FileSplit:
 
         channels, height, width = self.shape
         try:
-            with Image.open(file) as image:
-                _check_mode(image, file)
+            with Image.open(file, formats=FORMATS) as image:
+                _check_image(image, file)
                 small = image.convert("L" if channels == 1 else "RGB")
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
             raise _Unreadable(_why(file, error)) from error
         if self.size:
-            small = _fit(small, self.size)
+            try:
+                small = _fit(small, self.size)
+            except DataError as error:
+                raise DataError(f"{file}: {error}") from None
         elif small.size != (width, height):
             raise DataError(_sizes_differ(file, small.size, (width, height)))
         pixels = np.asarray(small)
@@ -230,14 +239,17 @@ def _header(file: Path) -> tuple[str, tuple[int, int]]:
     from PIL import Image
 
     try:
-        with Image.open(file) as image:
-            _check_mode(image, file)
+        with Image.open(file, formats=FORMATS) as image:
+            _check_image(image, file)
             return image.mode, image.size
     except Exception as error:  # as in FileSplit._pixels
         raise DataError(f"image that cannot be read: {_why(file, error)}") from error
 
 
-def _check_mode(image: Image, file: Path) -> None:
+def _check_image(image: Image, file: Path) -> None:
+    if image.width * image.height > MOST_PIXELS:
+        size = f"{image.width}x{image.height}"
+        raise DataError(f"{file} says that it has {size} pixels; at most {MOST_PIXELS:,} are read")
     if image.mode[0] in "IF":  # PIL would clip them at 255 without a word
         raise DataError(f"{file} has more than 8 bits per channel (mode {image.mode}); convert it to 8 bits")
 
@@ -272,6 +284,8 @@ def _fit(image: Image, size: int) -> Image:
     short = min(width, height)
     if short != size:
         width, height = int(size * width / short), int(size * height / short)
+        if width * height > MOST_PIXELS:
+            raise DataError(f"an image is too narrow: resized to {size}, it has {width}x{height} pixels")
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))

@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+from zipfile import ZipInfo
 
 import numpy as np
 import torch
@@ -34,6 +35,11 @@ from rkd.core.interfaces import Family
 from rkd.core.types import Shape
 
 from ._common import compact, customary_threat, fingerprint_of, locate, statistics
+
+ANY_SIZE = 1 << 30
+"""Bytes that an array may always unpack to."""
+MOST_TIMES = 100
+"""How many times the file's size a larger array may unpack to."""
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 
@@ -137,10 +143,26 @@ def _read(file: Path) -> dict[str, np.ndarray]:
         arrays = {}
         for name in NAMES:
             try:
+                if content.zip is not None:
+                    _check_size(content.zip.getinfo(f"{name}.npy"), file)
                 arrays[name] = content[name]
+            except DataError:
+                raise
             except Exception as error:  # a cut-off or damaged member, or one with pickled objects
                 raise DataError(f"{file}: {name} cannot be read: {_first_line(error)}") from error
     return arrays
+
+
+def _check_size(member: ZipInfo, file: Path) -> None:
+    """Raise DataError for an array that unpacks to far more than images do: zeros shrink a thousandfold.
+
+    No more than the size that the archive's directory says is ever unpacked.
+    """
+    if member.file_size > max(ANY_SIZE, MOST_TIMES * file.stat().st_size):
+        raise DataError(
+            f"{file}: {member.filename} would unpack to {member.file_size >> 20:,} MiB, more than {MOST_TIMES} times "
+            "the file; if the images are real, write the file with numpy.savez, which does not compress"
+        )
 
 
 def _first_line(error: Exception) -> str:

@@ -59,9 +59,14 @@ from torch import Tensor
 from rkd.core.data import ArraySplit, Dataset
 from rkd.core.errors import DataError
 from rkd.core.hookspecs import hookimpl
+from rkd.core.text import expanded
 from rkd.core.types import ThreatModel
 
+from ._cifar import read_cifar
 from ._common import fingerprint_of
+
+MOST_BYTES = 512 << 20
+"""Bytes of a file that is read; the largest published one, SVHN's training part, has 182 million."""
 
 DIGITS = tuple("0123456789")
 MNIST_DEFAULTS: Mapping[str, Any] = {
@@ -220,14 +225,16 @@ def _dataset(
     from torchvision import datasets  # here: torchvision takes a second to import
 
     reader = getattr(datasets, source)
-    root = Path(options.dir or "data").expanduser()
-    choices = [{"split": "train"}, {"split": "test"}] if source == "SVHN" else [{"train": True}, {"train": False}]
+    root = expanded(options.dir or "data")
+    _check_sizes(name, reader, root)
     try:
         # Some releases of torchvision print to stdout, which belongs to the results.
         with redirect_stdout(sys.stderr):
-            parts = [reader(str(root), download=options.download, **choice) for choice in choices]
-            train, test = (ArraySplit(*_tensors(part)) for part in parts)
-            names = tuple(classes or parts[0].classes)
+            parts, found = _read(reader, root, options.download)
+            train, test = (ArraySplit(*part) for part in parts)
+            names = tuple(classes or found)
+            if not len(train) or not len(test):
+                raise ValueError("there is not a single image in it")
     except Exception as error:  # RuntimeError, OSError, ValueError, AssertionError, pickle's, scipy's, ...
         raise DataError(_explain(name, reader, root, options.download, error)) from error
     return Dataset(
@@ -245,15 +252,38 @@ def _dataset(
     )
 
 
+def _read(reader: Any, root: Path, download: bool) -> tuple[list[tuple[Tensor, Tensor]], Sequence[str]]:
+    """Images and labels of both parts, and the classes' names. Raises whatever is wrong with the files."""
+    if hasattr(reader, "train_list"):
+        return read_cifar(reader, root, download)
+    if hasattr(reader, "split_list"):
+        return [_tensors(reader(str(root), split=part, download=download)) for part in ("train", "test")], ()
+    from torchvision.datasets import mnist
+
+    raw = root / reader.__name__ / "raw"
+    if download and not all((root / file).is_file() for file, _ in _files(reader)):
+        # Where there is such a folder torchvision reads the tensors in it, and downloads nothing.
+        if (old := raw.with_name("processed")).exists():
+            raise RuntimeError(f"{old}, of an old torchvision, is in the way: remove it")
+        reader(str(root), download=True)
+    parts = [
+        (mnist.read_image_file(str(raw / f"{part}-images-idx3-ubyte")).unsqueeze(1),
+         mnist.read_label_file(str(raw / f"{part}-labels-idx1-ubyte")))
+        for part in ("train", "t10k")
+    ]  # fmt: skip
+    return parts, reader.classes
+
+
+def _check_sizes(name: str, reader: Any, root: Path) -> None:
+    """Raise DataError for a file that is far larger than the published one: it would be read as a whole."""
+    for file, _ in _files(reader):
+        if (root / file).is_file() and (root / file).stat().st_size > MOST_BYTES:
+            raise DataError(f"data set {name!r}: {root / file} is larger than {MOST_BYTES >> 20} MiB, so it is another")
+
+
 def _tensors(part: Any) -> tuple[Tensor, Tensor]:
-    """`(N, C, H, W)` uint8 and `(N,)` int64 of torchvision's tensor (N, H, W) or array (N, H, W, C) or (N, C, H, W)."""
-    labels = torch.as_tensor(part.labels if hasattr(part, "labels") else part.targets, dtype=torch.int64)
-    images = torch.as_tensor(part.data)
-    if images.ndim == 3:
-        images = images.unsqueeze(1)
-    elif images.shape[-1] == 3:
-        images = images.permute(0, 3, 1, 2)
-    return images.contiguous(), labels
+    """`(N, C, H, W)` uint8 and `(N,)` int64 of SVHN's arrays."""
+    return torch.as_tensor(part.data).contiguous(), torch.as_tensor(part.labels, dtype=torch.int64)
 
 
 def _shape(split: ArraySplit) -> tuple[int, int, int]:

@@ -21,6 +21,7 @@ from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.types import Shape
 
 SIDES = (32, 64, 128, 224)
+LARGEST = 1024
 
 Size = tuple[int, int]
 
@@ -53,8 +54,8 @@ def fit(
     Larger sizes are the sides rounded up to multiples of 32, squares of 32, 64, 128 and 224 pixels, and
     `native`, the size that the net was made for. `resize`, if given, is the only side to try.
     """
-    if resize is not None and resize < 1:
-        raise ConfigError(f"resize = {resize}: a side in pixels to which images are resized, such as 224")
+    if resize is not None and not 1 <= resize <= LARGEST:
+        raise ConfigError(f"resize = {resize}: a side of 1 to {LARGEST} pixels to which images are resized, e.g. 224")
     own = shape[1:]
     if resize is not None:
         sizes = [(resize, resize)]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
@@ -17,7 +16,8 @@ from rkd.core.data import Dataset
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import TeacherReference
 from rkd.core.nets import Net
-from rkd.core.weights import load_into, read_weights, take_normalization
+from rkd.core.text import expanded
+from rkd.core.weights import built_for, load_into, read_weights, take_normalization
 
 
 @dataclass
@@ -27,9 +27,10 @@ class FileTeacher:
     def __call__(self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset) -> nn.Module | None:
         if not reference.model or not reference.weights:
             return None
-        path = Path(reference.weights).expanduser()
+        path = expanded(reference.weights)
         state = read_weights(path)
-        net = build(reference.model, reference.options)
+        with built_for(state, str(path)):
+            net = build(reference.model, reference.options)
         arch = net.arch if isinstance(net, Net) else net
         state, normalization = take_normalization(state, arch)
         load_into(arch, state, f"{path} (for {reference.model})")

@@ -11,13 +11,14 @@ from pathlib import Path
 
 from torch import nn
 
+from rkd.core.card import read_card
 from rkd.core.data import Dataset
 from rkd.core.errors import WeightsError
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import TeacherReference
 from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
-from rkd.core.weights import load_into, without_download
+from rkd.core.weights import built_for, load_into, without_download
 
 
 @dataclass
@@ -28,16 +29,18 @@ class RunTeacher:
         if not Path(reference.text).is_dir():
             return None
         folder = RunFolder.open(reference.text)
-        card = folder.read_json(folder.card)
-        if tuple(card["shape"]) != tuple(data.shape) or len(card["classes"]) != len(data.classes):
+        card = read_card(folder)
+        if card.shape != tuple(data.shape) or len(card.classes) != len(data.classes):
             raise WeightsError(
-                f"the run {folder.path} is for images {tuple(card['shape'])} and {len(card['classes'])} classes; "
+                f"the run {folder.path} is for images {card.shape} and {len(card.classes)} classes; "
                 f"data set {data.name!r} has {tuple(data.shape)} and {len(data.classes)}"
             )
-        built = build(card["model"], without_download(card["options"]))
+        state = folder.load_weights(folder.weights)
+        with built_for(state, str(folder.weights)):
+            built = build(card.model, without_download(card.options))
         arch = built.arch if isinstance(built, Net) else built
-        load_into(arch, folder.load_weights(folder.weights), str(folder.weights))
-        return Net(arch, card["mean"], card["std"])
+        load_into(arch, state, str(folder.weights))
+        return Net(arch, card.mean, card.std)
 
 
 @hookimpl
