@@ -17,6 +17,7 @@ _PUBLIC = {
     "attack_plan": "rkd.api",
     "evaluate": "rkd.api",
     "hookimpl": "rkd.core.hookspecs",
+    "keep_freed_memory": "rkd.core.allocator",
     "load_student": "rkd.api",
     "ops": "rkd.core.ops",
     "train": "rkd.api",

@@ -4,13 +4,12 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 import sys
 
 import click
 
 from rkd import __version__
+from rkd.core.allocator import keep_freed_memory, wait_passively
 
 from . import cite, compare, info, list_plugins, recipes, report
 from . import eval as evaluate
@@ -44,25 +43,10 @@ for command in (
     cli.add_command(command)
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep what tensors give back instead of returning it to the system.
-
-    Each step frees and asks for the same megabytes; mapping them anew took up to a third of the time of a training
-    on a virtual machine's CPU. Other C libraries are left alone.
-    """
-    mmap_threshold, trim_threshold = -3, -1  # names of mallopt(3)
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(mmap_threshold, 32 << 20)
-        libc.mallopt(trim_threshold, 1 << 30)
-
-
 def main() -> None:
     """The console script."""
-    # torch's threads wait actively for one another unless told otherwise before it is imported: on a machine that is
-    # busy with something else too, that makes a step up to a hundred times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    _keep_freed_memory()
+    wait_passively()
+    keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Unicode shows `?` for a formula's letters; it is no reason to fail.
         with contextlib.suppress(AttributeError, ValueError):

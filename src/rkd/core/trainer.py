@@ -21,6 +21,7 @@ from .evaluate import evaluate
 from .gradients import backward, total, weight, weighted
 from .hookspecs import RunHooks
 from .interfaces import Loss, Scheduler, Teacher
+from .meter import Meter
 from .nets import NetStudent, NetTeacher, check_logits
 from .random import forked, key
 from .runfolder import RunFolder
@@ -172,8 +173,7 @@ def fit(run: Run) -> None:
 
 
 def _epoch(run: Run) -> dict[str, Any]:
-    sums: dict[str, Tensor] = {}
-    batches = 0
+    meter = Meter(run.device)
     for number, batch in enumerate(run.loader.batches(run.epoch)):
         run.batch_number = number
         rate = run.lr * at(run.lr_schedule, run.progress)
@@ -182,13 +182,10 @@ def _epoch(run: Run) -> dict[str, Any]:
         # Dropout and its like draw from the global generator: here it follows from (seed, epoch, batch) too.
         with forked(key(run.seed, "net", run.epoch, run.batch_number), run.device):
             loss = update(run, batch)
-        if run.device.type == "cpu" and not math.isfinite(loss):
+        if not meter.add({"loss": loss, **{f"loss.{name}": term.mean() for name, term in run.terms.items()}}):
             _diverged(run, loss)
-        for name, term in {"loss": loss, **{f"loss.{name}": t.mean() for name, t in run.terms.items()}}.items():
-            sums[name] = sums.get(name, 0.0) + term.detach()
-        batches += 1
         run.hooks.hook.rkd_after_update(run=run)
-    means = {name: float(value) / batches for name, value in sums.items()}
+    means = meter.means()
     if not math.isfinite(means["loss"]):
         _diverged(run, torch.tensor(means["loss"]))
     if not finite(dict(run.student.net.named_parameters())):  # a finite loss may have a gradient that is not

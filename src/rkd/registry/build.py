@@ -97,10 +97,13 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
 
 
 def _optimizer(config: RunConfig, net: nn.Module) -> torch.optim.Optimizer:
+    """One kernel for all weights (`fused`) instead of several a weight: its rounding may differ in the last bit."""
     o = config.optimizer
+    weights = list(net.parameters())
+    fused = all(weight.is_floating_point() and weight.device.type in ("cpu", "cuda") for weight in weights)
     if o.name == "sgd":
         return torch.optim.SGD(
-            net.parameters(), o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay
+            weights, o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay, fused=fused
         )
     kind = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
-    return kind(net.parameters(), o.lr, weight_decay=o.weight_decay)
+    return kind(weights, o.lr, weight_decay=o.weight_decay, fused=fused)
