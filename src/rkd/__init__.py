@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Batch": "rkd.core.types",
-    "Evaluation": "rkd.core.evaluate",
+    "Evaluation": "rkd.core.outcomes",
     "Family": "rkd.core.interfaces",
     "RkdError": "rkd.core.errors",
     "Step": "rkd.core.step",

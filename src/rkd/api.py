@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from rkd.core.data import ArraySplit, Dataset, Split
 from rkd.core.engine.choose import Engine
-from rkd.core.evaluate import Evaluation
 from rkd.core.evaluate import evaluate as _evaluate
 from rkd.core.journal import Journal
+from rkd.core.outcomes import Evaluation
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.registry.catalog import Catalog, load_catalog

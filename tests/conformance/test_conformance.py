@@ -10,9 +10,9 @@ import pytest
 from rkd import testing
 from rkd.core.cost import counting
 from rkd.core.errors import RkdError
-from rkd.core.evaluate import rehearse
 from rkd.core.hookspecs import KINDS
 from rkd.core.interfaces import Family, TeacherReference
+from rkd.core.search import rehearse
 from rkd.core.step import AttackPlan
 from rkd.registry.catalog import Catalog, load_catalog
 

@@ -12,8 +12,10 @@ from rkd.core.cost import counting
 from rkd.core.data import ArraySplit
 from rkd.core.doubts import doubts
 from rkd.core.errors import DataError, Refused, RkdError
-from rkd.core.evaluate import Evaluation, Outcome, choose, evaluate, rehearse
+from rkd.core.evaluate import choose, evaluate
 from rkd.core.measures import wilson
+from rkd.core.outcomes import Evaluation, Outcome
+from rkd.core.search import rehearse
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.plugins.attacks.pgd import Pgd

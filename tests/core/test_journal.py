@@ -9,8 +9,9 @@ import torch
 
 from rkd.core.data import ArraySplit
 from rkd.core.errors import RkdError
-from rkd.core.evaluate import Evaluation, evaluate
+from rkd.core.evaluate import evaluate
 from rkd.core.journal import Journal, fingerprint
+from rkd.core.outcomes import Evaluation
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.plugins.attacks.pgd import Pgd

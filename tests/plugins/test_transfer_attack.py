@@ -15,11 +15,12 @@ from rkd.core import ops
 from rkd.core.checkpoint import save_weights
 from rkd.core.cost import counting
 from rkd.core.errors import ConfigError, Refused, RkdError
-from rkd.core.evaluate import evaluate, rehearse
+from rkd.core.evaluate import evaluate
 from rkd.core.interfaces import Attack, Parts
 from rkd.core.nets import Net
 from rkd.core.random import forked
 from rkd.core.runfolder import RunFolder
+from rkd.core.search import rehearse
 from rkd.core.step import AttackPlan
 from rkd.core.types import Batch, ThreatModel
 from rkd.plugins.attacks.pgd import Pgd

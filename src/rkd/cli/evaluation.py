@@ -10,10 +10,11 @@ from typing import Any
 from rkd.core.corruption import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
 from rkd.core.curve import usual_radii
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.evaluate import Evaluation, rehearse
 from rkd.core.journal import Journal
 from rkd.core.nets import Net
+from rkd.core.outcomes import Evaluation
 from rkd.core.runfolder import RunFolder
+from rkd.core.search import rehearse
 from rkd.core.transfer import transfer_matrix
 from rkd.registry.build import choose_device
 from rkd.registry.catalog import Catalog

@@ -33,11 +33,12 @@ from torch import Tensor, nn
 from . import ops
 from .data import Split, check_images, fetch
 from .errors import DataError, RkdError
-from .evaluate import Progress, choose, in_float32
+from .evaluate import Progress, choose
 from .interfaces import Corruption
 from .modes import running
 from .nets import check_logits
 from .random import Noise, key
+from .search import in_float32
 from .text import expanded
 
 T = TypeVar("T")

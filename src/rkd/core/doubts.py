@@ -10,7 +10,7 @@ import torch
 from .measures import wilson
 
 if TYPE_CHECKING:
-    from .evaluate import Evaluation
+    from .outcomes import Evaluation
 
 ENOUGH = 1000
 """Below so many samples an accuracy is a rough figure."""

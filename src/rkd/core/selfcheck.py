@@ -18,9 +18,11 @@ from torch.nn.modules.dropout import _DropoutNd
 from . import ops
 from .data import Split, fetch
 from .doubts import Doubt
-from .evaluate import Evaluation, choose, evaluate, in_float32, search
+from .evaluate import choose, evaluate
 from .modes import frozen_parameters, running
+from .outcomes import Evaluation
 from .random import key
+from .search import in_float32, search
 from .step import AttackPlan
 from .types import ThreatModel
 

@@ -27,13 +27,15 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .ball import check_inside, reach
 from .data import Split, check_images, fetch
 from .errors import DataError, Refused, RkdError
-from .evaluate import Progress, check_inside, choose, in_float32, reach, search
+from .evaluate import Progress, choose
 from .journal import fingerprint
 from .modes import running
 from .nets import check_logits
 from .random import key
+from .search import in_float32, search
 from .step import AttackPlan
 from .types import ThreatModel
 

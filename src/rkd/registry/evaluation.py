@@ -13,8 +13,9 @@ from rkd.core.curve import curve
 from rkd.core.data import Split
 from rkd.core.doubts import Doubt
 from rkd.core.engine.choose import Engine
-from rkd.core.evaluate import Evaluation, evaluate
+from rkd.core.evaluate import evaluate
 from rkd.core.journal import Journal
+from rkd.core.outcomes import Evaluation
 from rkd.core.selfcheck import look, probe
 from rkd.core.step import AttackPlan
 from rkd.core.types import Shape, ThreatModel

@@ -18,10 +18,11 @@ from torch import nn
 
 from rkd.core.checkpoint import to_cpu
 from rkd.core.errors import Refused, RkdError
-from rkd.core.evaluate import Evaluation, rehearse
 from rkd.core.journal import Journal
 from rkd.core.nets import Net
+from rkd.core.outcomes import Evaluation
 from rkd.core.runfolder import RunFolder
+from rkd.core.search import rehearse
 from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
 
 from .build import build

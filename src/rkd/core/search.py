@@ -1,0 +1,116 @@
+"""An attack's search on a net that is evaluated, not trained: what it asks is counted, and nothing of the net moves."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from .data import Split, fetch
+from .errors import Refused, RkdError
+from .interfaces import Probe
+from .nets import NetStudent
+from .step import AttackPlan, Step
+from .types import Batch, Mode, ThreatModel, View
+
+
+def search(net: nn.Module, batch: Batch, plan: AttackPlan, threat: ThreatModel, noise_key: int) -> Tensor:
+    """The images that one attack makes of a batch, in evaluation: `(B, C, H, W)`. The net is left as it was."""
+    return Step(batch, Evaluated(net), attacks={"adv": plan}, threat=threat, noise_key=noise_key).image("adv")
+
+
+class _Enough(Exception):
+    pass
+
+
+def rehearse(
+    net: nn.Module,
+    split: Split,
+    attacks: Mapping[str, AttackPlan],
+    *,
+    threat: ThreatModel,
+    device: torch.device | str = "cpu",
+) -> None:
+    """Raise Refused for an attack that an evaluation could not run, at the price of one forward and backward each.
+
+    Each is called on two images and stopped at its second question to the net.
+    """
+    batch = fetch(split, torch.arange(min(2, len(split))), device)
+    for name, plan in attacks.items():
+        asked: list[str] = []
+
+        def stop(step: Step, view: str, logits: Tensor, asked: list[str] = asked) -> None:
+            asked.append(view)
+            if len(asked) > 1:
+                raise _Enough
+
+        step = Step(batch, Evaluated(net), attacks={"adv": plan}, threat=threat, on_query=stop)
+        try:
+            step.image("adv")
+        except _Enough:
+            continue
+        except RkdError as error:
+            raise Refused(f"the attack {name!r} could not be run in the evaluation: {error}") from None
+
+
+def in_float32(net: nn.Module) -> nn.Module:
+    """`net`, or around one with weights of another type something that takes and gives float32."""
+    kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    return net if not kinds or torch.float32 in kinds else _InFloat32(net, kinds.pop())
+
+
+class _InFloat32(nn.Module):
+    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.dtype = net, dtype
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x.to(self.dtype))
+        return logits.float() if isinstance(logits, Tensor) else logits
+
+
+class Evaluated(NetStudent):
+    """A net that learns nothing any more: not even its running statistics move. Counts what a search asks of it.
+
+    `fast`: a copy that a search in eval mode may use instead; it gets at the net itself by `Target.exact`.
+    """
+
+    def __init__(self, net: nn.Module, fast: nn.Module | None = None) -> None:
+        super().__init__(net)
+        self.fast = fast
+        self.forwards = self.backwards = 0
+
+    def logits(self, images: Mapping[View, Tensor], mode: Mode) -> dict[View, Tensor]:
+        self.forwards += sum(map(len, images.values()))
+        return super().logits(images, mode)
+
+    @contextmanager
+    def attacked(self, view: View, mode: Mode) -> Iterator[Probe]:
+        with super().attacked(view, "frozen" if mode == "train" else mode) as probe:
+            asked = self.fast if self.fast is not None and mode == "eval" else probe
+            yield _Counted(self, asked, probe)
+
+    def counted(self, logits: Tensor) -> Tensor:
+        def backward(gradient: Tensor) -> None:
+            self.backwards += len(gradient)
+
+        self.forwards += len(logits)
+        if logits.requires_grad:
+            logits.register_hook(backward)
+        return logits
+
+
+class _Counted:
+    """The net as a search sees it, and `exact`, as it is."""
+
+    def __init__(self, student: Evaluated, asked: Probe, exact: Probe) -> None:
+        self._student, self._asked, self._exact = student, asked, exact
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._student.counted(self._asked(x))
+
+    def exact(self, x: Tensor) -> Tensor:
+        return self._student.counted(self._exact(x))
