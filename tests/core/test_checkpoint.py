@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -13,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rkd.core import checkpoint
-from rkd.core.checkpoint import finite, load_state, load_weights, save_state, save_weights, to_cpu, write_atomic
+from rkd.core.checkpoint import finite, load_state, load_weights, peek, save_state, save_weights, to_cpu
 from rkd.core.errors import RkdError, WeightsError
+from rkd.core.files import write_atomic
 from rkd.core.runfolder import RunFolder, safe_name
 from rkd.testing import tiny_batch, tiny_net
 
@@ -117,6 +118,33 @@ def test_files_that_are_broken(load, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+@pytest.mark.parametrize(("save", "load"), [(save_state, load_state), (save_weights, load_weights)])
+def test_every_flipped_bit_is_found(save, load, tmp_path: Path) -> None:
+    """Or it is one that says nothing, such as a blank that pads the header."""
+    path = tmp_path / "s.safetensors"
+    state = {"a": torch.arange(3.0), "n": torch.tensor([True, False])}
+    if save is save_state:
+        state |= {"epoch": 7, "text": "words"}
+    save(path, state)
+    whole = path.read_bytes()
+    found = 0
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 4]) + whole[place + 1 :])
+        try:
+            assert str(load(path)) == str(state)
+        except WeightsError:
+            found += 1
+    assert found > 0.9 * len(whole)
+
+
+def test_a_look_at_a_state(tmp_path: Path) -> None:
+    save_state(tmp_path / "s.safetensors", {"epoch": 3, "net": {"a": torch.ones(2)}, "name": "x"})
+    assert peek(tmp_path / "s.safetensors") == {"epoch": 3, "name": "x"}
+    (tmp_path / "s.safetensors").write_bytes(b"junk")
+    with pytest.raises(WeightsError, match="not a readable checkpoint"):
+        peek(tmp_path / "s.safetensors")
+
+
 def test_plain_weights_are_no_checkpoint(tmp_path: Path) -> None:
     save_weights(tmp_path / "w.safetensors", {"a": torch.ones(1)})
     with pytest.raises(WeightsError, match="not a readable checkpoint"):
@@ -151,7 +179,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyt
 
     for name in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(checkpoint.os, name, broken)
+            patch.setattr(os, name, broken)
             with pytest.raises(RkdError, match="No space left"):
                 write_atomic(path, b"new")
         assert path.read_bytes() == b"old"
@@ -191,6 +219,104 @@ def test_a_folder_is_made_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(RkdError, match="--out"):
         RunFolder.create(tmp_path / "file" / "run")
+
+
+def test_a_folder_has_its_configuration_from_the_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Killed while it is made, there is no folder: half of one could be neither continued nor begun again."""
+    seen = []
+    rename = Path.rename
+
+    def watched(self: Path, target: Path) -> Path:
+        seen.append(((self / "config.toml").read_text(), target.exists()))
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", watched)
+    folder = RunFolder.create(tmp_path / "runs" / "mine", "seed = 1\n")
+    assert seen == [("seed = 1\n", False)]
+    assert os.listdir(tmp_path / "runs") == ["mine"]
+    assert RunFolder.open(folder.path).config.read_text() == "seed = 1\n"
+    (tmp_path / "runs" / "empty").mkdir()
+    with pytest.raises(RkdError, match="exists already"):
+        RunFolder.create(tmp_path / "runs" / "empty", "")
+    assert sorted(os.listdir(tmp_path / "runs")) == ["empty", "mine"]
+
+
+def steps(folder: RunFolder) -> list[int]:
+    return [load_state(path)["step"] for path in folder.saved()]
+
+
+def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    assert (folder.load(), folder.place()) == ((None, []), None)
+    for step in range(5):
+        folder.save({"step": step}, keep=3)
+    assert steps(folder) == [4, 3, 2]
+    folder.save({"step": 5, "epoch": 1, "done": 2, "batches": 9}, keep=2)
+    assert steps(folder) == [5, 4]
+    assert folder.place() == (1, 2, 9)
+    folder.save({"step": 6}, keep=1)
+    assert steps(folder) == [6]
+    assert sorted(os.listdir(folder.checkpoints)) == ["last.safetensors"]
+    folder.save({"step": 7})
+    folder.prune()
+    assert steps(folder) == [7]
+
+
+@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: c[:-3] + bytes([c[-3] ^ 1]) + c[-2:]])
+def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path: Path) -> None:
+    folder = RunFolder.create(tmp_path / "run")
+    for step in range(3):
+        folder.save({"step": step, "a": torch.ones(5)})
+    folder.last.write_bytes(damage(folder.last.read_bytes()))
+    state, words = folder.load()
+    assert state is not None and state["step"] == 1
+    assert len(words) == 1 and "last.safetensors is not a readable checkpoint" in words[0]
+    folder.save({"step": 2, "a": torch.ones(5)})
+    assert steps(folder) == [2, 1], "the good one has not made room for the damaged one"
+    for path in folder.saved():
+        path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(WeightsError, match=r"last\.safetensors.*previous-1\.safetensors.*rm "):
+        folder.load()
+
+
+def test_a_crash_at_any_point_of_a_save_leaves_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each call that touches the disk fails in turn, as if the machine stopped there."""
+    names = ("fsync", "replace", "rename", "unlink")
+
+    def attempt(fail_at: int) -> tuple[RunFolder, int]:
+        folder = RunFolder.create(tmp_path / str(fail_at))
+        for step in range(3):
+            folder.save({"step": step})
+        calls = 0
+
+        class Power(BaseException):
+            pass
+
+        with monkeypatch.context() as patch:
+            for name in names:
+                real = getattr(os, name)
+
+                def call(*arguments, real=real, **settings):
+                    nonlocal calls
+                    calls += 1
+                    if calls > fail_at:
+                        raise Power
+                    return real(*arguments, **settings)
+
+                patch.setattr(os, name, call)
+            with contextlib.suppress(Power):
+                folder.save({"step": 3})
+        return folder, calls
+
+    _, total = attempt(10**6)
+    assert total >= 5
+    for fail_at in range(total):
+        folder, _ = attempt(fail_at)
+        state, _ = folder.load()
+        assert state is not None and state["step"] in (2, 3), fail_at
+        folder.tidy()
+        folder.save({"step": 4})
+        assert steps(folder)[0] == 4
 
 
 def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 import tempfile
 import traceback
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ import click
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean
 
+from .interrupts import Terminated
 from .shared import App
 
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG}
@@ -19,7 +21,13 @@ MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, 
 
 
 class Commands(click.Group):
-    """Exit codes: 0 done, 1 unexpected error, 2 a mistake that the user can mend, 130 interrupted."""
+    """Exit codes: 0 done, 1 unexpected error, 2 a mistake that the user can mend, 130 interrupted, 143 terminated."""
+
+    def main(self, *arguments: Any, **settings: Any) -> Any:
+        try:
+            return super().main(*arguments, **settings)
+        except KeyboardInterrupt:  # while the first one was being told of
+            sys.exit(130)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         known = super().get_command(ctx, cmd_name)
@@ -44,7 +52,10 @@ class Commands(click.Group):
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except (Exception, KeyboardInterrupt) as error:
-            code = report(error, ctx.ensure_object(App))
+            try:
+                code = report(error, ctx.ensure_object(App))
+            except KeyboardInterrupt:  # impatient
+                code = 130
         ctx.exit(code)
 
 
@@ -55,6 +66,9 @@ def report(error: BaseException, app: App) -> int:
     if app.debug:
         terminal.message(text, always=True)
     notes = getattr(error, "__notes__", [])
+    if isinstance(error, Terminated):
+        terminal.error("terminated", notes=notes)
+        return 143
     if isinstance(error, KeyboardInterrupt):
         terminal.error("interrupted", notes=notes)
         return 130

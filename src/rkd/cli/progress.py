@@ -40,15 +40,23 @@ class Training:
 
     @hookimpl
     def rkd_run_start(self, run: Run) -> None:
-        self.epoch, self.epochs, self.batches = run.epoch, run.epochs, len(run.loader)
-        self.first = run.epoch * self.batches
+        self.interrupts.gentle = True
+        self.epoch, self.epochs, self.batches, self.batch = run.epoch, run.epochs, len(run.loader), run.done
+        self.first = run.epoch * self.batches + run.done
         self.started = self.told = time.monotonic()
         if self.terminal.animated:
             self.terminal.live(self.draw)
 
     @hookimpl
+    def rkd_stop(self, run: Run) -> bool | None:
+        return self.interrupts.asked or None
+
+    @hookimpl
+    def rkd_notice(self, run: Run, text: str) -> None:
+        self.terminal.warning(text)
+
+    @hookimpl
     def rkd_after_update(self, run: Run) -> None:
-        self.interrupts.check()
         self.epoch, self.batch = run.epoch, run.batch_number + 1
         now = time.monotonic()
         if now - self.read >= READ_EVERY:
@@ -130,6 +138,8 @@ class Display:
 
     def evaluating(self, title: str) -> Callable[[str, int, int], None]:
         title = safe(title)
+        self.interrupts.gentle = False  # each batch is kept when it is done, and the next may take minutes
+        self.interrupts.check()
         state: dict[str, Any] = {"what": "clean", "done": 0, "total": 1, "first": 0, "since": time.monotonic()}
         self.told = time.monotonic()
 

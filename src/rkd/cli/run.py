@@ -43,6 +43,11 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]))
 @click.option(
+    "--on-nan",
+    type=click.Choice(["stop", "skip", "rollback"]),
+    help="A loss or weight that is not finite: stop (the default), skip the batch, or go back an epoch.",
+)
+@click.option(
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, such as attack.steps=7; repeatable."
 )
 @click.option("--name", help="Name of the run's folder; made of method, student, data and seed unless given.")
@@ -87,7 +92,7 @@ def _resumable(context: click.Context, text: str, out: str) -> Path:
     if given:
         raise RkdError(f"--resume continues a run exactly as its config.toml says; take out {', '.join(given)}")
     folder = RunFolder(find_run(text, out))
-    if folder.card.is_file() and folder.evaluation.is_file():
+    if folder.finished:
         raise RkdError(f"{folder.path} is finished; look at it with `rkd eval {folder.path}`, "
                        f"repeat it with `rkd run {folder.config}`")  # fmt: skip
     return folder.path

@@ -8,6 +8,7 @@ from typing import Any
 
 from rkd.core.errors import TrainingFailed
 from rkd.core.runfolder import RunFolder
+from rkd.core.state import place_of
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig
 from rkd.registry.execute import execute
@@ -26,7 +27,7 @@ def carry_out(
     """Run a configuration in the folder `path` and show its results."""
     terminal = app.terminal
     began = resume or not path.exists()
-    interrupts = Interrupts()
+    interrupts = Interrupts(lambda: terminal.message("stopping after this step; once more stops at once", always=True))
     display = Display(terminal, interrupts)
     try:
         with interrupts.noted(), terminal.guarded():
@@ -84,8 +85,8 @@ def _how_to_go_on(path: Path, error: BaseException) -> list[str]:
         return []
     if isinstance(error, TrainingFailed):
         return [f"{path} holds what there is of the run; a changed setting needs a new one"]
-    epochs = len(folder.history())
-    held = f"the state after epoch {epochs}" if folder.last.is_file() else "the configuration, no finished epoch yet"
+    place = folder.place()
+    held = f"the state after {place_of(*place)}" if place else "the configuration, no finished epoch yet"
     return [f"{path} holds {held}", f"continue with: rkd run --resume {path}"]
 
 

@@ -58,7 +58,7 @@ def option_table(options: Mapping[str, Any]) -> Table:
              "objective": "objective.name", "lr": "optimizer.lr"}  # fmt: skip
     for option, key in plain.items():
         put(key, options[option])
-    for option in ("epochs", "batch_size", "grad_accumulation", "seed", "device", "precision"):
+    for option in ("epochs", "batch_size", "grad_accumulation", "seed", "device", "precision", "on_nan"):
         put(option, options[option])
     if options["student"] is not None:
         model, *conversions = _parts("--student", options["student"])

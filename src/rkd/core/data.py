@@ -166,9 +166,10 @@ class Loader:
         full, rest = divmod(len(self.split), self.batch_size)
         return full + (rest > 1 or full == 0)
 
-    def batches(self, epoch: int) -> Iterator[Batch]:
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from number `start` on."""
         order = _permutation(len(self.split), key(self.seed, "order", epoch))
-        for number in range(len(self)):
+        for number in range(start, len(self)):
             yield self.batch(order[number * self.batch_size : (number + 1) * self.batch_size], epoch)
 
     def batch(self, index: Tensor, epoch: int) -> Batch:

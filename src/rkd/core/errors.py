@@ -42,6 +42,10 @@ class TrainingFailed(RkdError):
     """Training broke: a loss or a weight that is not finite."""
 
 
+class Stopped(KeyboardInterrupt):
+    """A run that was asked to stop (SIGINT, SIGTERM), has finished its step and saved its state."""
+
+
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """`" Did you mean a or b?"` for names near `name`, else an empty string."""
     near = get_close_matches(name, list(known), n=limit, cutoff=0.5) if len(name) <= 100 else []

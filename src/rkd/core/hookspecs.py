@@ -108,6 +108,14 @@ class RunHooks:
     def rkd_after_update(self, run: Run) -> None:
         """The optimiser has moved the weights."""
 
+    @hookspec(firstresult=True)
+    def rkd_stop(self, run: Run) -> bool | None:
+        """Whether the run shall save its state and stop: asked after every step and batch of a validation."""
+
+    @hookspec
+    def rkd_notice(self, run: Run, text: str) -> None:
+        """Something happened in the training that its user should know: a skipped batch, a rollback."""
+
     @hookspec
     def rkd_epoch_end(self, run: Run, metrics: dict[str, Any]) -> None:
         """An epoch is over; `metrics` is its line in metrics.jsonl."""

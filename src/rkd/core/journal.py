@@ -9,12 +9,12 @@ from contextlib import suppress
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
 from torch import Tensor
 
-from .checkpoint import write_atomic
+from .checkpoint import pack, unpack
 from .errors import RkdError
+from .files import write_atomic
 
 
 class Journal:
@@ -42,14 +42,13 @@ class Journal:
         if not path.is_file():
             return None
         try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is no mapping
-        except (OSError, SafetensorError):
+            return unpack(path)[0]
+        except (OSError, SafetensorError, ValueError):
             return None
 
     def write(self, what: str, number: int, found: Mapping[str, Tensor]) -> None:
         """Keep a batch. Raises RkdError if the disk is full."""
-        write_atomic(self._file(what, number), save({name: t.contiguous() for name, t in found.items()}))
+        write_atomic(self._file(what, number), pack(found))
 
     def close(self) -> None:
         """The evaluation is over and its result kept: its batches are needed no more."""

@@ -18,11 +18,13 @@ class Meter:
     some steps late: a sum that was infinite or no number once stays so.
 
     `event`: makes what tells of a copy's arrival (`record()`, `query()`), `torch.cuda.Event` for a GPU; None looks at
-    once.
+    once. `watch=False`: somebody else looks for numbers that are not finite, and `add` always says yes.
     """
 
-    def __init__(self, device: torch.device, event: Callable[[], Any] | None = None) -> None:
+    def __init__(self, device: torch.device, event: Callable[[], Any] | None = None, watch: bool = True) -> None:
         self.steps = 0
+        self._device = device
+        self._watch = watch
         self._sums: dict[tuple[str, ...], Tensor] = {}
         self._late = event or (torch.cuda.Event if device.type == "cuda" else None)
         self._pinned = device.type == "cuda"
@@ -37,6 +39,8 @@ class Meter:
         step = torch.stack([value.detach().reshape(()).float() for value in values.values()])
         self._sums[names] = self._sums[names] + step if names in self._sums else step
         self.steps += 1
+        if not self._watch:
+            return True
         if self._late is None:
             return math.isfinite(step[0])
         finite = True
@@ -58,3 +62,13 @@ class Meter:
             for name, value in zip(names, values.tolist(), strict=True):
                 sums[name] = sums.get(name, 0.0) + value
         return {name: value / self.steps for name, value in sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, for a checkpoint within an epoch."""
+        return {"steps": self.steps, "sums": [[list(names), values] for names, values in self._sums.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.steps = state["steps"]
+        self._sums = {tuple(names): values.to(self._device, copy=True) for names, values in state["sums"]}
+        self._copy = None

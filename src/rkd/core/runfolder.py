@@ -1,14 +1,24 @@
-"""A run's folder: the one place that knows its files."""
+"""A run's folder: the one place that knows its files.
+
+Reports read it without torch: what holds tensors imports it inside.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .checkpoint import load_state, load_weights, save_state, save_weights, write_atomic
-from .errors import RkdError
+from .errors import RkdError, WeightsError
+from .files import append_line, remove_temporary, sync_folder, write_atomic
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class RunFolder:
@@ -16,27 +26,44 @@ class RunFolder:
 
     `config.toml` the resolved configuration; `manifest.json` versions, hardware, time; `metrics.jsonl` one line an
     epoch; `student.safetensors` and `student.json` the result; `evaluation.json`, with the images of its gallery in
-    `examples.safetensors`; `checkpoints/`.
+    `examples.safetensors`; `checkpoints/` with `last.safetensors`, `previous-1.safetensors` (the one before it; more
+    of them if more are kept) while the run goes on, and `best.safetensors`, the weights of the best epoch so far.
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
 
     @classmethod
-    def create(cls, path: Path | str) -> RunFolder:
-        """Make the folder. Raises RkdError if it exists or cannot be made."""
+    def create(cls, path: Path | str, config: str | None = None) -> RunFolder:
+        """Make the folder, with its configuration in it from the first moment on.
+
+        Raises RkdError if it exists or cannot be made.
+        """
         folder = cls(path)
+        # Made elsewhere and renamed: whoever is killed here leaves no half of a run that cannot be continued.
+        work = cls(folder.path.with_name(f".{folder.path.name}.{os.getpid()}.tmp"))
         try:
-            folder.path.mkdir(parents=True)
-            folder.checkpoints.mkdir()
-        except FileExistsError:
-            raise RkdError(
-                f"{folder.path} exists already; choose another --name, or continue it with --resume {folder.path}"
-            ) from None
+            work.path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.rmtree(work.path, ignore_errors=True)  # a process of the same number, killed
+            work.checkpoints.mkdir(parents=True)
+            if config is not None:
+                work.write_config(config)
+            if folder.path.exists():  # a rename would take the place of an empty folder
+                raise FileExistsError
+            work.path.rename(folder.path)
         except OSError as error:
+            shutil.rmtree(work.path, ignore_errors=True)
+            if folder.path.exists():
+                raise RkdError(
+                    f"{folder.path} exists already; choose another --name, or continue it with --resume {folder.path}"
+                ) from None
             raise RkdError(
                 f"cannot make the folder {folder.path}: {error.strerror}; choose another place with --out DIR"
             ) from None
+        except BaseException:
+            shutil.rmtree(work.path, ignore_errors=True)
+            raise
+        sync_folder(folder.path.parent)
         return folder
 
     @classmethod
@@ -84,6 +111,16 @@ class RunFolder:
         return self.checkpoints / "last.safetensors"
 
     @property
+    def lock(self) -> Path:
+        """Held by the one process that works on the run; gone when it is finished."""
+        return self.path / ".lock"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has its results."""
+        return self.card.is_file() and self.evaluation.is_file()
+
+    @property
     def best(self) -> Path:
         return self.checkpoints / "best.safetensors"
 
@@ -106,32 +143,118 @@ class RunFolder:
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""
-        try:
-            with open(self.metrics, "a") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            raise RkdError(f"cannot write {self.metrics}: {error.strerror or error}") from None
+        append_line(self.metrics, json.dumps(line))
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line torn by a crash is left out."""
         lines = []
         if self.metrics.is_file():
-            for line in self.metrics.read_text().splitlines():
+            for line in self.metrics.read_text(errors="replace").splitlines():
                 try:
                     lines.append(json.loads(line))
                 except ValueError:
                     continue
-        return lines
+        return [line for line in lines if isinstance(line, dict)]
+
+    def rewrite_history(self, history: list[dict[str, Any]]) -> None:
+        """metrics.jsonl as it was when a checkpoint was taken: a resumed run writes the lines after it again."""
+        write_atomic(self.metrics, "".join(json.dumps(line) + "\n" for line in history).encode())
 
     def trim(self, epochs: int) -> None:
-        """Drop the lines of epochs from `epochs` on: a resumed run writes them again."""
-        kept = [line for line in self.history() if line.get("epoch", 0) < epochs]
-        write_atomic(self.metrics, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        """Drop the lines of epochs from `epochs` on."""
+        self.rewrite_history([line for line in self.history() if line.get("epoch", 0) < epochs])
 
-    save_state = staticmethod(save_state)
-    load_state = staticmethod(load_state)
-    save_weights = staticmethod(save_weights)
-    load_weights = staticmethod(load_weights)
+    # Checkpoints
+
+    def saved(self) -> list[Path]:
+        """The checkpoints that are there, the newest first."""
+        older = {int(match[1]): path for path in self.checkpoints.glob("previous-*.safetensors")
+                 if (match := re.fullmatch(r"previous-(\d+)\.safetensors", path.name))}  # fmt: skip
+        newest = [self.last] if self.last.exists() else []
+        return newest + [older[number] for number in sorted(older)]
+
+    def save(self, state: Mapping[str, Any], keep: int = 2) -> None:
+        """Write a checkpoint and keep the `keep` newest. Whatever happens meanwhile, a good one is there."""
+        from .checkpoint import pack_state
+
+        content = pack_state(state)
+        fresh = self.checkpoints / "next.safetensors"
+        write_atomic(fresh, content)  # whole and on the disk before anything else is touched
+        try:
+            older = self.saved()
+            for path in older[max(keep - 1, 0) :]:
+                path.unlink(missing_ok=True)
+            for place, path in reversed(list(enumerate(older[: max(keep - 1, 0)], 1))):
+                path.replace(self._previous(place))
+            fresh.replace(self.last)
+        except OSError as error:
+            raise RkdError(f"cannot write {self.last}: {error.strerror or error}") from None
+        sync_folder(self.checkpoints)
+
+    def load(self) -> tuple[dict[str, Any] | None, list[str]]:
+        """The newest checkpoint that is whole (None if there never was one), and words on those that are not.
+
+        Damaged ones are deleted, unless all are: then WeightsError is raised.
+        """
+        from .checkpoint import load_state
+
+        damaged: dict[Path, str] = {}
+        for path in self.saved():
+            try:
+                state = load_state(path)
+            except WeightsError as error:
+                damaged[path] = str(error)
+                continue
+            for broken in damaged:  # or the next checkpoint would make a good one make room for it
+                broken.unlink(missing_ok=True)
+            return state, list(damaged.values())
+        if damaged:
+            there = " ".join(str(path) for path in damaged)
+            raise WeightsError(f"{'; '.join(damaged.values())}. To start from the beginning: rm {there}")
+        return None, []
+
+    def place(self) -> tuple[int, int, int] | None:
+        """What the newest checkpoint comes after: finished epochs, steps of the next one, steps of an epoch."""
+        from .checkpoint import peek
+
+        for path in self.saved():
+            with contextlib.suppress(WeightsError, KeyError, TypeError):
+                state = peek(path)
+                return state["epoch"], state["done"], state["batches"]
+        return None
+
+    def prune(self) -> None:
+        """The run is finished: the checkpoints before the last one are needed no more."""
+        for path in self.saved()[1:]:
+            with contextlib.suppress(OSError):
+                path.unlink(missing_ok=True)
+
+    def tidy(self) -> None:
+        """Remove what a killed process was writing. Only for who holds the run alone."""
+        for folder in (self.path, self.checkpoints):
+            remove_temporary(folder)
+        (self.checkpoints / "next.safetensors").unlink(missing_ok=True)
+
+    def _previous(self, number: int) -> Path:
+        return self.checkpoints / f"previous-{number}.safetensors"
+
+    def save_weights(self, path: Path, state: Mapping[str, Tensor]) -> None:
+        """`rkd.core.checkpoint.save_weights`."""
+        from .checkpoint import save_weights
+
+        save_weights(path, state)
+
+    def load_weights(self, path: Path) -> dict[str, Tensor]:
+        """`rkd.core.checkpoint.load_weights`."""
+        from .checkpoint import load_weights
+
+        return load_weights(path)
+
+    def load_state(self, path: Path) -> dict[str, Any]:
+        """`rkd.core.checkpoint.load_state`."""
+        from .checkpoint import load_state
+
+        return load_state(path)
 
 
 def safe_name(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,12 +18,14 @@ from .data import Dataset, Loader, Split, check_images
 from .errors import DataError, Refused, RkdError, TrainingFailed
 from .evaluate import evaluate
 from .gradients import backward, total, weight, weighted
+from .guard import ADVICE, Guard, OnNan, RolledBack
 from .hookspecs import RunHooks
 from .interfaces import Loss, Scheduler, Teacher
 from .meter import Meter
 from .nets import NetStudent, NetTeacher, check_logits
 from .random import forked, key
 from .runfolder import RunFolder
+from .state import Keeper, Saving, copied, restore, state_of
 from .step import AttackPlan, Step
 from .types import Batch, Schedule, View, at
 
@@ -47,7 +48,8 @@ class Validation:
 
 @dataclass
 class Run:
-    """Everything that one training needs. `optimizer`'s learning rate is `lr * lr_schedule(progress)`."""
+    """Everything that one training needs. `optimizer`'s learning rate is `lr * lr_schedule(progress)`, halved for
+    each rollback. `done` batches of the epoch are over, `skipped` of them left out; `meter` has the others' losses."""
 
     student: NetStudent
     loss: Loss
@@ -66,11 +68,19 @@ class Run:
     schedulers: dict[str, Scheduler] = field(default_factory=dict)
     validation: Validation | None = None
     folder: RunFolder | None = None
+    saving: Saving = field(default_factory=Saving)
+    on_nan: OnNan = "stop"
     hooks: pluggy.PluginManager = field(default_factory=lambda: run_hooks())
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
     epoch: int = 0
     batch_number: int = 0
+    done: int = 0
+    meter: Meter = field(init=False)
+    skipped: int = 0
+    rollbacks: int = 0
+    epoch_start: dict[str, Any] | None = None
+    seconds: float = 0.0
     knobs: dict[str, Any] = field(default_factory=dict)
     terms: dict[str, Tensor] = field(default_factory=dict)
     loss_value: Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -78,10 +88,18 @@ class Run:
     best_weights: dict[str, Tensor] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.meter = Meter(self.device, watch=False)
+
     @property
     def progress(self) -> float:
         """The share of the training that is done, in [0, 1]."""
         return (self.epoch + self.batch_number / len(self.loader)) / self.epochs
+
+    @property
+    def lr_scale(self) -> float:
+        """The learning rate now as a share of `lr`."""
+        return at(self.lr_schedule, self.progress) * 0.5**self.rollbacks
 
     def step(self, batch: Batch, listen: bool = True) -> Step:
         """The Step of a batch at the run's present state."""
@@ -95,7 +113,7 @@ class Run:
             # A copy: values set during this step act in the next one, also if the loss is computed again (AWP).
             knobs=dict(self.knobs),
             progress=self.progress,
-            lr_scale=at(self.lr_schedule, self.progress),
+            lr_scale=self.lr_scale,
             noise_key=key(self.seed, "step", self.epoch, self.batch_number),
             on_query=self._queried if queried else None,
         )
@@ -105,35 +123,12 @@ class Run:
         return self.hooks.hook.rkd_eval_net(run=self) or self.student.deployed()
 
     def state(self) -> dict[str, Any]:
-        """All that a later process needs to go on after this epoch."""
-        return {
-            "epoch": self.epoch,
-            "student": self.student.net.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "schedulers": {n: dict(s.state_dict()) for n, s in self.schedulers.items() if hasattr(s, "state_dict")},
-            "extensions": {
-                name: dict(plugin.state_dict())
-                for name, plugin in self.hooks.list_name_plugin()
-                if plugin is not None and hasattr(plugin, "state_dict")
-            },
-            "knobs": self.knobs,
-            "best": self.best,
-        }
+        """All that a later process needs to go on after this step."""
+        return state_of(self)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken."""
-        self.epoch = state["epoch"]
-        self.student.net.load_state_dict(state["student"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        for name, scheduler in self.schedulers.items():
-            if name in state["schedulers"]:
-                scheduler.load_state_dict(state["schedulers"][name])
-        for name, extension in self.hooks.list_name_plugin():
-            load = getattr(extension, "load_state_dict", None)
-            if load is not None and name in state["extensions"]:
-                load(state["extensions"][name])
-        self.knobs = {name: _on(value, self.device) for name, value in state["knobs"].items()}
-        self.best = state["best"]
+        """Go on where `state` was taken. Raises DataError if the data has changed since."""
+        restore(self, state)
 
     def _queried(self, step: Step, view: View, logits: Tensor) -> None:
         self.hooks.hook.rkd_attack_query(step=step, view=view, logits=logits)
@@ -155,49 +150,80 @@ def run_hooks(extensions: Mapping[str, Any] | None = None) -> pluggy.PluginManag
 def fit(run: Run) -> None:
     """Train. Afterwards the student holds the chosen weights; `run.history` one record an epoch.
 
-    Raises TrainingFailed when a loss is not finite. An interrupted run keeps its last checkpoint.
+    Raises TrainingFailed when a loss or a weight is not finite (and `run.on_nan` does not help), Stopped when an
+    extension asks for it. A run that ends in any other way goes on at its last checkpoint.
     """
-    started = time.perf_counter()
     run.hooks.hook.rkd_run_start(run=run)
+    guard, keeper = Guard(run), Keeper(run)
     while run.epoch < run.epochs:
-        metrics = _epoch(run)
+        if run.on_nan == "rollback" and run.done == 0:
+            run.epoch_start = copied({**state_of(run), "epoch_start": None})
+        try:
+            _epoch(run, guard, keeper)
+        except RolledBack as error:
+            _roll_back(run, str(error))
+            continue
+        metrics = _metrics(run)
+        _validate(run, metrics, keeper)
         # The epoch number counts finished epochs from here on; its record is named by its own number.
-        run.epoch, run.batch_number = run.epoch + 1, 0
-        _validate(run, metrics)
-        metrics["seconds"] = round(time.perf_counter() - started, 3)
+        run.epoch, run.batch_number, run.done, run.skipped = run.epoch + 1, 0, 0, 0
+        run.meter, run.epoch_start = Meter(run.device, watch=False), None
+        metrics["seconds"] = round(time.monotonic() - keeper.since, 3)
         run.history.append(metrics)
         run.hooks.hook.rkd_epoch_end(run=run, metrics=metrics)
         if run.folder:
             run.folder.log(metrics)
-            run.folder.save_state(run.folder.last, run.state())
+        keeper.epoch_over()
 
 
-def _epoch(run: Run) -> dict[str, Any]:
-    meter = Meter(run.device)
-    for number, batch in enumerate(run.loader.batches(run.epoch)):
+def _epoch(run: Run, guard: Guard, keeper: Keeper) -> None:
+    """The steps of an epoch that are left. Raises RolledBack."""
+    for number, batch in enumerate(run.loader.batches(run.epoch, run.done), run.done):
         run.batch_number = number
-        rate = run.lr * at(run.lr_schedule, run.progress)
+        guard.before()
+        rate = run.lr * run.lr_scale
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         # Dropout and its like draw from the global generator: here it follows from (seed, epoch, batch) too.
         with forked(key(run.seed, "net", run.epoch, run.batch_number), run.device):
             loss = update(run, batch)
-        if not meter.add({"loss": loss, **{f"loss.{name}": term.mean() for name, term in run.terms.items()}}):
-            _diverged(run, loss)
-        run.hooks.hook.rkd_after_update(run=run)
-    means = meter.means()
-    if not math.isfinite(means["loss"]):
-        _diverged(run, torch.tensor(means["loss"]))
-    if not finite(dict(run.student.net.named_parameters())):  # a finite loss may have a gradient that is not
-        raise TrainingFailed(f"a weight is no longer finite after epoch {run.epoch}, though the loss was. {_ADVICE}")
-    metrics: dict[str, Any] = {"epoch": run.epoch, "lr": rate, **means}
-    metrics |= {f"weight.{name}": float(weight(run, name, run.progress)) for name in run.terms}
+        stands = guard.after(batch)
+        run.done = number + 1
+        if stands:
+            run.meter.add({"loss": loss, **{f"loss.{name}": term.mean() for name, term in run.terms.items()}})
+            run.hooks.hook.rkd_after_update(run=run)
+        if keeper.due():
+            guard.settle()
+            keeper.save()
+        keeper.obey(guard.settle)
+    guard.settle()
+
+
+def _metrics(run: Run) -> dict[str, Any]:
+    """The record of the epoch whose steps are over."""
+    if run.meter.steps == 0:
+        raise TrainingFailed(f"every batch of epoch {run.epoch} was skipped. {ADVICE}")
+    run.batch_number = len(run.loader) - 1
+    means = run.meter.means()
+    metrics: dict[str, Any] = {"epoch": run.epoch, "lr": run.lr * run.lr_scale, **means}
+    terms = [name.removeprefix("loss.") for name in means if name != "loss"]
+    metrics |= {f"weight.{name}": float(weight(run, name, run.progress)) for name in terms}
     metrics |= {
         name: float(value)
         for name, value in run.knobs.items()
         if not name.startswith("weight.") and (not isinstance(value, Tensor) or value.numel() == 1)
     }
-    return metrics
+    return metrics | ({"skipped": run.skipped} if run.skipped else {})
+
+
+def _roll_back(run: Run, what: str) -> None:
+    start, rollbacks = run.epoch_start, run.rollbacks + 1
+    assert start is not None
+    restore(run, copied(start))
+    run.rollbacks = rollbacks
+    run.hooks.hook.rkd_notice(
+        run=run, text=f"{what}: back to the start of epoch {run.epoch}, the learning rate halved ({rollbacks}x)"
+    )
 
 
 def update(run: Run, batch: Batch) -> Tensor:
@@ -213,20 +239,9 @@ def update(run: Run, batch: Batch) -> Tensor:
     return run.loss_value
 
 
-_ADVICE = "Try a smaller learning rate (--lr), or --set optimizer.clip_gradient=1"
-
-
-def _diverged(run: Run, loss: Tensor) -> None:
-    terms = ", ".join(f"{name} = {float(term.mean()):g}" for name, term in run.terms.items())
-    kept = f"; the last good state is {run.folder.last}" if run.folder and run.folder.last.exists() else ""
-    raise TrainingFailed(
-        f"the loss became {float(loss):g} in epoch {run.epoch}, batch {run.batch_number} ({terms}){kept}. {_ADVICE}"
-    )
-
-
-def _validate(run: Run, metrics: dict[str, Any]) -> None:
-    plan = run.validation
-    if plan is None or (run.epoch % plan.every and run.epoch != run.epochs):
+def _validate(run: Run, metrics: dict[str, Any], keeper: Keeper) -> None:
+    plan, finished = run.validation, run.epoch + 1
+    if plan is None or (finished % plan.every and finished != run.epochs):
         return
     net = run.eval_net()
     result = evaluate(
@@ -239,6 +254,7 @@ def _validate(run: Run, metrics: dict[str, Any]) -> None:
         batch_size=max(-(-run.loader.batch_size // run.grad_accumulation), 128),
         limit=min(plan.limit, len(plan.split)) if plan.limit else None,
         device=run.device,
+        progress=lambda what, done, total: keeper.obey(),
     )
     metrics["val.clean"] = result.accuracy()
     score = result.accuracy()
@@ -258,7 +274,7 @@ def chosen_net(run: Run) -> nn.Module:
     net = copy.deepcopy(run.eval_net()).eval()
     if run.best is not None:
         weights = run.best_weights
-        if weights is None and run.folder:  # resumed: the best epoch was another process's
+        if weights is None and run.folder:  # a state from elsewhere
             weights = run.folder.load_weights(run.folder.best)
         if weights is not None:
             net.load_state_dict(weights)
@@ -340,7 +356,3 @@ def _check_used(run: Run, step: Step) -> None:
             f"this loss trains on {', '.join(sorted(step.used.trained))} alone, which auxiliary batch norms serve: the "
             "net's own batch norms, the ones that are deployed, would never be trained; choose a loss with a clean term"
         )
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

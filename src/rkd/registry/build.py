@@ -15,6 +15,7 @@ from rkd.core.nets import Net, NetStudent
 from rkd.core.random import forked, key
 from rkd.core.runfolder import RunFolder
 from rkd.core.schedules import parse_schedule
+from rkd.core.state import Saving
 from rkd.core.trainer import Run, Validation, run_hooks
 
 from .catalog import Catalog
@@ -71,6 +72,8 @@ def build(
         schedulers=plan.schedulers,
         validation=validation,
         folder=folder,
+        saving=Saving(config.checkpoint.epochs, config.checkpoint.minutes or None, config.checkpoint.keep),
+        on_nan=config.on_nan,
         hooks=run_hooks({**plan.extensions, **(extensions or {})}),
         device=device,
     )

@@ -110,6 +110,15 @@ class OptimizerConfig(_Section):
     clip_gradient: Annotated[Number, Field(gt=0)] | None = None
 
 
+class CheckpointConfig(_Section):
+    """A checkpoint after every `epochs`-th epoch and the last one, and whenever `minutes` have passed since the one
+    before (0: never within an epoch). The newest `keep` are kept while the run goes on."""
+
+    epochs: Annotated[int, Field(ge=1)] = 1
+    minutes: Annotated[Number, Field(ge=0)] = 10.0
+    keep: Annotated[int, Field(ge=1)] = 2
+
+
 class ValidateConfig(_Section):
     """Validation after every `every`-th epoch on at most `limit` held-out images; `select` chooses the weights kept.
     `on = "test"` looks at the test images instead, as many papers do: the result is then no longer unseen data's."""
@@ -141,7 +150,9 @@ class EvaluateConfig(_Section):
 class RunConfig(_Section):
     """A whole run. A component set to `false` is taken out; a teacher that would take longer than
     `prepare_minutes` to prepare is refused. `grad_accumulation`: in how many parts the gradient of a batch is
-    computed; `batch_size` stays the samples of one step of the optimiser."""
+    computed; `batch_size` stays the samples of one step of the optimiser. `on_nan`: what to do about a step whose loss
+    or weights are not finite: `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half the
+    learning rate."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -164,6 +175,8 @@ class RunConfig(_Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     validate_: ValidateConfig = Field(default_factory=ValidateConfig, alias="validate")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    on_nan: Literal["stop", "skip", "rollback"] = "stop"
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     prepare_minutes: Annotated[Number, Field(gt=0)] = 30.0
 
     def text(self) -> str:

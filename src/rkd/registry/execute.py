@@ -18,17 +18,20 @@ from torch import nn
 
 from rkd.core.checkpoint import to_cpu
 from rkd.core.errors import Refused, RkdError
-from rkd.core.journal import Journal
+from rkd.core.journal import Journal, fingerprint
 from rkd.core.nets import Net
 from rkd.core.outcomes import Evaluation
 from rkd.core.runfolder import RunFolder
 from rkd.core.search import rehearse
+from rkd.core.state import place_of
 from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
 
+from .alone import alone
 from .build import build
 from .catalog import Catalog
 from .evaluation import evaluate_net
 from .resolve import Plan, resolve
+from .resume import before_of, differences
 from .teachers import Found, find_teachers, prepare
 
 
@@ -108,22 +111,23 @@ def execute(
             "cost": _cost(card),
             "seconds": seconds,
         }
-    folder = run.folder = RunFolder.open(path) if resume else RunFolder.create(path)
-    if resume:
-        _continue(run, reporter)
-    else:
-        folder.write_config(plan.config.text())
-    manifest = _manifest(plan, catalog, run) | {"cost": _cost(card)}
-    folder.write_json(folder.manifest, manifest | {"status": "running"})
-    try:
-        fit(run)
-        net = chosen_net(run)
-        results = _finish(run, plan, net, found, catalog, reporter, title, started)
-    except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else f"failed: {type(error).__name__}: {error}"
-        _try_manifest(folder, manifest | {"status": status, "seconds": time.perf_counter() - started})
-        raise
-    folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})
+    folder = run.folder = RunFolder.open(path) if resume else RunFolder.create(path, plan.config.text())
+    with alone(folder):
+        manifest = _manifest(plan, catalog, run) | {"cost": _cost(card), "teachers": _weights_of(found)}
+        if resume:
+            manifest |= _continue(run, manifest, reporter)
+        folder.write_json(folder.manifest, manifest | {"status": "running"})
+        try:
+            fit(run)
+            net = chosen_net(run)
+            results = _finish(run, plan, net, found, catalog, reporter, title, started)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            status = "interrupted" if stopped else f"failed: {type(error).__name__}: {error}"
+            _try_manifest(folder, manifest | {"status": status, "seconds": time.perf_counter() - started})
+            raise
+        folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})
+        folder.prune()
     run.hooks.hook.rkd_run_end(run=run, results=results)
     return results
 
@@ -228,25 +232,43 @@ def _finish(
     }
 
 
+def _weights_of(found: list[Found]) -> dict[str, str]:
+    """A hash of each teacher's weights, by role: a run that goes on with other teachers would be another run."""
+    return {f.reference.role: fingerprint(*f.teacher.net.state_dict().values()) for f in found}
+
+
 def _teacher(found: Found) -> dict[str, str]:
     reference = found.reference
     return {"role": reference.role, "model": reference.model or reference.text, "source": found.source}
 
 
-def _continue(run: Run, reporter: Reporter) -> None:
+def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Load the newest good checkpoint. Returns what the manifest keeps from before."""
     folder = run.folder
     assert folder is not None
-    if not folder.last.exists():
+    if folder.finished:  # by another process, while this one was waiting
+        raise RkdError(f"{folder.path} is finished")
+    folder.tidy()
+    before = before_of(folder)
+    for note in differences(before, manifest):
+        reporter.message(note)
+    state, damaged = folder.load()
+    for problem in damaged:
+        reporter.message(f"{problem}; the checkpoint before it is used")
+    kept = {"started": before.get("started", manifest["started"]), "resumed": before.get("resumed", 0) + 1}
+    if state is None:
         reporter.message("the run has no checkpoint yet: it starts from the beginning")
         folder.trim(0)
-        return
+        return kept
     try:
-        run.load_state(folder.load_state(folder.last))
-    except (KeyError, ValueError, RuntimeError) as error:
+        run.load_state(state)
+    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise RkdError(f"{folder.last} does not belong to this configuration: {error}") from None
-    run.history = [line for line in folder.history() if line["epoch"] < run.epoch]
-    folder.trim(run.epoch)
-    reporter.message(f"continuing after epoch {run.epoch} of {run.epochs}")
+    folder.rewrite_history(run.history)
+    if run.best_weights is not None:  # the file may be of a later epoch, which comes again
+        folder.save_weights(folder.best, run.best_weights)
+    reporter.message(f"continuing after {place_of(run.epoch, run.done, len(run.loader))} of {run.epochs}")
+    return kept
 
 
 def _check_place(path: Path) -> None:
@@ -262,6 +284,8 @@ def _manifest(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
     packages = ("rkd-toolkit", "torch", "torchvision", "timm", "numpy", "safetensors", "pluggy", "pydantic")
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "resumed": 0,
+        "process": f"{os.getpid()} on {platform.node() or 'this machine'}",
         "seed": plan.config.seed,
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "plugins": {p.key: p.version for p in catalog.plugins.plugins.values() if not p.error and not p.disabled},

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 from rkd import __version__
 from rkd.core import ops
 from rkd.core.data import Dataset, fetch
-from rkd.core.errors import Refused, RkdError, WeightsError
+from rkd.core.errors import Refused, RkdError, TrainingFailed, WeightsError
 from rkd.core.interfaces import TeacherReference
 from rkd.core.modes import running
 from rkd.core.nets import Net, NetTeacher, check_logits
@@ -168,12 +168,12 @@ def prepare(missing: Found, plan: Plan, catalog: Catalog, reporter: Reporter, dr
     reference = missing.reference
     table = _recipe(reference, _config(reference, plan).train, plan, missing.teacher.net)
     folder = _place(table, reference, plan)
-    work = folder.with_name(f"{folder.name}.{os.getpid()}.part")
+    work = folder.with_name(f"{folder.name}.part")
 
-    def train() -> None:
+    def train(resume: bool = False) -> None:
         execute(
             table, catalog, work, reporter, title=f"{reference.role} teacher {reference.model}", dry_run=dry_run,
-            limit_minutes=plan.config.prepare_minutes,
+            resume=resume, limit_minutes=plan.config.prepare_minutes,
             how_to_avoid=f"give weights (--teacher {reference.role}={reference.model}@FILE) or a finished run "
             f"(--teacher {reference.role}=RUN), choose a smaller model, or allow it with "
             "--set prepare_minutes=MINUTES",
@@ -184,14 +184,29 @@ def prepare(missing: Found, plan: Plan, catalog: Catalog, reporter: Reporter, dr
         return missing
     with _alone(folder, reporter):
         if not (folder / "evaluation.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)  # what a killed process left
-            shutil.rmtree(work, ignore_errors=True)
-            try:
-                train()
-                work.rename(folder)
-            finally:
-                shutil.rmtree(work, ignore_errors=True)
+            shutil.rmtree(folder, ignore_errors=True)  # an earlier version's half
+            begun = RunFolder(work)
+            if not begun.finished:
+                _prepare(begun, train, reporter)
+            work.rename(folder)
     return _find(reference, plan, catalog, reporter)
+
+
+def _prepare(begun: RunFolder, train: Callable[[bool], None], reporter: Reporter) -> None:
+    """Prepare a teacher, or go on with one whose preparation was killed."""
+    if begun.config.is_file():
+        reporter.message(f"continuing with the teacher that another process began ({begun.path})")
+        try:
+            return train(True)
+        except RkdError as error:
+            # Whatever is wrong with what was left there, the user has not asked for it by name.
+            reporter.message(f"it cannot be continued ({error}); it is prepared anew")
+    shutil.rmtree(begun.path, ignore_errors=True)
+    try:
+        train(False)
+    except TrainingFailed:
+        shutil.rmtree(begun.path, ignore_errors=True)
+        raise
 
 
 @contextmanager
@@ -214,8 +229,8 @@ def _alone(folder: Path, reporter: Reporter) -> Iterator[None]:
 
 
 def _place(table: Table, reference: TeacherReference, plan: Plan) -> Path:
-    # The attacks of the evaluation, the device and the place of the data change nothing about the teacher.
-    table = {key: value for key, value in table.items() if key not in ("evaluate", "device")}
+    # The attacks of the evaluation, the device, checkpoints and the place of the data change nothing about the teacher.
+    table = {key: value for key, value in table.items() if key not in ("evaluate", "device", "checkpoint")}
     table["data"] = {key: value for key, value in table["data"].items() if key not in ("dir", "download")}
     digest = hashlib.sha256(
         json.dumps([__version__, table, plan.data.fingerprint], sort_keys=True).encode()
@@ -246,6 +261,7 @@ def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan, n
         "threat": config.threat.model_dump(exclude_none=True),
         "student": {**reference.options, "model": reference.model},
         "evaluate": config.evaluate.model_dump(exclude_none=True),
+        "checkpoint": config.checkpoint.model_dump(),
     }
     if config.grad_accumulation > 1:  # a batch that is too large for the student's training is so for a teacher's
         base["grad_accumulation"] = config.grad_accumulation

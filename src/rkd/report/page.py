@@ -7,8 +7,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from rkd.core.checkpoint import write_atomic
 from rkd.core.errors import RkdError
+from rkd.core.files import write_atomic
 from rkd.core.types import fraction
 
 from . import values

@@ -73,6 +73,8 @@ class Ema:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self._loaded = state["average"]
+        if self._average is not None and self._loaded is not None:  # amid a training: a rollback
+            self._average.net.load_state_dict(self._loaded)
 
 
 @hookimpl
