@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import pytest
 import torch
 
 from rkd.core.data import ArraySplit
+from rkd.core.engine import choose as engines
+from rkd.core.engine.choose import Choice, Engine
 from rkd.core.errors import RkdError
 from rkd.core.evaluate import evaluate
 from rkd.core.journal import Journal, fingerprint
@@ -136,3 +139,29 @@ def test_fingerprint() -> None:
     assert fingerprint("a", one) == fingerprint("a", one.clone())
     others = [fingerprint("a", torch.ones(2)), fingerprint("a", one.double()), fingerprint("b", one), fingerprint("a")]
     assert fingerprint("a", one) not in others and len(set(others)) == 4
+
+
+def with_engine(net, split, journal: Journal, engine: Engine | None) -> str:
+    attack = Counting(steps=3, start="uniform")
+    attack.confirms = True  # it takes a faster copy of the net
+    plans = {"a": AttackPlan(attack, ce)}
+    result = evaluate(net, split, plans, threat=THREAT, batch_size=8, journal=journal, engine=engine)
+    return result.summary()["searches"]["a"]["engine"]
+
+
+def test_the_engine_is_remembered(tmp_path: Path, monkeypatch) -> None:
+    net, split = setting()
+    monkeypatch.setattr(engines, "WORTH", 0)
+    monkeypatch.setattr(engines, "choose", lambda net, x, **k: Choice("copied", copy.deepcopy(net), 1.5))
+    assert with_engine(net, split, Journal(tmp_path), Engine()) == "copied, 1.5 times as fast"
+    calls = Counting.calls
+    assert with_engine(net, split, Journal(tmp_path), Engine()) == "copied, 1.5 times as fast"
+    assert Counting.calls == calls > 0, "all of it from the journal"
+    assert with_engine(net, split, Journal(tmp_path), None) == "plain", "another setting is another evaluation"
+    monkeypatch.setattr(engines, "choose", lambda net, x, **k: Choice("other", copy.deepcopy(net), 2.0))
+    assert with_engine(net, split, Journal(tmp_path), Engine(bfloat16=True)) == "other, 2.0 times as fast"
+    one = next(path for path in sorted(tmp_path.rglob("*.safetensors")) if b"copied" in path.read_bytes())
+    one.unlink()
+    assert set(with_engine(net, split, Journal(tmp_path), Engine()).split("; ")) == {
+        "copied, 1.5 times as fast", "other, 2.0 times as fast",
+    }, "both ways that it ran"  # fmt: skip

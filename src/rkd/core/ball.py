@@ -49,13 +49,17 @@ def check_inside(x: Tensor, x_adv: Tensor, ball: ThreatModel | None) -> None:
 
 
 def to_eight_bits(x: Tensor, x_adv: Tensor, ball: ThreatModel | None) -> Tensor:
-    """`x_adv` on the grid of 8-bit images, still inside the ball: each pixel to the nearest level, or where that is
-    outside (in L2: wherever it leads away from x) to the nearest one on the side of x."""
+    """`x_adv` as an 8-bit image, `(B, C, H, W)` in [0, 1] and still inside the ball.
+
+    Each pixel goes to the nearest of the levels 0, 1/255, ..., 1, or where that is outside (in L2: wherever it is
+    further from x than the pixel is) to the nearest level on the way to x. If there is none on that way, it takes the
+    value of x: so where x itself is no 8-bit image, some pixels of the result are between levels, too.
+    """
     levels = x_adv * 255
     nearest = levels.round()
     towards = torch.where(x_adv > x, (levels - 1e-4).floor(), (levels + 1e-4).ceil())
-    # Between x and its own nearest level, x itself is as near as one comes.
-    towards = torch.where((towards / 255 - x).sign() * (x_adv - x).sign() < 0, x * 255, towards)
+    # No level beyond x, and none for a pixel that has not moved from an x between levels.
+    towards = torch.where((towards / 255 - x).sign() * (x_adv - x).sign() <= 0, x * 255, towards)
     if ball is None:
         return nearest / 255
     if ball.norm == "Linf":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,12 @@ def doubts(result: Evaluation) -> list[Doubt]:
     return [*_fgsm(result), *_black_box(result), *_no_effect(result), *_few(result)]
 
 
+def missed_by(result: Evaluation, attacks: Sequence[str], other: str) -> int:
+    """How many samples withstood each of these attacks, and not the other."""
+    standing = torch.stack([result.attacks[name] for name in attacks]).all(0)
+    return int((standing & ~result.attacks[other]).sum())
+
+
 def _fgsm(result: Evaluation) -> list[Doubt]:
     robust = {name: result.accuracy(name) for name in result.attacks if result.counts(name)}
     blind = {"fgsm"} | {name for name in robust if result.outcomes[name].about.get("black_box")}
@@ -58,8 +65,7 @@ def _black_box(result: Evaluation) -> list[Doubt]:
     seeing = [name for name in result.attacks if name not in blind and result.counts(name)]
     if not blind or not seeing:
         return []
-    standing = torch.stack([result.attacks[name] for name in seeing]).all(0)
-    missed = {name: int((standing & ~result.attacks[name]).sum()) for name in blind}
+    missed = {name: missed_by(result, seeing, name) for name in blind}
     name = max(missed, key=lambda n: missed[n])
     if missed[name] <= max(1, 0.01 * result.samples):
         return []

@@ -28,6 +28,9 @@ from .types import ThreatModel, fraction
 Progress = Callable[[str, int, int], None]
 """(what, samples done, samples in all)"""
 
+PLAIN = "plain"
+"""The engine of a search that ran on the net as it is."""
+
 
 # Tensors of inference mode take no part in gradients, which attacks need, whatever the caller's own mode.
 @torch.inference_mode(False)
@@ -82,9 +85,9 @@ def evaluate(
     standing = clean.right.nonzero().squeeze(1)
     for name, plan in attacks.items():
         parts = standing.split(batch_size) if len(standing) else ()  # an empty tensor splits into one part
-        jobs = [(rows, ask.attacked(name, plan, key(seed, name), kept, len(parts))) for rows in parts]
+        jobs = [(rows, ask.attacked(plan, key(seed, name), kept, len(parts))) for rows in parts]
         outcome = notes.collect(name, jobs, standing, clean)
-        outcome.about = describe(plan, threat, ask.classes or 0) | {"engine": ask.engines.get(name, "plain")}
+        outcome.about = describe(plan, threat, ask.classes or 0) | {"engine": notes.engine}
         result.outcomes[name] = outcome
         made[name] = notes.images
     if len(kept) and attacks:
@@ -95,15 +98,14 @@ def evaluate(
 
 class _Questions:
     """What is asked of the net, by rows of the evaluated samples. Each answer is a dict of tensors, one row a sample:
-    `right`, `prediction`, `confidence`, and of attacks also `count` (forwards, backwards)."""
+    `right`, `prediction`, `confidence`, and of attacks also `count` (forwards, backwards) and `engine`, which way the
+    net ran (a text's UTF-8)."""
 
     def __init__(
         self, net: nn.Module, split: Split, positions: Tensor, threat: ThreatModel, device: torch.device,
         rounded: bool, classes: int | None, engine: Engine | None,
     ) -> None:  # fmt: skip
         self.net, self.split, self.positions, self.engine = net, split, positions, engine
-        self.engines: dict[str, str] = {}
-        """Which way the net ran in each search, where it was another than as it is."""
         self.threat, self.device, self.rounded, self.classes = threat, device, rounded, classes
         self.labels = split.labels[positions].cpu()
 
@@ -123,15 +125,13 @@ class _Questions:
         return _read(logits, batch.y)
 
     def attacked(
-        self, name: str, plan: AttackPlan, noise: int, kept: Tensor, batches: int
+        self, plan: AttackPlan, noise: int, kept: Tensor, batches: int
     ) -> Callable[[Tensor], dict[str, Tensor]]:
         """A search; of the rows in `kept` the images come with the answer."""
 
         def answer(rows: Tensor) -> dict[str, Tensor]:
             batch = fetch(self.split, self.positions[rows], self.device)
             fast = self.engine.choice(self.net, plan.attack, batch.x, batches) if self.engine else None
-            if fast is not None:
-                self.engines[name] = str(fast)
             student = Evaluated(self.net, fast.net if fast else None)
             step = Step(batch, student, attacks={"adv": plan}, threat=self.threat, noise_key=noise)
             x_adv = step.image("adv")
@@ -145,7 +145,9 @@ class _Questions:
             here = torch.isin(rows, kept)
             if bool(here.any()):
                 found |= {"kept": rows[here], "images": x_adv[here.to(self.device)].cpu()}
-            return found | {"count": torch.tensor([student.forwards, student.backwards])}
+            way = str(fast or PLAIN).encode()
+            counts = torch.tensor([student.forwards, student.backwards])
+            return found | {"count": counts, "engine": torch.tensor(list(way), dtype=torch.uint8)}
 
         return answer
 
@@ -157,6 +159,8 @@ class _Notes:
         self.journal, self.progress, self.total = journal, progress, total
         self.images = torch.empty(0)
         """Of the last question: the images of the gallery, in the order of their rows."""
+        self.engine = PLAIN
+        """Of the last question: which way the net ran; more than one if a resumed evaluation went on in another."""
 
     def collect(
         self, what: str, jobs: Sequence[tuple[Tensor, Callable[[Tensor], dict[str, Tensor]]]], rows: Tensor,
@@ -191,6 +195,8 @@ class _Notes:
 
         images = [a["images"] for a in answers if "images" in a]
         self.images = torch.cat(images) if images else torch.empty(0)
+        ways = dict.fromkeys(bytes(a["engine"].tolist()).decode() for a in answers if "engine" in a)
+        self.engine = "; ".join(ways) or PLAIN
         rounding = bool(answers) and "rounded" in answers[0]
         counts = [answer["count"] for answer in answers if "count" in answer]
         forwards, backwards = torch.stack(counts).sum(0).tolist() if counts else (0, 0)
@@ -220,7 +226,7 @@ def describe(plan: AttackPlan, threat: ThreatModel, classes: int) -> dict[str, A
     return {
         "implementation": f"{type(attack).__module__}.{type(attack).__qualname__}",
         "options": _options(attack),
-        "objective": getattr(goal, "__name__", type(goal).__name__) if callable(goal) else str(goal),
+        "objective": getattr(goal, "__name__", type(goal).__name__),
         "norm": ball.norm if ball else None,
         "eps": ball.eps if ball else None,
         "in_threat": inside,
@@ -281,5 +287,6 @@ def _fingerprint(ask: _Questions, attacks: Mapping[str, AttackPlan], *settings: 
     weights = [part for item in ask.net.state_dict().items() for part in item]
     searches = [(name, describe(plan, ask.threat, ask.classes or 0)) for name, plan in attacks.items()]
     first = ask.split.images(ask.positions[:1])
-    return fingerprint(searches, ask.threat, ask.rounded, ask.classes, *settings, ask.positions, ask.labels, first,
-                       repr(ask.net), *weights)  # fmt: skip
+    engine = (ask.engine is not None, ask.engine is not None and ask.engine.bfloat16)
+    return fingerprint(searches, ask.threat, ask.rounded, ask.classes, engine, *settings, ask.positions, ask.labels,
+                       first, repr(ask.net), *weights)  # fmt: skip

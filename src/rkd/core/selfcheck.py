@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from . import ops
 from .data import Split, fetch
-from .doubts import Doubt
+from .doubts import Doubt, missed_by
 from .evaluate import choose, evaluate
 from .modes import frozen_parameters, running
 from .outcomes import Evaluation
@@ -94,7 +94,11 @@ def probe(
 
 
 def judge(result: Evaluation) -> list[Doubt]:
-    """What the outcomes of `probe`'s attacks say."""
+    """What the outcomes of `probe`'s attacks say.
+
+    `doubts` asks some of this, too, but of the evaluation's own attacks and on all its images; here a few images and
+    fixed attacks. So the checks have names of their own, and both findings are shown.
+    """
     n, clean = result.samples, int(result.clean.sum())
     left = {name: int(right.sum()) for name, right in result.attacks.items()}
     luck = max(2.0, 0.03 * n)
@@ -147,14 +151,13 @@ def judge(result: Evaluation) -> list[Doubt]:
                 "use cw, apgd-dlr or autoattack, or divide the logits by the temperature of the training",
             )
         )
-    blind = [name for name in ("black-box",) if name in left]
-    seeing = [result.attacks[name] for name in ("short", "long") if name in left]
-    if blind and seeing:
-        missed = int((torch.stack(seeing).all(0) & ~result.attacks["black-box"]).sum())
+    seeing = [name for name in ("short", "long") if name in left]
+    if "black-box" in left and seeing:
+        missed = missed_by(result, seeing, "black-box")
         if missed > luck:
             found.append(
                 Doubt(
-                    "black-box",
+                    "black-box-beats-pgd",
                     f"an attack that sees no gradients fools the net on {missed} of {clean} images where PGD failed",
                     "the gradients lead nowhere: they are masked",
                     "run autoattack; the number of PGD is worth nothing here",
