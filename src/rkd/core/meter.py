@@ -1,9 +1,8 @@
-"""Means of an epoch's losses without waiting for the device, and the watch for losses that are no longer finite."""
+"""Means of an epoch's losses without waiting for the device."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,49 +10,18 @@ from torch import Tensor
 
 
 class Meter:
-    """Sums of named numbers over the steps of an epoch, kept on the device.
+    """Sums of named numbers over the steps of an epoch, kept on the device where they are until somebody asks."""
 
-    On the CPU a number can be looked at when it is there. On a GPU each look would stop the host until the device has
-    caught up, so the running sum is copied to pinned memory behind the host's back and looked at when it has arrived,
-    some steps late: a sum that was infinite or no number once stays so.
-
-    `event`: makes what tells of a copy's arrival (`record()`, `query()`), `torch.cuda.Event` for a GPU; None looks at
-    once. `watch=False`: somebody else looks for numbers that are not finite, and `add` always says yes.
-    """
-
-    def __init__(self, device: torch.device, event: Callable[[], Any] | None = None, watch: bool = True) -> None:
+    def __init__(self) -> None:
         self.steps = 0
-        self._device = device
-        self._watch = watch
         self._sums: dict[tuple[str, ...], Tensor] = {}
-        self._late = event or (torch.cuda.Event if device.type == "cuda" else None)
-        self._pinned = device.type == "cuda"
-        self._copy: tuple[Tensor, Any] | None = None
 
-    def add(self, values: Mapping[str, Tensor]) -> bool:
-        """Add one step's numbers, scalars on the device, and say whether all that is known so far is finite.
-
-        The first of them is watched. On a GPU the answer is about an earlier step.
-        """
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one step's numbers, scalars on the device."""
         names = tuple(values)
         step = torch.stack([value.detach().reshape(()).float() for value in values.values()])
-        self._sums[names] = self._sums[names] + step if names in self._sums else step
+        self._sums[names] = self._sums[names].to(step.device) + step if names in self._sums else step
         self.steps += 1
-        if not self._watch:
-            return True
-        if self._late is None:
-            return math.isfinite(step[0])
-        finite = True
-        if self._copy is not None and self._copy[1].query():
-            finite = math.isfinite(self._copy[0])
-            self._copy = None
-        if self._copy is None:
-            arrived = self._late()
-            host = torch.empty((), pin_memory=self._pinned)
-            host.copy_(self._sums[names][0], non_blocking=True)
-            arrived.record()
-            self._copy = host, arrived
-        return finite
 
     def means(self) -> dict[str, float]:
         """Each number's sum over the steps so far, divided by their count. Waits for the device, once."""
@@ -70,5 +38,4 @@ class Meter:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
         self.steps = state["steps"]
-        self._sums = {tuple(names): values.to(self._device, copy=True) for names, values in state["sums"]}
-        self._copy = None
+        self._sums = {tuple(names): values.clone() for names, values in state["sums"]}

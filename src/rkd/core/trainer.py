@@ -76,7 +76,7 @@ class Run:
     epoch: int = 0
     batch_number: int = 0
     done: int = 0
-    meter: Meter = field(init=False)
+    meter: Meter = field(default_factory=Meter)
     skipped: int = 0
     rollbacks: int = 0
     epoch_start: dict[str, Any] | None = None
@@ -87,9 +87,6 @@ class Run:
     best: dict[str, Any] | None = None
     best_weights: dict[str, Tensor] | None = None
     history: list[dict[str, Any]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.meter = Meter(self.device, watch=False)
 
     @property
     def progress(self) -> float:
@@ -167,7 +164,7 @@ def fit(run: Run) -> None:
         _validate(run, metrics, keeper)
         # The epoch number counts finished epochs from here on; its record is named by its own number.
         run.epoch, run.batch_number, run.done, run.skipped = run.epoch + 1, 0, 0, 0
-        run.meter, run.epoch_start = Meter(run.device, watch=False), None
+        run.meter, run.epoch_start = Meter(), None
         metrics["seconds"] = round(time.monotonic() - keeper.since, 3)
         run.history.append(metrics)
         run.hooks.hook.rkd_epoch_end(run=run, metrics=metrics)
@@ -180,18 +177,7 @@ def _epoch(run: Run, guard: Guard, keeper: Keeper) -> None:
     """The steps of an epoch that are left. Raises RolledBack."""
     for number, batch in enumerate(run.loader.batches(run.epoch, run.done), run.done):
         run.batch_number = number
-        guard.before()
-        rate = run.lr * run.lr_scale
-        for group in run.optimizer.param_groups:
-            group["lr"] = rate
-        # Dropout and its like draw from the global generator: here it follows from (seed, epoch, batch) too.
-        with forked(key(run.seed, "net", run.epoch, run.batch_number), run.device):
-            loss = update(run, batch)
-        stands = guard.after(batch)
-        run.done = number + 1
-        if stands:
-            run.meter.add({"loss": loss, **{f"loss.{name}": term.mean() for name, term in run.terms.items()}})
-            run.hooks.hook.rkd_after_update(run=run)
+        advance(run, batch, guard)
         if keeper.due():
             guard.settle()
             keeper.save()
@@ -224,6 +210,22 @@ def _roll_back(run: Run, what: str) -> None:
     run.hooks.hook.rkd_notice(
         run=run, text=f"{what}: back to the start of epoch {run.epoch}, the learning rate halved ({rollbacks}x)"
     )
+
+
+def advance(run: Run, batch: Batch, guard: Guard) -> None:
+    """All that an epoch does with a batch, `run.batch_number`. Raises TrainingFailed, RolledBack."""
+    guard.before()
+    rate = run.lr * run.lr_scale
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    # Dropout and its like draw from the global generator: here it follows from (seed, epoch, batch) too.
+    with forked(key(run.seed, "net", run.epoch, run.batch_number), run.device):
+        loss = update(run, batch)
+    stands = guard.after(batch)
+    run.done = run.batch_number + 1
+    if stands:
+        run.meter.add({"loss": loss, **{f"loss.{name}": term.mean() for name, term in run.terms.items()}})
+        run.hooks.hook.rkd_after_update(run=run)
 
 
 def update(run: Run, batch: Batch) -> Tensor:
