@@ -60,8 +60,11 @@ class Commands(click.Group):
 
 
 def report(error: BaseException, app: App) -> int:
-    """Tell of an error. Returns the exit code."""
+    """Tell of an error. Returns the exit code. Of several processes the first that fails speaks: where one dies, the
+    others only lose their connection to it."""
     terminal = app.terminal
+    if app.ranks is not None:
+        terminal.silence(not app.ranks.fails_first())
     text = "".join(traceback.format_exception(error))
     if app.debug:
         terminal.message(text, always=True)

@@ -37,6 +37,7 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
 @click.option("--grad-accumulation", type=int, metavar="N", help="Compute each batch in N parts, to save memory.")
+@click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm over the samples of all processes.")
 @click.option("--lr", metavar="X", help="Learning rate at the start of its schedule.")
 @click.option("--seed", type=int)
 @click.option("--evaluate", multiple=True, metavar="A,B,...", help="Attacks of the final evaluation: fgsm,pgd-sat,cw.")
@@ -67,18 +68,20 @@ def run(context: click.Context, recipe: str | None, name: str | None, out: str, 
     Without a recipe or options: mtard-anl on digits.
     """
     app = context.ensure_object(App)
+    ranks = app.meet()
     if resume is not None:
         path = _resumable(context, resume, out)
         recipe = str(path / "config.toml")
     catalog = app.catalog()
 
     from .runner import carry_out
-    from .settings import run_folder, run_table
+    from .settings import begun, run_folder, run_table
 
     table = run_table(recipe, options, sets, catalog)
-    if resume is None:
-        path = run_folder(table, name, out)
-    carry_out(table, catalog, path, app, resume=resume is not None, dry_run=dry_run, report=report)
+    again = resume is not None
+    if not again:
+        path, again = ranks.once(lambda: begun(table, name, out, ranks) or (run_folder(table, name, out), False))
+    carry_out(table, catalog, path, app, resume=again, dry_run=dry_run, report=report)
 
 
 def _resumable(context: click.Context, text: str, out: str) -> Path:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from rkd.core.distributed import ALONE, leave
 from rkd.core.errors import TrainingFailed
 from rkd.core.runfolder import RunFolder
 from rkd.core.state import place_of
@@ -26,18 +27,24 @@ def carry_out(
 ) -> None:  # fmt: skip
     """Run a configuration in the folder `path` and show its results."""
     terminal = app.terminal
+    ranks = app.ranks or ALONE
     began = resume or not path.exists()
     interrupts = Interrupts(lambda: terminal.message("stopping after this step; once more stops at once", always=True))
     display = Display(terminal, interrupts)
     try:
         with interrupts.noted(), terminal.guarded():
-            results = execute(table, catalog, path, display, title=_title(table), dry_run=dry_run, resume=resume)
+            results = execute(
+                table, catalog, path, display, title=_title(table), dry_run=dry_run, resume=resume, ranks=ranks
+            )
     except (Exception, KeyboardInterrupt) as error:
         for note in _how_to_go_on(path, error) if began else []:
             error.add_note(note)
         for note in _plugin_files(path, catalog) if resume else []:
             error.add_note(note)
         raise
+    leave(ranks)
+    if not ranks.first:
+        return
     if app.json:
         terminal.json(results)
     if dry_run:

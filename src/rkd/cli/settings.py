@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.runfolder import safe_name
+from rkd.core.runfolder import RunFolder, safe_name
 
 from .shared import split_names
+
+if TYPE_CHECKING:
+    from rkd.core.distributed import Ranks
 
 Table = dict[str, Any]
 
@@ -58,7 +61,8 @@ def option_table(options: Mapping[str, Any]) -> Table:
              "objective": "objective.name", "lr": "optimizer.lr"}  # fmt: skip
     for option, key in plain.items():
         put(key, options[option])
-    for option in ("epochs", "batch_size", "grad_accumulation", "seed", "device", "precision", "on_nan"):
+    values = ("epochs", "batch_size", "grad_accumulation", "sync_bn", "seed", "device", "precision", "on_nan")
+    for option in values:
         put(option, options[option])
     if options["student"] is not None:
         model, *conversions = _parts("--student", options["student"])
@@ -112,6 +116,19 @@ def run_folder(table: Mapping[str, Any], name: str | None, out: str) -> Path:
     while (path := Path(out) / (base if number == 1 else f"{base}-{number}")).exists():
         number += 1
     return path
+
+
+def begun(table: Mapping[str, Any], name: str | None, out: str, ranks: Ranks) -> tuple[Path, bool] | None:
+    """The run that these processes had begun when torchrun restarted them (`--max-restarts`), to be continued."""
+    if not ranks.attempt:
+        return None
+    for path in [Path(out) / safe_name(name)] if name is not None else sorted(Path(out).glob("*")):
+        folder = RunFolder(path)
+        if not folder.config.is_file() or folder.evaluation.is_file():
+            continue
+        if folder.manifest.is_file() and folder.read_json(folder.manifest).get("launch") == ranks.launch:
+            return path, True
+    return None
 
 
 def _assigned(text: str) -> tuple[str | None, str]:

@@ -13,6 +13,7 @@ import click
 from rkd.core.errors import RkdError, did_you_mean
 
 if TYPE_CHECKING:
+    from rkd.core.distributed import Ranks
     from rkd.registry.catalog import Catalog
 
     from .terminal import Terminal
@@ -29,12 +30,23 @@ class App:
     debug: bool = False
     json: bool = False
     verbosity: int = 0
+    ranks: Ranks | None = None
+    """The processes that torchrun started, once they have met."""
 
     @cached_property
     def terminal(self) -> Terminal:
         from .terminal import Terminal
 
         return Terminal(self.json, self.verbosity)
+
+    def meet(self) -> Ranks:
+        """Meet the other processes, if torchrun started any. All but the first are silent from then on."""
+        from rkd.core.distributed import join
+
+        self.ranks = join()
+        if not self.ranks.first:
+            self.terminal.silence()
+        return self.ranks
 
     def catalog(self, broken_files: bool = False) -> Catalog:
         """Everything that the plugins provide. A local file that does not load is an error: it was asked for."""

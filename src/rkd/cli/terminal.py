@@ -40,10 +40,16 @@ class Terminal:
         self.out = self.err if json else _console(sys.stdout)
         self._live: Live | None = None
 
+    def silence(self, silent: bool = True) -> None:
+        """Print nothing at all: of several processes one speaks."""
+        self.err.quiet = self.out.quiet = silent
+
     @property
     def animated(self) -> bool:
         """Whether progress may be drawn over itself."""
-        return self.verbosity >= 0 and self.err.is_terminal and _is_tty(sys.stderr) and not self.err.is_dumb_terminal
+        if self.err.quiet or self.verbosity < 0:
+            return False
+        return self.err.is_terminal and _is_tty(sys.stderr) and not self.err.is_dumb_terminal
 
     @property
     def width(self) -> int:
@@ -80,6 +86,8 @@ class Terminal:
 
     def json(self, content: Any) -> None:
         """The one object of `--json`."""
+        if self.out.quiet:
+            return
         text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
         sys.stdout.write(_ESCAPED.sub(lambda found: json.dumps(found.group())[1:-1], text) + "\n")
         sys.stdout.flush()

@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from .distributed import ALONE, Ranks
 from .errors import DataError
 from .interfaces import Augment
 from .random import Noise, key
@@ -145,7 +146,8 @@ class Loader:
     """The training batches of each epoch.
 
     `augments` run in order on whole batches. The last batch of an epoch may be smaller, as in the papers' scripts;
-    a last batch of a single image is left out, since batch norm has no variance there.
+    a last batch of a single image is left out, since batch norm has no variance there. Of several processes each gets
+    its part of the same batches; `batch_size` and `len` are of the whole ones.
     """
 
     def __init__(
@@ -155,8 +157,10 @@ class Loader:
         seed: int,
         augments: Sequence[Augment] = (),
         device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
     ) -> None:
         self.split = split
+        self.ranks = ranks
         self.batch_size = min(batch_size, len(split))
         self.seed = seed
         self.augments = list(augments)
@@ -170,7 +174,18 @@ class Loader:
         """The batches of an epoch, from number `start` on."""
         order = _permutation(len(self.split), key(self.seed, "order", epoch))
         for number in range(start, len(self)):
-            yield self.batch(order[number * self.batch_size : (number + 1) * self.batch_size], epoch)
+            yield self._mine(order[number * self.batch_size : (number + 1) * self.batch_size], epoch)
+
+    def size(self, number: int) -> int:
+        """How many images the whole batch `number` of an epoch has."""
+        return min(self.batch_size, len(self.split) - number * self.batch_size)
+
+    def _mine(self, index: Tensor, epoch: int) -> Batch:
+        rows = self.ranks.rows(len(index))
+        if self.ranks.size > 1 and any(getattr(augment, "mixes", False) for augment in self.augments):
+            # Partners may be anywhere in the batch: make all of it, take this process's part.
+            return self.batch(index, epoch).select(torch.arange(len(index), device=self.device)[rows])
+        return self.batch(index[rows], epoch)
 
     def batch(self, index: Tensor, epoch: int) -> Batch:
         """The augmented batch of the images at `index`, on the device."""

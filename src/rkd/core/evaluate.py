@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from . import ops
 from .ball import check_inside, check_threat, reach, to_eight_bits
 from .data import Split, check_images, fetch
+from .distributed import ALONE, Ranks
 from .doubts import doubts
 from .engine.choose import Engine
 from .errors import DataError, RkdError
@@ -51,6 +52,7 @@ def evaluate(
     examples: int = 0,
     journal: Journal | None = None,
     engine: Engine | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Run `net`, which takes images in [0, 1], on `split`, clean and under each attack.
 
@@ -60,6 +62,7 @@ def evaluate(
     images to keep for a gallery. `journal`: where to note each batch; what it already holds is not done again.
     `engine`: lets searches that confirm what they find run on a faster copy of the net; every image that is counted
     is judged by the net itself all the same.
+    `ranks`: processes that call this alike; each does its part of the batches, and all get the whole result.
     The net is left as it was: weights, gradients, buffers, modes; so is the global random state. An attack in train
     mode runs in `frozen` here. `classes`: None for as many as the net has.
     Raises DataError for images outside [0, 1], RkdError if an attack leaves its ball or the net's logits are unfit.
@@ -71,14 +74,17 @@ def evaluate(
     if "clean" in attacks:
         raise RkdError("an attack cannot be called 'clean' in an evaluation: that name is the images as they are")
     positions = choose(len(split), limit) if positions is None else positions
+    if ranks.size > 1:  # a batch for every process
+        batch_size = max(1, min(batch_size, -(-len(positions) // ranks.size)))
     net = in_float32(net)
     ask = _Questions(net, split, positions, threat, torch.device(device), rounded, classes, engine)
     if journal is not None:
         journal.open(_fingerprint(ask, attacks, seed, batch_size, examples))
-    notes = _Notes(journal, progress or (lambda what, done, total: None), len(positions))
+    notes = _Notes(journal, progress or (lambda what, done, total: None), len(positions), ranks)
 
     everything = torch.arange(len(positions))
     clean = notes.collect("clean", [(rows, ask.clean) for rows in everything.split(batch_size)], everything)
+    ask.classes = ranks.from_first(ask.classes)
     kept = _spread(clean.right, ask.labels, examples)
     result = Evaluation(positions, ask.labels, {"clean": clean}, ask.classes or 0, threat)
     made: dict[str, Tensor] = {}
@@ -155,8 +161,8 @@ class _Questions:
 class _Notes:
     """Puts the batches of one question together, noting each in the journal, if there is one."""
 
-    def __init__(self, journal: Journal | None, progress: Progress, total: int) -> None:
-        self.journal, self.progress, self.total = journal, progress, total
+    def __init__(self, journal: Journal | None, progress: Progress, total: int, ranks: Ranks) -> None:
+        self.journal, self.progress, self.total, self.ranks = journal, progress, total, ranks
         self.images = torch.empty(0)
         """Of the last question: the images of the gallery, in the order of their rows."""
         self.engine = PLAIN
@@ -168,8 +174,11 @@ class _Notes:
     ) -> Outcome:  # fmt: skip
         done = self.total - len(rows)
         self.progress(what, done, self.total)
-        answers = []
+        answers = {}
         for number, (part, ask) in enumerate(jobs):
+            done += len(part)
+            if number % self.ranks.size != self.ranks.rank:
+                continue
             found = self.journal.read(what, number) if self.journal else None
             if found is None:
                 started = time.perf_counter()
@@ -177,10 +186,15 @@ class _Notes:
                 found["seconds"] = torch.tensor([time.perf_counter() - started], dtype=torch.float64)
                 if self.journal:
                     self.journal.write(what, number, found)
-            answers.append(found)
-            done += len(part)
+            answers[number] = found
             self.progress(what, done, self.total)
-        return self._together(rows, answers, clean)
+        for others in self.ranks.objects(answers):
+            answers |= others
+        if sum(len(answer["right"]) for answer in answers.values()) != len(rows):
+            raise RkdError(f"{what}: the processes evaluated other images than the {len(rows)} they were to share")
+        if self.ranks.size > 1:
+            self.progress(what, self.total, self.total)
+        return self._together(rows, [answers[number] for number in range(len(jobs))], clean)
 
     def _together(self, rows: Tensor, answers: list[dict[str, Tensor]], clean: Outcome | None) -> Outcome:
         def column(name: str, start: Tensor | None) -> Tensor:

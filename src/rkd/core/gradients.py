@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from . import ops
+from .distributed import ALONE
 from .errors import Refused
 from .random import forked, key
 from .step import Step
@@ -36,10 +37,12 @@ SMALLEST = 2
 def backward(run: Run, step: Step, again: bool = False) -> Tensor:
     """Add the gradient of a step's loss to the parameters' `.grad`, part by part. Returns the loss, detached.
 
-    `again`: for a second look at a step, with the weights moved (AWP): the student's answers are computed anew,
+    Of several processes each adds the gradient, and returns the share of the loss, of its own samples; the core sums
+    them. `again`: for a second look at a step, with the weights moved (AWP): the student's answers are computed anew,
     images and teachers' answers are kept, and no scheduler is asked a second time.
     """
-    parts = step.parts(parts_of(len(step.batch), run.grad_accumulation))
+    sizes = sizes_of(run, step)
+    parts = step.parts(parts_of(min(sizes), run.grad_accumulation))
     if len(parts) == 1:
         if again:
             with step.fresh():
@@ -59,13 +62,32 @@ def backward(run: Run, step: Step, again: bool = False) -> Tensor:
             if looked or again:
                 stack.enter_context(part.fresh())
             terms = _terms(run, part, number)
-            loss = weighted(run, part, terms, len(step.batch))
+            loss = weighted(run, part, terms, sum(sizes))
             loss.backward()
         losses.append(loss.detach())
         found.append({name: term.detach() for name, term in terms.items()})
     if not again:
-        run.terms = _joined(found)
+        run.terms = _everywhere(run, step, _joined(found))
     return torch.stack(losses).sum()
+
+
+def share_gradients(run: Run, step: Step) -> None:
+    """After each process's backward: the gradients, the loss and the running statistics of the whole batch."""
+    sizes = sizes_of(run, step)
+    run.loss_value = run.ranks.share_step(run.student.net, sizes[run.ranks.rank] / sum(sizes), run.loss_value)
+
+
+def sizes_of(run: Run, step: Step) -> list[int]:
+    """How many samples of the step's batch each process has. The gradient's mean is over their sum."""
+    if run.ranks.size == 1:
+        return [len(step.batch)]
+    sizes = run.ranks.sizes(run.loader.size(run.batch_number))
+    if sizes[run.ranks.rank] != len(step.batch):
+        raise Refused(
+            f"process {run.ranks.rank} has {len(step.batch)} images of batch {run.batch_number}, and should have "
+            f"{sizes[run.ranks.rank]}"
+        )
+    return sizes
 
 
 def parts_of(samples: int, wanted: int) -> int:
@@ -76,16 +98,24 @@ def parts_of(samples: int, wanted: int) -> int:
 def total(run: Run, step: Step) -> Tensor:
     """The loss of a step, a scalar: terms -> schedulers, in order, exactly once -> weights x class weights x mean."""
     terms = checked(run.loss(step), step)
-    run.knobs.update(_updates(run, step, terms))
-    run.terms = {name: term.detach() for name, term in terms.items()}
+    if run.ranks.size == 1:
+        run.knobs.update(_updates(run, step, terms))
+        run.terms = {name: term.detach() for name, term in terms.items()}
+    else:
+        run.terms = _everywhere(run, step, {name: term.detach() for name, term in terms.items()})
+        if run.schedulers:
+            run.knobs.update(_updates(run, _whole(run, step, [step]), run.terms))
     return weighted(run, step, terms)
 
 
 def weighted(run: Run, step: Step, terms: Mapping[str, Tensor], samples: int | None = None) -> Tensor:
     """Terms `(B,)` to one number, with the weights as they stand.
 
-    `samples`: of the whole batch, where the step is a part of it; the parts' numbers add up to the batch's.
+    `samples`: of the whole batch, where the step is a part of it; the parts' numbers, and the processes', add up to
+    the batch's.
     """
+    if samples is None and run.ranks.size > 1:
+        samples = sum(sizes_of(run, step))
     losses = []
     for name, term in terms.items():
         for classes in ("class_weights", f"class_weights.{name}"):
@@ -124,7 +154,25 @@ def _look(run: Run, step: Step, parts: Sequence[Step]) -> None:
             terms = _terms(run, part, number)
             found.append({name: term.detach() for name, term in terms.items()})
             part.forget_gradients()
-        run.knobs.update(_updates(run, Whole(step, parts), _joined(found)))
+        run.knobs.update(_updates(run, _whole(run, step, parts), _everywhere(run, step, _joined(found))))
+
+
+def _whole(run: Run, step: Step, parts: Sequence[Step]) -> Whole:
+    sizes = sizes_of(run, step)
+    return Whole(step, parts, run.ranks if _divided(run, step) else ALONE, sizes)
+
+
+def _everywhere(run: Run, step: Step, terms: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Terms `(B,)` of the whole batch, whoever computed them, in the batch's order."""
+    if not _divided(run, step):
+        return terms
+    together = run.ranks.gather(torch.stack(list(terms.values()), 1), sizes_of(run, step))
+    return dict(zip(terms, together.unbind(1), strict=True))
+
+
+def _divided(run: Run, step: Step) -> bool:
+    """Whether other processes have other samples of the batch."""
+    return run.ranks.size > 1 and run.ranks.shared(run.loader.size(run.batch_number))
 
 
 @contextmanager
@@ -137,7 +185,7 @@ def _previewing(parts: Sequence[Step]) -> Iterator[None]:
 
 def _terms(run: Run, part: Step, number: int) -> Mapping[str, Tensor]:
     # Each look at a part draws the same numbers from the global generator (dropout).
-    with forked(key(part.noise_key, "part", number), part.y.device):
+    with forked(key(part.noise_key, "part", number, run.ranks.rank), part.y.device):
         return checked(run.loss(part), part)
 
 

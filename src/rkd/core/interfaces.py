@@ -229,7 +229,9 @@ class DatasetSource(Protocol):
 class Augment(Protocol):
     """A change of whole training batches: new images, further views, or soft labels (`batch.y (B, K)`).
 
-    Every random choice comes from `noise`; images stay float32 in [0, 1] and keep their shape.
+    Every random choice comes from `noise`; images stay float32 in [0, 1] and keep their shape. What becomes of a
+    sample follows from that sample alone; an augmentation that blends samples says `mixes = True` among its class
+    attributes, and is given whole batches also where several processes share them.
     """
 
     def __call__(self, batch: Batch, noise: Noise) -> Batch: ...

@@ -164,6 +164,10 @@ class RunFolder:
         """Drop the lines of epochs from `epochs` on."""
         self.rewrite_history([line for line in self.history() if line.get("epoch", 0) < epochs])
 
+    def readable(self) -> RunFolder:
+        """The same folder for a process that writes nothing into it."""
+        return _ReadOnly(self.path)
+
     # Checkpoints
 
     def saved(self) -> list[Path]:
@@ -255,6 +259,24 @@ class RunFolder:
         from .checkpoint import load_state
 
         return load_state(path)
+
+
+class _ReadOnly(RunFolder):
+    """The folder as all processes but the first see it."""
+
+    def write_json(self, path: Path, content: Any) -> None: ...
+
+    def log(self, line: dict[str, Any]) -> None: ...
+
+    def rewrite_history(self, history: list[dict[str, Any]]) -> None: ...
+
+    def save(self, state: Mapping[str, Any], keep: int = 2) -> None: ...
+
+    def save_weights(self, path: Path, state: Mapping[str, Tensor]) -> None: ...
+
+    def prune(self) -> None: ...
+
+    def tidy(self) -> None: ...
 
 
 def safe_name(name: str) -> str:

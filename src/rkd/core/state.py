@@ -125,7 +125,7 @@ class Keeper:
 
     def obey(self, settle: Callable[[], None] | None = None) -> None:
         """If somebody wants the run to stop: save, and raise Stopped. `settle` raises if the state is not sound."""
-        if self.run.hooks.hook.rkd_stop(run=self.run):
+        if self.run.ranks.any(bool(self.run.hooks.hook.rkd_stop(run=self.run))):
             if settle is not None:
                 settle()
             self.save()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from .checkpoint import finite, to_cpu
 from .cost import Count, counting
 from .data import Dataset, Loader, Split, check_images
+from .distributed import ALONE, Ranks
 from .errors import DataError, Refused, RkdError, TrainingFailed
 from .evaluate import evaluate
-from .gradients import backward, total, weight, weighted
+from .gradients import backward, share_gradients, total, weight, weighted
 from .guard import ADVICE, Guard, OnNan, RolledBack
 from .hookspecs import RunHooks
 from .interfaces import Loss, Scheduler, Teacher
@@ -27,6 +29,7 @@ from .random import forked, key
 from .runfolder import RunFolder
 from .state import Keeper, Saving, copied, restore, state_of
 from .step import AttackPlan, Step
+from .syncnorm import synchronised
 from .types import Batch, Schedule, View, at
 
 __all__ = [
@@ -72,6 +75,9 @@ class Run:
     on_nan: OnNan = "stop"
     hooks: pluggy.PluginManager = field(default_factory=lambda: run_hooks())
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    ranks: Ranks = ALONE
+    sync_bn: bool = False
+    """Batch norm over the samples of all processes, instead of each process's own as in the papers' scripts."""
 
     epoch: int = 0
     batch_number: int = 0
@@ -189,6 +195,11 @@ def _metrics(run: Run) -> dict[str, Any]:
     """The record of the epoch whose steps are over."""
     if run.meter.steps == 0:
         raise TrainingFailed(f"every batch of epoch {run.epoch} was skipped. {ADVICE}")
+    if apart := run.ranks.same(run.student.net.state_dict()):
+        raise TrainingFailed(
+            f"after epoch {run.epoch} the processes hold different weights ({', '.join(apart[:3])}): a loss, scheduler "
+            "or extension uses something that differs among them, or the net keeps statistics that are no norm's"
+        )
     run.batch_number = len(run.loader) - 1
     means = run.meter.means()
     metrics: dict[str, Any] = {"epoch": run.epoch, "lr": run.lr * run.lr_scale, **means}
@@ -219,7 +230,9 @@ def advance(run: Run, batch: Batch, guard: Guard) -> None:
     for group in run.optimizer.param_groups:
         group["lr"] = rate
     # Dropout and its like draw from the global generator: here it follows from (seed, epoch, batch) too.
-    with forked(key(run.seed, "net", run.epoch, run.batch_number), run.device):
+    # Each process has other samples, and so other numbers.
+    process = (run.ranks.rank,) if run.ranks.rank else ()
+    with forked(key(run.seed, "net", run.epoch, run.batch_number, *process), run.device):
         loss = update(run, batch)
     stands = guard.after(batch)
     run.done = run.batch_number + 1
@@ -229,12 +242,17 @@ def advance(run: Run, batch: Batch, guard: Guard) -> None:
 
 
 def update(run: Run, batch: Batch) -> Tensor:
-    """One training step on a batch: gradients, then the optimiser. Returns the loss, detached."""
+    """One training step on a batch, or on this process's part of it: gradients, then the optimiser. Returns the whole
+    batch's loss, detached."""
     step = run.step(batch)
     run.optimizer.zero_grad(set_to_none=True)
     run.loss_value = torch.zeros(())
-    if not run.hooks.hook.rkd_backward(step=step):
-        run.loss_value = backward(run, step)
+    whole = run.ranks.size == 1 or not run.ranks.shared(run.loader.size(run.batch_number))
+    with synchronised(run.ranks) if run.sync_bn and not whole else nullcontext():
+        if not run.hooks.hook.rkd_backward(step=step):
+            run.loss_value = backward(run, step)
+    if run.ranks.size > 1:
+        share_gradients(run, step)
     if run.clip_gradient is not None:
         nn.utils.clip_grad_norm_(run.student.net.parameters(), run.clip_gradient)
     run.optimizer.step()
@@ -256,7 +274,9 @@ def _validate(run: Run, metrics: dict[str, Any], keeper: Keeper) -> None:
         batch_size=max(-(-run.loader.batch_size // run.grad_accumulation), 128),
         limit=min(plan.limit, len(plan.split)) if plan.limit else None,
         device=run.device,
-        progress=lambda what, done, total: keeper.obey(),
+        # Several processes call their progress at different times: they stop together, after the validation.
+        progress=None if run.ranks.size > 1 else lambda what, done, total: keeper.obey(),
+        ranks=run.ranks,
     )
     metrics["val.clean"] = result.accuracy()
     score = result.accuracy()
@@ -301,6 +321,7 @@ def dry_step(run: Run, samples: int = 2) -> CostCard:
     trial.student = copy.deepcopy(run.student)
     trial.schedulers = copy.deepcopy(run.schedulers)
     trial.knobs = dict(run.knobs)
+    trial.ranks = ALONE
     trial.optimizer = torch.optim.SGD(trial.student.net.parameters(), lr=0.0)
     trial.hooks = run_hooks()
     batch = run.loader.batch(torch.arange(min(samples, len(run.loader.split))), 0)

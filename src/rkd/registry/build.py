@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from rkd.core.data import Dataset, Loader, hold_out
+from rkd.core.distributed import ALONE, Ranks
 from rkd.core.errors import RkdError
 from rkd.core.interfaces import Teacher
 from rkd.core.nets import Net, NetStudent
@@ -32,7 +33,7 @@ def build_net(name: str, options: Mapping[str, Any], data: Dataset, catalog: Cat
 
 def build(
     plan: Plan, catalog: Catalog, teachers: Mapping[str, Teacher], folder: RunFolder | None = None,
-    extensions: Mapping[str, Any] | None = None,
+    extensions: Mapping[str, Any] | None = None, ranks: Ranks = ALONE,
 ) -> Run:  # fmt: skip
     """The Run of a plan. `extensions` are further configured ones, such as a progress display."""
     config, data = plan.config, plan.data
@@ -58,7 +59,7 @@ def build(
     return Run(
         student=student,
         loss=plan.loss,
-        loader=Loader(train, config.batch_size, config.seed, plan.augments, device),
+        loader=Loader(train, config.batch_size, config.seed, plan.augments, device, ranks),
         data=data,
         optimizer=_optimizer(config, student.net),
         epochs=config.epochs,
@@ -76,6 +77,8 @@ def build(
         on_nan=config.on_nan,
         hooks=run_hooks({**plan.extensions, **(extensions or {})}),
         device=device,
+        ranks=ranks,
+        sync_bn=config.sync_bn,
     )
 
 

@@ -150,15 +150,16 @@ class EvaluateConfig(_Section):
 class RunConfig(_Section):
     """A whole run. A component set to `false` is taken out; a teacher that would take longer than
     `prepare_minutes` to prepare is refused. `grad_accumulation`: in how many parts the gradient of a batch is
-    computed; `batch_size` stays the samples of one step of the optimiser. `on_nan`: what to do about a step whose loss
-    or weights are not finite: `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half the
-    learning rate."""
+    computed; `batch_size` stays the samples of one step of the optimiser, of all processes together. `sync_bn`: batch
+    norm over the samples of all processes. `on_nan`: what to do about a step whose loss or weights are not finite:
+    `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half the learning rate."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     epochs: Annotated[int, Field(ge=1)] = 30
     batch_size: Annotated[int, Field(ge=2)] = 128
     grad_accumulation: Annotated[int, Field(ge=1)] = 1
+    sync_bn: bool = False
     device: str = "auto"
     precision: Literal["fp32", "bf16", "auto"] = "fp32"
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))

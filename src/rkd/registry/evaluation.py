@@ -11,6 +11,7 @@ from torch import nn
 
 from rkd.core.curve import curve
 from rkd.core.data import Split
+from rkd.core.distributed import ALONE, Ranks
 from rkd.core.doubts import Doubt
 from rkd.core.engine.choose import Engine
 from rkd.core.evaluate import evaluate
@@ -32,7 +33,7 @@ Progress = Callable[[str, int, int], None]
 
 def evaluate_net(
     net: nn.Module, plan: Plan, catalog: Catalog, progress: Progress | None = None, journal: Journal | None = None,
-    detail: Callable[[str], None] = lambda text: None,
+    detail: Callable[[str], None] = lambda text: None, ranks: Ranks = ALONE,
 ) -> Evaluation:  # fmt: skip
     """The final evaluation of a plan: on the test images, with its attacks. A journal is closed by the caller;
     `detail` is told how the net is run."""
@@ -42,7 +43,7 @@ def evaluate_net(
     result = evaluate(
         net, data.test, plan.evaluation, classes=len(data.classes), limit=rules.limit, rounded=rules.rounded,
         examples=rules.examples, journal=journal, engine=Engine(detail) if rules.engine == "auto" else None,
-        **shared, **running,
+        ranks=ranks, **shared, **running,
     )  # fmt: skip
     result.warnings = doubted(net, data.test, result, plan.evaluation, catalog, rules.checks, **shared, **running)
     if rules.curve:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +18,8 @@ import torch
 from torch import nn
 
 from rkd.core.checkpoint import to_cpu
-from rkd.core.errors import Refused, RkdError
+from rkd.core.distributed import ALONE, Ranks
+from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.journal import Journal, fingerprint
 from rkd.core.nets import Net
 from rkd.core.outcomes import Evaluation
@@ -76,28 +78,32 @@ def execute(
     limit_minutes: float | None = None,
     how_to_avoid: str = "",
     resume: bool = False,
+    ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Run a configuration in the folder `path`. Returns the results, as `rkd run --json` prints them.
 
-    Nothing is written before the configuration, the teachers and a dry step have proved sound. Raises RkdError.
+    Nothing is written before the configuration, the teachers and a dry step have proved sound. Several processes call
+    this alike with their `ranks`; the first one writes and reports, all get the results. Raises RkdError.
     """
     started = time.perf_counter()
     reporter = reporter or Silent()
     if not resume and not dry_run:
-        _check_place(path)
+        ranks.once(lambda: _check_place(path))
     plan = resolve(table, catalog)
+    _check_processes(plan, ranks)
     for note in plan.notes:
         reporter.message(note)
-    found = find_teachers(plan, catalog, reporter)
+    found = find_teachers(plan, catalog, reporter, ranks)
     if any(f.missing for f in found):
         # A mistake in the run itself shall not show after the hours that a teacher may take.
         _rehearse(build(plan, catalog, {f.reference.role: f.teacher for f in found}), plan)
-        found = [prepare(f, plan, catalog, reporter, dry_run) if f.missing else f for f in found]
-    run = build(plan, catalog, {f.reference.role: f.teacher for f in found}, extensions=reporter.training(title))
+        found = [prepare(f, plan, catalog, reporter, dry_run, ranks) if f.missing else f for f in found]
+    teachers = {f.reference.role: f.teacher for f in found}
+    run = build(plan, catalog, teachers, extensions=reporter.training(title), ranks=ranks)
     if plan.config.validate_.on == "test":
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
     card = _rehearse(run, plan)
-    seconds = predict(run)
+    seconds = ranks.from_first(predict(run))
     reporter.cost(title, run, card, seconds)
     if limit_minutes is not None and seconds > 60 * limit_minutes:
         raise Refused(
@@ -111,8 +117,11 @@ def execute(
             "cost": _cost(card),
             "seconds": seconds,
         }
-    folder = run.folder = RunFolder.open(path) if resume else RunFolder.create(path, plan.config.text())
-    with alone(folder):
+    text = plan.config.text()
+    folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
+    folder = run.folder = folder if ranks.first else folder.readable()
+    with ExitStack() as stack:
+        ranks.once(lambda: stack.enter_context(alone(folder)))
         manifest = _manifest(plan, catalog, run) | {"cost": _cost(card), "teachers": _weights_of(found)}
         if resume:
             manifest |= _continue(run, manifest, reporter)
@@ -146,13 +155,14 @@ def predict(run: Run) -> float:
     A step on few images says little about one on many: of a small net's step most is overhead. The fastest of a few
     counts, since whatever else the machine does only ever slows a step down.
     """
-    wanted = -(-run.loader.batch_size // run.grad_accumulation)  # the whole batch may not fit into memory
+    # The whole batch may not fit into memory, and of several processes each does its part.
+    wanted = max(2, -(-run.loader.batch_size // (run.grad_accumulation * run.ranks.size)))
     samples = min(8, wanted)
     card = dry_step(run, samples)
     while samples < wanted and card.seconds < 1:
         samples = min(4 * samples, wanted)
         card = dry_step(run, samples)
-    steps = len(run.loader.split) * run.epochs / samples
+    steps = len(run.loader.split) * run.epochs / samples / run.ranks.size
     started, fastest = time.perf_counter(), card.seconds
     # Two seconds for a long training, next to nothing for a short one.
     while time.perf_counter() - started < min(2.0, 0.05 * fastest * steps):
@@ -188,7 +198,7 @@ def _finish(
     def evaluated(net: nn.Module, what: str) -> Evaluation:
         # A run that is killed here goes on here.
         journals.append(Journal(folder.checkpoints / "evaluation"))
-        return evaluate_net(net, plan, catalog, reporter.evaluating(what), journals[-1])
+        return evaluate_net(net, plan, catalog, reporter.evaluating(what), journals[-1], ranks=run.ranks)
 
     journals: list[Journal] = []
     evaluation = evaluated(net, title)
@@ -210,8 +220,10 @@ def _finish(
         gallery = {"clean": evaluation.gallery.clean, "adversarial": evaluation.gallery.adversarial}
         folder.save_weights(folder.examples, gallery)
     folder.write_json(folder.evaluation, {"student": student, "teachers": teachers})
+    run.ranks.objects(None)  # nobody may still be writing into what is about to be taken away
     for journal in journals:
-        journal.close()
+        if run.ranks.first:
+            journal.close()
     return {
         "run": str(folder.path),
         "seed": plan.config.seed,
@@ -248,17 +260,22 @@ def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict
     assert folder is not None
     if folder.finished:  # by another process, while this one was waiting
         raise RkdError(f"{folder.path} is finished")
-    folder.tidy()
     before = before_of(folder)
     for note in differences(before, manifest):
         reporter.message(note)
-    state, damaged = folder.load()
+
+    def load() -> tuple[dict[str, Any] | None, list[str]]:
+        folder.tidy()
+        return folder.load()
+
+    # One process reads for all: what it finds damaged, it deletes.
+    state, damaged = run.ranks.once(load)
     for problem in damaged:
         reporter.message(f"{problem}; the checkpoint before it is used")
     kept = {"started": before.get("started", manifest["started"]), "resumed": before.get("resumed", 0) + 1}
     if state is None:
         reporter.message("the run has no checkpoint yet: it starts from the beginning")
-        folder.trim(0)
+        folder.rewrite_history([])
         return kept
     try:
         run.load_state(state)
@@ -269,6 +286,16 @@ def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict
         folder.save_weights(folder.best, run.best_weights)
     reporter.message(f"continuing after {place_of(run.epoch, run.done, len(run.loader))} of {run.epochs}")
     return kept
+
+
+def _check_processes(plan: Plan, ranks: Ranks) -> None:
+    least = 2 * ranks.size * plan.config.grad_accumulation
+    if plan.config.batch_size < least:
+        parts = f" and {plan.config.grad_accumulation} parts each" if plan.config.grad_accumulation > 1 else ""
+        raise ConfigError([
+            f"batch_size: {plan.config.batch_size} images are too few for {ranks.size} processes{parts}, which need "
+            f"two each; take --batch-size {least} or more, or fewer processes"
+        ])  # fmt: skip
 
 
 def _check_place(path: Path) -> None:
@@ -294,11 +321,13 @@ def _manifest(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
             "cpu_threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device),
             "tf32": torch.get_float32_matmul_precision() != "highest",
+            "processes": run.ranks.size,
         },
         "precision": str(plan.config.precision),
         "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
         "git": _git(),
         "command": sys.argv,
+        "launch": run.ranks.launch,
     }
 
 

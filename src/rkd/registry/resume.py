@@ -38,7 +38,7 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     changed = [f"{p} {versions[p]} -> {now['versions'][p]}" for p in TOLD
                if p in versions and versions[p] != now["versions"][p]]  # fmt: skip
     hardware = before.get("hardware", {})
-    changed += [f"{what} {hardware[what]} -> {now['hardware'][what]}" for what in ("cpu_threads", "device")
+    changed += [f"{what} {hardware[what]} -> {now['hardware'][what]}" for what in ("cpu_threads", "device", "processes")
                 if what in hardware and hardware[what] != now["hardware"][what]]  # fmt: skip
     if changed:
         notes.append(

@@ -22,6 +22,7 @@ from filelock import FileLock, Timeout
 from rkd import __version__
 from rkd.core import ops
 from rkd.core.data import Dataset, fetch
+from rkd.core.distributed import ALONE, Ranks
 from rkd.core.errors import Refused, RkdError, TrainingFailed, WeightsError
 from rkd.core.interfaces import TeacherReference
 from rkd.core.modes import running
@@ -62,9 +63,9 @@ LARGE = 10_000_000
 """Parameters above which a data set's `large` recipe goes on top of its usual one."""
 
 
-def find_teachers(plan: Plan, catalog: Catalog, reporter: Reporter) -> list[Found]:
+def find_teachers(plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE) -> list[Found]:
     """All teachers of a plan, on the device. Nothing is prepared yet. Raises RkdError, WeightsError."""
-    return [_find(reference, plan, catalog, reporter) for reference in plan.teachers]
+    return [_find(reference, plan, catalog, reporter, ranks) for reference in plan.teachers]
 
 
 def cache_folder() -> Path:
@@ -74,7 +75,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rkd"
 
 
-def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: Reporter) -> Found:
+def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE) -> Found:
     config = _config(reference, plan)
     missing = False
 
@@ -91,7 +92,8 @@ def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: R
             raise RkdError(f"no teacher source understands {reference.text!r}")
         net = untrained(reference.model, reference.options)
         folder = _place(_recipe(reference, config.train, plan, net), reference, plan)
-        missing = not (folder / "evaluation.json").is_file()
+        # Another job may put it there at any moment: one process looks for all.
+        missing = ranks.from_first(not (folder / "evaluation.json").is_file())
         source, results = "not prepared yet", None
         if not missing:
             net = catalog.create("teacher", "run")(TeacherReference(str(folder), reference.role), untrained, plan.data)
@@ -161,7 +163,9 @@ def settle_normalization(net: Net, wish: str, name: str, data: Dataset, say: Cal
     net.mean, net.std = plain.mean, plain.std
 
 
-def prepare(missing: Found, plan: Plan, catalog: Catalog, reporter: Reporter, dry_run: bool = False) -> Found:
+def prepare(
+    missing: Found, plan: Plan, catalog: Catalog, reporter: Reporter, dry_run: bool = False, ranks: Ranks = ALONE
+) -> Found:
     """Train a missing teacher into the cache. A dry run only tells what that costs. Raises RkdError."""
     from .execute import execute
 
@@ -176,56 +180,67 @@ def prepare(missing: Found, plan: Plan, catalog: Catalog, reporter: Reporter, dr
             resume=resume, limit_minutes=plan.config.prepare_minutes,
             how_to_avoid=f"give weights (--teacher {reference.role}={reference.model}@FILE) or a finished run "
             f"(--teacher {reference.role}=RUN), choose a smaller model, or allow it with "
-            "--set prepare_minutes=MINUTES",
+            "--set prepare_minutes=MINUTES", ranks=ranks,
         )  # fmt: skip
 
     if dry_run:
         train()
         return missing
-    with _alone(folder, reporter):
-        if not (folder / "evaluation.json").is_file():
-            shutil.rmtree(folder, ignore_errors=True)  # an earlier version's half
+    with _alone(folder, reporter, ranks):
+        if ranks.from_first(not (folder / "evaluation.json").is_file()):
             begun = RunFolder(work)
-            if not begun.finished:
-                _prepare(begun, train, reporter)
-            work.rename(folder)
-    return _find(reference, plan, catalog, reporter)
+            if ranks.first:
+                shutil.rmtree(folder, ignore_errors=True)  # an earlier version's half
+            if not ranks.from_first(begun.finished):
+                _prepare(begun, train, reporter, ranks)
+            ranks.once(lambda: work.rename(folder))
+    return _find(reference, plan, catalog, reporter, ranks)
 
 
-def _prepare(begun: RunFolder, train: Callable[[bool], None], reporter: Reporter) -> None:
+def _prepare(begun: RunFolder, train: Callable[[bool], None], reporter: Reporter, ranks: Ranks) -> None:
     """Prepare a teacher, or go on with one whose preparation was killed."""
-    if begun.config.is_file():
+    if ranks.from_first(begun.config.is_file()):
         reporter.message(f"continuing with the teacher that another process began ({begun.path})")
         try:
             return train(True)
         except RkdError as error:
             # Whatever is wrong with what was left there, the user has not asked for it by name.
             reporter.message(f"it cannot be continued ({error}); it is prepared anew")
-    shutil.rmtree(begun.path, ignore_errors=True)
+    ranks.once(lambda: shutil.rmtree(begun.path, ignore_errors=True))
     try:
         train(False)
     except TrainingFailed:
-        shutil.rmtree(begun.path, ignore_errors=True)
+        if ranks.first:
+            shutil.rmtree(begun.path, ignore_errors=True)
         raise
 
 
 @contextmanager
-def _alone(folder: Path, reporter: Reporter) -> Iterator[None]:
-    """Inside, no other process prepares this very teacher."""
+def _alone(folder: Path, reporter: Reporter, ranks: Ranks) -> Iterator[None]:
+    """Inside, no other job prepares this very teacher."""
     lock = FileLock(f"{folder}.lock")
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
+
+    def acquired(seconds: float) -> bool:
         try:
-            lock.acquire(timeout=1)
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            lock.acquire(timeout=seconds)
         except Timeout:
-            reporter.message(f"waiting for another process that prepares {folder}")
-            lock.acquire()
-    except OSError as error:
-        raise RkdError(f"cannot write into the cache folder {folder.parent}: {error.strerror}; set RKD_CACHE") from None
+            return False
+        except OSError as error:
+            place = f"the cache folder {folder.parent}"
+            raise RkdError(f"cannot write into {place}: {error.strerror}; set RKD_CACHE") from None
+        return True
+
+    if not ranks.once(lambda: acquired(1)):
+        reporter.message(f"waiting for another process that prepares {folder}")
+        # From time to time the other processes of this job hear that it still waits.
+        while not ranks.once(lambda: acquired(60)):
+            continue
     try:
         yield
     finally:
-        lock.release()
+        if ranks.first:
+            lock.release()
 
 
 def _place(table: Table, reference: TeacherReference, plan: Plan) -> Path:

@@ -73,6 +73,13 @@ def check_augment(augment: Augment, *, soft: bool = False) -> None:
             torch.equal(again.x, out.x) and torch.equal(again.y, out.y),
             f"{who} does something else the second time: draw from the noise it is given alone",
         )
+        if not getattr(augment, "mixes", False):
+            keep = torch.tensor([1, 4, 6])
+            part = augment(batch.select(keep), Noise(3, batch.index[keep]))
+            require(
+                torch.allclose(part.x, out.x[keep], atol=1e-6) and torch.allclose(part.y, out.y[keep]),
+                f"{who}: what becomes of a sample depends on the others; such an augmentation must say mixes = True",
+            )
 
 
 @promise

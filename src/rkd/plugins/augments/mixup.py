@@ -33,6 +33,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -64,6 +65,8 @@ class Mixup:
 
     alpha: float = 1.0
     classes: int | None = None
+
+    mixes: ClassVar = True
 
     def __post_init__(self) -> None:
         if not self.alpha > 0:

@@ -56,6 +56,7 @@ class Awp:
         net = run.student.net
         buffers = [buffer.clone() for buffer in net.buffers()]
         loss = backward(run, step)
+        run.ranks.sum_gradients(net)  # the worst direction is the whole batch's
         moved = [p for p in net.parameters() if p.requires_grad and p.ndim > 1 and p.grad is not None]
         kept = [p.detach().clone() for p in moved]
         gamma = at(self.gamma, step.progress)
