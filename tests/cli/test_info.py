@@ -6,6 +6,8 @@ import re
 import tomllib
 from pathlib import Path
 
+import pytest
+
 
 def test_info_of_a_method(rkd) -> None:
     said = rkd("info", "mtard-anl")
@@ -70,6 +72,12 @@ def test_cite_a_component(rkd) -> None:
     said = rkd("cite", "pgd-sat")
     assert keys(said.stdout) == ["madry2018towards", "zhang2019theoretically", "carlini2017towards"]
     assert said.stdout.count("{") == said.stdout.count("}")
+
+
+@pytest.mark.parametrize("name", ["gaussian-noise", "motion-blur", "contrast", "jpeg"])
+def test_cite_what_a_family_cites(rkd, name: str) -> None:
+    """The paper stands once, in the package of the corruptions."""
+    assert keys(rkd("cite", name).stdout) == ["hendrycks2019benchmarking"]
 
 
 def test_cite_names_each_paper_once(rkd) -> None:

@@ -121,6 +121,18 @@ def test_close_takes_it_away_and_leaves_others(tmp_path: Path) -> None:
     assert not (tmp_path / "j").exists()
 
 
+def test_one_journal_for_several_evaluations(tmp_path: Path) -> None:
+    journal, other = Journal(tmp_path / "j"), Journal(tmp_path / "j")
+    for name, value in (("one", 1.0), ("two", 2.0)):
+        journal.open(name)
+        journal.write("x", 0, {"right": torch.tensor([value])})
+    journal.open("one")
+    assert journal.read("x", 0)["right"].item() == 1
+    other.open("three")
+    journal.close()
+    assert [path.name for path in (tmp_path / "j").iterdir()] == ["three"], "both of its own are gone"
+
+
 def test_names_stay_in_the_folder(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j")
     journal.open("one")

@@ -173,6 +173,7 @@ def finished(path: Path, model: str = "mlp", shape: tuple[int, ...] = (1, 8, 8),
     folder.write_config("")
     folder.save_weights(folder.weights, arch.state_dict())
     card = {"model": model, "options": {}, "shape": shape, "classes": [str(n) for n in range(classes)]}
+    card["threat"] = {"norm": "Linf", "eps": 0.1, "step_size": 0.025}
     folder.write_json(folder.card, card | {"mean": [0.25] * shape[0], "std": [0.5] * shape[0]})
     return path
 

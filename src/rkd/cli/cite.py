@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 @pass_app
 def cite(app: App, name: str) -> None:
     """Print the BibTeX of a component, or of all parts of a run."""
-    from .about import component_of, find
+    from .about import find
 
     catalog = app.catalog()
     folder = next((path for path in (Path(name), Path(RUNS) / name) if (path / "config.toml").is_file()), None)
@@ -30,7 +30,7 @@ def cite(app: App, name: str) -> None:
     texts: dict[str, str] = {}
     silent = []
     for entry in entries:
-        found = bibtex(sys.modules[component_of(entry).__module__].__doc__ or "")
+        found = citations(entry)
         if not found:
             silent.append(f"{entry.kind} {entry.name}")
         for key, text in found.items():
@@ -39,6 +39,15 @@ def cite(app: App, name: str) -> None:
         app.terminal.result("\n\n".join(texts.values()))
     if silent:
         app.terminal.message(f"no citation: {', '.join(silent)}")
+
+
+def citations(entry: Entry) -> dict[str, str]:
+    """The entries that a component's module cites, by their keys, or where it has none the ones of its package."""
+    from .about import component_of
+
+    module = component_of(entry).__module__
+    places = (sys.modules.get(name) for name in (module, module.rpartition(".")[0]))
+    return next((found for place in places if (found := bibtex(getattr(place, "__doc__", None) or ""))), {})
 
 
 def bibtex(text: str) -> dict[str, str]:

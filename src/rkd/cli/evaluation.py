@@ -21,9 +21,10 @@ from rkd.registry.catalog import Catalog
 from rkd.registry.config import assignments, merge, parse, read_recipe
 from rkd.registry.evaluation import curve_attack
 from rkd.registry.evaluation import evaluate_net as run_attacks
+from rkd.registry.foreign import settle_normalization
 from rkd.registry.load import load_file, load_run
 from rkd.registry.resolve import Plan, resolve
-from rkd.registry.teachers import cache_folder, settle_normalization
+from rkd.registry.teachers import cache_folder
 
 from .interrupts import Interrupts
 from .progress import Display

@@ -55,17 +55,14 @@ def report_on(folder: RunFolder, catalog: Catalog, app: App) -> tuple[Path, list
 def citations_of(folder: RunFolder, catalog: Catalog, app: App) -> tuple[dict[str, str] | None, str]:
     """BibTeX entries of a run's parts by their keys, as `rkd cite` gives them; None and the reason where its
     configuration cannot be read for parts."""
-    import sys
-
     from rkd.core.errors import ConfigError
 
-    from .about import component_of
-    from .cite import bibtex, parts_of
+    from .cite import citations, parts_of
 
     found: dict[str, str] = {}
     try:
         for entry in parts_of(folder.path, catalog, app):
-            for key, text in bibtex(sys.modules[component_of(entry).__module__].__doc__ or "").items():
+            for key, text in citations(entry).items():
                 found.setdefault(key, text)
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError) as error:
         # A configuration that no run wrote; `rkd run` would say what is wrong with it.

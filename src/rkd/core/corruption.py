@@ -7,17 +7,8 @@ published numbers.
 
     mean = average over corruptions c and severities s = 1 ... 5 of accuracy(c, s)
 
-```bibtex
-@inproceedings{hendrycks2019benchmarking,
-  title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
-  author    = {Hendrycks, Dan and Dietterich, Thomas},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2019}
-}
-```
-
-The paper's mCE on ImageNet divides each corruption's error by AlexNet's; for CIFAR the mean is not normalised, and
-1 - `mean` is what is called mCE there.
+Hendrycks and Dietterich, ICLR 2019 (`rkd cite gaussian-noise`). Their mCE on ImageNet divides each corruption's error
+by AlexNet's; for CIFAR the mean is not normalised, and 1 - `mean` is what is called mCE there.
 """
 
 from __future__ import annotations

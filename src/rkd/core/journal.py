@@ -20,16 +20,19 @@ from .files import write_atomic
 class Journal:
     """Under `root` a folder for each evaluation, named by what is evaluated, with one file a batch.
 
-    Two processes may write the same one: a file is there whole or not at all, and both would write the same.
+    One object serves several evaluations, one after the other. Two processes may write the same one: a file is there
+    whole or not at all, and both would write the same.
     """
 
     def __init__(self, root: Path | str) -> None:
         self.root = Path(root)
         self.path = self.root
+        self._opened: list[Path] = []
 
     def open(self, fingerprint: str) -> int:
         """How many batches of that evaluation are there already. Raises RkdError if the folder cannot be made."""
         self.path = self.root / fingerprint
+        self._opened.append(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -51,8 +54,10 @@ class Journal:
         write_atomic(self._file(what, number), pack(found))
 
     def close(self) -> None:
-        """The evaluation is over and its result kept: its batches are needed no more."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """All evaluations that were opened are over and their results kept: their batches are needed no more."""
+        for path in self._opened:
+            shutil.rmtree(path, ignore_errors=True)
+        self._opened.clear()
         with suppress(OSError):  # others' evaluations may be there
             self.root.rmdir()
 

@@ -195,12 +195,11 @@ def _finish(
     folder = run.folder
     assert folder is not None
 
-    def evaluated(net: nn.Module, what: str) -> Evaluation:
-        # A run that is killed here goes on here.
-        journals.append(Journal(folder.checkpoints / "evaluation"))
-        return evaluate_net(net, plan, catalog, reporter.evaluating(what), journals[-1], ranks=run.ranks)
+    journal = Journal(folder.checkpoints / "evaluation")  # a run that is killed here goes on here
 
-    journals: list[Journal] = []
+    def evaluated(net: nn.Module, what: str) -> Evaluation:
+        return evaluate_net(net, plan, catalog, reporter.evaluating(what), journal, ranks=run.ranks)
+
     evaluation = evaluated(net, title)
     student = evaluation.summary()
     teachers = []
@@ -221,9 +220,8 @@ def _finish(
         folder.save_weights(folder.examples, gallery)
     folder.write_json(folder.evaluation, {"student": student, "teachers": teachers})
     run.ranks.objects(None)  # nobody may still be writing into what is about to be taken away
-    for journal in journals:
-        if run.ranks.first:
-            journal.close()
+    if run.ranks.first:
+        journal.close()
     return {
         "run": str(folder.path),
         "seed": plan.config.seed,

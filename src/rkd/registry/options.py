@@ -167,7 +167,6 @@ def _rebuild(hint: Any, inner: tuple[Any, ...]) -> Any:
 
 
 def _is_function(hint: Any) -> bool:
-
     return get_origin(hint) is collections.abc.Callable
 
 

@@ -6,14 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from rkd.core.data import Dataset, fetch
-from rkd.core.errors import ConfigError, Refused, RkdError
+from rkd.core.data import Dataset
+from rkd.core.errors import ConfigError, RkdError
 from rkd.core.interfaces import Attack, TeacherReference
-from rkd.core.modes import running
-from rkd.core.nets import Net, check_logits
 
 from .catalog import Catalog
 
@@ -49,23 +46,16 @@ class PlanParts:
         return self._nets[wanted]
 
     def _find(self, reference: TeacherReference, normalize: str) -> nn.Module:
-        from .build import build_net  # it needs Plan, and so this module
-        from .teachers import settle_normalization
-
-        def untrained(name: str, options: Mapping[str, Any] | None = None) -> Net:
-            return build_net(name, options or {}, self.data, self.catalog)
+        from . import foreign  # it builds nets, for which Plan is needed, and so this module
 
         text = reference.text
-        sources = (self.catalog.create("teacher", name) for name in self.catalog.names("teacher"))
-        net = next((net for source in sources if (net := source(reference, untrained, self.data)) is not None), None)
+        net = foreign.from_sources(reference, self.data, self.catalog)
         if net is None:
             what = "is no net with weights" if reference.model else "is not the folder of a finished run"
             raise RkdError(f"{text!r} {what}; give a run's folder, such as runs/my-run, or MODEL@WEIGHTS")
         net = net.eval().requires_grad_(False)
-        stored = isinstance(net, Net) and net.mean.flatten().tolist() != torch.tensor(self.data.mean).tolist()
-        if reference.weights and isinstance(net, Net) and not stored:
-            settle_normalization(net, normalize, text, self.data, self.notes.append)
-        self._check(net, text)
+        foreign.normalize(net, reference, normalize, text, self.data, self.notes.append)
+        foreign.check_fits(net, f"the net {text!r}", self.data)
         return net
 
     def _read(self, text: str, options: Mapping[str, Any]) -> TeacherReference:
@@ -78,14 +68,3 @@ class PlanParts:
             return TeacherReference(text, "source")
         self.catalog.create("model", model, options, "model")
         return TeacherReference(text, "source", model, weights or None, options)
-
-    def _check(self, net: nn.Module, text: str) -> None:
-        batch = fetch(self.data.train, torch.arange(min(2, len(self.data.train))))
-        try:
-            with running(net, "eval"), torch.no_grad():
-                check_logits(net(batch.x), len(batch), len(self.data.classes), f"the net {text!r}")
-        except RuntimeError as error:
-            first = str(error).split("\n")[0]
-            raise Refused(
-                f"the net {text!r} cannot take images {self.data.shape} of {self.data.name!r}: {first}"
-            ) from None

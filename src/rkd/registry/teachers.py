@@ -20,18 +20,16 @@ import torch
 from filelock import FileLock, Timeout
 
 from rkd import __version__
-from rkd.core import ops
-from rkd.core.data import Dataset, fetch
 from rkd.core.distributed import ALONE, Ranks
 from rkd.core.errors import Refused, RkdError, TrainingFailed, WeightsError
 from rkd.core.interfaces import TeacherReference
-from rkd.core.modes import running
-from rkd.core.nets import Net, NetTeacher, check_logits
+from rkd.core.nets import Net, NetTeacher
 from rkd.core.runfolder import RunFolder
 
 from .build import build_net, choose_device, choose_precision
 from .catalog import Catalog
 from .config import Table, TeacherConfig, merge, parse, read_recipe
+from .foreign import check_fits, from_sources, normalize
 from .resolve import Plan
 
 if TYPE_CHECKING:
@@ -79,36 +77,33 @@ def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: R
     config = _config(reference, plan)
     missing = False
 
-    def untrained(name: str, options: Mapping[str, Any] | None = None) -> Net:
-        return build_net(name, options or {}, plan.data, catalog)
-
-    for name in catalog.names("teacher"):
-        net = catalog.create("teacher", name)(reference, untrained, plan.data)
-        if net is not None:
-            source, results = reference.text, None
-            break
-    else:
+    net = from_sources(reference, plan.data, catalog)
+    source, results = reference.text, None
+    if net is None:
         if reference.weights or reference.model is None:
             raise RkdError(f"no teacher source understands {reference.text!r}")
-        net = untrained(reference.model, reference.options)
+        net = build_net(reference.model, reference.options, plan.data, catalog)
         folder = _place(_recipe(reference, config.train, plan, net), reference, plan)
         # Another job may put it there at any moment: one process looks for all.
         missing = ranks.from_first(not (folder / "evaluation.json").is_file())
-        source, results = "not prepared yet", None
+        source = "not prepared yet"
         if not missing:
-            net = catalog.create("teacher", "run")(TeacherReference(str(folder), reference.role), untrained, plan.data)
+            prepared = from_sources(TeacherReference(str(folder), reference.role), plan.data, catalog, "run")
+            assert prepared is not None, "it is the folder of a finished run"
+            net = prepared
             source, results = f"prepared ({folder})", _results(RunFolder.open(folder), plan)
     device = choose_device(plan.config.device)
     net = net.to(device)
-    stored = isinstance(net, Net) and net.mean.flatten().tolist() != torch.tensor(plan.data.mean).tolist()
-    if reference.weights and isinstance(net, Net) and not stored:
-        settle_normalization(
-            net, config.normalize, f"teacher {reference.text}", plan.data,
-            lambda text: reporter.message(f"{text}; `normalize` in the recipe's [[teachers]] settles it"),
-        )  # fmt: skip
+    normalize(
+        net, reference, config.normalize, f"teacher {reference.text}", plan.data,
+        lambda text: reporter.message(f"{text}; `normalize` in the recipe's [[teachers]] settles it"),
+    )  # fmt: skip
     if isinstance(net, Net):
         net.autocast = choose_precision(plan.config.precision, device)
-    _check(net, reference, plan.data, device)
+    try:
+        check_fits(net, f"the teacher {reference.text!r}", plan.data, device)
+    except Refused as error:
+        raise WeightsError(str(error)) from None
     return Found(NetTeacher(net, reference.role), reference, source, results, missing)
 
 
@@ -122,45 +117,6 @@ def _results(folder: RunFolder, plan: Plan) -> Mapping[str, Any] | None:
 
 def _config(reference: TeacherReference, plan: Plan) -> TeacherConfig:
     return next(t for t in plan.config.teachers if t.role == reference.role)
-
-
-def _check(net: torch.nn.Module, reference: TeacherReference, data: Dataset, device: torch.device) -> None:
-    batch = fetch(data.train, torch.arange(min(2, len(data.train))), device)
-    try:
-        with running(net, "eval"), torch.no_grad():
-            check_logits(net(batch.x), len(batch), len(data.classes), f"the teacher {reference.text!r}")
-    except Refused as error:
-        raise WeightsError(str(error)) from None
-    except RuntimeError as error:
-        first = str(error).split("\n")[0]
-        raise WeightsError(
-            f"the teacher {reference.text!r} cannot take images {data.shape} of {data.name!r}: {first}"
-        ) from None
-
-
-def settle_normalization(net: Net, wish: str, name: str, data: Dataset, say: Callable[[str], None]) -> None:
-    """Set what `net` normalises with, as far as `wish` leaves it open (`auto`, `data`, `none`).
-
-    A weights file does not say what its net was fed with: most robust checkpoints of the field take [0, 1] as is.
-    """
-    if wish == "data":
-        return
-    plain = Net(net.arch, (0.0,), (1.0,)).to(net.mean.device)
-    if wish == "auto":
-        batch = fetch(data.train, torch.arange(min(512, len(data.train))), net.mean.device)
-        right = {}
-        for option, candidate in (("data", net), ("none", plain)):
-            with running(candidate, "eval"), torch.no_grad():
-                parts = zip(batch.x.split(64), batch.y.split(64), strict=True)
-                right[option] = float(torch.cat([ops.correct(candidate(x), y) for x, y in parts]).float().mean())
-        chosen = "none" if right["none"] > right["data"] else "data"
-        say(
-            f"{name}: {max(right.values()):.1%} of {len(batch)} training images right with normalize={chosen} "
-            f"({min(right.values()):.1%} with the other)"
-        )
-        if chosen == "data":
-            return
-    net.mean, net.std = plain.mean, plain.std
 
 
 def prepare(

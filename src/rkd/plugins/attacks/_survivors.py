@@ -7,6 +7,7 @@ sample then leaves, and the batch shrinks.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import get_args
 
@@ -113,6 +114,26 @@ class Catch:
     def rest(self) -> Tensor:
         """The samples that are not fooled yet, as positions. Makes the host wait."""
         return (~self.fooled).nonzero().squeeze(1)
+
+
+def rounds(
+    caught: Catch, target: Target, aims: Tensor, restarts: int, name: str
+) -> Iterator[tuple[Tensor, Target, Tensor, int]]:
+    """The searches of a targeted attack, towards each class of `aims (B, classes)` and as often as there are restarts,
+    until nobody is left: the samples still standing as positions, the target for them, their goals, which restart."""
+    for rank in range(aims.shape[1]):
+        for restart in range(restarts):
+            rest = caught.rest()
+            if not len(rest):
+                return
+            yield rest, part(target, rest, name, rank, restart), aims[rest, rank], restart
+
+
+def fewer_targets(name: str, classes: int, targets: int) -> list[str]:
+    """What to tell where there are not as many classes to aim at as an attack would try."""
+    if classes > targets:
+        return []
+    return [f"{name}: {classes - 1} target classes, not {targets}: there are {classes} classes"]
 
 
 def begin(x: Tensor, target: Target) -> Catch:

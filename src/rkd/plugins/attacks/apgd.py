@@ -53,7 +53,20 @@ from rkd.core.interfaces import Target
 from rkd.core.types import Mode, Norm, Schedule, ThreatModel
 
 from ..objectives.dlr import ratio, targeted_ratio
-from ._survivors import MOST_TARGETS, Catch, Flight, begin, check_search, due, goals, misses, part, surface
+from ._survivors import (
+    MOST_TARGETS,
+    Catch,
+    Flight,
+    begin,
+    check_search,
+    due,
+    fewer_targets,
+    goals,
+    misses,
+    part,
+    rounds,
+    surface,
+)
 from .pgd import _direction, _per_image, _projection, attacker
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -156,16 +169,9 @@ class ApgdT:
         threat = attacker(target, self.eps, self.norm)
         caught = begin(x, target)
         aims = goals(x, target, self.targets)
-        for rank in range(aims.shape[1]):
-            for restart in range(self.restarts):
-                rest = caught.rest()
-                if not len(rest):
-                    return caught.images
-                found = climb(
-                    x[rest], part(target, rest, "apgd-t", rank, restart), self.loss, threat,
-                    steps=self.steps, rho=self.rho, goal=aims[rest, rank],
-                )  # fmt: skip
-                caught.add(rest[found.fooled], found.images[found.fooled])
+        for rest, chosen, goal, _ in rounds(caught, target, aims, self.restarts, "apgd-t"):
+            found = climb(x[rest], chosen, self.loss, threat, steps=self.steps, rho=self.rho, goal=goal)
+            caught.add(rest[found.fooled], found.images[found.fooled])
         return caught.images
 
     @staticmethod
@@ -175,9 +181,7 @@ class ApgdT:
 
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes."""
-        found = []
-        if classes <= self.targets:
-            found.append(f"apgd-t: {classes - 1} target classes, not {self.targets}: there are {classes} classes")
+        found = fewer_targets("apgd-t", classes, self.targets)
         if classes == 3:
             found.append("apgd-t: with 3 classes the targeted ratio lacks the fourth logit, which is left out")
         if classes == 2:

@@ -52,7 +52,19 @@ from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Target
 from rkd.core.types import Mode, Norm, Schedule, ThreatModel
 
-from ._survivors import MOST_TARGETS, Catch, Flight, begin, check_search, due, goals, misses, part, surface
+from ._survivors import (
+    MOST_TARGETS,
+    Catch,
+    Flight,
+    begin,
+    check_search,
+    due,
+    fewer_targets,
+    goals,
+    misses,
+    rounds,
+    surface,
+)
 from .pgd import _per_image, attacker
 
 _TINY = torch.finfo(torch.float32).tiny
@@ -97,22 +109,14 @@ class FabT:
         threat = attacker(target, self.eps, self.norm)
         caught = begin(x, target)
         aims = goals(x, target, self.targets)
-        for rank in range(aims.shape[1]):
-            for restart in range(self.restarts):
-                rest = caught.rest()
-                if not len(rest):
-                    return caught.images
-                found = self._walk(
-                    x[rest], part(target, rest, "fab-t", rank, restart), threat, aims[rest, rank], random=restart > 0
-                )
-                caught.add(rest[found.fooled], found.images[found.fooled])
+        for rest, chosen, goal, restart in rounds(caught, target, aims, self.restarts, "fab-t"):
+            found = self._walk(x[rest], chosen, threat, goal, random=restart > 0)
+            caught.add(rest[found.fooled], found.images[found.fooled])
         return caught.images
 
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes."""
-        if classes > self.targets:
-            return []
-        return [f"fab-t: {classes - 1} target classes, not {self.targets}: there are {classes} classes"]
+        return fewer_targets("fab-t", classes, self.targets)
 
     @torch.no_grad()
     def _walk(self, x: Tensor, target: Target, threat: ThreatModel, goal: Tensor, random: bool) -> Catch:

@@ -11,15 +11,6 @@
 The constants are those published with CIFAR-10-C (github.com/hendrycks/robustness, `make_cifar_c.py`): pixels of
 32 x 32 images. On larger images the same numbers blur less, on smaller ones more.
 
-```bibtex
-@inproceedings{hendrycks2019benchmarking,
-  title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
-  author    = {Hendrycks, Dan and Dietterich, Thomas},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2019}
-}
-```
-
 Where this differs from CIFAR-10-C: defocus blur mirrors the image at its edges there (OpenCV's filter), motion blur
 has ImageMagick's choice of places between pixels, which are interpolated linearly here, and the files are rounded to
 8 bits. So the numbers are rkd's own.

@@ -9,15 +9,6 @@ turns grey. With one channel it is min(x + s, 1).
 The constants and formulas are those published with CIFAR-10-C (github.com/hendrycks/robustness, `make_cifar_c.py`),
 made for 32 x 32 images; here they serve any size and number of channels.
 
-```bibtex
-@inproceedings{hendrycks2019benchmarking,
-  title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
-  author    = {Hendrycks, Dan and Dietterich, Thomas},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2019}
-}
-```
-
 Where this differs from CIFAR-10-C: the files are rounded to 8 bits, these images are not.
 """
 

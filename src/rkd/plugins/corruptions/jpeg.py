@@ -7,15 +7,6 @@ Three channels are one colour image; of any other number each channel is a grey 
 The qualities are those published with CIFAR-10-C (github.com/hendrycks/robustness, `make_cifar_c.py`) for 32 x 32
 images; here they serve any size.
 
-```bibtex
-@inproceedings{hendrycks2019benchmarking,
-  title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
-  author    = {Hendrycks, Dan and Dietterich, Thomas},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2019}
-}
-```
-
 Where this differs from CIFAR-10-C: nowhere but for the version of libjpeg behind Pillow; that script uses Pillow too.
 torchvision's own encoder is deprecated since its version 0.29.
 """

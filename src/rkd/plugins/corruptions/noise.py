@@ -10,15 +10,6 @@ With n standard normal, s the severity's constant, and everything clamped to [0,
 The constants are those published with CIFAR-10-C (github.com/hendrycks/robustness, `make_cifar_c.py`), made for
 32 x 32 images; here they serve any size.
 
-```bibtex
-@inproceedings{hendrycks2019benchmarking,
-  title     = {Benchmarking Neural Network Robustness to Common Corruptions and Perturbations},
-  author    = {Hendrycks, Dan and Dietterich, Thomas},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2019}
-}
-```
-
 Where this differs from CIFAR-10-C: shot noise there is Poisson; here it is the normal distribution of the same mean
 and variance, which is another one where there are few photons (black stays black in both). The files are rounded to
 8 bits, these images are not. So the numbers are rkd's own.
