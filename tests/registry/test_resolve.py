@@ -309,6 +309,9 @@ def test_devices() -> None:
     assert choose_precision("bf16", torch.device("cpu")) is torch.bfloat16
     assert choose_precision("fp32", torch.device("cpu")) is None
     assert choose_precision("auto", torch.device("cpu")) is None
+    assert choose_precision("fp16", torch.device("cuda")) is torch.float16
+    with pytest.raises(RkdError, match="fp16 needs a GPU"):
+        choose_precision("fp16", torch.device("cpu"))
 
 
 def test_parts_of_a_batch_need_two_images_each(catalog: Catalog) -> None:

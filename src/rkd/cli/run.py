@@ -42,7 +42,11 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 @click.option("--seed", type=int)
 @click.option("--evaluate", multiple=True, metavar="A,B,...", help="Attacks of the final evaluation: fgsm,pgd-sat,cw.")
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
-@click.option("--precision", type=click.Choice(["fp32", "bf16", "auto"]))
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
+    help="Inside the nets: fp32 (the default), bf16, fp16 (GPUs); auto: bf16 on GPUs that have it.",
+)
 @click.option(
     "--on-nan",
     type=click.Choice(["stop", "skip", "rollback"]),

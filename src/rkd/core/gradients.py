@@ -47,10 +47,10 @@ def backward(run: Run, step: Step, again: bool = False) -> Tensor:
         if again:
             with step.fresh():
                 loss = weighted(run, step, run.loss(step))
-                loss.backward()
+                run.scaler.scale(loss).backward()
         else:
             loss = total(run, step)
-            loss.backward()
+            run.scaler.scale(loss).backward()
         return loss.detach()
     looked = bool(run.schedulers) and not again
     if looked:
@@ -63,7 +63,7 @@ def backward(run: Run, step: Step, again: bool = False) -> Tensor:
                 stack.enter_context(part.fresh())
             terms = _terms(run, part, number)
             loss = weighted(run, part, terms, sum(sizes))
-            loss.backward()
+            run.scaler.scale(loss).backward()
         losses.append(loss.detach())
         found.append({name: term.detach() for name, term in terms.items()})
     if not again:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +15,19 @@ from .modes import frozen_parameters, running
 from .norm import Router, drop_auxiliary
 from .types import Mode, View
 
+HALF_SCALE = 1024.0
+"""What a search's gradients are multiplied with on their way through a net in float16, whose smallest number is 6e-8.
+They come out as they were. (The weights' gradients are scaled by the training loop.)"""
+
 
 class Net(nn.Module):
     """An architecture behind its input normalisation: images `(B, C, H, W)` in [0, 1] to float32 logits `(B, K)`.
 
     `mean` and `std` have one number a channel. They are settings, not weights: `net.arch.state_dict()` is what a
-    weights file holds, under the architecture's own names. Reduced precision is confined to this forward.
+    weights file holds, under the architecture's own names.
+
+    How it runs, `autocast` (the dtype of reduced precision, None: float32) and `channels_last` (see
+    `rkd.core.layout`), is confined to this forward and no part of the weights.
     """
 
     mean: Tensor
@@ -31,9 +39,15 @@ class Net(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.autocast: torch.dtype | None = None
+        self.channels_last = False
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.std
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        frozen = self.autocast is torch.float16 and not any(weight.requires_grad for weight in self.parameters())
+        if frozen:
+            x = _Scaled.apply(x, 1 / HALF_SCALE)
         if self.autocast is None:
             logits = self.arch(x)
         else:
@@ -43,7 +57,20 @@ class Net(nn.Module):
         if not isinstance(logits, Tensor):
             what = f"{type(self.arch).__name__} returned {type(logits).__name__}"
             raise Refused(f"a net must return a tensor of logits, {what}")
-        return logits.float()
+        return _Scaled.apply(logits.float(), HALF_SCALE) if frozen else logits.float()
+
+
+class _Scaled(torch.autograd.Function):
+    """The same numbers; the gradient that comes back is multiplied by `factor`."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, factor: float) -> Tensor:
+        context.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * context.factor, None
 
 
 class NetTeacher:

@@ -45,6 +45,7 @@ def state_of(run: Run) -> dict[str, Any]:
         "seconds": run.seconds,
         "student": run.student.net.state_dict(),
         "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
         "schedulers": {n: dict(s.state_dict()) for n, s in run.schedulers.items() if hasattr(s, "state_dict")},
         "extensions": {
             name: dict(plugin.state_dict())
@@ -74,6 +75,8 @@ def restore(run: Run, state: Mapping[str, Any]) -> None:
     run.seconds = state["seconds"]
     run.student.net.load_state_dict(state["student"])
     run.optimizer.load_state_dict(state["optimizer"])
+    if run.scaler.is_enabled():
+        run.scaler.load_state_dict(state["scaler"])
     for name, scheduler in run.schedulers.items():
         if name in state["schedulers"]:
             scheduler.load_state_dict(state["schedulers"][name])

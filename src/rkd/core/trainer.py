@@ -23,8 +23,10 @@ from .gradients import backward, share_gradients, total, weight, weighted
 from .guard import ADVICE, Guard, OnNan, RolledBack
 from .hookspecs import RunHooks
 from .interfaces import Loss, Scheduler, Teacher
+from .layout import follow
+from .layout import restore as as_kept
 from .meter import Meter
-from .nets import NetStudent, NetTeacher, check_logits
+from .nets import Net, NetStudent, NetTeacher, check_logits
 from .random import forked, key
 from .runfolder import RunFolder
 from .state import Keeper, Saving, copied, restore, state_of
@@ -78,6 +80,8 @@ class Run:
     ranks: Ranks = ALONE
     sync_bn: bool = False
     """Batch norm over the samples of all processes, instead of each process's own as in the papers' scripts."""
+    scaler: torch.amp.GradScaler = field(default_factory=lambda: torch.amp.GradScaler("cpu", enabled=False))
+    """Keeps the weights' gradients within the range of float16."""
 
     epoch: int = 0
     batch_number: int = 0
@@ -254,8 +258,11 @@ def update(run: Run, batch: Batch) -> Tensor:
     if run.ranks.size > 1:
         share_gradients(run, step)
     if run.clip_gradient is not None:
+        run.scaler.unscale_(run.optimizer)
         nn.utils.clip_grad_norm_(run.student.net.parameters(), run.clip_gradient)
-    run.optimizer.step()
+    follow(run.optimizer)
+    run.scaler.step(run.optimizer)
+    run.scaler.update()
     return run.loss_value
 
 
@@ -294,6 +301,8 @@ def _validate(run: Run, metrics: dict[str, Any], keeper: Keeper) -> None:
 def chosen_net(run: Run) -> nn.Module:
     """The net of the chosen epoch, on the run's device: what is evaluated and kept."""
     net = copy.deepcopy(run.eval_net()).eval()
+    if isinstance(net, Net):
+        as_kept(net)
     if run.best is not None:
         weights = run.best_weights
         if weights is None and run.folder:  # a state from elsewhere

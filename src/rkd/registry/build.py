@@ -12,7 +12,8 @@ from rkd.core.data import Dataset, Loader, hold_out
 from rkd.core.distributed import ALONE, Ranks
 from rkd.core.errors import RkdError
 from rkd.core.interfaces import Teacher
-from rkd.core.nets import Net, NetStudent
+from rkd.core.layout import arrange
+from rkd.core.nets import Net, NetStudent, NetTeacher
 from rkd.core.random import forked, key
 from rkd.core.runfolder import RunFolder
 from rkd.core.schedules import parse_schedule
@@ -41,8 +42,12 @@ def build(
     net = build_net(config.student.model, config.student.options, data, catalog, config.seed)
     if config.student.normalize == "none":
         net = Net(net.arch)
+    net.to(device)
     net.autocast = choose_precision(config.precision, device)
-    student = NetStudent(net.to(device))
+    for one in (net, *(teacher.net for teacher in teachers.values() if isinstance(teacher, NetTeacher))):
+        if isinstance(one, Net):
+            arrange(one, data.shape, device)
+    student = NetStudent(net)
     for name, options in config.student.conversions.items():
         if options is False:
             continue
@@ -79,6 +84,7 @@ def build(
         device=device,
         ranks=ranks,
         sync_bn=config.sync_bn,
+        scaler=torch.amp.GradScaler(device.type, enabled=net.autocast is torch.float16),
     )
 
 
@@ -96,8 +102,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
-    """The dtype of autocast inside a net's forward; None for float32. `auto`: bf16 on GPUs that have it."""
-    if name == "bf16" or (name == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported()):
+    """The dtype of autocast inside a net's forward; None for float32. Raises RkdError.
+
+    `auto`: bf16 on GPUs whose hardware multiplies it (NVIDIA's from Ampere on), else float32; on a CPU bf16 has to be
+    asked for.
+    """
+    if name == "fp16":
+        if device.type != "cuda":
+            raise RkdError(f"precision fp16 needs a GPU, and this run is on {device}; bf16 works here too")
+        return torch.float16
+    if name == "bf16" or (
+        name == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    ):
         return torch.bfloat16
     return None
 

@@ -161,7 +161,7 @@ class RunConfig(_Section):
     grad_accumulation: Annotated[int, Field(ge=1)] = 1
     sync_bn: bool = False
     device: str = "auto"
-    precision: Literal["fp32", "bf16", "auto"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
     student: StudentConfig = Field(default_factory=StudentConfig)
     data: DataConfig = Field(default_factory=DataConfig)

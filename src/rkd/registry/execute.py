@@ -21,6 +21,7 @@ from rkd.core.checkpoint import to_cpu
 from rkd.core.distributed import ALONE, Ranks
 from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.journal import Journal, fingerprint
+from rkd.core.layout import restore as as_kept
 from rkd.core.nets import Net
 from rkd.core.outcomes import Evaluation
 from rkd.core.runfolder import RunFolder
@@ -206,6 +207,8 @@ def _finish(
     for f in found:
         known = f.results["student"] if f.results else None
         if known is None:
+            if isinstance(f.teacher.net, Net):
+                as_kept(f.teacher.net)
             role = f"{f.reference.role} teacher"
             known = evaluated(f.teacher.net, role).summary()
         teachers.append(_teacher(f) | known)
@@ -318,7 +321,7 @@ def _manifest(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
             "system": f"{platform.system()} {platform.machine()}",
             "cpu_threads": torch.get_num_threads(),
             "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device),
-            "tf32": torch.get_float32_matmul_precision() != "highest",
+            "tf32": _tf32(run.device),
             "processes": run.ranks.size,
         },
         "precision": str(plan.config.precision),
@@ -326,6 +329,14 @@ def _manifest(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
         "git": _git(),
         "command": sys.argv,
         "launch": run.ranks.launch,
+    }
+
+
+def _tf32(device: torch.device) -> dict[str, bool]:
+    """Whether float32 is multiplied with 10 bits of mantissa (TensorFloat-32): torch's own default for convolutions."""
+    return {
+        "matmul": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
+        "convolution": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
     }
 
 
