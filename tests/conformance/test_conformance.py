@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from rkd import testing
+from rkd.core import ops
 from rkd.core.cost import counting
 from rkd.core.errors import RkdError
 from rkd.core.hookspecs import KINDS
 from rkd.core.interfaces import Family, TeacherReference
+from rkd.core.nets import NetStudent
 from rkd.core.search import rehearse
-from rkd.core.step import AttackPlan
+from rkd.core.step import AttackPlan, Step
 from rkd.registry.catalog import Catalog, load_catalog
 
 CATALOG = load_catalog()
@@ -88,6 +93,34 @@ def test_attack_can_be_rehearsed(name: str) -> None:
     with testing.untouched(net), counting({"net": net}) as counts:
         rehearse(net, data.train, {name: plan}, threat=data.threat)
     assert counts["net"].forwards <= 5
+
+
+class Enough(Exception):
+    pass
+
+
+@pytest.mark.parametrize("name", names("attack"))
+def test_attack_asks_for_the_objective_or_says_that_it_has_its_own(name: str) -> None:
+    attack = testing.TinyParts(CATALOG).attack(name, OPTIONS.get(name, {}))
+    asked, queries = [], []
+
+    def objective(step, probe, x):
+        asked.append(len(x))
+        return ops.cross_entropy(probe(x), step.y)
+
+    def count(*of) -> None:
+        queries.append(of)
+        if len(queries) > 9:
+            raise Enough
+
+    net, batch = testing.tiny_net(), testing.tiny_batch()
+    with torch.no_grad():
+        batch = replace(batch, y=net.eval()(batch.x).argmax(1))
+    plans = {"adv": AttackPlan(attack, objective)}
+    step = Step(batch, NetStudent(net), attacks=plans, on_query=count, on_query_others=True)
+    with suppress(Enough):
+        step.image("adv")
+    assert bool(asked) != getattr(attack, "own_objective", False)
 
 
 @pytest.mark.parametrize("name", names("objective"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from rkd.core.engine import choose as engines
 from rkd.core.engine.choose import Choice, Engine
 from rkd.core.errors import RkdError
 from rkd.core.evaluate import evaluate
-from rkd.core.journal import Journal, fingerprint
+from rkd.core.journal import MONTH, Journal, fingerprint
 from rkd.core.outcomes import Evaluation
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
@@ -131,6 +133,51 @@ def test_one_journal_for_several_evaluations(tmp_path: Path) -> None:
     other.open("three")
     journal.close()
     assert [path.name for path in (tmp_path / "j").iterdir()] == ["three"], "both of its own are gone"
+
+
+def test_old_ones_are_forgotten_when_one_is_opened(tmp_path: Path) -> None:
+    root = tmp_path / "j"
+    names = {what: fingerprint(what) for what in ("old", "young", "resumed", "mine")}
+    for name in list(names.values())[:3]:
+        journal = Journal(root)
+        journal.open(name)
+        journal.write("x", 0, {"right": torch.ones(2)})
+    (root / "notes").mkdir()
+    (root / "0123456789abcdef0123456789abcdef.lock").touch()
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    link = root / fingerprint("link")
+    link.symlink_to(outside)
+    long_ago = time.time() - 2 * MONTH
+    for path in [*root.iterdir(), outside]:
+        if path.name != names["young"]:
+            os.utime(path, (long_ago, long_ago))
+    Journal(root).open(names["resumed"])  # without `kept` nothing goes, and it is new again
+    assert (root / names["old"]).is_dir()
+    mine = Journal(root, kept=MONTH)
+    mine.open(names["mine"])
+    left = {
+        names["young"],
+        names["resumed"],
+        names["mine"],
+        "notes",
+        "0123456789abcdef0123456789abcdef.lock",
+        link.name,
+    }
+    assert {path.name for path in root.iterdir()} == left and outside.is_dir()
+    resumed = Journal(root, kept=MONTH)
+    resumed.open(names["resumed"])
+    assert resumed.read("x", 0) is not None
+
+
+def test_a_pruned_evaluation_goes_on(tmp_path: Path) -> None:
+    """Another process may take the folder away in the very moment that it is opened."""
+    journal = Journal(tmp_path / "j")
+    journal.open("one")
+    journal.path.rmdir()
+    assert journal.read("x", 0) is None
+    journal.write("x", 0, {"right": torch.ones(2)})
+    assert journal.read("x", 0) is not None
 
 
 def test_names_stay_in_the_folder(tmp_path: Path) -> None:

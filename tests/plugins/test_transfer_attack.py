@@ -147,6 +147,14 @@ def test_without_its_parts_it_refuses() -> None:
         Transfer().assemble(Given(tiny_net()))
 
 
+def test_a_rehearsal_stops_the_search_on_the_other_net() -> None:
+    net, source, data = tiny_net(), tiny_net(seed=1), tiny_dataset()
+    plans = {"transfer": AttackPlan(transfer(source, "pgd", steps=1000), ce)}
+    with counting({"net": net, "source": source}) as counts:
+        rehearse(net, data.train, plans, threat=LINF)
+    assert counts["net"].forwards == 0 and counts["source"].forwards == 2
+
+
 def test_what_the_evaluation_says_of_it() -> None:
     net, data = tiny_net(), tiny_dataset()
     plans = {"transfer": AttackPlan(transfer(tiny_net(seed=1), "pgd", steps=2, eps=16 / 255), ce)}

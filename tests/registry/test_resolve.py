@@ -148,6 +148,26 @@ def test_an_attack_with_a_goal_keeps_it() -> None:
     assert chosen.attacks["adv"].objective is CATALOG.find("objective", "ce").component
 
 
+def test_an_objective_that_an_attack_does_not_ask_for() -> None:
+    said = plan("pgd-at", attack={"name": "apgd-ce"}, objective={"name": "kl-student"}).notes
+    assert said == ["objective: the attack apgd-ce has a loss of its own, so that kl-student makes no difference"]
+    attacks = {"attacks": ["square", "pgd"], "options": {n: {"objective": "ce"} for n in ("square", "pgd")}}
+    said = plan("ce", evaluate=attacks).notes
+    assert len(said) == 1 and said[0].startswith("evaluate.options.square.objective: the attack square has")
+    again = plan("pgd-at", attack={"name": "apgd-ce"}).config.text()
+    assert resolve(tomllib.loads(again), CATALOG).notes == [], "the one that config.toml names is its own"
+
+
+def test_weights_chosen_under_attack_need_an_attack() -> None:
+    for loss, select in (("rslad", {}), ("ce", {"select": "robust"})):
+        with pytest.raises(ConfigError, match=r"validate\.select: (w-)?robust needs .* --set validate\.select=clean"):
+            plan(loss, validate={"steps": 0, **select})
+    for select in ("clean", "last"):
+        assert plan("rslad", validate={"steps": 0, "select": select}).validation_attack is None
+    nothing_held_out = plan("rslad", validate={"steps": 0}, data={"validation": 0})
+    assert nothing_held_out.validation_attack is None, "nothing is validated, and the last weights are kept"
+
+
 def test_a_named_scheduler_takes_the_place_of_the_methods() -> None:
     assert list(plan("mtard-anl").schedulers) == ["anl"]
     assert list(plan("mtard-anl", schedulers={"anl": {"rate": 0.5}}).schedulers) == ["anl"]

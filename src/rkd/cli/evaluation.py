@@ -10,7 +10,7 @@ from typing import Any
 from rkd.core.corruption import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
 from rkd.core.curve import usual_radii
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.journal import Journal
+from rkd.core.journal import MONTH, Journal
 from rkd.core.nets import Net
 from rkd.core.outcomes import Evaluation
 from rkd.core.runfolder import RunFolder
@@ -89,7 +89,7 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
         app.terminal.message(note)
     others = {str(find_run(text)): of_run(text, options, catalog) for text in options["others"]}
     rehearse(net, plan.data.test, plan.evaluation, threat=plan.data.threat, device=choose_device(plan.config.device))
-    journal = Journal(cache_folder() / "evaluations")
+    journal = Journal(cache_folder() / "evaluations", kept=MONTH)
     with interrupts.noted():
         result = run_attacks(net, plan, catalog, display.evaluating(subject.name), journal, app.terminal.detail)
     if options["corruptions"]:

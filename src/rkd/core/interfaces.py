@@ -107,6 +107,9 @@ class Attack(Protocol):
         def __call__(self, x, target):
             score, gradient = target.gradient(x)
             return (x + target.threat.eps * gradient.sign()).clamp(0, 1)
+
+    One with a loss of its own, which never asks for the score, says `own_objective = True` among its class attributes:
+    then a user who chooses another objective is told that it makes no difference.
     """
 
     mode: Mode

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import re
 import shutil
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -16,16 +19,21 @@ from .checkpoint import pack, unpack
 from .errors import RkdError
 from .files import write_atomic
 
+MONTH = 30 * 24 * 3600.0
+"""Seconds."""
+
 
 class Journal:
     """Under `root` a folder for each evaluation, named by what is evaluated, with one file a batch.
 
     One object serves several evaluations, one after the other. Two processes may write the same one: a file is there
-    whole or not at all, and both would write the same.
+    whole or not at all, and both would write the same. `kept`: seconds after which an evaluation in the same folder
+    that nobody goes on with is removed; None: never.
     """
 
-    def __init__(self, root: Path | str) -> None:
+    def __init__(self, root: Path | str, kept: float | None = None) -> None:
         self.root = Path(root)
+        self.kept = kept
         self.path = self.root
         self._opened: list[Path] = []
 
@@ -35,8 +43,11 @@ class Journal:
         self._opened.append(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            os.utime(self.path)
         except OSError as error:
             raise RkdError(f"cannot make the folder {self.path}: {error.strerror}") from None
+        if self.kept is not None:
+            self._prune(time.time() - self.kept)
         return sum(1 for _ in self.path.glob("*.safetensors"))
 
     def read(self, what: str, number: int) -> dict[str, Tensor] | None:
@@ -51,6 +62,8 @@ class Journal:
 
     def write(self, what: str, number: int, found: Mapping[str, Tensor]) -> None:
         """Keep a batch. Raises RkdError if the disk is full."""
+        with suppress(OSError):  # another process may have pruned it; what cannot be made, cannot be written either
+            self.path.mkdir(exist_ok=True)
         write_atomic(self._file(what, number), pack(found))
 
     def close(self) -> None:
@@ -60,6 +73,18 @@ class Journal:
         self._opened.clear()
         with suppress(OSError):  # others' evaluations may be there
             self.root.rmdir()
+
+    def _prune(self, oldest: float) -> None:
+        """Remove what nobody has written to since then: evaluations that were killed and never taken up.
+
+        Only folders that are called like a fingerprint. Opening an evaluation makes it new again, so only one that is
+        opened in the very moment of its removal loses what it had, and does it again.
+        """
+        with suppress(OSError):  # another process may be at it as well
+            for path in list(self.root.iterdir()):
+                ours = re.fullmatch(r"[0-9a-f]{32}", path.name) and path.is_dir() and not path.is_symlink()
+                if ours and path != self.path and path.stat().st_mtime < oldest:
+                    shutil.rmtree(path, ignore_errors=True)
 
     def _file(self, what: str, number: int) -> Path:
         # A name may be anything a plugin thought of: the file is called by its hash.

@@ -35,7 +35,7 @@ def rehearse(
 ) -> None:
     """Raise Refused for an attack that an evaluation could not run, at the price of one forward and backward each.
 
-    Each is called on two images and stopped at its second question to the net.
+    Each is called on two images and stopped at its second question, to this net or another (`transfer`).
     """
     batch = fetch(split, torch.arange(min(2, len(split))), device)
     for name, plan in attacks.items():
@@ -46,7 +46,7 @@ def rehearse(
             if len(asked) > 1:
                 raise _Enough
 
-        step = Step(batch, Evaluated(net), attacks={"adv": plan}, threat=threat, on_query=stop)
+        step = Step(batch, Evaluated(net), attacks={"adv": plan}, threat=threat, on_query=stop, on_query_others=True)
         try:
             step.image("adv")
         except _Enough:

@@ -41,6 +41,8 @@ class Step:
 
     Views: `clean` is the batch's images, a view that an augmentation made is taken as it is, any other is made
     by the attack of that name on first request. `noise_key` names the step: all its random numbers follow from it.
+    `on_query` is told of each forward of a search, with step, view and logits: of the student's, and if
+    `on_query_others` also of those of another net that it runs on (`transfer`).
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Step:
         lr_scale: float = 1.0,
         noise_key: int = 0,
         on_query: Callable[[Step, View, Tensor], None] | None = None,
+        on_query_others: bool = False,
     ) -> None:
         self.batch = batch
         self.y = batch.y
@@ -69,6 +72,7 @@ class Step:
         self._knobs = knobs or {}
         self.noise_key = noise_key
         self._on_query = on_query
+        self._on_query_others = on_query_others
         self._preview = False
         self._parts: list[Step] = []
         self._searching: tuple[View, Mode] | None = None
@@ -198,7 +202,7 @@ class Step:
         part = Step(
             self.batch.select(keep), self._student, self._teachers, self._attacks, threat=self.threat,
             knobs=self._knobs, progress=self.progress, lr_scale=self.lr_scale, noise_key=self.noise_key,
-            on_query=self._on_query,
+            on_query=self._on_query, on_query_others=self._on_query_others,
         )  # fmt: skip
         part.used = self.used
         part._searching, part._open = self._searching, self._open
@@ -209,9 +213,11 @@ class Step:
 
     def on(self, student: Student, view: View, mode: Mode) -> Step:
         """This step for another student, in the middle of a search for `view`. Images and teacher logits are kept."""
+        on_query = self._on_query if self._on_query_others else None
         other = Step(
             self.batch, student, self._teachers, threat=self.threat, knobs=self._knobs, progress=self.progress,
-            lr_scale=self.lr_scale, noise_key=self.noise_key,
+            lr_scale=self.lr_scale, noise_key=self.noise_key, on_query=on_query,
+            on_query_others=self._on_query_others,
         )  # fmt: skip
         other.used = self.used
         other._searching, other._open = (view, mode), self._open
@@ -326,4 +332,5 @@ class StepTarget:
         random = forked(key(self.noise.key, "net"), self.y.device) if mode != "eval" else nullcontext()
         student = NetStudent(net)
         with random, student.attacked(view, mode) as probe:
-            yield StepTarget(self._step.on(student, view, mode), self._objective, probe, self.noise)
+            step = self._step.on(student, view, mode)
+            yield StepTarget(step, self._objective, step._watched(probe, view), self.noise)

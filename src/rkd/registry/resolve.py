@@ -141,13 +141,20 @@ def _plan(attack: Any, objective: Any, parts: PlanParts, problems: _Problems) ->
     search = problems.catch(create_attack, attack.name, attack.options, "attack", parts)
     goal = objective.name if objective else getattr(search, "objective", "ce")
     options = objective.options if objective else {}
+    _tell_ignored(search, attack.name, goal, "objective", parts)
     return AttackPlan(search, problems.catch(parts.catalog.create, "objective", goal, options, "objective"))
 
 
 def _view_plan(attack: AttackConfig, where: str, parts: PlanParts) -> AttackPlan:
     search = create_attack(attack.name, attack.options, where, parts)
     goal: Any = attack.objective or getattr(search, "objective", "ce")
+    _tell_ignored(search, attack.name, goal, f"{where}.objective", parts)
     return AttackPlan(search, parts.catalog.create("objective", goal))
+
+
+def _tell_ignored(search: Any, name: str, goal: str, where: str, parts: PlanParts) -> None:
+    if getattr(search, "own_objective", False) and goal != getattr(search, "objective", "ce"):
+        parts.notes.append(f"{where}: the attack {name} has a loss of its own, so that {goal} makes no difference")
 
 
 def _components(kind: str, tables: Mapping[str, Any], catalog: Catalog, problems: _Problems) -> dict[str, Any]:
@@ -186,7 +193,14 @@ def bounded(plans: Mapping[str, AttackPlan]) -> list[str]:
 
 def _validation(config: RunConfig, catalog: Catalog, problems: _Problems) -> AttackPlan | None:
     rules = config.validate_
-    if not rules.steps or not (config.data.validation or rules.on == "test"):
+    if not (config.data.validation or rules.on == "test"):
+        return None
+    if not rules.steps:
+        if rules.select in ("robust", "w-robust"):
+            problems.found.append(
+                f"validate.select: {rules.select} needs the accuracy under attack, and with validate.steps = 0 the "
+                "validation runs no attack; type --set validate.select=clean (or last), or give steps"
+            )
         return None
     search = problems.catch(catalog.create, "attack", "pgd", {"steps": rules.steps, "start": "uniform"}, "validate")
     return AttackPlan(search, problems.catch(catalog.create, "objective", "ce"))

@@ -90,6 +90,7 @@ class ApgdCe:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "ce"
+    own_objective: ClassVar[bool] = True
     confirms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -156,6 +157,7 @@ class ApgdT:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "dlr"
+    own_objective: ClassVar[bool] = True
     confirms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

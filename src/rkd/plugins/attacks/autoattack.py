@@ -71,6 +71,7 @@ class AutoAttack:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "ce"
+    own_objective: ClassVar[bool] = True
     confirms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -124,6 +125,7 @@ class Reference:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "ce"
+    own_objective: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, queries=self.queries)

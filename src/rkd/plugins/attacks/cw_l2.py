@@ -68,6 +68,7 @@ class CwL2:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "margin"
+    own_objective: ClassVar[bool] = True
     measure: ClassVar[str] = "L2"
 
     def __post_init__(self) -> None:

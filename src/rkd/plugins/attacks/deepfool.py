@@ -62,6 +62,7 @@ class DeepFool:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "margin"
+    own_objective: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps)

@@ -92,6 +92,7 @@ class FabT:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "margin"
+    own_objective: ClassVar[bool] = True
     confirms: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

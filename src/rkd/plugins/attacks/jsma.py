@@ -89,6 +89,7 @@ class Jsma:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "margin"
+    own_objective: ClassVar[bool] = True
     bounded: ClassVar[bool] = False
     """The images may lie outside the data set's ball."""
 

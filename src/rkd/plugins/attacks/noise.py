@@ -47,6 +47,7 @@ class UniformNoise:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "ce"
+    own_objective: ClassVar[bool] = True
     black_box: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

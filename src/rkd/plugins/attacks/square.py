@@ -76,6 +76,7 @@ class Square:
     mode: Mode = "eval"
 
     objective: ClassVar[str] = "margin"
+    own_objective: ClassVar[bool] = True
     confirms: ClassVar[bool] = True
     black_box: ClassVar[bool] = True
 

@@ -96,7 +96,11 @@ class Transfer:
         search = " ".join([self.attack, *(f"{name}={value}" for name, value in self.options.items())])
         return [f"made on {self.source} (weights {identity(self._net)}) by {search}", *own]
 
-    # The ball is the search's.
+    # The ball is the search's, and so is what it climbs.
+
+    @property
+    def own_objective(self) -> bool:
+        return getattr(self._search, "own_objective", False)
 
     @property
     def eps(self) -> Schedule | None:
