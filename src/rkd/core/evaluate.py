@@ -138,7 +138,7 @@ class _Questions:
         def answer(rows: Tensor) -> dict[str, Tensor]:
             batch = fetch(self.split, self.positions[rows], self.device)
             fast = self.engine.choice(self.net, plan.attack, batch.x, batches) if self.engine else None
-            student = Evaluated(self.net, fast.net if fast else None)
+            student = Evaluated(self.net, fast)
             step = Step(batch, student, attacks={"adv": plan}, threat=self.threat, noise_key=noise)
             x_adv = step.image("adv")
             ball = reach(plan, self.threat)

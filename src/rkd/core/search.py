@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from .data import Split, fetch
+from .engine.choose import Choice
 from .errors import Refused, RkdError
 from .interfaces import Probe
 from .nets import NetStudent
 from .step import AttackPlan, Step
 from .types import Batch, Mode, ThreatModel, View
+from .windows import Windows
 
 
 def search(net: nn.Module, batch: Batch, plan: AttackPlan, threat: ThreatModel, noise_key: int) -> Tensor:
@@ -75,10 +77,10 @@ class _InFloat32(nn.Module):
 class Evaluated(NetStudent):
     """A net that learns nothing any more: not even its running statistics move. Counts what a search asks of it.
 
-    `fast`: a copy that a search in eval mode may use instead; it gets at the net itself by `Target.exact`.
+    `fast`: how a search in eval mode may run it instead; such a search gets at the net itself by `Target.exact`.
     """
 
-    def __init__(self, net: nn.Module, fast: nn.Module | None = None) -> None:
+    def __init__(self, net: nn.Module, fast: Choice | None = None) -> None:
         super().__init__(net)
         self.fast = fast
         self.forwards = self.backwards = 0
@@ -90,8 +92,10 @@ class Evaluated(NetStudent):
     @contextmanager
     def attacked(self, view: View, mode: Mode) -> Iterator[Probe]:
         with super().attacked(view, "frozen" if mode == "train" else mode) as probe:
-            asked = self.fast if self.fast is not None and mode == "eval" else probe
-            yield _Counted(self, asked, probe)
+            yield _Counted(self, probe, self.fast if mode == "eval" else None)
+
+    def count(self, forwards: int) -> None:
+        self.forwards += forwards
 
     def counted(self, logits: Tensor) -> Tensor:
         def backward(gradient: Tensor) -> None:
@@ -104,13 +108,23 @@ class Evaluated(NetStudent):
 
 
 class _Counted:
-    """The net as a search sees it, and `exact`, as it is."""
+    """The net as a search sees it, and `exact`, as it is. `windows` is None where the net has no way of its own."""
 
-    def __init__(self, student: Evaluated, asked: Probe, exact: Probe) -> None:
-        self._student, self._asked, self._exact = student, asked, exact
+    def __init__(self, student: Evaluated, exact: Probe, fast: Choice | None) -> None:
+        self._student, self._exact = student, exact
+        self._asked: Probe = fast.net if fast else exact
+        self.piece: int | None = getattr(self._asked, "piece", None)
+        self.windows = self._windows if fast and fast.windows else None
+        self._maker = fast.windows if fast else None
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._student.counted(self._asked(x))
 
     def exact(self, x: Tensor) -> Tensor:
         return self._student.counted(self._exact(x))
+
+    def _windows(self, x: Tensor) -> Windows:
+        assert self._maker is not None
+        follow = self._maker(x)
+        follow.asked = self._student.count
+        return follow

@@ -14,7 +14,9 @@ from .errors import Refused
 from .interfaces import Attack, Objective, Probe, Student, Teacher
 from .nets import NetStudent
 from .random import Noise, forked, key
+from .slope import pieces
 from .types import Batch, Mode, ThreatModel, View
+from .windows import Asked, Windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,6 +292,7 @@ class Step:
             return logits
 
         watched.exact = getattr(probe, "exact", probe)  # type: ignore[attr-defined]
+        watched.piece = getattr(probe, "piece", None)  # type: ignore[attr-defined]
         return watched
 
 
@@ -304,6 +307,7 @@ class StepTarget:
         self.y = step.y
         self.threat = step.threat
         self.progress = step.progress
+        self._parts: list[tuple[slice, StepTarget]] = []
 
     def score(self, x: Tensor) -> Tensor:
         return self._objective(self._step, self._probe, x)
@@ -314,7 +318,31 @@ class StepTarget:
     def exact(self, x: Tensor) -> Tensor:
         return getattr(self._probe, "exact", self._probe)(x)
 
+    @property
+    def piece(self) -> int | None:
+        """How many images at once suit the engine that runs the net; None: all."""
+        return getattr(self._probe, "piece", None)
+
+    def windows(self, x: Tensor) -> Windows:
+        """The images `x`, for a search that changes one window of them at a time."""
+        maker = getattr(self._probe, "windows", None)
+        return maker(x) if maker else Asked(self, x)
+
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.piece is None or len(x) <= self.piece:
+            return self._gradient(x)
+        if not self._parts:
+            # The first time in one go: what the objective asks of teachers and of other views is then known, and
+            # the parts get it from here.
+            first = self._gradient(x)
+            positions = torch.arange(len(x), device=x.device)
+            self._parts = [(rows, self.select(positions[rows])) for rows in pieces(len(x), self.piece)]
+            return first
+        found = [part._gradient(x[rows]) for rows, part in self._parts]
+        score, gradient = (torch.cat(column) for column in zip(*found, strict=True))
+        return score, gradient
+
+    def _gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         x = x.detach().requires_grad_()
         score = self.score(x)
         if not score.requires_grad:  # a net whose logits do not depend on the images

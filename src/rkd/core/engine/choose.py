@@ -10,13 +10,16 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from ..modes import frozen_parameters, running
-from .fold import folded, replace
+from ..windows import Windows
+from .fold import folded, put
+from .local import LocalWindows, follows, plan
+from .pieces import InPieces
 
 SAME = 1e-4
 """Largest deviation of a float32 candidate's logits from the net's, as a share of their size."""
@@ -24,6 +27,8 @@ NEAR = 0.05
 """The same of a bfloat16 candidate, whose findings the net itself confirms."""
 WORTH = 300
 """Gradients of one batch below which a search is over before measuring has paid."""
+PIECES = (32, 16, 64)
+"""Numbers of images to ask a net about at once, tried on a CPU."""
 MARGIN = 0.95
 """A candidate must take less than this share of the plain net's time."""
 
@@ -37,6 +42,8 @@ class Choice:
     speedup: float = 1.0
     exact: bool = True
     """float32 throughout: the same function up to rounding."""
+    windows: Callable[[Tensor], Windows] | None = None
+    """Where a changed window of the images is computed faster alone: how to follow images."""
 
     def __str__(self) -> str:
         return self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
@@ -67,7 +74,7 @@ class Engine:
             self._nets.append(net)
             self._known[where] = choose(net, x, bfloat16=self.bfloat16, tell=self.tell)
         known = self._known[where]
-        return None if known.net is net else known
+        return None if known.net is net and known.windows is None else known
 
 
 def _questions(attack: object) -> int:
@@ -86,7 +93,12 @@ class InLayout(nn.Module):
         self.net = net.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.contiguous(memory_format=torch.channels_last))
+        return self.net(channels_last(x))
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x (B, C, H, W)` with channels last in memory, also of one channel, where torch's own format is ambiguous."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
 
 
 class InBfloat16(nn.Module):
@@ -104,7 +116,7 @@ class InBfloat16(nn.Module):
         if mean.device.type == "cpu":
             for name, module in list(self.net.named_modules()):
                 if type(module) is nn.Conv2d and module.groups > 1 and name:
-                    replace(self.net, name, _InFloat32(module))
+                    put(self.net, name, _InFloat32(module))
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
@@ -149,15 +161,53 @@ def choose(
                 tell(f"{name}: its logits are {apart:.1g} off")
                 continue
             found.append(Choice(name, twin, exact=exact))
-        if len(found) == 1:
-            return plain
-        seconds = _race([choice.net for choice in found], x, budget)
-    best = min(range(len(found)), key=lambda place: seconds[place])
-    for choice, taken in zip(found, seconds, strict=True):
-        tell(f"{choice.name}: {1000 * taken:.1f} ms")
-    if seconds[best] > MARGIN * seconds[0]:
-        return plain
-    return Choice(found[best].name, found[best].net, seconds[0] / seconds[best], found[best].exact)
+        # On a CPU a net is slower on many images than on a few (see `pieces`): copies are compared on a few, the best
+        # of them in pieces of several sizes.
+        few = x[: PIECES[0]] if x.device.type == "cpu" else x
+        seconds = _race([(choice.net, few) for choice in found], budget)
+        for choice, taken in zip(found, seconds, strict=True):
+            tell(f"{choice.name}: {1e6 * taken:.0f} us an image")
+        best = found[min(range(len(found)), key=lambda place: seconds[place])]
+        sizes = [size for size in PIECES if size < len(x)] if x.device.type == "cpu" else []
+        tries = [(plain.net, x), (best.net, x), *((best.net, x[:size]) for size in sizes)]
+        whole, *seconds = _race(tries, budget)
+    taken = min(seconds)
+    for size, time_taken in zip([len(x), *sizes], seconds, strict=True):
+        tell(f"{best.name}, {size} at a time: {1e6 * time_taken:.0f} us an image, plain {1e6 * whole:.0f}")
+    chosen = plain
+    if taken <= MARGIN * whole:
+        place = seconds.index(taken)
+        chosen = Choice(best.name, best.net, whole / taken, best.exact)
+        if place:
+            size = sizes[place - 1]
+            chosen = replace(chosen, name=_name(best.name, f"{size} at a time"), net=InPieces(best.net, size))
+    return replace(chosen, windows=_followed(chosen, x, tell))
+
+
+def _followed(choice: Choice, x: Tensor, tell: Callable[[str], None]) -> Callable[[Tensor], Windows] | None:
+    """How to follow windows of images, if that is exact and pays."""
+    if not choice.exact or x.device.type != "cpu" or x.ndim != 4:
+        return None
+    net: nn.Module = choice.net
+    net = net.net if isinstance(net, InPieces) else net
+    layout = isinstance(net, InLayout)
+    arch, mean, std = _parts(net.net if isinstance(net, InLayout) else net)
+
+    def before(images: Tensor) -> Tensor:
+        images = (images - mean) / std
+        return channels_last(images) if layout else images
+
+    with running(choice.net, "eval"):
+        how = plan(arch, x, before)
+        if how is None:
+            tell("windows: a net that cannot be read")
+            return None
+        apart, times = follows(how, choice.net, x)
+    if apart > SAME or times * MARGIN < 1:
+        tell(f"windows: {apart:.1g} off, {times:.2f} times as fast: not used")
+        return None
+    tell(f"windows: {times:.1f} times as fast")
+    return lambda images: LocalWindows(choice.net, images, how)
 
 
 def _candidates(net: nn.Module, x: Tensor, bfloat16: bool) -> list[tuple[str, nn.Module, bool]]:
@@ -216,18 +266,18 @@ def _apart(twin: nn.Module, x: Tensor, logits: Tensor) -> float:
     return float((other - logits).abs().max() / logits.abs().max().clamp_(min=1e-6))
 
 
-def _race(nets: list[nn.Module], x: Tensor, budget: float) -> list[float]:
-    """The fastest of a few rounds of each, in turn: what else the machine does only ever slows one down."""
-    best = [float("inf")] * len(nets)
+def _race(tries: list[tuple[nn.Module, Tensor]], budget: float) -> list[float]:
+    """Seconds an image, the fastest of a few rounds of each, in turn: all else that the machine does only slows it."""
+    best = [float("inf")] * len(tries)
     started = time.perf_counter()
     rounds = 0
     while rounds < 2 or (rounds < 5 and time.perf_counter() - started < budget):
-        for place, net in enumerate(nets):
+        for place, (net, x) in enumerate(tries):
             _wait(x.device)
             begun = time.perf_counter()
             _gradient(net, x)
             _wait(x.device)
-            best[place] = min(best[place], time.perf_counter() - begun)
+            best[place] = min(best[place], (time.perf_counter() - begun) / len(x))
         rounds += 1
         if time.perf_counter() - started > budget:
             break

@@ -44,7 +44,7 @@ def folded(net: nn.Module, example: Tensor) -> nn.Module | None:
     modules = dict(twin.named_modules())
     for layer_name, norm_name in pairs:
         _merge(modules[layer_name], modules[norm_name])
-        replace(twin, norm_name, nn.Identity())
+        put(twin, norm_name, nn.Identity())
     return twin
 
 
@@ -162,7 +162,7 @@ def _merge(layer: nn.Module, norm: nn.Module) -> None:
     layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
 
 
-def replace(net: nn.Module, name: str, module: nn.Module) -> None:
+def put(net: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` into the place of the submodule `name`."""
     parent, _, last = name.rpartition(".")
     setattr(net.get_submodule(parent), last, module)

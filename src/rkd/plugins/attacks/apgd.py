@@ -50,6 +50,7 @@ from torch import Tensor
 from rkd.core import ops
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Target
+from rkd.core.slope import slope
 from rkd.core.types import Mode, Norm, Schedule, ThreatModel
 
 from ..objectives.dlr import ratio, targeted_ratio
@@ -276,14 +277,7 @@ def climb(
 
 def _look(x: Tensor, target: Target, loss: Loss, y: Tensor, goal: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Logits and loss at `x`, and the loss's gradient by x, from one forward and one backward."""
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = target.logits(x)
-        value = loss(logits, y, goal)
-        if not value.requires_grad:  # a net whose logits do not depend on the images
-            return logits, value, torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(value.sum(), x)
-    return logits.detach(), value.detach(), gradient
+    return slope(target, x, lambda logits, rows: loss(logits, y[rows], None if goal is None else goal[rows]))
 
 
 def _check_step(now: _Climb, enough: float) -> None:

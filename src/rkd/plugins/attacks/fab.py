@@ -50,6 +50,7 @@ from torch import Tensor
 from rkd.core import ops
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Target
+from rkd.core.slope import slope
 from rkd.core.types import Mode, Norm, Schedule, ThreatModel
 
 from ._survivors import (
@@ -158,16 +159,13 @@ class _Walk(Flight):
 
 def _lead(now: _Walk) -> tuple[Tensor, Tensor]:
     """The goal's lead over the label, and its gradient by the image."""
-    x = now.x_adv.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = now.target.logits(x).float()
-        pairs = torch.stack((now.goal, ops.hard(now.y)), dim=1)
-        ahead, label = logits.gather(1, pairs).unbind(1)
-        lead = ahead - label
-        if not lead.requires_grad:  # a net whose logits do not depend on the images
-            return lead, torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(lead.sum(), x)
-    return lead.detach(), gradient
+    pairs = torch.stack((now.goal, ops.hard(now.y)), dim=1)
+
+    def lead(logits: Tensor, rows: slice) -> Tensor:
+        ahead, label = logits.float().gather(1, pairs[rows]).unbind(1)
+        return ahead - label
+
+    return slope(now.target, now.x_adv, lead)[1:]
 
 
 def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:

@@ -24,7 +24,8 @@ fooled the net, the image of the lowest margin is returned.
 
 All samples try the same windows in the same order, each with its own signs; windows and signs follow from the seed
 alone, so that a sample's result does not depend on the batch. A window is changed in place and changed back where it
-did not help, so that a query costs hardly more than its forward.
+did not help (`rkd.core.windows`), so that a query costs hardly more than its forward, and less where the target knows
+how to compute a changed window alone.
 
 Deviations from the authors' code (pyautoattack 0.2.0, as AutoAttack calls it: margin, no rescaled schedule):
 
@@ -50,6 +51,7 @@ from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Target
 from rkd.core.random import Noise, key
 from rkd.core.types import Mode, Norm, Schedule, ThreatModel
+from rkd.core.windows import Windows, windows
 
 from ._survivors import Catch, Flight, begin, check_search, part
 from .pgd import _per_image, attacker
@@ -116,8 +118,16 @@ class Found(Catch):
 
 @dataclass
 class _Search(Flight):
+    """`hit` are the images of the lowest margin so far, which `windows` changes in place."""
+
     margin: Tensor
     signs: Tensor
+    windows: Windows
+
+    def keep(self, rows: Tensor) -> None:
+        super().keep(rows)
+        self.windows.select(rows)
+        self.hit = self.windows.x
 
 
 @torch.no_grad()
@@ -127,9 +137,10 @@ def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init:
     shared = Noise(key(target.noise.key, "windows"), torch.zeros(1, dtype=torch.int64))  # drawn without a device
     start = _stripes(x, target, threat.eps) if threat.norm == "Linf" else _tiles(x, target, threat.eps, shared)
     margin = ops.margin(target.logits(start), target.y)
+    follow = windows(target, start)
     now = _Search(
-        target, torch.arange(len(x), device=x.device), x, target.y, hit=start, fooled=margin <= 0, margin=margin,
-        signs=margin,
+        target, torch.arange(len(x), device=x.device), x, target.y, hit=follow.x, fooled=margin <= 0, margin=margin,
+        signs=margin, windows=follow,
     )  # fmt: skip
     for done in range(queries):
         if done in (0, 1, 5, 10, 25) or not done % _BLOCK:
@@ -150,22 +161,20 @@ def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init:
 
 
 def _change_linf(now: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
-    """Try one window on the surface of the ball, in place."""
+    """Try one window on the surface of the ball."""
     height, width = now.x.shape[2:]
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
     rows, columns = _corner(chances[0], height, side), _corner(chances[1], width, side)
-    window = now.hit[:, :, rows, columns]
-    old = window.clone()
     new = torch.add(now.x[:, :, rows, columns], signs, alpha=eps).clamp_(0, 1)
-    window.copy_(new)
-    margin = ops.margin(now.target.logits(now.hit), now.y)
+    margin = ops.margin(now.windows.ask(rows, columns, new), now.y)
     better = margin < now.margin
-    window.copy_(torch.where(_per_image(better, old), new, old))
+    now.windows.settle(better)
     now.margin = torch.where(better, margin, now.margin)
 
 
 def _change_l2(now: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
-    """Try to move what is in a second window, and the budget left, into a first one."""
+    """Try to move what is in a second window, and the budget left, into a first one. The whole image changes, since it
+    is brought back to the surface of the ball."""
     height, width = now.x.shape[2:]
     side = max(round(math.sqrt(share * height * width)), 3)
     side = min(side + (side % 2 == 0), height, width)
@@ -183,9 +192,9 @@ def _change_l2(now: _Search, eps: float, share: float, signs: Tensor, chances: l
     delta[second] = 0
     delta[first] = shape / (_length(shape) + _SMALL) * budget.sqrt()
     new = _stretched(now.x, delta, eps)
-    margin = ops.margin(now.target.logits(new), now.y)
+    margin = ops.margin(now.windows.ask(slice(0, height), slice(0, width), new), now.y)
     better = margin < now.margin
-    now.hit = torch.where(_per_image(better, new), new, now.hit)
+    now.windows.settle(better)
     now.margin = torch.where(better, margin, now.margin)
 
 
