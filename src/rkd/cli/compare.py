@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,6 +56,21 @@ def compare(
         app.terminal.warning(warning)
     if written:
         app.terminal.message(f"wrote {', '.join(map(str, written))}")
+
+
+def show_comparison(paths: Sequence[Path], app: App) -> None:
+    """The table of runs that are known to be finished, with its warnings; one JSON object with --json."""
+    with app.terminal.guarded():
+        from rkd import report
+        from rkd.core.runfolder import RunFolder
+
+        found = report.compare([RunFolder.open(path) for path in paths])
+    if app.json:
+        app.terminal.json(report.to_json(found))
+    else:
+        _show(found, app)
+    for warning in found.warnings:
+        app.terminal.warning(warning)
 
 
 def _show(found: Comparison, app: App) -> None:

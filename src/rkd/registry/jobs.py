@@ -1,0 +1,73 @@
+"""`rkd run` as jobs of SLURM, by submitit: one task for each process, sent again where it was when its time is over."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rkd.core.errors import RkdError
+
+from .sweep import state_of
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a task does: `rkd WORDS`. Pickled by submitit and called on the node, once for each process.
+
+    `run`: the folder of the run that the words begin; once it is there it is continued.
+    """
+
+    words: tuple[str, ...]
+    run: str
+
+    def __call__(self) -> str:
+        from submitit import JobEnvironment
+        from submitit.helpers import TorchDistributedEnvironment
+
+        if JobEnvironment().num_tasks > 1:
+            TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        state = state_of(Path(self.run))
+        if state == "finished":
+            return self.run
+        words = ["run", "--resume", self.run] if state == "begun" else list(self.words)
+        # A process of its own: what the job's own does with signals and threads is submitit's affair.
+        done = subprocess.run([sys.executable, "-m", "rkd", *words], check=False)
+        if done.returncode:
+            raise RuntimeError(f"rkd {' '.join(words)} ended with {done.returncode}; see the job's log")
+        return self.run
+
+    def checkpoint(self, *arguments: Any) -> Any:
+        """The job's time is over, or another needs the node: the same again, from the run's last checkpoint."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)
+
+
+def executor(logs: Path, cluster: str | None, parameters: Mapping[str, Any]) -> Any:
+    """submitit's executor. `cluster`: `slurm`, `local`, or None for SLURM where it is installed. Raises RkdError."""
+    try:
+        from submitit import AutoExecutor
+    except ImportError:
+        raise RkdError("submitit is needed to submit jobs: pip install 'rkd-toolkit[slurm]'") from None
+    try:
+        found = AutoExecutor(folder=logs, cluster=cluster)
+        if found.cluster == "local" and cluster is None:
+            raise RkdError("there is no SLURM on this machine (no srun); --cluster local runs the job here")
+        found.update_parameters(**parameters)
+    except (TypeError, ValueError, NameError, RuntimeError) as error:
+        raise RkdError(f"submitit does not take these parameters: {str(error).splitlines()[0]}") from None
+    return found
+
+
+def submit(jobs: Sequence[Job], logs: Path, cluster: str | None, parameters: Mapping[str, Any]) -> list[Any]:
+    """Send jobs off, as one array where there are several. Returns submitit's jobs. Raises RkdError."""
+    where = executor(logs, cluster, parameters)
+    if len(jobs) == 1:
+        return [where.submit(jobs[0])]
+    with where.batch():
+        sent = [where.submit(job) for job in jobs]
+    return sent
