@@ -98,6 +98,7 @@ def evaluate(app: App, net: str, **options: Any) -> None:
         raise RkdError(f"there is no weights file {path}")
     if not is_file and (options["model"] or options["normalize"] != "auto"):
         raise RkdError(f"--model and --normalize belong to weights files; {path} is none")
+    app.meet()
     catalog = app.catalog()
     with app.terminal.guarded():
         subject = of_file(path, options, catalog, app) if is_file else of_run(net, options, catalog)

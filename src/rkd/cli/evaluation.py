@@ -9,6 +9,7 @@ from typing import Any
 
 from rkd.core.corruption import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
 from rkd.core.curve import usual_radii
+from rkd.core.distributed import ALONE, leave
 from rkd.core.errors import ConfigError, RkdError
 from rkd.core.journal import MONTH, Journal
 from rkd.core.nets import Net
@@ -82,7 +83,8 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
     net = subject.net.to(choose_device(plan.config.device))
     interrupts = Interrupts()
     display = Display(app.terminal, interrupts)
-    save = _new_folder(options["save"]) if options["save"] else None
+    ranks = app.ranks or ALONE
+    save = ranks.once(lambda: _new_folder(options["save"])) if options["save"] else None
     if options["corruptions"] not in (None, "own"):
         open_corrupted(options["corruptions"], shape=plan.data.shape, classes=len(plan.data.classes))
     for note in plan.notes:
@@ -91,7 +93,9 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
     rehearse(net, plan.data.test, plan.evaluation, threat=plan.data.threat, device=choose_device(plan.config.device))
     journal = Journal(cache_folder() / "evaluations", kept=MONTH)
     with interrupts.noted():
-        result = run_attacks(net, plan, catalog, display.evaluating(subject.name), journal, app.terminal.detail)
+        result = run_attacks(
+            net, plan, catalog, display.evaluating(subject.name), journal, app.terminal.detail, ranks=ranks
+        )
     if options["corruptions"]:
         result.extra["corruptions"] = _corrupted(net, plan, options["corruptions"], catalog, display, subject.name)
     if others:
@@ -107,6 +111,10 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
         "threat": asdict(plan.data.threat),
         "seed": plan.config.seed,
     } | result.summary()
+    ranks.objects(None)  # nobody may still be writing into the journal that is about to be taken away
+    leave(ranks)
+    if not ranks.first:
+        return found
     if save:
         _keep(save, found, result)
     journal.close()
