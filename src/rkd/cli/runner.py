@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from rkd.core.state import place_of
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig
 from rkd.registry.execute import execute
+from rkd.registry.resume import before_of
 
 from .interrupts import Interrupts
 from .progress import Display
@@ -100,8 +102,12 @@ def _how_to_go_on(path: Path, error: BaseException) -> list[str]:
 def _plugin_files(path: Path, catalog: Catalog) -> list[str]:
     """Local plugin files that the run was started with and that are not loaded now: they are not loaded unasked."""
     folder = RunFolder(path)
-    plugins = folder.read_json(folder.manifest).get("plugins", {}) if folder.manifest.is_file() else {}
-    missing = [file for key, file in plugins.items() if key.startswith("file/") and key not in catalog.plugins.plugins]
+    plugins = before_of(folder).get("plugins", {})
+    missing = [
+        shlex.quote(str(file))
+        for key, file in plugins.items()
+        if key.startswith("file/") and key not in catalog.plugins.plugins
+    ]
     return [f"the run was started with {' '.join(f'--plugin {file}' for file in missing)}"] if missing else []
 
 

@@ -67,10 +67,13 @@ def load_state(path: Path) -> dict[str, Any]:
         tensors, text = unpack(path)
         if text is None:
             raise ValueError("it holds no state")
-        return _join(json.loads(text), tensors)
+        state = _join(json.loads(text), tensors)
+        if not isinstance(state, dict):
+            raise ValueError("its state is no table")
+        return state
     except FileNotFoundError:
         raise WeightsError(f"there is no checkpoint {path}") from None
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path} is not a readable checkpoint: {error}") from None
 
 
@@ -80,7 +83,7 @@ def peek(path: Path) -> dict[str, Any]:
         with safe_open(path, framework="pt") as file:
             tree = json.loads((file.metadata() or {})["rkd_state"])
         return {key: value for key, value in tree["$dict"] if isinstance(value, (int, float, str))}
-    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RecursionError) as error:
+    except (SafetensorError, OSError, KeyError, ValueError, TypeError, RuntimeError) as error:
         raise WeightsError(f"{path} is not a readable checkpoint: {error}") from None
 
 
@@ -95,7 +98,7 @@ def load_weights(path: Path) -> dict[str, Tensor]:
         return unpack(path, foreign=True)[0]
     except FileNotFoundError:
         raise WeightsError(f"there is no weights file {path}") from None
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, RuntimeError) as error:  # odd types of numbers
         raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
 
 

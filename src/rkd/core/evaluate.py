@@ -158,6 +158,27 @@ class _Questions:
         return answer
 
 
+def _fits(found: Mapping[str, Tensor], count: int, other: Mapping[str, Tensor]) -> bool:
+    """Whether what a journal holds has the form of an answer for `count` images, and of the `other` answers."""
+    forms = {"right": torch.bool, "rounded": torch.bool, "prediction": torch.int64, "confidence": torch.float32}
+    if not {"right", "prediction", "confidence", "seconds"} <= found.keys() or ("kept" in found) != ("images" in found):
+        return False
+    if (found.keys() ^ other.keys()) - {"kept", "images"}:
+        return False
+    for name, value in found.items():
+        if name in forms:
+            sound = value.dtype == forms[name] and tuple(value.shape) == (count,)
+        elif name == "engine":
+            sound = value.dtype == torch.uint8 and value.ndim == 1 and bytes(value.tolist()).isascii()
+        elif name == "images":
+            sound = value.dtype == torch.float32 and value.ndim == 4 and len(value) == len(found["kept"])
+        else:
+            sound = (name, tuple(value.shape)) in (("seconds", (1,)), ("count", (2,))) or name == "kept"
+        if not sound:
+            return False
+    return True
+
+
 class _Notes:
     """Puts the batches of one question together, noting each in the journal, if there is one."""
 
@@ -174,12 +195,14 @@ class _Notes:
     ) -> Outcome:  # fmt: skip
         done = self.total - len(rows)
         self.progress(what, done, self.total)
-        answers = {}
+        answers: dict[int, dict[str, Tensor]] = {}
         for number, (part, ask) in enumerate(jobs):
             done += len(part)
             if number % self.ranks.size != self.ranks.rank:
                 continue
             found = self.journal.read(what, number) if self.journal else None
+            if found is not None and not _fits(found, len(part), next(iter(answers.values()), found)):
+                found = None  # a stranger's journal: it is asked anew
             if found is None:
                 started = time.perf_counter()
                 found = ask(part)

@@ -13,7 +13,9 @@ def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds either its old content or all of the new, also after a loss of power."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as file:
+        # Never through what lies there: a stranger's folder may hold a link of this very name.
+        _remove(temporary)
+        with open(temporary, "xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -30,7 +32,7 @@ def write_atomic(path: Path, content: bytes) -> None:
 def append_line(path: Path, line: str) -> None:
     """Add a line to a text file and wait until the disk has it. Raises RkdError."""
     try:
-        with open(path, "a", encoding="utf-8") as file:
+        with open(path, "a", encoding="utf-8", opener=_no_links) as file:
             file.write(line + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -52,6 +54,10 @@ def remove_temporary(folder: Path) -> None:
     """Remove what killed processes were writing. Only for who holds the folder alone."""
     for path in folder.glob(".*.tmp"):
         _remove(path)
+
+
+def _no_links(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def _remove(path: Path) -> None:

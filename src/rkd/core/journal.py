@@ -40,6 +40,8 @@ class Journal:
     def open(self, fingerprint: str) -> int:
         """How many batches of that evaluation are there already. Raises RkdError if the folder cannot be made."""
         self.path = self.root / fingerprint
+        if self.path.is_symlink() or self.root.is_symlink():
+            raise RkdError(f"{self.path} is a link to somewhere else: nothing is written there; remove it first")
         self._opened.append(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -53,11 +55,11 @@ class Journal:
     def read(self, what: str, number: int) -> dict[str, Tensor] | None:
         """Batch `number` of `what`, or None: not there, or broken, and to be done again."""
         path = self._file(what, number)
-        if not path.is_file():
+        if path.is_symlink() or not path.is_file():
             return None
         try:
             return unpack(path)[0]
-        except (OSError, SafetensorError, ValueError):
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
             return None
 
     def write(self, what: str, number: int, found: Mapping[str, Tensor]) -> None:

@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from .errors import RkdError, WeightsError
 from .files import append_line, remove_temporary, sync_folder, write_atomic
+from .text import MOST_JSON, parse_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+MOST_HISTORY = 64 << 20
+"""Bytes of metrics.jsonl that are read."""
+MOST_LINE = 1 << 20
+"""Characters of one of its lines that are read."""
 
 
 class RunFolder:
@@ -72,7 +79,25 @@ class RunFolder:
         folder = cls(path)
         if not folder.config.is_file():
             raise RkdError(f"{folder.path} is not a run: it has no {folder.config.name}")
+        folder.check_links()
         return folder
+
+    def check_links(self) -> None:
+        """Raise RkdError for a link out of the folder: a stranger's run would have other files read, shown or written.
+
+        The folder itself may be a link.
+        """
+        inside = self.path.resolve()
+        for folder in (self.path, self.checkpoints, self.checkpoints / "evaluation"):
+            if not folder.is_dir():
+                continue
+            for entry in folder.iterdir():
+                replaced = entry.name == "report.html" or entry.name.endswith(".tmp")  # and never read
+                if entry.is_symlink() and not replaced and not _within(entry, inside):
+                    raise RkdError(
+                        f"{entry} is a link to somewhere else: nothing is read or written through it; "
+                        "put the file itself in its place"
+                    )
 
     @property
     def config(self) -> Path:
@@ -129,13 +154,13 @@ class RunFolder:
 
     def read_json(self, path: Path) -> Any:
         try:
-            return json.loads(path.read_text())
+            return parse_json(read_text(path, MOST_JSON))
         except FileNotFoundError:
             raise RkdError(
                 f"{self.path} has no {path.name}: that run did not finish; "
                 f"continue it with `rkd run --resume {self.path}`"
             ) from None
-        except (OSError, ValueError) as error:
+        except ValueError as error:
             raise RkdError(f"cannot read {path}: {error}") from None
 
     def write_config(self, text: str) -> None:
@@ -147,14 +172,16 @@ class RunFolder:
 
     def history(self) -> list[dict[str, Any]]:
         """The lines of metrics.jsonl; a last line torn by a crash is left out."""
-        lines = []
+        return [line for line in self.lines() if isinstance(line, dict)]
+
+    def lines(self) -> list[Any]:
+        """Whatever JSON values the lines of metrics.jsonl hold. Raises RkdError for a file that is too large."""
+        found = []
         if self.metrics.is_file():
-            for line in self.metrics.read_text(errors="replace").splitlines():
-                try:
-                    lines.append(json.loads(line))
-                except ValueError:
-                    continue
-        return [line for line in lines if isinstance(line, dict)]
+            for line in read_text(self.metrics, MOST_HISTORY, errors="replace").splitlines():
+                with contextlib.suppress(ValueError):
+                    found.append(parse_json(line) if len(line) <= MOST_LINE else None)
+        return found
 
     def rewrite_history(self, history: list[dict[str, Any]]) -> None:
         """metrics.jsonl as it was when a checkpoint was taken: a resumed run writes the lines after it again."""
@@ -162,7 +189,7 @@ class RunFolder:
 
     def trim(self, epochs: int) -> None:
         """Drop the lines of epochs from `epochs` on."""
-        self.rewrite_history([line for line in self.history() if line.get("epoch", 0) < epochs])
+        self.rewrite_history([line for line in self.history() if _epoch(line) < epochs])
 
     def readable(self) -> RunFolder:
         """The same folder for a process that writes nothing into it."""
@@ -277,6 +304,18 @@ class _ReadOnly(RunFolder):
     def prune(self) -> None: ...
 
     def tidy(self) -> None: ...
+
+
+def _epoch(line: Mapping[str, Any]) -> int:
+    found = line.get("epoch", 0)
+    return found if isinstance(found, int) else 0
+
+
+def _within(link: Path, folder: Path) -> bool:
+    try:
+        return link.resolve().is_relative_to(folder)
+    except (OSError, RuntimeError):  # a link to itself
+        return False
 
 
 def safe_name(name: str) -> str:

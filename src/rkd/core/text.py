@@ -29,7 +29,7 @@ DEEPEST = 32
 _LONG_KEY = re.compile(r"""(?<![\w."'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
 
 
-def read_text(path: Path, most: int = MOST_TOML) -> str:
+def read_text(path: Path, most: int = MOST_TOML, errors: str = "strict") -> str:
     """UTF-8 text of a file of at most `most` bytes. Raises RkdError; FileNotFoundError where there is no file."""
     try:
         if not path.is_file() and path.exists():
@@ -38,7 +38,7 @@ def read_text(path: Path, most: int = MOST_TOML) -> str:
             content = file.read(most + 1)
         if len(content) > most:
             raise RkdError(f"cannot read {path}: it is larger than {_size(most)}, which no such file is")
-        return content.decode("utf-8")
+        return content.decode("utf-8", errors)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path

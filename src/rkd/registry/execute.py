@@ -280,7 +280,7 @@ def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict
         return kept
     try:
         run.load_state(state)
-    except (KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise RkdError(f"{folder.last} does not belong to this configuration: {error}") from None
     folder.rewrite_history(run.history)
     if run.best_weights is not None:  # the file may be of a later epoch, which comes again

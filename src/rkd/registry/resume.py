@@ -18,7 +18,9 @@ def before_of(folder: RunFolder) -> dict[str, Any]:
         found = folder.read_json(folder.manifest)
     except RkdError:
         return {}
-    return found if isinstance(found, dict) else {}
+    forms = {"teachers": dict, "versions": dict, "hardware": dict, "plugins": dict, "resumed": int, "started": str}
+    table = found if isinstance(found, dict) else {}
+    return {key: value for key, value in table.items() if isinstance(value, forms.get(key, object))}
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -36,7 +36,8 @@ MOST_EPOCHS = 200_000
 
 
 def read_run(folder: RunFolder) -> RunData:
-    """Read a run, finished or not. Raises RkdError if it has no readable configuration."""
+    """Read a run, finished or not. Raises RkdError if it has no readable configuration, or links out of its folder."""
+    folder.check_links()
     left_out: list[str] = []
     config_text = _text_of(folder.config)
     try:
@@ -95,7 +96,7 @@ def _history(folder: RunFolder, left_out: list[str]) -> list[dict[str, float]]:
     try:
         if not path.is_file() or path.stat().st_size > MOST_BYTES:
             raise RkdError("it is no file, or one too large")
-        lines = folder.history()
+        lines = folder.lines()
     except (RkdError, OSError, ValueError, RecursionError) as error:
         left_out.append(f"{path.name}: {_reason(error)}")
         return []
