@@ -2,10 +2,10 @@
 
     python benchmarks/fuzz.py [--inputs 1000] [--seed 0] [--only READER] [--out fuzz.jsonl] [--table fuzz.md]
 
-Each input is made of (seed, reader, number) by `fuzz_inputs.py`, in a folder of its own in a process of its own, a
-hundred to a process. An input passes if it loads or raises RkdError, within 20 seconds and 4 GiB of address space on
+Each input is made of (seed, reader, number) by `fuzz_inputs.py`, in a folder of its own in a process of its own,
+five hundred to a process. An input passes if it loads or raises RkdError, within 20 seconds and 4 GiB of address space on
 top of what the process had; if nothing beside its folder was touched; if no command in it was run; and if no network
-was asked for. Finished hundreds are kept in --out and not done again. Exits with 1 if an input failed, and prints how
+was asked for. Finished processes' results are kept in --out and not done again. Exits with 1 if an input failed, and prints how
 to run it again.
 """
 
@@ -31,7 +31,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-CHUNK = 100
+CHUNK = 500
 SHARE = {"report": 0.1, "command line": 0.2}
 """Readers that take a second or two an input get a part of the inputs."""
 SECONDS = 20
@@ -61,9 +61,10 @@ def main() -> None:
     finished = {(one["reader"], one["seed"], one["first"]) for one in done}
     for first in range(0, options.inputs, CHUNK):
         for reader in options.only or READERS:
-            if (reader, options.seed, first) in finished or first >= options.inputs * SHARE.get(reader, 1):
+            wanted = int(options.inputs * SHARE.get(reader, 1))
+            if (reader, options.seed, first) in finished or first >= wanted:
                 continue
-            one = child(reader, options.seed, first, min(CHUNK, options.inputs - first))
+            one = child(reader, options.seed, first, min(CHUNK, wanted - first))
             done.append(one)
             with open(options.out, "a") as file:
                 file.write(json.dumps(one) + "\n")
@@ -78,7 +79,7 @@ def main() -> None:
 
 
 def child(reader: str, seed: int, first: int, count: int) -> dict[str, Any]:
-    """A hundred inputs in a process of their own. One that dies counts as a failure of the hundred."""
+    """Inputs in a process of their own. One that dies counts as one failure."""
     command = [sys.executable, __file__, "--seed", str(seed), "--chunk", reader, str(first), str(count)]
     said = ""
     try:

@@ -151,6 +151,10 @@ def built_for(state: Mapping[str, Tensor], source: str) -> Iterator[None]:
     hook = nn.modules.module.register_module_parameter_registration_hook(count)
     try:
         yield
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        raise WeightsError(f"{source}: the net that it is said to be for does not fit into memory") from None
     finally:
         hook.remove()
 

@@ -324,13 +324,19 @@ def _value(text: str) -> Any:
     return table["value"] if len(table) == 1 else text  # a line break may not smuggle in more than the value
 
 
+def _short(place: list[str]) -> str:
+    where = ".".join(place)
+    return where if len(where) <= 100 else f"{where[:97]}..."
+
+
 def _explain(item: Any) -> str:
     place = [str(part) for part in item["loc"] if not (isinstance(part, str) and "[" in part)]
-    where = ".".join(place)
     if item["type"] == "extra_forbidden":
+        place = place or [str(item["loc"][-1])]
         section = _section(item["loc"][:-1])
         near = did_you_mean(place[-1], section)
-        return f"{where}: there is no such setting.{near} Here there is: {', '.join(section)}"
+        return f"{_short(place)}: there is no such setting.{near} Here there is: {', '.join(section)}"
+    where = _short(place)
     if item["type"] == "missing":
         return f"{where}: is required"
     if item["type"] == "model_type":

@@ -1,0 +1,395 @@
+"""What a stranger's file may not do. One test for each hole that was found, besides the fuzzing in test_fuzz.py."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from PIL import Image
+from safetensors.torch import save
+
+from rkd.cli import cli
+from rkd.cli.terminal import Terminal
+from rkd.core.card import read_card
+from rkd.core.checkpoint import save_weights
+from rkd.core.errors import ConfigError, DataError, RkdError, WeightsError
+from rkd.core.files import append_line, write_atomic
+from rkd.core.journal import Journal
+from rkd.core.runfolder import RunFolder
+from rkd.core.text import parse_toml, read_text
+from rkd.core.weights import built_for, load_into, read_weights
+from rkd.plugins.datasets import imagefolder, npz
+from rkd.plugins.datasets._cifar import ArrayUnpickler
+from rkd.registry.catalog import Catalog, load_catalog
+from rkd.registry.config import assignments, read_recipe
+from rkd.registry.load import load_run
+from rkd.registry.resolve import resolve
+from rkd.testing import TinyNet
+
+# Recipes and settings
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a." * 100_000 + "a = 1", "parts"),
+        ('"a" . ' * 50 + "a = 1", "parts"),
+        ("a = " + "[" * 100_000, "nested"),
+        ("a = " + "{a = " * 5000, "nested"),
+        ("a = " + "[" * 40 + "]" * 40, "nested"),
+        ("a = 0x" + "f" * 1000, "64 bits"),
+        ("a = [1, [9223372036854775808]]", "64 bits"),
+        ("#" * (1 << 21), "larger"),
+    ],
+)
+def test_toml_that_costs_too_much(text: str, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        parse_toml(text)
+
+
+def test_toml_that_costs_little() -> None:
+    assert parse_toml("a.b.c = [0.1, 0.2, 0.3]\nd = 9223372036854775807\n")["a"]["b"]["c"] == [0.1, 0.2, 0.3]
+    assert parse_toml(f"a = [{'0.5, ' * 1000}]\nb = '{'x.y.' * 100}'")["b"].startswith("x.y")
+
+
+def test_a_value_smuggles_nothing_in() -> None:
+    assert assignments(["loss.T=1\nname = 2"]) == {"loss": {"T": "1\nname = 2"}}
+    assert assignments([f"a={'[' * 5000}"])["a"].startswith("[[[")
+    with pytest.raises(ConfigError, match="tables deep"):
+        assignments(["a" + ".a" * 5000 + "=1"])
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"loss": {"name": 3}},
+        {"loss": 3, "attack": "pgd"},
+        {"schedulers": [{"a": 1}]},
+        {"student": {"conversions": "aux-bn"}},
+        {"teachers": [1]},
+        {"attack": {"name": ["pgd"]}},
+        {"evaluate": {"attacks": ["fgsm"], "options": {"fgsm": {"objective": 3}}}},
+        {"data": {"name": "npz:~nobody-of-that-name/x.npz"}},
+        {"data": {"name": "mnist", "dir": "~nobody-of-that-name"}},
+        {"student": {"model": "x" * 100_000}},
+        {"plugin": ["evil.py"]},
+        {"plugins": ["evil.py"]},
+    ],
+)
+def test_a_recipe_of_another_form_is_one_error(table: dict[str, Any], catalog: Catalog) -> None:
+    with pytest.raises(RkdError) as caught:
+        resolve(table, catalog)
+    assert 0 < len(str(caught.value)) < 10_000
+
+
+def test_a_recipe_loads_no_plugin_file(tmp_path: Path) -> None:
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")
+    for key in ("plugin", "plugins"):
+        (tmp_path / "mine.toml").write_text(f"{key} = [{json.dumps(str(evil))}]\n")
+        said = CliRunner().invoke(cli, ["run", str(tmp_path / "mine.toml"), "--dry-run"])
+        assert said.exit_code == 2 and "there is no such setting" in said.output
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(RkdError, match="no file"):
+        read_text(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "fifo.toml")
+    with pytest.raises(RkdError, match="no file"):
+        read_recipe(tmp_path / "fifo.toml")
+    with pytest.raises(RkdError):
+        read_recipe("a\0b.toml")
+
+
+# Weights
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(4_000_000)}, tmp_path / "w.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as old,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert (tmp_path / "b.pt").stat().st_size < 100_000
+    with pytest.raises(WeightsError, match="compressed"):
+        read_weights(tmp_path / "b.pt")
+    assert read_weights(tmp_path / "w.pt")["w"].numel() == 4_000_000
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.empty(3, device="meta"), torch.eye(3).to_sparse(), torch.ones(3, dtype=torch.cfloat),
+        torch.zeros(1).expand(1000, 1000), torch.ones(3).to(torch.float8_e4m3fn),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_not_plain(value: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"w": value}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"no dense tensor|larger than the file"):
+        read_weights(tmp_path / "w.pt")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers(value: float) -> None:
+    state = TinyNet().state_dict()
+    state["head.bias"] = torch.full_like(state["head.bias"], value)
+    with pytest.raises(WeightsError, match=r"not numbers.*head\.bias"):
+        load_into(TinyNet(), state, "w.pt")
+
+
+def test_code_in_weights_is_not_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> Any:
+            return os.system, (f"touch {tmp_path / 'pwned'}",)
+
+    for name, legacy in (("new.pt", False), ("old.pt", True)):
+        torch.save({"w": Evil()}, tmp_path / name, _use_new_zipfile_serialization=not legacy)
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps({"w": Evil()}))
+    for name in ("new.pt", "old.pt", "bare.pth"):
+        with pytest.raises(WeightsError):
+            read_weights(tmp_path / name)
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_no_net_is_built_that_its_weights_cannot_be_for(catalog: Catalog) -> None:
+    state = {"w": torch.ones(100)}
+    for name, options in (("wrn600004-1", {}), ("small-cnn", {"width": 20_000})):
+        with pytest.raises(WeightsError, match=r"far more|into memory"), built_for(state, "w.safetensors"):
+            catalog.create("model", name, options)((1, 8, 8), 10)
+    catalog.create("model", "small-cnn", {"width": 8})((1, 8, 8), 10)  # outside nothing is counted any more
+
+
+# Run folders
+
+
+def card(**changes: Any) -> dict[str, Any]:
+    return {
+        "model": "small-cnn", "options": {"width": 4}, "shape": [1, 8, 8], "classes": ["0", "1"], "mean": [0.3],
+        "std": [0.4], "threat": {"norm": "Linf", "eps": 0.1, "step_size": 0.02},
+    } | changes  # fmt: skip
+
+
+def run_of(path: Path, content: Any, catalog: Catalog) -> RunFolder:
+    path.mkdir()
+    (path / "config.toml").write_text("epochs = 1\n")
+    (path / "student.json").write_text(json.dumps(content))
+    net = catalog.create("model", "small-cnn", {"width": 4})((1, 8, 8), 2)
+    save_weights(path / "student.safetensors", net.state_dict())
+    return RunFolder(path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": 3}, {"model": "no-such-net"}, {"options": []}, {"options": {"width": -1}},
+        {"options": {"nothing": 1}},
+        {"shape": [1, 8]}, {"shape": [3, 100_000, 100_000]}, {"shape": [0, 8, 8]}, {"shape": [1, 8, True]},
+        {"shape": "abc"}, {"classes": []}, {"classes": [1, 2]}, {"mean": []}, {"mean": [float("nan")]},
+        {"mean": [1, 2, 3]},
+        {"std": [0.0]}, {"std": ["x"]}, {"threat": {}}, {"threat": {"norm": "L7", "eps": 1, "step_size": 1}},
+        {"threat": {"norm": "Linf", "eps": -1, "step_size": 1}}, {"model": "wrn600004-1", "options": {}},
+        {"model": "timm:resnet18", "options": {"resize": 100_000}},
+    ],
+)  # fmt: skip
+def test_cards_of_another_form(changes: dict[str, Any], tmp_path: Path, catalog: Catalog) -> None:
+    with pytest.raises(RkdError):
+        load_run(run_of(tmp_path / "run", card(**changes), catalog).path, catalog)
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", "3", "NaN", '{"a": 1' + "0" * 5000 + "}", "", '"\\ud800"'])
+def test_cards_that_are_no_table(content: str, tmp_path: Path, catalog: Catalog) -> None:
+    folder = run_of(tmp_path / "run", card(), catalog)
+    load_run(folder.path, catalog)
+    folder.card.write_text(content)
+    with pytest.raises(RkdError):
+        read_card(folder)
+
+
+@pytest.mark.parametrize("name", ["config.toml", "student.json", "metrics.jsonl", "plots", ".lock", "checkpoints",
+                                  "checkpoints/last.safetensors", "checkpoints/evaluation"])  # fmt: skip
+def test_links_out_of_a_run(name: str, tmp_path: Path, catalog: Catalog) -> None:
+    folder = run_of(tmp_path / "run", card(), catalog)
+    outside = tmp_path / "outside.toml"
+    outside.write_text("epochs = 1\n")
+    place = folder.path / name
+    place.parent.mkdir(exist_ok=True)
+    place.unlink(missing_ok=True)
+    place.symlink_to(outside)
+    with pytest.raises(RkdError, match="link to somewhere else"):
+        RunFolder.open(folder.path)
+    said = CliRunner().invoke(cli, ["report", str(folder.path)])
+    assert said.exit_code == 2 and "link to somewhere else" in said.output
+    assert outside.read_text() == "epochs = 1\n"
+    place.unlink()
+    inside = folder.path / "own.txt"
+    inside.write_text("epochs = 1\n")
+    place.symlink_to(inside)
+    RunFolder.open(folder.path)
+
+
+def test_the_folder_itself_may_be_a_link(tmp_path: Path, catalog: Catalog) -> None:
+    run_of(tmp_path / "run", card(), catalog)
+    (tmp_path / "link").symlink_to(tmp_path / "run")
+    load_run(tmp_path / "link", catalog)
+
+
+def test_nothing_is_written_through_a_link(tmp_path: Path) -> None:
+    precious = tmp_path / "precious"
+    precious.write_text("precious")
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / f".report.html.{os.getpid()}.tmp").symlink_to(precious)  # the name that a write uses
+    write_atomic(run / "report.html", b"a page")
+    assert (run / "report.html").read_text() == "a page"
+    (run / "metrics.jsonl").symlink_to(precious)
+    with pytest.raises(RkdError, match="cannot write"):
+        append_line(run / "metrics.jsonl", "{}")
+    (run / "journal").symlink_to(tmp_path)
+    with pytest.raises(RkdError, match="link"):
+        Journal(run / "journal").open("abc")
+    assert precious.read_text() == "precious" and sorted(p.name for p in tmp_path.iterdir()) == ["precious", "run"]
+
+
+# Data
+
+
+def test_a_pickle_is_arrays_alone() -> None:
+    entry = {"data": np.arange(6, dtype=np.uint8).reshape(2, 3), "labels": [1, 2], "names": [b"a"]}
+    for protocol in range(5):
+        found = ArrayUnpickler(io.BytesIO(pickle.dumps(entry, protocol=protocol)), encoding="latin1").load()
+        assert np.array_equal(found["data"], entry["data"]) and found["labels"] == [1, 2]
+    for evil in (os.system, eval, print, subprocess.run, pickle.loads, np.load, np.lib.format.open_memmap):
+        with pytest.raises(pickle.UnpicklingError, match="code and no data"):
+            ArrayUnpickler(io.BytesIO(pickle.dumps({"data": evil}))).load()
+
+
+def images(root: Path, files: dict[str, bytes]) -> Path:
+    for name, content in files.items():
+        place = root / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    return root
+
+
+def encoded(kind: str, size: tuple[int, int] = (8, 8)) -> bytes:
+    out = io.BytesIO()
+    Image.new("L", size, 7).save(out, kind)
+    return out.getvalue()
+
+
+def test_no_ghostscript_behind_an_image(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def started(*arguments: object, **options: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", started)
+    good = {f"{name}/{number}.png": encoded("PNG") for name in "ab" for number in range(3)}
+    imagefolder.ImageFolder(path=str(images(tmp_path / "good", good)))()
+    bad = good | {"a/0.png": encoded("EPS")}
+    with pytest.raises(DataError, match="cannot be read"):
+        imagefolder.ImageFolder(path=str(images(tmp_path / "bad", bad)))()
+
+
+@pytest.mark.parametrize("size", [(60_000, 60_000), (9_000, 9_000)])
+def test_an_image_that_says_it_is_huge(size: tuple[int, int], tmp_path: Path) -> None:
+    content = encoded("PNG")
+    bomb = content[:16] + struct.pack(">II", *size) + content[24:]
+    root = images(tmp_path / "i", {"a/0.png": bomb, "a/1.png": bomb, "b/0.png": bomb, "b/1.png": bomb})
+    with warnings.catch_warnings(), pytest.raises(DataError):
+        warnings.simplefilter("ignore")  # PIL's own, below its limit
+        imagefolder.ImageFolder(path=str(root), size=8)()
+
+
+def test_an_image_that_grows_when_it_is_resized(tmp_path: Path) -> None:
+    thin = {f"{name}/{number}.png": encoded("PNG", (1, 60_000)) for name in "ab" for number in range(2)}
+    with pytest.raises(DataError, match="too narrow"):
+        imagefolder.ImageFolder(path=str(images(tmp_path / "i", thin)), size=224)()
+
+
+def test_an_archive_that_unpacks_to_far_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(npz, "ANY_SIZE", 1 << 16)
+    y = np.arange(200) % 2
+    zeros = np.zeros((200, 32, 32), np.uint8)
+    np.savez_compressed(tmp_path / "bomb.npz", x_train=zeros, y_train=y, x_test=zeros, y_test=y)
+    with pytest.raises(DataError, match="unpack"):
+        npz.Npz(path=str(tmp_path / "bomb.npz"))()
+    noise = np.random.default_rng(0).integers(0, 255, zeros.shape).astype(np.uint8)
+    np.savez_compressed(tmp_path / "fine.npz", x_train=noise, y_train=y, x_test=noise, y_test=y)
+    npz.Npz(path=str(tmp_path / "fine.npz"))()
+
+
+# Names, plugins and the terminal
+
+
+def test_no_control_characters_on_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[31mred\x1b]0;title\x07\x9b2J\u202egnp.exe[bold]"
+    terminal = Terminal(verbosity=1)
+    for say in (terminal.result, terminal.message, terminal.detail, terminal.warning, terminal.error):
+        say(name)
+    terminal.error("x", problems=[name], notes=[name])
+    terminal.table([name], [[name]], title=name)
+    terminal.json({name: name})
+    said = capsys.readouterr()
+    for text in (said.out, said.err):
+        assert not [c for c in text if not c.isprintable() and c != "\n"]
+        assert "[bold]" in text
+    terminal.json({name: [name]})
+    assert json.loads(capsys.readouterr().out) == {name: [name]}, "escaped, and still the same"
+
+
+@pytest.mark.parametrize("name", ["", " a", "a\x1b[31m", "a\nb", "a\0b", "\u202ea", "x" * 81])
+def test_names_that_no_plugin_may_give(name: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(
+        "from rkd.core.hookspecs import hookimpl\n@hookimpl\ndef rkd_losses():\n    return {"
+        + repr(name)
+        + ": object}\n"
+    )
+    found = load_catalog([file])
+    assert [plugin.name for plugin in found.plugins.broken] == ["odd"] and name not in found.entries["loss"]
+
+
+def test_a_family_without_a_pattern_takes_nothing_away(tmp_path: Path) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(
+        "from rkd.core.hookspecs import hookimpl\nfrom rkd.core.interfaces import Family\n"
+        "@hookimpl\ndef rkd_models():\n    return {'odd:NAME': Family('(', object, ())}\n"
+    )
+    found = load_catalog([file])
+    assert [plugin.name for plugin in found.plugins.broken] == ["odd"]
+    assert found.find("model", "wrn10-2")
+
+
+def test_python_m_imports_nothing_from_a_strangers_folder(tmp_path: Path) -> None:
+    for name in ("torch", "tomllib", "click"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")
+    said = subprocess.run([sys.executable, "-m", "rkd", "recipes"], cwd=tmp_path, capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_safetensors_headers_that_lie(tmp_path: Path) -> None:
+    content = save({"w": torch.ones(4)})
+    size = struct.unpack("<Q", content[:8])[0]
+    for shape in ([2**62], [10**30], [-4], [5]):
+        header = json.loads(content[8 : 8 + size])
+        header["w"]["shape"] = shape
+        text = json.dumps(header).encode()
+        (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+        with pytest.raises(WeightsError):
+            read_weights(tmp_path / "w.safetensors")
