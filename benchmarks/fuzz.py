@@ -2,11 +2,10 @@
 
     python benchmarks/fuzz.py [--inputs 1000] [--seed 0] [--only READER] [--out fuzz.jsonl] [--table fuzz.md]
 
-Each input is made of (seed, reader, number) by `fuzz_inputs.py`, in a folder of its own in a process of its own,
-five hundred to a process. An input passes if it loads or raises RkdError, within 20 seconds and 4 GiB of address space on
-top of what the process had; if nothing beside its folder was touched; if no command in it was run; and if no network
-was asked for. Finished processes' results are kept in --out and not done again. Exits with 1 if an input failed, and prints how
-to run it again.
+Each input is made of (seed, reader, number) by `fuzz_inputs.py`, in a folder of its own; five hundred share a process.
+An input passes if it loads or raises RkdError, within 20 seconds and 4 GiB of address space on top of what the process
+had; if nothing beside its folder was touched; if no command in it was run; and if no network was asked for. Results of
+finished processes are kept in --out and not done again. Exits with 1 if an input failed, and prints its number.
 """
 
 from __future__ import annotations
