@@ -132,6 +132,7 @@ def test_dry_run_writes_nothing_and_is_a_recipe(rkd, empty_folder: Path) -> None
 def test_dry_run_as_json(rkd, empty_folder: Path) -> None:
     found = rkd(*RUN, "--dry-run", "--json").json
     assert found["cost"] == {"student": {"forwards": 3, "backwards": 3}}
+    assert found["seconds"] > 0 and found["memory"] > 2**26  # torch alone takes more
     assert list(empty_folder.iterdir()) == []
 
 

@@ -11,7 +11,7 @@ import click
 from rkd import __version__
 from rkd.core.allocator import keep_freed_memory, wait_passively
 
-from . import cite, compare, info, list_plugins, recipes, report, submit, sweep
+from . import bench, cite, compare, info, list_plugins, recipes, report, submit, sweep
 from . import eval as evaluate
 from . import run as train
 from .group import Commands
@@ -37,8 +37,8 @@ def cli(context: click.Context, debug: bool) -> None:
 
 
 for command in (
-    train.run, evaluate.evaluate, report.report, compare.compare, list_plugins.list_plugins, info.info, cite.cite,
-    recipes.recipes, sweep.sweep, submit.submit,
+    train.run, evaluate.evaluate, bench.bench, report.report, compare.compare, list_plugins.list_plugins, info.info,
+    cite.cite, recipes.recipes, sweep.sweep, submit.submit,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -13,7 +13,7 @@ from rich.text import Text
 from rkd.core.hookspecs import hookimpl
 
 from .interrupts import Interrupts
-from .terminal import Terminal, attack_name, duration, percent, safe
+from .terminal import Terminal, attack_name, duration, memory, percent, safe
 
 if TYPE_CHECKING:
     from rkd.core.trainer import CostCard, Run
@@ -183,7 +183,7 @@ def cost_lines(title: str, run: Run, card: CostCard, seconds: float) -> list[str
     return [
         f"{title}: {size:,} parameters, {run.epochs} {'epoch' if run.epochs == 1 else 'epochs'} of {images}",
         f"  forwards/backwards a step: {counts}",
-        f"  about {duration(seconds)} on {run.device}",
+        f"  about {duration(seconds)} on {run.device}" + (f", {memory(card.memory)}" if card.memory else ""),
     ]
 
 

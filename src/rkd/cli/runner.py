@@ -20,7 +20,7 @@ from .interrupts import Interrupts
 from .progress import Display
 from .results import show_run
 from .shared import App
-from .terminal import Terminal, duration
+from .terminal import Terminal, duration, memory
 
 
 def carry_out(
@@ -117,7 +117,8 @@ def _show_plan(plan: Mapping[str, Any], path: Path, terminal: Terminal) -> None:
 
     head = ["what `rkd run` would do; nothing was written", f"folder: {path}"]
     head += [f"teacher {t['role']}: {t['model']}, {t['source']}" for t in plan["teachers"]]
-    head += [f"training: about {duration(plan['seconds'])}; each step:"]
+    size = f", {memory(plan['memory'])}" if plan["memory"] else ""
+    head += [f"training: about {duration(plan['seconds'])}{size}; each step:"]
     head += [f"  {name}: {c['forwards']} forwards, {c['backwards']} backwards" for name, c in plan["cost"].items()]
     for line in head:
         terminal.result(f"# {line}")

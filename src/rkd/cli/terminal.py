@@ -162,6 +162,11 @@ def duration(seconds: float) -> str:
     return f"{seconds // 3600} h" + (f" {seconds % 3600 // 60} min" if seconds % 3600 // 60 else "")
 
 
+def memory(count: float) -> str:
+    """Bytes as `850 MiB` or `2.1 GiB`."""
+    return f"{count / 2**20:.0f} MiB" if count < 1000 * 2**20 else f"{count / 2**30:.1f} GiB"
+
+
 _NAMES = {"autoattack": "AutoAttack", "square": "Square", "deepfool": "DeepFool"}
 
 

@@ -314,11 +314,15 @@ def chosen_net(run: Run) -> nn.Module:
 
 @dataclass(frozen=True, slots=True)
 class CostCard:
-    """Forwards and backwards of each net in one training step, seconds of a dry step on `samples` images."""
+    """Forwards and backwards of each net in one training step, seconds of a dry step on `samples` images.
+
+    `memory`: bytes of a whole training's peak, where somebody has found out.
+    """
 
     counts: Mapping[str, Count]
     samples: int
     seconds: float
+    memory: int = 0
 
 
 def dry_step(run: Run, samples: int = 2) -> CostCard:

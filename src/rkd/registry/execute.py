@@ -11,12 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import nn
 
+from rkd.core.bench import peak_bytes
 from rkd.core.checkpoint import to_cpu
 from rkd.core.distributed import ALONE, Ranks
 from rkd.core.errors import ConfigError, Refused, RkdError
@@ -104,7 +106,8 @@ def execute(
     if plan.config.validate_.on == "test":
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
     card = _rehearse(run, plan)
-    seconds = ranks.from_first(predict(run))
+    seconds, memory = ranks.from_first(predict(run))
+    card = replace(card, memory=memory)
     reporter.cost(title, run, card, seconds)
     if limit_minutes is not None and seconds > 60 * limit_minutes:
         raise Refused(
@@ -117,6 +120,7 @@ def execute(
             "teachers": [_teacher(f) for f in found],
             "cost": _cost(card),
             "seconds": seconds,
+            "memory": memory,
         }
     text = plan.config.text()
     folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
@@ -150,25 +154,29 @@ def _rehearse(run: Run, plan: Plan) -> CostCard:
     return card
 
 
-def predict(run: Run) -> float:
-    """Seconds that the training will take, from timed steps on as many images as a second or two allows.
+def predict(run: Run) -> tuple[float, int]:
+    """Seconds that the training will take, and the most bytes, from timed steps on as many images as a second or two
+    allows.
 
     A step on few images says little about one on many: of a small net's step most is overhead. The fastest of a few
-    counts, since whatever else the machine does only ever slows a step down.
+    counts, since whatever else the machine does only ever slows a step down. Memory grows with the images on top of
+    what is there before the first one (`rkd.core.bench.peak_bytes`); 0 where the system does not tell.
     """
     # The whole batch may not fit into memory, and of several processes each does its part.
     wanted = max(2, -(-run.loader.batch_size // (run.grad_accumulation * run.ranks.size)))
     samples = min(8, wanted)
+    before = peak_bytes(run.device)
     card = dry_step(run, samples)
     while samples < wanted and card.seconds < 1:
         samples = min(4 * samples, wanted)
         card = dry_step(run, samples)
+    memory = before + (peak_bytes(run.device) - before) * wanted // samples
     steps = len(run.loader.split) * run.epochs / samples / run.ranks.size
     started, fastest = time.perf_counter(), card.seconds
     # Two seconds for a long training, next to nothing for a short one.
     while time.perf_counter() - started < min(2.0, 0.05 * fastest * steps):
         fastest = min(fastest, dry_step(run, samples).seconds)
-    return fastest * steps
+    return fastest * steps, memory
 
 
 def card_of(plan: Plan, net: Net, results: Mapping[str, Any]) -> dict[str, Any]:
