@@ -74,7 +74,7 @@ def test_cite_a_component(rkd) -> None:
     assert said.stdout.count("{") == said.stdout.count("}")
 
 
-@pytest.mark.parametrize("name", ["gaussian-noise", "motion-blur", "contrast", "jpeg"])
+@pytest.mark.parametrize("name", ["gaussian-noise", "motion-blur", "contrast", "jpeg", "snow", "elastic"])
 def test_cite_what_a_family_cites(rkd, name: str) -> None:
     """The paper stands once, in the package of the corruptions."""
     assert keys(rkd("cite", name).stdout) == ["hendrycks2019benchmarking"]

@@ -44,7 +44,7 @@ from .shared import App, json_option, pass_app, plugin_option, verbosity_options
     is_flag=False,
     flag_value="own",
     metavar="DIR",
-    help="Accuracy under common corruptions: of a folder such as CIFAR-10-C, else rkd's own few.",
+    help="Accuracy under common corruptions: of a folder such as CIFAR-10-C, else rkd's own.",
 )
 @click.option(
     "--transfer",
