@@ -20,6 +20,7 @@ from torch.utils.flop_counter import flop_registry
 from .guard import Guard
 from .interfaces import Attack, Teacher
 from .trainer import Run, advance
+from .types import Batch
 
 PARTS = ("data", "teachers", "attacks", "student", "optimiser")
 COUNTED = 4
@@ -30,8 +31,8 @@ COUNTED = 4
 class Bench:
     """Seconds of a training step on `images` images: medians over `rounds` steps.
 
-    `step` is a whole one as a run takes it, with making its batch. `parts` are of other steps, with a stop at each
-    border: making the batch, teachers, searches without what they ask of teachers, the optimiser, and as `student` all
+    `step` is a whole one as a run takes it, with getting its batch. `parts` are of other steps, with a stop at each
+    border: getting the batch, teachers, searches without what they ask of teachers, the optimiser, and as `student` all
     else: its forwards and backwards, the loss, the loop around them. `flops`: operations of the convolutions and matrix
     products of each part, a multiplication and an addition counted as two. `peak_bytes`: see `peak_bytes`.
     """
@@ -59,17 +60,23 @@ def bench(run: Run, seconds: float = 10.0, least: int = 3) -> Bench:
     watched = _watched(run, watch)
     index = torch.arange(run.loader.batch_size)
 
-    def step(run: Run, index: Tensor) -> None:
+    stream = _stream(run)
+
+    def step(run: Run) -> None:
         with watch.part("student"):
             with watch.part("data"):
-                batch = run.loader.batch(index, run.epoch)
+                batch = next(stream)
             advance(run, batch, Guard(run))
+
+    def small_step() -> None:
+        with watch.part("student"):
+            advance(watched, run.loader.batch(few, 0), Guard(watched))
 
     few = index[:COUNTED]
     with Operations() as counter:
-        flops = watch.read(lambda: counter.count, lambda: step(watched, few))
+        flops = watch.read(lambda: counter.count, small_step)
     # Buffers are made, algorithms chosen.
-    step(run, index)
+    step(run)
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
 
@@ -82,9 +89,9 @@ def bench(run: Run, seconds: float = 10.0, least: int = 3) -> Bench:
     started = time.perf_counter()
     while len(whole) < least or time.perf_counter() - started < seconds:
         begun = clock()
-        step(run, index)
+        step(run)
         whole.append(clock() - begun)
-        for part, taken in watch.read(clock, lambda: step(watched, index)).items():
+        for part, taken in watch.read(clock, lambda: step(watched)).items():
             parts[part].append(taken)
     return Bench(
         len(index), statistics.median(whole), {part: statistics.median(taken) for part, taken in parts.items()},
@@ -169,6 +176,16 @@ class _WatchedAttack:
     def __call__(self, x: Tensor, target: Any) -> Tensor:
         with self._watch.part("attacks"):
             return self._attack(x, target)
+
+
+def _stream(run: Run) -> Iterator[Batch]:
+    """Whole batches as a training gets them, without end: reading them ahead is part of what is measured."""
+    epoch = 0
+    while True:
+        for number, batch in enumerate(run.loader.batches(epoch)):
+            if run.loader.size(number) == run.loader.batch_size:
+                yield batch
+        epoch += 1
 
 
 def _watched(run: Run, watch: Watch) -> Run:

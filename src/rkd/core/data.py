@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .distributed import ALONE, Ranks
 from .errors import DataError
+from .feed import Feed, as_images, pixels, send
 from .interfaces import Augment
 from .random import Noise, key
 from .types import Batch, Shape, ThreatModel
@@ -33,12 +34,17 @@ class Split(Protocol):
         """`(B, C, H, W)` float32 in [0, 1] of the images at `index (B,)`."""
         ...
 
+    # Two more are used where a split has them: `pixels(index)`, the same images as uint8, to be sent on at a quarter of
+    # the size; and `in_memory = True`, where reading a batch takes no time worth hiding.
+
 
 class ArraySplit:
     """Images in memory: `images (N, C, H, W)` uint8 (0..255) or float (in [0, 1]), `labels (N,)`.
 
     uint8 is kept as it is, a quarter of the memory, and becomes float32 batch by batch.
     """
+
+    in_memory = True
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         if images.ndim != 4:
@@ -54,9 +60,12 @@ class ArraySplit:
     def __len__(self) -> int:
         return len(self._images)
 
+    def pixels(self, index: Tensor) -> Tensor:
+        """The same as they are kept, uint8 or float32."""
+        return self._images[index]
+
     def images(self, index: Tensor) -> Tensor:
-        images = self._images[index]
-        return images.float() / 255 if images.dtype == torch.uint8 else images
+        return as_images(self.pixels(index))
 
 
 class Subset:
@@ -67,11 +76,18 @@ class Subset:
         self.positions = positions
         self.labels = split.labels[positions]
 
+    @property
+    def in_memory(self) -> bool:
+        return getattr(self.split, "in_memory", False)
+
     def __len__(self) -> int:
         return len(self.positions)
 
     def images(self, index: Tensor) -> Tensor:
         return self.split.images(self.positions[index])
+
+    def pixels(self, index: Tensor) -> Tensor:
+        return pixels(self.split, self.positions[index])
 
 
 @dataclass(frozen=True)
@@ -158,6 +174,7 @@ class Loader:
         augments: Sequence[Augment] = (),
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
+        workers: int = 0,
     ) -> None:
         self.split = split
         self.ranks = ranks
@@ -165,6 +182,7 @@ class Loader:
         self.seed = seed
         self.augments = list(augments)
         self.device = torch.device(device)
+        self.feed = Feed(split, self.device, workers)
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.split), self.batch_size)
@@ -173,23 +191,32 @@ class Loader:
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from number `start` on."""
         order = _permutation(len(self.split), key(self.seed, "order", epoch))
-        for number in range(start, len(self)):
-            yield self._mine(order[number * self.batch_size : (number + 1) * self.batch_size], epoch)
+        wanted = [
+            self._mine(order[number * self.batch_size : (number + 1) * self.batch_size])
+            for number in range(start, len(self))
+        ]
+        for (index, rows), x in zip(wanted, self.feed.batches([index for index, _ in wanted]), strict=True):
+            batch = self._augmented(x, index, epoch)
+            yield batch if rows is None else batch.select(rows.to(self.device))
 
     def size(self, number: int) -> int:
         """How many images the whole batch `number` of an epoch has."""
         return min(self.batch_size, len(self.split) - number * self.batch_size)
 
-    def _mine(self, index: Tensor, epoch: int) -> Batch:
+    def _mine(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of a whole batch, the images that this process makes, and which of these are its part (None: all)."""
         rows = self.ranks.rows(len(index))
         if self.ranks.size > 1 and any(getattr(augment, "mixes", False) for augment in self.augments):
             # Partners may be anywhere in the batch: make all of it, take this process's part.
-            return self.batch(index, epoch).select(torch.arange(len(index), device=self.device)[rows])
-        return self.batch(index[rows], epoch)
+            return index, torch.arange(len(index))[rows]
+        return index[rows], None
 
     def batch(self, index: Tensor, epoch: int) -> Batch:
         """The augmented batch of the images at `index`, on the device."""
-        batch = fetch(self.split, index, self.device)
+        return self._augmented(self.feed.images(index), index, epoch)
+
+    def _augmented(self, x: Tensor, index: Tensor, epoch: int) -> Batch:
+        batch = Batch(x, send(self.split.labels[index], self.device), send(index, self.device))
         for place, augment in enumerate(self.augments):
             batch = augment(batch, Noise(key(self.seed, "augment", epoch, place), batch.index))
         return batch

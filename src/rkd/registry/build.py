@@ -64,7 +64,7 @@ def build(
     return Run(
         student=student,
         loss=plan.loss,
-        loader=Loader(train, config.batch_size, config.seed, plan.augments, device, ranks),
+        loader=Loader(train, config.batch_size, config.seed, plan.augments, device, ranks, config.data.workers),
         data=data,
         optimizer=_optimizer(config, student.net),
         epochs=config.epochs,

@@ -49,10 +49,12 @@ class Component(BaseModel):
 
 
 class DataConfig(Component):
-    """`validation`: the share of the training images held out to choose the weights that are kept."""
+    """`validation`: the share of the training images held out to choose the weights that are kept; `workers`:
+    processes that read images which are not in memory (0: a thread)."""
 
     name: str = "digits"
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    workers: Annotated[int, Field(ge=0, le=256)] = 0
 
 
 class StudentConfig(BaseModel):
