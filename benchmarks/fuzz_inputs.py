@@ -240,10 +240,25 @@ KEYS = (
 )
 
 
+SOUND = (
+    "loss.name=ard",
+    "epochs=2",
+    "attack.eps=8/255",
+    "optimizer.schedule=ramp(0, 1, until=0.3)",
+    "student.width=8",
+    "student.conversions.aux-bn={}",
+    "evaluate.attacks=['fgsm', 'cw']",
+    "threat.eps=0.1",
+    "data.validation=0.2",
+    "extensions.ema.decay=0.9",
+)
+"""Settings as people give them, among which the strange ones stand."""
+
+
 def settings(rng: random.Random, folder: Path) -> None:
     """`--set KEY=VALUE`, merged and resolved."""
-    texts = []
-    for _ in range(rng.randint(1, 3)):
+    texts = rng.sample(SOUND, rng.randint(0, 2))
+    for _ in range(rng.choice((0, 1, 1, 2))):
         value = strange(rng)
         shown = rng.choice((str(value), json.dumps(value), f"{'[' * 2000}", "0x" + "f" * 500, "1\nname = 2"))
         texts.append(f"{rng.choice((*KEYS, *NASTY_TEXT))}{rng.choice(('=', '', '=='))}{shown}")
@@ -263,7 +278,10 @@ def safetensors_file(rng: random.Random, folder: Path) -> None:
     size = struct.unpack("<Q", content[:8])[0]
     header = json.loads(content[8 : 8 + size])
     kind = rng.random()
-    if kind < 0.4:
+    if kind < 0.15:  # numbers of any bits
+        place = 8 + size + rng.randrange(len(content) - 8 - size)
+        file.write_bytes(content[:place] + rng.randbytes(4) + content[place + 4 :])
+    elif kind < 0.4:
         file.write_bytes(scribbled(rng, content))
     elif kind < 0.5:  # a header that says any length
         file.write_bytes(struct.pack("<Q", rng.choice((0, 1, size - 1, 10**8, 2**40, 2**63, 2**64 - 1))) + content[8:])
@@ -725,11 +743,13 @@ def image_folder(rng: random.Random, folder: Path) -> None:
         place = root / rng.choice(("a", "b", "<b>", "..x", "\x1b[31m", "ü" * 60, "train", "test"))
         place.mkdir(parents=True, exist_ok=True)
         for name in ("1", "2"):
-            kind = rng.choice(("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "EPS"))
+            kind = rng.choice(
+                ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "EPS" if rng.random() < 0.2 else "PNG")
+            )
             out = io.BytesIO()
-            Image.new(rng.choice(("RGB", "L")), (8, 8 if rng.random() < 0.9 else 9), number).save(out, kind)
+            Image.new(rng.choice(("RGB", "L")), (8, 8 if rng.random() < 0.97 else 9), number).save(out, kind)
             content = out.getvalue()
-            if rng.random() < 0.35:
+            if rng.random() < 0.08:
                 content = scribbled(rng, content)
             elif rng.random() < 0.2 and kind == "PNG":  # a header that says any size
                 width, height = rng.choice(((60_000, 60_000), (9_000, 9_000), (1, 2**31 - 1), (2**31 - 1, 1), (0, 0)))

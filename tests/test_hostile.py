@@ -169,7 +169,7 @@ def test_code_in_weights_is_not_run(tmp_path: Path) -> None:
 
 def test_no_net_is_built_that_its_weights_cannot_be_for(catalog: Catalog) -> None:
     state = {"w": torch.ones(100)}
-    for name, options in (("wrn600004-1", {}), ("small-cnn", {"width": 20_000})):
+    for name, options in (("wrn1996-1", {}), ("small-cnn", {"width": 20_000})):
         with pytest.raises(WeightsError, match=r"far more|into memory"), built_for(state, "w.safetensors"):
             catalog.create("model", name, options)((1, 8, 8), 10)
     catalog.create("model", "small-cnn", {"width": 8})((1, 8, 8), 10)  # outside nothing is counted any more
@@ -381,6 +381,13 @@ def test_python_m_imports_nothing_from_a_strangers_folder(tmp_path: Path) -> Non
     said = subprocess.run([sys.executable, "-m", "rkd", "recipes"], cwd=tmp_path, capture_output=True, text=True)
     assert said.returncode == 0, said.stderr
     assert not (tmp_path / "pwned").exists()
+
+
+@pytest.mark.parametrize("name", ["wrn" + "9" * 400 + "-1", "wrn600004-1", "resnet600002-A", "wrn10-" + "9" * 30])
+def test_nets_without_end_are_refused_before_they_are_built(name: str, catalog: Catalog) -> None:
+    with pytest.raises(RkdError) as caught:
+        catalog.create("model", name)
+    assert len(str(caught.value)) < 2000
 
 
 def test_safetensors_headers_that_lie(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core.errors import ConfigError
+from rkd.core.errors import ConfigError, shown
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Family
 from rkd.core.types import Shape
@@ -101,7 +101,9 @@ class CifarResNet(nn.Module):
 def check(depth: int, shortcut: str, width: int) -> None:
     """Raise ConfigError for a net that does not exist."""
     problems = []
-    if depth < 8 or (depth - 2) % 6:
+    if depth > 2000:
+        problems.append(f"depth {shown(depth, 20)}: at most 2000 layers")
+    elif depth < 8 or (depth - 2) % 6:
         near = max(8, 6 * round((depth - 2) / 6) + 2)
         problems.append(f"depth {depth}: a CIFAR ResNet has 6n + 2 layers, the nearest is {near}")
     if shortcut not in ("A", "B"):

@@ -42,7 +42,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core.errors import ConfigError
+from rkd.core.errors import ConfigError, shown
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Family
 from rkd.core.types import Shape
@@ -165,11 +165,13 @@ class SwishWideResNet(nn.Module):
 def check(depth: int, width: int, dropout: float = 0.0) -> None:
     """Raise ConfigError for a net that does not exist."""
     problems = []
-    if depth < 10 or (depth - 4) % 6:
+    if depth > 2000:
+        problems.append(f"depth {shown(depth, 20)}: at most 2000 layers")
+    elif depth < 10 or (depth - 4) % 6:
         near = max(10, 6 * round((depth - 4) / 6) + 4)
         problems.append(f"depth {depth}: a wide ResNet has 6n + 4 layers, the nearest is {near}")
-    if width < 1:
-        problems.append(f"width {width}: a wide ResNet widens at least 1 times (wrn34-10: 10 times)")
+    if not 1 <= width <= 1000:
+        problems.append(f"width {shown(width, 20)}: a wide ResNet widens 1 to 1000 times (wrn34-10: 10 times)")
     if not 0 <= dropout < 1:
         problems.append(f"dropout = {dropout:g}: a probability from 0 to below 1")
     if problems:
