@@ -375,6 +375,29 @@ def test_a_family_without_a_pattern_takes_nothing_away(tmp_path: Path) -> None:
     assert found.find("model", "wrn10-2")
 
 
+@pytest.mark.parametrize("body", ["raise SystemExit(0)", "raise KeyError('x')", "print('spam')", "return 3", "1 / 0"])
+def test_a_plugin_that_fails_where_it_adds_commands(body: str, tmp_path: Path) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(f"from rkd.core.hookspecs import hookimpl\n@hookimpl\ndef rkd_commands(cli):\n    {body}\n")
+    said = CliRunner().invoke(cli, ["--plugin", str(file), "no-such-command"])
+    assert said.exit_code == 2
+    assert "there is no command 'no-such-command'" in said.output
+
+
+def test_one_file_twice_and_two_owners_of_one_name(tmp_path: Path) -> None:
+    text = (
+        "from rkd.core.hookspecs import hookimpl\n"
+        "@hookimpl\ndef rkd_losses():\n    return {'twice': lambda step: {}, 'rslad': lambda step: {}}\n"
+    )
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.py").write_text(text)
+    found = load_catalog([tmp_path / "one.py", tmp_path / "one.py", tmp_path / "two.py"])
+    assert sorted(p.name for p in found.plugins.plugins.values() if p.distribution == "file") == ["one", "two"]
+    with pytest.raises(RkdError, match=r"two plugins provide the loss 'twice'"):
+        found.find("loss", "twice")
+    assert found.find("loss", "rkd-toolkit/rslad") and found.find("loss", "trades")
+
+
 def test_python_m_imports_nothing_from_a_strangers_folder(tmp_path: Path) -> None:
     for name in ("torch", "tomllib", "click"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")

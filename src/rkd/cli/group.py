@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import sys
 import tempfile
@@ -118,8 +119,9 @@ def _plugin_commands(app: App) -> tuple[Mapping[str, Mapping[str, click.Command]
     for hook in plugins.manager.hook.rkd_commands.get_hookimpls():
         group = click.Group()
         try:
-            hook.function(*[group][: len(hook.argnames)])
-        except Exception as error:
+            with contextlib.redirect_stdout(sys.stderr):
+                hook.function(*[group][: len(hook.argnames)])
+        except (Exception, SystemExit) as error:
             plugins.fail(plugins.plugins[hook.plugin_name], error)
         for name, command in group.commands.items():
             found.setdefault(name, {})[hook.plugin_name] = command
