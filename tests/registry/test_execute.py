@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,9 +14,10 @@ import pytest
 import torch
 
 import rkd
-from rkd.core.errors import RkdError
+from rkd.core.errors import RkdError, Stopped
 from rkd.core.hookspecs import hookimpl
 from rkd.core.runfolder import RunFolder
+from rkd.registry.alone import alone
 from rkd.registry.catalog import load_catalog
 from rkd.registry.config import read_recipe
 from rkd.registry.execute import Silent, execute
@@ -127,6 +131,216 @@ def test_it_goes_on_exactly(epoch: int, where: str, finished, tmp_path: Path) ->
     expected = RunFolder(finished[0]).history()
     for line, other in zip(folder.history(), expected, strict=True):
         assert {k: v for k, v in line.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
+
+
+class StopsAt(Silent):
+    """Asks for a stop after a step, as a first Ctrl-C or SIGTERM does."""
+
+    def __init__(self, epoch: int, batch_number: int) -> None:
+        self.place = epoch, batch_number
+
+    def training(self, title: str) -> dict[str, Any]:
+        place = self.place
+
+        class Hooks:
+            @hookimpl
+            def rkd_stop(self, run):
+                return (run.epoch, run.batch_number) == place or None
+
+        return {"stopper": Hooks()}
+
+
+def test_it_goes_on_exactly_from_within_an_epoch(finished, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(Stopped, match="stopped after step 3/6 of epoch 2"):
+        execute(table(), CATALOG, path, StopsAt(1, 2))
+    folder = RunFolder.open(path)
+    assert folder.place() == (1, 3, 6)
+    assert folder.read_json(folder.manifest)["status"] == "interrupted"
+    began = folder.read_json(folder.manifest)["started"]
+    with pytest.raises(Stopped):
+        execute(tomllib.loads(folder.config.read_text()), CATALOG, path, StopsAt(2, 0), resume=True)
+    with open(folder.metrics, "a") as file:  # a power cut may leave anything behind the last line
+        file.write('{"epoch": 2, "los')
+    folder.best.write_bytes(b"torn")
+    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+    assert weights(path) == weights(finished[0])
+    manifest = folder.read_json(folder.manifest)
+    assert (manifest["resumed"], manifest["started"]) == (2, began)
+    assert not folder.lock.exists() and len(folder.saved()) == 1
+    for line, other in zip(folder.history(), RunFolder(finished[0]).history(), strict=True):
+        assert {k: v for k, v in line.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
+
+
+def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(finished, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(Stopped):
+        execute(table(), CATALOG, path, StopsAt(1, 2))
+    folder = RunFolder.open(path)
+    content = bytearray(folder.last.read_bytes())
+    content[-100] ^= 16
+    folder.last.write_bytes(content)
+    said: list[str] = []
+
+    class Listener(Silent):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, Listener(), resume=True)
+    assert any("last.safetensors" in text and "its checksum is wrong" in text and "before it" in text for text in said)
+    assert any("continuing after epoch 1 of 3" in text for text in said)
+    assert weights(path) == weights(finished[0])
+
+
+def test_two_processes_and_one_run(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(Stopped):
+        execute(table(), CATALOG, path, StopsAt(0, 2))
+    config = tomllib.loads((path / "config.toml").read_text())
+    before = (path / "checkpoints" / "last.safetensors").read_bytes()
+    with (
+        alone(RunFolder(path)),
+        pytest.raises(RkdError, match=rf"another process \({os.getpid()} on .*is working on .*wait for it, or stop it"),
+    ):
+        execute(config, CATALOG, path, resume=True)
+    assert (path / "checkpoints" / "last.safetensors").read_bytes() == before
+    execute(config, CATALOG, path, resume=True)
+    with pytest.raises(RkdError, match="is finished"):
+        execute(config, CATALOG, path, resume=True)
+
+
+def test_other_data_is_no_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import numpy as np
+
+    def write(seed: int) -> None:
+        random = np.random.default_rng(seed)
+        images, labels = random.integers(0, 256, (60, 8, 8), dtype=np.uint8), np.arange(60) % 3
+        np.savez(tmp_path / "d.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+
+    write(0)
+    mine = table(data={"name": f"npz:{tmp_path / 'd.npz'}"}, batch_size=10)
+    with pytest.raises(Stopped):
+        execute(mine, CATALOG, tmp_path / "run", StopsAt(0, 2))
+    write(1)
+    with pytest.raises(RkdError, match=r"has changed since this run began .*put the old data back"):
+        execute(mine, CATALOG, tmp_path / "run", resume=True)
+    whole = (tmp_path / "d.npz").read_bytes()
+    (tmp_path / "d.npz").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(RkdError, match=r"d\.npz is not a whole \.npz file"):
+        execute(mine, CATALOG, tmp_path / "run", resume=True)
+    write(0)
+    execute(mine, CATALOG, tmp_path / "run", resume=True)
+
+
+def test_other_teachers_or_other_libraries(finished, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    teacher = tmp_path / "teacher"
+    shutil.copytree(finished[0], teacher)
+    mine = table(loss={"name": "rslad"}, teachers=[{"role": "robust", "reference": str(teacher)}])
+    with pytest.raises(Stopped):
+        execute(mine, CATALOG, path, StopsAt(0, 2))
+    folder = RunFolder(path)
+    manifest = folder.read_json(folder.manifest)
+    manifest["versions"]["torch"] = "1.0"
+    folder.write_json(folder.manifest, manifest)
+    original = folder.load_weights(teacher / "student.safetensors")
+    folder.save_weights(
+        teacher / "student.safetensors", {n: t + 0 * t if "num" in n else t * 2 for n, t in original.items()}
+    )
+    with pytest.raises(RkdError, match="the robust teacher's weights have changed"):
+        execute(mine, CATALOG, path, resume=True)
+    folder.save_weights(teacher / "student.safetensors", original)
+    said: list[str] = []
+
+    class Listener(Silent):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    execute(mine, CATALOG, path, Listener(), resume=True)
+    assert any(
+        re.search(r"since the run began: torch 1\.0 -> \S+; it may end with other last bits", text) for text in said
+    )
+
+
+class Meanwhile(Silent):
+    """Something happens to the run's folder after an epoch."""
+
+    def __init__(self, epoch: int, what: Any) -> None:
+        self.epoch, self.what = epoch, what
+
+    def training(self, title: str) -> dict[str, Any]:
+        mine = self
+
+        class Hooks:
+            @hookimpl
+            def rkd_epoch_end(self, run, metrics):
+                if metrics["epoch"] == mine.epoch:
+                    mine.what(run.folder)
+
+        return {"meanwhile": Hooks()}
+
+
+def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(finished, tmp_path: Path) -> None:
+    """/dev/full gives the real error of a full disk."""
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+
+    def fill(folder: RunFolder) -> None:
+        (folder.checkpoints / f".next.safetensors.{os.getpid()}.tmp").symlink_to("/dev/full")
+
+    path = tmp_path / "run"
+    with pytest.raises(RkdError, match=r"cannot write .*next\.safetensors: No space left on device"):
+        execute(table(), CATALOG, path, Meanwhile(1, fill))
+    folder = RunFolder(path)
+    assert folder.place() == (1, 0, 6)
+    assert "No space left" in folder.read_json(folder.manifest)["status"]
+    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+    assert weights(path) == weights(finished[0])
+    path = tmp_path / "other"
+    with pytest.raises(RkdError, match=r"cannot write .*metrics\.jsonl: No space left on device"):
+        execute(table(), CATALOG, path, Meanwhile(0, lambda folder: folder.metrics.symlink_to("/dev/full")))
+
+
+def test_a_folder_that_is_deleted_meanwhile(tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(RkdError, match=r"cannot write .*run is gone \(deleted or moved in the meantime\?\)"):
+        execute(table(), CATALOG, path, Meanwhile(1, lambda folder: shutil.rmtree(folder.path)))
+    assert not path.exists()
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_becomes_read_only(finished, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    with pytest.raises(RkdError, match=r"cannot write .*Permission denied"):
+        execute(table(), CATALOG, path, Meanwhile(1, lambda folder: folder.checkpoints.chmod(0o555)))
+    folder = RunFolder(path)
+    with pytest.raises(RkdError, match=r"cannot write .*Permission denied"):
+        execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+    folder.checkpoints.chmod(0o755)
+    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+    assert weights(path) == weights(finished[0])
+
+
+def test_an_image_that_is_truncated_meanwhile(tmp_path: Path) -> None:
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for label in ("a", "b"):
+            (tmp_path / "data" / part / label).mkdir(parents=True)
+            for number in range(6):
+                grey = 40 * number + (label == "a")
+                Image.new("L", (8, 8), grey).save(tmp_path / "data" / part / label / f"{number}.png")
+    cut = tmp_path / "data" / "train" / "b" / "3.png"
+    content = cut.read_bytes()
+    mine = table(
+        data={"name": f"imagefolder:{tmp_path / 'data'}", "validation": 0, "memory_mib": 0}, batch_size=4, epochs=2,
+        evaluate={"attacks": ["fgsm"]},
+    )  # fmt: skip
+    with pytest.raises(RkdError, match=r"images that cannot be read: .*3\.png"):
+        execute(mine, CATALOG, tmp_path / "run", Meanwhile(0, lambda folder: cut.write_bytes(content[:50])))
+    assert RunFolder(tmp_path / "run").place() == (1, 0, 3)
+    cut.write_bytes(content)
+    execute(mine, CATALOG, tmp_path / "run", resume=True)
 
 
 def test_a_crash_between_metrics_and_checkpoint(finished, tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""Real processes, really killed: what they leave, and that the run ends bit for bit where it would have.
+
+A few kills; `benchmarks/reliability.py` does it many times (docs/reliability.md).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from rkd.core.runfolder import RunFolder
+
+from .conftest import TINY, digest
+
+SLOW = """
+import os, time
+from dataclasses import dataclass
+from rkd import hookimpl
+
+@dataclass
+class Slow:
+    "Takes its time, so that a test can do something meanwhile."
+
+    @hookimpl
+    def rkd_after_update(self, run):
+        if "MARK" in os.environ:
+            open(os.environ["MARK"], "w").close()
+        time.sleep(float(os.environ.get("SLOW", 0)))
+
+@hookimpl
+def rkd_extensions():
+    return {"slow": Slow}
+"""
+WORDS = (*TINY, "--epochs", "4", "--with", "ema", "--with", "slow", "--set", "checkpoint.minutes=0.001")
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+
+
+def start(*words: str | Path, **settings: str) -> subprocess.Popen[bytes]:
+    """The command in a process of its own; what it says goes into the file `said`."""
+    with open("said", "w") as said:
+        return subprocess.Popen(
+            [sys.executable, "-c", "from rkd.cli import main; main()", *map(str, words)],
+            stdout=said, stderr=said, env=os.environ | {"SLOW": "0.03", "OMP_NUM_THREADS": "1"} | settings,
+        )  # fmt: skip
+
+
+def said() -> str:
+    return Path("said").read_text()
+
+
+def until(process: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
+    end = time.monotonic() + 300
+    while not there():
+        assert process.poll() is None and time.monotonic() < end, said()
+        time.sleep(0.01)
+
+
+def test_killed_terminated_and_interrupted_it_ends_where_it_would_have(rkd, tmp_path: Path) -> None:
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(SLOW)
+    run = ("run", "--plugin", plugin)
+    whole = rkd(*run, "--loss", "pgd-at", *WORDS, "--name", "whole")
+    assert whole.exit_code == 0, whole.stderr
+    folder = RunFolder("runs/part")
+
+    def further(steps: int) -> Callable[[], bool]:
+        before = folder.place() or (0, 0, 21)
+
+        def there() -> bool:
+            now = folder.place()
+            return now is not None and 21 * (now[0] - before[0]) + now[1] - before[1] >= steps
+
+        return there
+
+    process = start(*run, "--loss", "pgd-at", *WORDS, "--name", "part")
+    until(process, further(8))
+    second = rkd(*run, "--resume", "runs/part")
+    assert second.exit_code == 2
+    assert f"another process ({process.pid} on " in second.stderr and "is working on runs/part" in second.stderr
+    process.kill()
+    process.wait()
+
+    process = start(*run, "--resume", "runs/part")
+    until(process, further(5))
+    process.terminate()
+    assert process.wait(timeout=300) == 143, said()
+    place = folder.place()
+    assert place is not None and place[1] > 0, "it has saved within the epoch"
+    assert "stopping after this step; once more stops at once" in said()
+    assert said().endswith(
+        f"error: terminated\n  runs/part holds the state after step {place[1]}/21 of epoch {place[0] + 1}\n"
+        "  continue with: rkd run --resume runs/part\n"
+    )
+    assert json.loads(folder.manifest.read_text())["status"] == "interrupted"
+
+    # A step that would take a quarter of an hour: the first Ctrl-C waits for its end, the second does not.
+    process = start(*run, "--resume", "runs/part", SLOW="1000", MARK="slow.mark")
+    until(process, Path("slow.mark").exists)
+    process.send_signal(signal.SIGINT)
+    until(process, lambda: "once more stops at once" in said())
+    before = folder.place()
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=300) == 130, said()
+    assert "error: interrupted" in said()
+    assert folder.place() == before, "nothing more was saved"
+
+    last = rkd(*run, "--resume", "runs/part")
+    assert last.exit_code == 0, last.stderr
+    assert f"continuing after step {place[1]}/21 of epoch {place[0] + 1} of 4" in last.stderr
+    assert digest(Path("runs/part")) == digest(Path("runs/whole"))
+    assert json.loads(folder.manifest.read_text())["resumed"] == 3
+    lines = [[{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(f"runs/{name}").history()]
+             for name in ("part", "whole")]  # fmt: skip
+    assert lines[0] == lines[1]
+
+
+def test_a_teacher_whose_preparation_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rkd) -> None:
+    monkeypatch.setenv("RKD_CACHE", str(tmp_path / "own"))
+    plugin = tmp_path / "slow.py"
+    plugin.write_text(SLOW)
+    recipe = tmp_path / "one.toml"
+    recipe.write_text(
+        '[[teachers]]\nrole = "clean"\nreference = "small-cnn"\noptions = { width = 4 }\n'
+        'train = { epochs = 3, extensions = { slow = {} } }\n[loss]\nname = "kd"\n'
+    )
+    words = ("run", recipe, "--plugin", plugin, "--epochs", "1", "--set", "student.width=4", "--evaluate", "none")
+    words += ("--no-report", "--set", "validate.steps=0", "--set", "checkpoint.minutes=0.001")
+    process = start(*words)
+
+    def begun() -> RunFolder | None:
+        found = list((tmp_path / "own" / "teachers").glob("*.part"))
+        return RunFolder(found[0]) if found else None
+
+    until(process, lambda: bool((part := begun()) and part.place() and part.place() > (0, 5, 0)))
+    process.kill()
+    process.wait()
+    said = rkd(*words)
+    assert said.exit_code == 0, said.stderr
+    assert "continuing with the teacher that another process began" in said.stderr
+    assert "continuing after step " in said.stderr
+    assert not list((tmp_path / "own" / "teachers").glob("*.part"))
