@@ -159,12 +159,25 @@ def test_debug_shows_the_traceback(rkd, tmp_path: Path) -> None:
     assert "Traceback" in said.stderr
 
 
+TURN_DOWN = (
+    "  in a training --auto-batch keeps the batch and computes it in as few parts as fit (--grad-accumulation N: in N);"
+    "\n"
+    "  also --precision bf16, a smaller student or teacher; in an evaluation of a run: --set evaluate.batch_size=N\n"
+)
+
+
 @pytest.mark.parametrize(
     ("error", "code", "words"),
     [
         ("OSError(28, 'No space left on device', 'here')", 2, "error: No space left on device: here\n"),
         ("KeyboardInterrupt", 130, "error: interrupted\n"),
-        ("MemoryError('much')", 2, "error: out of memory (much); try a smaller --batch-size\n"),
+        ("MemoryError('much')", 2, "error: out of memory (much); try a smaller --batch-size\n" + TURN_DOWN),
+        (
+            'RuntimeError("DefaultCPUAllocator: can\'t allocate memory")',
+            2,
+            "error: out of memory (DefaultCPUAllocator: can't allocate memory); try a smaller --batch-size\n"
+            + TURN_DOWN,
+        ),
     ],
 )
 def test_errors_that_are_no_bugs(rkd, tmp_path: Path, error: str, code: int, words: str) -> None:

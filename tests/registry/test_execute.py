@@ -262,6 +262,24 @@ def test_other_teachers_or_other_libraries(finished, tmp_path: Path) -> None:
     )
 
 
+def test_auto_batch_stands_in_the_configuration_as_what_it_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rkd.registry.execute.parts_that_fit", lambda run: 3)
+    said: list[str] = []
+
+    class Listener(Silent):
+        def message(self, text: str) -> None:
+            said.append(text)
+
+    execute(table(auto_batch=True, epochs=1), CATALOG, tmp_path / "auto", Listener())
+    assert "a batch of 256 fits into the memory of cpu in 3 parts (--grad-accumulation 3)" in said
+    config = tomllib.loads((tmp_path / "auto" / "config.toml").read_text())
+    assert (config["grad_accumulation"], config["auto_batch"], config["batch_size"]) == (3, False, 256)
+    execute(table(grad_accumulation=3, epochs=1), CATALOG, tmp_path / "told")
+    assert weights(tmp_path / "auto") == weights(tmp_path / "told")
+
+
 class Meanwhile(Silent):
     """Something happens to the run's folder after an epoch."""
 
@@ -280,25 +298,27 @@ class Meanwhile(Silent):
         return {"meanwhile": Hooks()}
 
 
-def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(finished, tmp_path: Path) -> None:
-    """/dev/full gives the real error of a full disk."""
-    if not Path("/dev/full").exists():
-        pytest.skip("needs /dev/full")
-
-    def fill(folder: RunFolder) -> None:
-        (folder.checkpoints / f".next.safetensors.{os.getpid()}.tmp").symlink_to("/dev/full")
-
+@pytest.mark.parametrize(("most", "file"), [(4096, "next.safetensors"), (1, "metrics.jsonl")])
+def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(
+    most: int, file: str, finished, tmp_path: Path
+) -> None:
+    """A limit on the size of files makes the system refuse in the middle of a file, as a full disk does."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
     path = tmp_path / "run"
-    with pytest.raises(RkdError, match=r"cannot write .*next\.safetensors: No space left on device"):
-        execute(table(), CATALOG, path, Meanwhile(1, fill))
+    try:
+        with pytest.raises(RkdError, match=rf"cannot write .*{re.escape(file)}: File too large"):
+            full = Meanwhile(1, lambda folder: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1])))
+            execute(table(), CATALOG, path, full)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
     folder = RunFolder(path)
     assert folder.place() == (1, 0, 6)
-    assert "No space left" in folder.read_json(folder.manifest)["status"]
+    assert not list(path.rglob("*.tmp"))
+    if most > 1:
+        assert "File too large" in folder.read_json(folder.manifest)["status"]
     execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
     assert weights(path) == weights(finished[0])
-    path = tmp_path / "other"
-    with pytest.raises(RkdError, match=r"cannot write .*metrics\.jsonl: No space left on device"):
-        execute(table(), CATALOG, path, Meanwhile(0, lambda folder: folder.metrics.symlink_to("/dev/full")))
 
 
 def test_a_folder_that_is_deleted_meanwhile(tmp_path: Path) -> None:

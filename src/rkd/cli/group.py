@@ -21,6 +21,13 @@ MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, 
 """Errors of the operating system that the user can mend: no traceback for these."""
 
 
+TURN_DOWN = (
+    "in a training --auto-batch keeps the batch and computes it in as few parts as fit (--grad-accumulation N: in N);",
+    "also --precision bf16, a smaller student or teacher; in an evaluation of a run: --set evaluate.batch_size=N",
+)
+"""What to do about memory that runs out."""
+
+
 class Commands(click.Group):
     """Exit codes: 0 done, 1 unexpected error, 2 a mistake that the user can mend, 130 interrupted, 143 terminated."""
 
@@ -85,11 +92,17 @@ def report(error: BaseException, app: App) -> int:
     if isinstance(error, OSError) and error.errno in MENDABLE:
         terminal.error(": ".join(filter(None, (error.strerror, error.filename and str(error.filename)))), notes=notes)
         return 2
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        terminal.error(f"out of memory ({_first_line(error)}); try a smaller --batch-size", notes=notes)
+    if _out_of_memory(error):
+        terminal.error(f"out of memory ({_first_line(error)}); try a smaller --batch-size", notes=[*TURN_DOWN, *notes])
         return 2
     terminal.error(f"unexpected {type(error).__name__}: {_first_line(error)}", notes=[*notes, *_keep(text, app)])
     return 1
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    # By name: torch is not imported for the sake of a message. The words are those of torch's allocator on a CPU.
+    refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return refused or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _keep(text: str, app: App) -> list[str]:

@@ -36,6 +36,7 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 @click.option("--with", "extension", multiple=True, metavar="EXTENSION", help="Extension, such as awp or ema.")
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
+@click.option("--auto-batch", is_flag=True, help="Find the fewest parts of a batch that fit into memory.")
 @click.option("--grad-accumulation", type=int, metavar="N", help="Compute each batch in N parts, to save memory.")
 @click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm over the samples of all processes.")
 @click.option("--lr", metavar="X", help="Learning rate at the start of its schedule.")

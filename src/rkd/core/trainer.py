@@ -35,7 +35,17 @@ from .syncnorm import synchronised
 from .types import Batch, Schedule, View, at
 
 __all__ = [
-    "CostCard", "Run", "Validation", "chosen_net", "dry_step", "fit", "run_hooks", "total", "update", "weight",
+    "CostCard",
+    "Run",
+    "Validation",
+    "chosen_net",
+    "dry_step",
+    "fit",
+    "run_hooks",
+    "total",
+    "trial_of",
+    "update",
+    "weight",
     "weighted",
 ]  # fmt: skip
 
@@ -325,11 +335,8 @@ class CostCard:
     memory: int = 0
 
 
-def dry_step(run: Run, samples: int = 2) -> CostCard:
-    """One step on a few images and on copies of everything that changes, to find mistakes before training.
-
-    Raises Refused for a part that was given and never used: a teacher, an attack, a value that a scheduler sets.
-    """
+def trial_of(run: Run) -> Run:
+    """A run on copies of everything that a step changes, for this process alone and without extensions."""
     trial = copy.copy(run)
     trial.student = copy.deepcopy(run.student)
     trial.schedulers = copy.deepcopy(run.schedulers)
@@ -337,6 +344,15 @@ def dry_step(run: Run, samples: int = 2) -> CostCard:
     trial.ranks = ALONE
     trial.optimizer = torch.optim.SGD(trial.student.net.parameters(), lr=0.0)
     trial.hooks = run_hooks()
+    return trial
+
+
+def dry_step(run: Run, samples: int = 2) -> CostCard:
+    """One step on a few images and on copies of everything that changes, to find mistakes before training.
+
+    Raises Refused for a part that was given and never used: a teacher, an attack, a value that a scheduler sets.
+    """
+    trial = trial_of(run)
     batch = run.loader.batch(torch.arange(min(samples, len(run.loader.split))), 0)
     _check_nets(trial, batch)
     nets: dict[str, nn.Module] = {"student": trial.student.net}

@@ -178,6 +178,7 @@ class RunConfig(_Section):
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     validate_: ValidateConfig = Field(default_factory=ValidateConfig, alias="validate")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
+    auto_batch: bool = False
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     prepare_minutes: Annotated[Number, Field(gt=0)] = 30.0

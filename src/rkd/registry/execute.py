@@ -22,6 +22,7 @@ from rkd.core.bench import peak_bytes
 from rkd.core.checkpoint import to_cpu
 from rkd.core.distributed import ALONE, Ranks
 from rkd.core.errors import ConfigError, Refused, RkdError
+from rkd.core.fitting import parts_that_fit
 from rkd.core.journal import Journal, fingerprint
 from rkd.core.layout import restore as as_kept
 from rkd.core.nets import Net
@@ -106,6 +107,8 @@ def execute(
     if plan.config.validate_.on == "test":
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
     card = _rehearse(run, plan)
+    if plan.config.auto_batch:
+        _choose_parts(run, plan, reporter)
     seconds, memory = ranks.from_first(predict(run))
     card = replace(card, memory=memory)
     reporter.cost(title, run, card, seconds)
@@ -152,6 +155,14 @@ def _rehearse(run: Run, plan: Plan) -> CostCard:
     net = run.student.deployed()
     rehearse(net, run.loader.split, plan.evaluation, threat=plan.data.threat, device=run.device)
     return card
+
+
+def _choose_parts(run: Run, plan: Plan, reporter: Reporter) -> None:
+    """`--auto-batch`. What it finds stands in config.toml: a run that goes on or is repeated does not look again."""
+    parts = run.grad_accumulation = plan.config.grad_accumulation = parts_that_fit(run)
+    plan.config.auto_batch = False
+    how = "whole" if parts == 1 else f"in {parts} parts (--grad-accumulation {parts})"
+    reporter.message(f"a batch of {run.loader.batch_size} fits into the memory of {run.device} {how}")
 
 
 def predict(run: Run) -> tuple[float, int]:

@@ -234,6 +234,8 @@ def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan, n
         "evaluate": config.evaluate.model_dump(exclude_none=True),
         "checkpoint": config.checkpoint.model_dump(),
     }
+    if config.auto_batch:
+        base["auto_batch"] = True
     if config.grad_accumulation > 1:  # a batch that is too large for the student's training is so for a teacher's
         base["grad_accumulation"] = config.grad_accumulation
     custom = plan.data.teachers.get(reference.role, {})
