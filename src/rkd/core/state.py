@@ -132,6 +132,7 @@ class Keeper:
             if settle is not None:
                 settle()
             self.save()
+            self.run.ranks.objects(None)  # whoever tells of it finds the checkpoint written
             raise Stopped(f"stopped after {place_of(self.run.epoch, self.run.done, len(self.run.loader))}")
 
 
