@@ -133,9 +133,7 @@ class Step:
         """A teacher's logits `(B, K)` on a view, without gradient. No role: the only teacher."""
         role = self._role(role)
         if (role, view) not in self._teacher_logits:
-            x = self.image(view)
-            with torch.no_grad():
-                self._teacher_logits[role, view] = self._teachers[role].logits(x).detach()
+            self._teacher_logits[role, view] = self._answer(role, view)
         self.used.roles.add(role)
         return self._teacher_logits[role, view]
 
@@ -228,6 +226,16 @@ class Step:
         return other
 
     # Inside
+
+    def _answer(self, role: str, view: View) -> Tensor:
+        teacher, x = self._teachers[role], self.image(view)
+        remembered = getattr(teacher, "remembered", None)
+        if view == "clean" and remembered is not None:
+            logits = remembered(self.batch.index)
+            if logits is not None:
+                return logits
+        with torch.no_grad():
+            return teacher.logits(x).detach()
 
     def _role(self, role: str | None) -> str:
         there = ", ".join(self._teachers) or "none"

@@ -154,7 +154,8 @@ class RunConfig(_Section):
     `prepare_minutes` to prepare is refused. `grad_accumulation`: in how many parts the gradient of a batch is
     computed; `batch_size` stays the samples of one step of the optimiser, of all processes together. `sync_bn`: batch
     norm over the samples of all processes. `on_nan`: what to do about a step whose loss or weights are not finite:
-    `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half the learning rate."""
+    `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half the learning rate.
+    `teacher_cache`: `auto` asks teachers about clean images once where no augmentation changes them."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -164,6 +165,7 @@ class RunConfig(_Section):
     sync_bn: bool = False
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    teacher_cache: Literal["auto", "off"] = "auto"
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
     student: StudentConfig = Field(default_factory=StudentConfig)
     data: DataConfig = Field(default_factory=DataConfig)

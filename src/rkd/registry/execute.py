@@ -27,6 +27,7 @@ from rkd.core.journal import Journal, fingerprint
 from rkd.core.layout import restore as as_kept
 from rkd.core.nets import Net
 from rkd.core.outcomes import Evaluation
+from rkd.core.remember import remembering
 from rkd.core.runfolder import RunFolder
 from rkd.core.search import rehearse
 from rkd.core.state import place_of
@@ -135,6 +136,8 @@ def execute(
             manifest |= _continue(run, manifest, reporter)
         folder.write_json(folder.manifest, manifest | {"status": "running"})
         try:
+            if plan.config.teacher_cache == "auto":
+                run.teachers = remembering(run.teachers, run.loader, run.epochs)
             fit(run)
             net = chosen_net(run)
             results = _finish(run, plan, net, found, catalog, reporter, title, started)
