@@ -687,7 +687,7 @@ def cifar_pickle(rng: random.Random, folder: Path) -> None:
     try:
         ArrayUnpickler(io.BytesIO(content), encoding="latin1").load()
     except Exception as error:  # `_dataset` makes one message of all of them
-        raise DataError(str(error)) from error
+        raise DataError(f"{type(error).__name__}: {error}") from error
 
 
 def npz_file(rng: random.Random, folder: Path) -> None:
