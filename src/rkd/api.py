@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core.data import ArraySplit, Dataset, Split
+from rkd.core.distributed import join
 from rkd.core.engine.choose import Engine
 from rkd.core.evaluate import evaluate as _evaluate
 from rkd.core.journal import Journal
@@ -41,10 +42,11 @@ def train(
 
         rkd.train(settings={"loss": {"name": "rslad"}, "epochs": 20}, out="runs/mine")
 
-    `recipe` is a shipped recipe's name or a TOML file; `settings` go on top. Raises `rkd.RkdError`.
+    `recipe` is a shipped recipe's name or a TOML file; `settings` go on top. In a script that torchrun started, all
+    its processes carry out the one run together. Raises `rkd.RkdError`.
     """
     table = merge(read_recipe(recipe) if recipe else {}, settings or {})
-    return execute(table, catalog(), Path(out), reporter)
+    return execute(table, catalog(), Path(out), reporter, ranks=join())
 
 
 def load_student(run: str | Path) -> nn.Module:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import pytest
@@ -13,6 +13,7 @@ from torch import Tensor
 from rkd.core import ops
 from rkd.core.cost import counting
 from rkd.core.data import Loader
+from rkd.core.errors import Refused
 from rkd.core.gradients import backward, parts_of
 from rkd.core.nets import NetStudent
 from rkd.core.step import Step
@@ -168,3 +169,25 @@ def test_the_search_is_the_same_in_parts(catalog: Catalog) -> None:
     in_parts = torch.cat([part.image("adv") for part in other.parts(3)])
     torch.testing.assert_close(step.image("adv"), in_parts, rtol=0, atol=1e-6)
     assert other.parts(3)[0] is other.parts(3)[0]
+
+
+def test_a_search_that_others_would_wait_for_is_refused() -> None:
+    """With synchronised batch norms, samples that leave in one process alone would leave the others waiting."""
+
+    class Leaves(OneStep):
+        def __call__(self, x: Tensor, target: Any) -> Tensor:
+            target.select(torch.tensor([0])).gradient(x[:1])
+            return super().__call__(x, target)
+
+    run = a_run(TwoTerms(), 1)
+    for mode, synchronised, refused in (("train", True, True), ("train", False, False), ("eval", True, False)):
+        attack = Leaves()
+        attack.mode = mode  # type: ignore[misc]
+        run.attacks["adv"] = replace(run.attacks["adv"], attack=attack)
+        step = run.step(next(run.loader.batches(0)))
+        step.synchronised = synchronised
+        if refused:
+            with pytest.raises(Refused, match=r"attack\.mode=eval"):
+                step.image("adv")
+        else:
+            assert step.image("adv").shape == step.image().shape

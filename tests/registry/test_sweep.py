@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from rkd.cli.submit import parameters_of
 from rkd.core.errors import ConfigError, RkdError
-from rkd.registry.jobs import Job, executor
+from rkd.registry.jobs import Job, executor, submit
 from rkd.registry.sweep import Sweep, axes_of, begin, read_sweep, state_of
 
 
@@ -84,3 +85,22 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         executor(tmp_path / "logs", None, {})
     with pytest.raises(RkdError, match="parameters"):
         executor(tmp_path / "logs", "local", {"colour": "red"})
+
+
+def test_what_slurm_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("submitit")
+    commands = tmp_path / "bin"
+    commands.mkdir()
+    for name, text in (("sbatch", "echo Submitted batch job 12"), ("srun", ""), ("scancel", ""), ("sacct", "")):
+        (commands / name).write_text(f"#!/bin/sh\n{text}\n")
+        (commands / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{commands}:/usr/bin:/bin")
+    given = {"cluster": None, "nodes": 2, "processes": 8, "minutes": 600, "partition": "gpu", "cpus": 4, "memory": None,
+             "gpus": None, "slurm": ("account=vision",)}  # fmt: skip
+    job = submit([Job(("run",), "it")], tmp_path / "logs", None, parameters_of(given, "it"))[0]
+    assert job.job_id == "12"
+    script = next((tmp_path / "logs").glob("*.sh"))
+    asked = set(script.read_text().splitlines())
+    for line in ("nodes=2", "ntasks-per-node=8", "gpus-per-node=8", "cpus-per-task=4", "time=600", "partition=gpu",
+                 "account=vision", "job-name=it"):  # fmt: skip
+        assert f"#SBATCH --{line}" in asked, line

@@ -519,6 +519,7 @@ def test_splits() -> None:
         (lambda batch, noise: dataclasses.replace(batch, y=torch.ones(8, 4)), "probabilities"),
         (lambda batch, noise: dataclasses.replace(batch, views={"weak": batch.x.double()}), "weak must stay float32"),
         (lambda batch, noise: dataclasses.replace(batch, x=batch.x / next(COUNT)), "the second time"),
+        (lambda batch, noise: dataclasses.replace(batch, x=(batch.x + batch.x.flip(0)) / 2), "mixes = True"),
     ],
 )
 def test_augments(augment, word: str) -> None:

@@ -187,6 +187,9 @@ ALONE = Ranks()
 
 def join(environment: Mapping[str, str] = os.environ) -> Ranks:
     """Meet the processes that torchrun started. `ALONE` without torchrun, or for a single process."""
+    if dist.is_available() and dist.is_initialized():  # by the script that calls rkd, or by a call before
+        local = int(environment.get("LOCAL_RANK", "0"))
+        return Ranks(dist.get_rank(), dist.get_world_size(), local) if dist.get_world_size() > 1 else ALONE
     size = int(environment.get("WORLD_SIZE", "1"))
     if size == 1 or "RANK" not in environment or "MASTER_ADDR" not in environment:
         return ALONE

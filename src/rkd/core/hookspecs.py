@@ -102,7 +102,7 @@ class RunHooks:
 
     @hookspec(firstresult=True)
     def rkd_backward(self, step: Step) -> bool | None:
-        """Compute the gradients of this step, and return True."""
+        """Compute the gradients of this step (of several processes, this one's part of them), and return True."""
 
     @hookspec
     def rkd_after_update(self, run: Run) -> None:

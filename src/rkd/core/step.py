@@ -76,6 +76,8 @@ class Step:
         self._on_query = on_query
         self._on_query_others = on_query_others
         self._preview = False
+        self.synchronised = False
+        """Whether batch norms in train mode wait for other processes: then all must ask the net equally often."""
         self._parts: list[Step] = []
         self._searching: tuple[View, Mode] | None = None
         self._open: tuple[View, ...] = ()
@@ -204,7 +206,7 @@ class Step:
             knobs=self._knobs, progress=self.progress, lr_scale=self.lr_scale, noise_key=self.noise_key,
             on_query=self._on_query, on_query_others=self._on_query_others,
         )  # fmt: skip
-        part.used = self.used
+        part.used, part.synchronised = self.used, self.synchronised
         part._searching, part._open = self._searching, self._open
         part._images = {view: x[keep] for view, x in self._images.items()}
         part._teacher_logits = {name: logits[keep] for name, logits in self._teacher_logits.items()}
@@ -359,6 +361,11 @@ class StepTarget:
         return score.detach(), gradient
 
     def select(self, keep: Tensor) -> StepTarget:
+        if self._step.synchronised and self._step._searching and self._step._searching[1] != "eval":
+            raise Refused(
+                "with --sync-bn, an attack in train mode must run the same queries in every process, and this one lets "
+                "samples leave early: type --set attack.mode=eval, or take --sync-bn out"
+            )
         return StepTarget(self._step.select(keep), self._objective, self._probe, self.noise.select(keep))
 
     @contextmanager

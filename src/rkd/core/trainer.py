@@ -121,7 +121,7 @@ class Run:
     def step(self, batch: Batch, listen: bool = True) -> Step:
         """The Step of a batch at the run's present state."""
         queried = listen and self.hooks.hook.rkd_attack_query.get_hookimpls()
-        return Step(
+        step = Step(
             batch,
             self.student,
             self.teachers,
@@ -134,6 +134,8 @@ class Run:
             noise_key=key(self.seed, "step", self.epoch, self.batch_number),
             on_query=self._queried if queried else None,
         )
+        step.synchronised = self.sync_bn and self.ranks.size > 1
+        return step
 
     def eval_net(self) -> nn.Module:
         """The net to evaluate and keep: an extension's average, or the student's own without auxiliary norms."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,14 @@ class Job:
             return self.run
         words = ["run", "--resume", self.run] if state == "begun" else list(self.words)
         # A process of its own: what the job's own does with signals and threads is submitit's affair.
-        done = subprocess.run([sys.executable, "-m", "rkd", *words], check=False)
-        if done.returncode:
-            raise RuntimeError(f"rkd {' '.join(words)} ended with {done.returncode}; see the job's log")
+        process = subprocess.Popen([sys.executable, "-m", "rkd", *words])
+        try:
+            code = process.wait()
+        except BaseException:
+            _let_it_save(process)
+            raise
+        if code:
+            raise RuntimeError(f"rkd {' '.join(words)} ended with {code}; see the job's log")
         return self.run
 
     def checkpoint(self, *arguments: Any) -> Any:
@@ -45,6 +51,18 @@ class Job:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _let_it_save(process: subprocess.Popen[bytes]) -> None:
+    """The job has been sent again, and SLURM ends this one with SIGTERM, which the run obeys after its step."""
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(20)
+        return
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(40)
+        return
+    process.kill()
 
 
 def executor(logs: Path, cluster: str | None, parameters: Mapping[str, Any]) -> Any:
