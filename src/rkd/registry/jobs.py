@@ -35,8 +35,9 @@ class Job:
         if state == "finished":
             return self.run
         words = ["run", "--resume", self.run] if state == "begun" else list(self.words)
-        # A process of its own: what the job's own does with signals and threads is submitit's affair.
-        process = subprocess.Popen([sys.executable, "-m", "rkd", *words])
+        # A process of its own, and a group: SLURM's SIGUSR2, by which submitit knows that the time is over, must not
+        # reach it.
+        process = subprocess.Popen([sys.executable, "-m", "rkd", *words], start_new_session=True)
         try:
             code = process.wait()
         except BaseException:
@@ -54,13 +55,11 @@ class Job:
 
 
 def _let_it_save(process: subprocess.Popen[bytes]) -> None:
-    """The job has been sent again, and SLURM ends this one with SIGTERM, which the run obeys after its step."""
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(20)
-        return
+    """The job has been sent again: let the run end its step and save. Where it is one of several processes, the others
+    stop after the same step."""
     process.terminate()
     with suppress(subprocess.TimeoutExpired):
-        process.wait(40)
+        process.wait(60)
         return
     process.kill()
 
