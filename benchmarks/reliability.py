@@ -60,15 +60,18 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds")
     parser.add_argument("--table", type=Path, help="write the table into this file too")
     parser.add_argument("--table-only", action="store_true")
+    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import rkd.api  # noqa: F401 - torch and the registry, for the processes that are forked from this one
 
     study = Study(arguments.out)
     if not arguments.table_only:
-        study.prepare()
-        each = -(-arguments.kills // len(METHODS))
-        for method in METHODS:
+        # A script that was started in the background may have inherited that Ctrl-C is ignored.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        study.prepare(arguments.only)
+        each = -(-arguments.kills // len(arguments.only))
+        for method in arguments.only:
             study.kill(method, each, random.Random(f"{arguments.seed} {method} {len(study.lines)}"))
     table = study.table()
     print(table)
@@ -97,7 +100,7 @@ class Study:
         options = [word.format(**teachers) for word in [*METHODS[method], *COMMON]]
         return ["run", *options, "--out", str(self.out), "--name", name]
 
-    def prepare(self) -> None:
+    def prepare(self, methods: list[str]) -> None:
         """The teachers, and the runs that are left alone."""
         small = ["--epochs", "3", "--set", "student.width=16", "--evaluate", "fgsm", "--no-report", "--device", "cpu"]
         for role, loss in (("robust", "trades"), ("clean", "ce")):
@@ -105,7 +108,7 @@ class Study:
                 shutil.rmtree(self.out / f"teacher-{role}", ignore_errors=True)
                 words = ["run", "--loss", loss, *small, "--out", str(self.out), "--name", f"teacher-{role}"]
                 subprocess.run([*RKD, *words], check=True, capture_output=True, env=environment())
-        for method in METHODS:
+        for method in methods:
             if not any(line["what"] == "whole" and line["method"] == method for line in self.lines):
                 shutil.rmtree(self.out / method, ignore_errors=True)
                 started = time.monotonic()

@@ -4,7 +4,7 @@
 
 Trains a tiny student with mtard-anl on digits (two teachers, PGD, adaptive weights, an average of weights, a validation
 and a checkpoint every epoch) and notes the process's resident memory after each step, and every hundred steps how many
-tensors are alive. Prints one line with the growth, fitted over the steps after the first fifth.
+tensors are alive. Prints one line with the means of the quarters and the growth fitted over the second half.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import os
 import platform
 import shutil
 import time
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -31,25 +32,24 @@ STEPS_AN_EPOCH = 21
 
 
 class Sampler:
-    """An extension that notes memory."""
+    """An extension that notes memory, into room that it has from the start."""
 
-    def __init__(self) -> None:
-        self.samples: list[tuple[int, float, float]] = []
+    def __init__(self, steps: int) -> None:
+        self.sizes = array("d", [0.0]) * steps
         self.tensors: list[tuple[int, int]] = []
-        self.started = time.monotonic()
 
     @hookimpl(trylast=True)
     def rkd_after_update(self, run: Any) -> None:
         step = run.epoch * len(run.loader) + run.batch_number + 1
-        self.samples.append((step, resident(), time.monotonic() - self.started))
+        self.sizes[step - 1] = resident()
         if step % 100 == 0:
             gc.collect()
             self.tensors.append((step, sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())))
 
 
 class Soak(Silent):
-    def __init__(self) -> None:
-        self.sampler = Sampler()
+    def __init__(self, steps: int) -> None:
+        self.sampler = Sampler(steps)
 
     def training(self, title: str) -> dict[str, Any]:
         return {"sampler": self.sampler} if title == "student" else {}
@@ -73,6 +73,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2100)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
+    epochs = -(-arguments.steps // STEPS_AN_EPOCH)
     torch.set_num_threads(1)
     keep_freed_memory()
     small = {"reference": "small-cnn", "options": {"width": 8}, "train": {"epochs": 3}}
@@ -83,30 +84,32 @@ def main() -> None:
         "attack": {"steps": 2},
         "extensions": {"ema": {}},
         "batch_size": 64,
-        "epochs": -(-arguments.steps // STEPS_AN_EPOCH),
+        "epochs": epochs,
         "validate": {"steps": 1, "limit": 50},
         "evaluate": {"attacks": ["fgsm"], "limit": 100},
         "device": "cpu",
     }
     shutil.rmtree(arguments.out, ignore_errors=True)
-    soak = Soak()
+    soak = Soak(epochs * STEPS_AN_EPOCH)
+    started = time.monotonic()
     execute(table, load_catalog(), arguments.out, soak)
-    samples, tensors = soak.sampler.samples, soak.sampler.tensors
+    seconds = time.monotonic() - started
+    samples, tensors = list(enumerate(soak.sampler.sizes, 1)), soak.sampler.tensors
     (arguments.out / "memory.json").write_text(json.dumps({"samples": samples, "tensors": tensors}))
-    late = [(step, size) for step, size, _ in samples if step > len(samples) // 5]
-    sizes = [size for _, size in late]
+    parts = [samples[place * len(samples) // 4 :][: len(samples) // 4] for place in range(4)]
+    means = ", ".join(f"{sum(size for _, size in part) / len(part):.1f}" for part in parts)
+    late = samples[len(samples) // 2 :]
     print(
-        f"{len(samples)} steps in {samples[-1][2]:.0f} s; resident memory {sizes[0]:.1f} MiB after {late[0][0]} steps, "
-        f"{sizes[-1]:.1f} MiB at the end (between {min(sizes):.1f} and {max(sizes):.1f}); "
-        f"growth {1024 * slope(late):.3f} KiB a step; live tensors {tensors[0][1]} after 100 steps, "
-        f"{tensors[-1][1]} at the end ({platform.system()} {platform.machine()}, Python {platform.python_version()}, "
-        f"torch {torch.__version__})"
+        f"{len(samples)} steps in {seconds:.0f} s; resident memory, means of the four quarters: {means} MiB; second "
+        f"half: {late[0][1]:.1f} to {late[-1][1]:.1f} MiB, {1024 * slope(late):.3f} KiB a step; live tensors "
+        f"{tensors[0][1]} after 100 steps, {tensors[-1][1]} at the end ({platform.system()} {platform.machine()}, "
+        f"Python {platform.python_version()}, torch {torch.__version__})"
     )
     if arguments.figure:
         draw(samples, arguments.figure)
 
 
-def draw(samples: list[tuple[int, float, float]], path: Path) -> None:
+def draw(samples: list[tuple[int, float]], path: Path) -> None:
     import matplotlib
 
     matplotlib.use("svg")
@@ -114,7 +117,7 @@ def draw(samples: list[tuple[int, float, float]], path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(7, 2.6))
-    steps, sizes, _ = zip(*samples, strict=True)
+    steps, sizes = zip(*samples, strict=True)
     axes.plot(steps, sizes, color="#0072b2", linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel("resident memory, MiB")

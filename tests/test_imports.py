@@ -76,6 +76,7 @@ def test_the_rooms_are_all_there_are() -> None:
         "rkd.core.hookspecs",
         "rkd.core.schedules",
         "rkd.core.errors",
+        "rkd.core.runfolder",
         "rkd.cli",
     ],
 )
