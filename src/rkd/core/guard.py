@@ -74,8 +74,9 @@ class Guard:
 
     def _look(self, batch: Batch) -> Seen:
         run = self.run
-        # The largest absolute value: unlike a sum of squares it is finite if and only if all values are.
-        size = nn.utils.get_total_norm(_floats(run.student.net), norm_type=float("inf"))
+        # The fastest number that no NaN or infinity leaves finite: 2 ms for 11 million weights on one core, 150 for the
+        # largest of them. It overflows for huge finite weights too, so an alarm is checked (`_judge`).
+        size = nn.utils.get_total_norm(_floats(run.student.net))
         loss = run.loss_value.detach().reshape(()).to(size.device)
         flags = torch.stack([loss.isfinite(), size.isfinite()])
         if run.on_nan == "stop" and flags.device.type == "cuda":
@@ -84,9 +85,10 @@ class Guard:
 
     def _judge(self, seen: Seen) -> bool:
         loss_is_fine, weights_are_fine = _arrived(seen.finite).tolist()
-        if loss_is_fine and weights_are_fine:
+        broken = [] if weights_are_fine else self._broken()
+        if loss_is_fine and not broken:
             return True
-        what = self._words(seen, loss_is_fine)
+        what = self._words(seen, loss_is_fine, broken)
         if self.run.on_nan == "skip":
             self._skip(what)
             return False
@@ -96,16 +98,19 @@ class Guard:
             raise RolledBack(what)
         raise TrainingFailed(f"{what}{self._last_good()}. {ADVICE}")
 
-    def _words(self, seen: Seen, loss_is_fine: bool) -> str:
+    def _broken(self) -> list[str]:
+        """Names of weights and running statistics that are not finite."""
+        net = self.run.student.net
+        return [n for n, t in [*net.named_parameters(), *net.named_buffers()] if not finite({n: t.detach()})]
+
+    def _words(self, seen: Seen, loss_is_fine: bool, broken: list[str]) -> str:
         where = f"epoch {seen.epoch}, batch {seen.batch_number}"
         positions = seen.index.tolist()
         images = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
         terms = ", ".join(f"{name} = {float(term.mean()):g}" for name, term in seen.terms.items())
         if not loss_is_fine:
             return f"the loss became {float(seen.loss):g} in {where} ({terms}; images {images} of the training part)"
-        net = self.run.student.net
-        names = [n for n, t in [*net.named_parameters(), *net.named_buffers()] if not finite({n: t.detach()})]
-        which = f": {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else "") if names else ""
+        which = f": {broken[0]}" + (f" and {len(broken) - 1} more" if len(broken) > 1 else "")
         return (
             f"a weight is no longer finite after {where}, though the loss was{which} "
             f"({terms}; images {images} of the training part)"
