@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,9 @@ from .interfaces import Probe
 from .modes import frozen_parameters, running
 from .norm import Router, drop_auxiliary
 from .types import Mode, View
+
+if TYPE_CHECKING:  # the engine copies nets
+    from .engine.searches import Searches
 
 HALF_SCALE = 1024.0
 """What a search's gradients are multiplied with on their way through a net in float16, whose smallest number is 6e-8.
@@ -90,7 +93,8 @@ class NetStudent:
 
     With a `router` the batch norms of `net` are routed by view. `joint` sends several views through one forward;
     it is exact only where no layer mixes samples or every batch norm is routed, which the conversion that sets it
-    has to know. `routed` are the views that do not go through the net's own norms.
+    has to know. `routed` are the views that do not go through the net's own norms. `searches`: runs it faster while it
+    is attacked.
     """
 
     def __init__(
@@ -100,6 +104,7 @@ class NetStudent:
         self.router = router
         self.joint = joint
         self.routed = tuple(routed)
+        self.searches: Searches | None = None
 
     def logits(self, images: Mapping[View, Tensor], mode: Mode) -> dict[View, Tensor]:
         """`(B, K)` per view, in the order of `images`; gradients flow to the weights."""
@@ -114,7 +119,11 @@ class NetStudent:
     def attacked(self, view: View, mode: Mode) -> Iterator[Probe]:
         """Inside, the net runs in `mode` with frozen parameters; yields the net as this view sees it."""
         with running(self.net, mode), frozen_parameters(self.net):
-            yield lambda x: self._forward([(view, len(x))], x)
+            plain: Probe = lambda x: self._forward([(view, len(x))], x)  # noqa: E731
+            if self.searches is None or mode != "eval":
+                yield plain
+            else:
+                yield self.searches.probe(self.net, view if view in self.routed else None, plain)
 
     def deployed(self) -> nn.Module:
         """The net to evaluate and to keep: without auxiliary norms."""

@@ -92,3 +92,20 @@ def drop_auxiliary(net: nn.Module) -> nn.Module:
             del routed.router
             routed.__class__ = type(module).__mro__[2]
     return plain
+
+
+def norm_of(module: nn.Module, view: View | None) -> nn.Module:
+    """The norm that serves `view`, of a routed one; any other module itself."""
+    if isinstance(module, _Routed) and view is not None and view in module.aux:
+        return module.aux[view]
+    return module
+
+
+def as_seen(net: nn.Module, view: View | None) -> nn.Module:
+    """A copy of `net` with plain norms alone: those that serve `view`."""
+    seen = copy.deepcopy(net)
+    for name, module in list(seen.named_modules()):
+        if isinstance(module, _Routed):
+            parent, _, last = name.rpartition(".")
+            setattr(seen.get_submodule(parent), last, norm_of(module, view))
+    return drop_auxiliary(seen)

@@ -7,19 +7,21 @@ attacks spend their time on, decides.
 
 from __future__ import annotations
 
-import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from ..interfaces import Probe
 from ..modes import frozen_parameters, running
+from ..types import View
 from ..windows import Windows
-from .fold import folded, put
+from .fold import put
 from .local import LocalWindows, follows, plan
 from .pieces import InPieces
+from .twin import Twin
 
 SAME = 1e-4
 """Largest deviation of a float32 candidate's logits from the net's, as a share of their size."""
@@ -39,11 +41,17 @@ class Choice:
 
     name: str
     net: nn.Module
+    way: str = "plain"
+    """What `made` calls it."""
     speedup: float = 1.0
     exact: bool = True
     """float32 throughout: the same function up to rounding."""
     windows: Callable[[Tensor], Windows] | None = None
     """Where a changed window of the images is computed faster alone: how to follow images."""
+    refresh: Callable[[], None] = lambda: None
+    """Takes over the weights of the net that was copied. They must not move during a search."""
+    current: Callable[[], bool] = lambda: True
+    """Whether the net that was copied is still made of the same modules."""
 
     def __str__(self) -> str:
         return self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
@@ -72,7 +80,8 @@ class Engine:
             if batches * _questions(attack) < WORTH:
                 return None
             self._nets.append(net)
-            self._known[where] = choose(net, x, bfloat16=self.bfloat16, tell=self.tell)
+            chosen = choose(net, x, bfloat16=self.bfloat16, tell=self.tell)
+            self._known[where] = replace(chosen, windows=followed(chosen, x, self.tell))
         known = self._known[where]
         return None if known.net is net and known.windows is None else known
 
@@ -138,54 +147,61 @@ class _InFloat32(nn.Module):
 
 @torch.inference_mode(False)
 def choose(
-    net: nn.Module, x: Tensor, *, bfloat16: bool = False, budget: float = 2.0,
-    tell: Callable[[str], None] = lambda text: None,
+    net: nn.Module, x: Tensor, *, bfloat16: bool = False, budget: float = 2.0, view: View | None = None,
+    probe: Probe | None = None, tell: Callable[[str], None] = lambda text: None,
 ) -> Choice:  # fmt: skip
     """The fastest way to the logits of `net` in eval mode and to their gradient by the images, for batches like `x`.
 
-    `bfloat16`: also try reduced precision; only a caller that confirms what it finds on the net itself may ask for
-    it. `budget`: seconds to spend on measuring; of a net so slow that it is not enough, the order of the candidates
-    decides. The net is left as it was.
+    `bfloat16`: also try reduced precision; only a caller that confirms what it finds on the net itself, or was asked
+    for reduced precision, may ask for it. `budget`: seconds to spend on measuring; of a net so slow that it is not
+    enough, the order of the candidates decides. `view`, `probe`: a net with routed norms as this view sees it. The
+    net is left as it was.
     """
+    asked: Probe = probe or net
     plain = Choice("plain", net)
     found = [plain]
     with running(net, "eval"), frozen_parameters(net):
-        wanted = _gradient(net, x)
-        for name, twin, exact in _candidates(net, x, bfloat16):
+        wanted = _gradient(asked, x)
+        for candidate in _candidates(net, x, bfloat16, view):
             try:
-                apart = _apart(twin, x, wanted[0])
+                apart = _apart(candidate.net, x, wanted[0])
             except RuntimeError as error:
-                tell(f"{name}: {str(error).splitlines()[0]}")
+                tell(f"{candidate.name}: {str(error).splitlines()[0]}")
                 continue
-            if apart > (SAME if exact else NEAR):
-                tell(f"{name}: its logits are {apart:.1g} off")
+            if apart > (SAME if candidate.exact else NEAR):
+                tell(f"{candidate.name}: its logits are {apart:.1g} off")
                 continue
-            found.append(Choice(name, twin, exact=exact))
+            found.append(candidate)
         # On a CPU a net is slower on many images than on a few (see `pieces`): copies are compared on a few, the best
         # of them in pieces of several sizes.
-        few = x[: PIECES[0]] if x.device.type == "cpu" else x
-        seconds = _race([(choice.net, few) for choice in found], budget)
+        cpu = x.device.type == "cpu"
+        few = x[: PIECES[0]] if cpu else x
+        seconds = _race([(asked, few), *((other.net, few) for other in found[1:])], budget)
         for choice, taken in zip(found, seconds, strict=True):
             tell(f"{choice.name}: {1e6 * taken:.0f} us an image")
         best = found[min(range(len(found)), key=lambda place: seconds[place])]
-        sizes = [size for size in PIECES if size < len(x)] if x.device.type == "cpu" else []
-        tries = [(plain.net, x), (best.net, x), *((best.net, x[:size]) for size in sizes)]
-        whole, *seconds = _race(tries, budget)
+        way = asked if best is plain else best.net
+        sizes = [size for size in PIECES if cpu and size < len(x) and _alone(way, x, size)]
+        whole, *seconds = _race([(asked, x), (way, x), *((way, x[:size]) for size in sizes)], budget)
     taken = min(seconds)
     for size, time_taken in zip([len(x), *sizes], seconds, strict=True):
         tell(f"{best.name}, {size} at a time: {1e6 * time_taken:.0f} us an image, plain {1e6 * whole:.0f}")
     chosen = plain
     if taken <= MARGIN * whole:
         place = seconds.index(taken)
-        chosen = Choice(best.name, best.net, whole / taken, best.exact)
+        chosen = replace(best, speedup=whole / taken)
         if place:
-            size = sizes[place - 1]
-            chosen = replace(chosen, name=_name(best.name, f"{size} at a time"), net=InPieces(best.net, size))
-    return replace(chosen, windows=_followed(chosen, x, tell))
+            chosen = in_pieces(chosen, sizes[place - 1])
+    return chosen
 
 
-def _followed(choice: Choice, x: Tensor, tell: Callable[[str], None]) -> Callable[[Tensor], Windows] | None:
-    """How to follow windows of images, if that is exact and pays."""
+def in_pieces(choice: Choice, size: int) -> Choice:
+    """The same, asked about `size` images at a time."""
+    return replace(choice, name=_name(choice.name, f"{size} at a time"), net=InPieces(choice.net, size))
+
+
+def followed(choice: Choice, x: Tensor, tell: Callable[[str], None]) -> Callable[[Tensor], Windows] | None:
+    """How to follow windows of images like `x (B, C, H, W)`, if that is exact and pays."""
     if not choice.exact or x.device.type != "cpu" or x.ndim != 4:
         return None
     net: nn.Module = choice.net
@@ -210,27 +226,42 @@ def _followed(choice: Choice, x: Tensor, tell: Callable[[str], None]) -> Callabl
     return lambda images: LocalWindows(choice.net, images, how)
 
 
-def _candidates(net: nn.Module, x: Tensor, bfloat16: bool) -> list[tuple[str, nn.Module, bool]]:
-    """Name, copy and whether it is float32."""
-    found: list[tuple[str, nn.Module, bool]] = []
-
-    def twin(base: nn.Module) -> nn.Module:
-        return copy.deepcopy(base).eval().requires_grad_(False)
-
-    merged = folded(net, x[:2])
+def _candidates(net: nn.Module, x: Tensor, bfloat16: bool, view: View | None = None) -> list[Choice]:
+    """Copies of the net that may be faster."""
+    ways = ["folded", "folded, channels last"]
+    ways += ["folded, bfloat16", "folded, bfloat16, channels last"] if bfloat16 else []
+    found: list[Choice] = []
     try:
-        base, how = (twin(net), "") if merged is None else (merged, "folded")
-        if merged is not None:
-            found.append((how, merged, True))
-        found.append((_name(how, "channels last"), InLayout(twin(base)), True))
-        if bfloat16:
-            arch, mean, std = _parts(base)
-            half = InBfloat16(twin(arch), mean, std)
-            found.append((_name(how, "bfloat16"), half, False))
-            found.append((_name(how, "bfloat16, channels last"), InLayout(twin(half)), False))
+        for way in ways:
+            found.append(made(way, net, x, view))
     except Exception:  # a module that cannot be copied or converted runs as it is
         return found
-    return found
+    return [choice for choice in found if choice.name]
+
+
+def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choice:
+    """The copy of `net` that is called so; without its parts that are the net's own. `x (B, ...)`: what it takes.
+
+    Raises whatever a module raises that cannot be copied.
+    """
+    twin = Twin(net, x[:2], view)
+    copied, names = twin.net, ["folded"] if twin.pairs else []
+    if "bfloat16" in way:
+        arch, mean, std = _parts(copied)
+        copied = InBfloat16(arch, mean, std)
+        names.append("bfloat16")
+    if "channels last" in way:
+        copied = InLayout(copied)
+        names.append("channels last")
+    twin.refresh()  # a layer that stays in float32 went through bfloat16
+    return Choice(_name(*names), copied.eval(), way, exact="bfloat16" not in way, refresh=twin.refresh, current=twin.current)
+
+
+def _alone(net: Probe, x: Tensor, size: int) -> bool:
+    """Whether `net` says of a few images what it says of them among others."""
+    with torch.no_grad():
+        few, many = net(x[:size]), net(x)[:size]
+    return float((few - many).abs().max()) <= SAME * float(many.abs().max().clamp_(min=1e-6))
 
 
 def _parts(net: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
@@ -248,7 +279,7 @@ def _name(*parts: str) -> str:
     return ", ".join(part for part in parts if part)
 
 
-def _gradient(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+def _gradient(net: Probe, x: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and the gradient of a number made of them by the images."""
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -259,14 +290,14 @@ def _gradient(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     return logits.detach(), gradient
 
 
-def _apart(twin: nn.Module, x: Tensor, logits: Tensor) -> float:
+def _apart(twin: Probe, x: Tensor, logits: Tensor) -> float:
     other, gradient = _gradient(twin, x)
     if other.shape != logits.shape or not bool(other.isfinite().all() & gradient.isfinite().all()):
         return float("inf")
     return float((other - logits).abs().max() / logits.abs().max().clamp_(min=1e-6))
 
 
-def _race(tries: list[tuple[nn.Module, Tensor]], budget: float) -> list[float]:
+def _race(tries: Sequence[tuple[Probe, Tensor]], budget: float) -> list[float]:
     """Seconds an image, the fastest of a few rounds of each, in turn: all else that the machine does only slows it."""
     best = [float("inf")] * len(tries)
     started = time.perf_counter()

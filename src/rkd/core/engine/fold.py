@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import copy
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -29,27 +30,36 @@ _NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 def folded(net: nn.Module, example: Tensor) -> nn.Module | None:
     """A frozen copy of `net` in eval mode with its batch norms folded, or None where there is nothing to fold.
 
-    `example (B, ...)`: what the net takes. Pairs are found by watching it run: a batch norm whose input is the very
-    output of a layer that ran once, and which nothing else looks at. A net whose way depends on the images could do
-    otherwise on others: the caller has to compare copy and net on what it has (`rkd.core.engine.choose` does).
+    `example (B, ...)`: what the net takes. See `foldable` for what is folded.
     """
-    pairs = _pairs(net, example)
+    pairs = foldable(net, example)
     if not pairs:
         return None
     try:
         twin = copy.deepcopy(net)
     except Exception:  # whatever a stranger's module does when it is copied: it runs as it is
         return None
-    twin.eval().requires_grad_(False)
-    modules = dict(twin.named_modules())
-    for layer_name, norm_name in pairs:
-        _merge(modules[layer_name], modules[norm_name])
-        put(twin, norm_name, nn.Identity())
+    fold(twin.eval().requires_grad_(False), pairs)
     return twin
 
 
-def _pairs(net: nn.Module, example: Tensor) -> list[tuple[str, str]]:
-    """Names of the layers with a batch norm behind them, and of these norms."""
+def fold(net: nn.Module, pairs: Sequence[tuple[str, str]]) -> None:
+    """Fold the norms of `pairs`, of which `foldable` gives the names, in place."""
+    for layer_name, norm_name in pairs:
+        layer = net.get_submodule(layer_name)
+        weight, bias = merged(layer, net.get_submodule(norm_name))
+        layer.weight = nn.Parameter(weight, requires_grad=False)
+        layer.bias = nn.Parameter(bias, requires_grad=False)
+        put(net, norm_name, nn.Identity())
+
+
+def foldable(net: nn.Module, example: Tensor) -> list[tuple[str, str]]:
+    """Names of the layers with a batch norm behind them, and of these norms.
+
+    Pairs are found by watching the net run on `example (B, ...)`: a batch norm whose input is the very output of a
+    layer that ran once, and which nothing else looks at. A net whose way depends on the images could do otherwise on
+    others: the caller has to compare copy and net on what it has (`rkd.core.engine.choose` does).
+    """
     made: dict[int, tuple[str, Tensor]] = {}
     runs: Counter[str] = Counter()
     found: list[tuple[str, str]] = []
@@ -72,9 +82,9 @@ def _pairs(net: nn.Module, example: Tensor) -> list[tuple[str, str]]:
 
     handles = []
     for name, module in net.named_modules():
-        if type(module) in _LAYERS and _plain(module):
+        if type(module) in _LAYERS and plain(module):
             handles.append(module.register_forward_hook(layer_ran(name)))
-        elif type(module) in _NORMS and _plain(module) and module.track_running_stats:
+        elif type(module) in _NORMS and plain(module) and module.track_running_stats:
             handles.append(module.register_forward_hook(norm_ran(name)))
     uses = _Uses()
     try:
@@ -135,7 +145,7 @@ _ATTRIBUTES = {
 }
 
 
-def _plain(module: nn.Module) -> bool:
+def plain(module: nn.Module) -> bool:
     """Whether nothing but the module's own forward runs when it is called."""
     return not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
@@ -143,23 +153,23 @@ def _plain(module: nn.Module) -> bool:
     )  # fmt: skip
 
 
-def _merge(layer: nn.Module, norm: nn.Module) -> None:
+def merged(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Weight and bias of the layer with the norm behind it folded into them."""
     assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
     assert norm.running_mean is not None and norm.running_var is not None
     # In float64: one rounding at the end instead of one after each operation.
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     if norm.weight is not None:
-        scale = scale * norm.weight.double()
+        scale = scale * norm.weight.detach().double()
     shift = -norm.running_mean.double() * scale
     if norm.bias is not None:
-        shift = shift + norm.bias.double()
-    weight: Tensor = layer.weight  # type: ignore[assignment]
+        shift = shift + norm.bias.detach().double()
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator, assignment]
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     if bias is not None:
-        shift = shift + bias.double() * scale
+        shift = shift + bias.detach().double() * scale
     wide = scale.reshape(-1, *[1] * (weight.ndim - 1))
-    layer.weight = nn.Parameter((weight.double() * wide).to(weight.dtype), requires_grad=False)
-    layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=False)
+    return (weight.double() * wide).to(weight.dtype), shift.to(weight.dtype)
 
 
 def put(net: nn.Module, name: str, module: nn.Module) -> None:

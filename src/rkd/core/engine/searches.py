@@ -1,0 +1,114 @@
+"""How a student in training runs while it is attacked: chosen once by measuring, and kept."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..interfaces import Probe
+from ..types import View
+from .choose import NEAR, SAME, WORTH, Choice, _apart, _gradient, choose, in_pieces, made
+
+WAYS = {"folded": "folded", "channels-last": "folded, channels last"}
+"""What can be asked for by name; under reduced precision in bfloat16."""
+
+
+class Searches:
+    """Gives each search on a student in eval mode a copy of its net that runs faster.
+
+    `kind`: `auto` measures, where the run is long enough for it to pay, `plain` is the net itself, a name of WAYS
+    that way unmeasured. `queries`: gradients of a batch that the run will ask for. `machine`: what a choice depends on
+    besides net and batch. `recall(key)`, `keep(key, what)`: where choices are remembered, so that a continued run goes
+    on as it began.
+    """
+
+    def __init__(
+        self, kind: str = "auto", *, queries: int = 0, machine: str = "", tell: Callable[[str], None] = lambda text: None,
+        recall: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
+        keep: Callable[[str, dict[str, Any]], None] = lambda key, what: None,
+    ) -> None:  # fmt: skip
+        self.kind, self.queries, self.machine, self.tell = kind, queries, machine, tell
+        self.recall, self.keep = recall, keep
+        self._known: dict[tuple[View | None, torch.Size, str], Choice] = {}
+
+    def probe(self, net: nn.Module, view: View | None, plain: Probe) -> Probe:
+        """`net` for one search, as the routed norms of `view` make it; `plain` is the same without the engine."""
+        dtype = getattr(net, "autocast", None)
+        if self.kind == "plain" or (self.kind == "auto" and self.queries < WORTH) or dtype is torch.float16:
+            return plain
+        return _Search(self, net, view, plain)
+
+    def choices(self) -> list[str]:
+        """What was chosen, in words, for the manifest."""
+        return sorted({str(choice) for choice in self._known.values()})
+
+    def choice(self, net: nn.Module, view: View | None, plain: Probe, x: Tensor) -> Choice:
+        """The way to run `net` on images like `x`, with the weights it has now."""
+        where = (view, x.shape[1:], x.device.type)
+        known = self._known.get(where)
+        if known is None or not known.current():
+            known = self._known[where] = self._choose(net, view, plain, x)
+        known.refresh()
+        return known
+
+    def known(self, view: View | None) -> Choice | None:
+        """What was chosen for a view, if it is one thing."""
+        found = [choice for (seen, *_), choice in self._known.items() if seen == view]
+        return found[0] if len(found) == 1 else None
+
+    @torch.inference_mode(False)
+    def _choose(self, net: nn.Module, view: View | None, plain: Probe, x: Tensor) -> Choice:
+        half = getattr(net, "autocast", None) is torch.bfloat16
+        if self.kind != "auto":
+            return self._made(WAYS[self.kind], None, net, view, plain, x, half)
+        key = hashlib.sha256(repr((self.machine, net, view, x.shape, x.device.type, half)).encode()).hexdigest()[:24]
+        before = self.recall(key)
+        if before is not None:
+            way, piece = str(before.get("way", "")), before.get("piece")
+            if way == "plain":
+                return Choice("plain", net)
+            return self._made(way, piece if isinstance(piece, int) else None, net, view, plain, x, half)
+        found = choose(net, x, bfloat16=half, view=view, probe=plain, tell=self.tell)
+        self.tell(f"searches: {found}")
+        self.keep(key, {"way": found.way, "piece": getattr(found.net, "piece", None), "speedup": found.speedup})
+        return found
+
+    def _made(
+        self, way: str, piece: int | None, net: nn.Module, view: View | None, plain: Probe, x: Tensor, half: bool
+    ) -> Choice:
+        """A way that nobody measures now, if it is the same function."""
+        if half and "bfloat16" not in way:
+            way = way.replace("folded", "folded, bfloat16")
+        try:
+            found = made(way, net, x, view)
+            apart = _apart(found.net, x, _gradient(plain, x)[0])
+        except Exception as error:  # whatever a stranger's module does when it is copied: it runs as it is
+            self.tell(f"{way}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            return Choice("plain", net)
+        if apart > (SAME if found.exact else NEAR):
+            self.tell(f"{way}: its logits are {apart:.1g} off; the net runs as it is")
+            return Choice("plain", net)
+        return in_pieces(found, piece) if piece else found
+
+
+class _Search:
+    """The net in one search. Who it is, is known when the first images come."""
+
+    def __init__(self, searches: Searches, net: nn.Module, view: View | None, plain: Probe) -> None:
+        self._searches, self._net, self._view, self._plain = searches, net, view, plain
+        self._asked: Probe | None = None
+        self._shape = torch.Size()
+        known = searches.known(view)
+        self.piece: int | None = getattr(known.net, "piece", None) if known else None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self._asked is None or x.shape[1:] != self._shape:
+            chosen = self._searches.choice(self._net, self._view, self._plain, x.detach())
+            self._asked = self._plain if chosen.net is self._net else chosen.net
+            self._shape = x.shape[1:]
+            self.piece = getattr(chosen.net, "piece", None)
+        return self._asked(x)
