@@ -18,11 +18,12 @@ from rkd.core.errors import Refused, RkdError, WeightsError
 from rkd.core.nets import Net
 from rkd.core.runfolder import RunFolder
 from rkd.registry.build import build_net
+from rkd.registry.cache import cache_folder
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.execute import Silent, execute
 from rkd.registry.foreign import settle_normalization
 from rkd.registry.resolve import Plan, resolve
-from rkd.registry.teachers import Found, cache_folder, find_teachers, prepare
+from rkd.registry.teachers import Found, find_teachers, prepare
 
 CATALOG = load_catalog()
 QUICK = {"model": "small-cnn", "width": 4}

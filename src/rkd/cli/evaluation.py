@@ -18,6 +18,7 @@ from rkd.core.runfolder import RunFolder
 from rkd.core.search import rehearse
 from rkd.core.transfer import transfer_matrix
 from rkd.registry.build import choose_device
+from rkd.registry.cache import cache_folder
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import assignments, merge, parse, read_recipe
 from rkd.registry.evaluation import curve_attack
@@ -25,7 +26,6 @@ from rkd.registry.evaluation import evaluate_net as run_attacks
 from rkd.registry.foreign import settle_normalization
 from rkd.registry.load import load_file, load_run
 from rkd.registry.resolve import Plan, resolve
-from rkd.registry.teachers import cache_folder
 
 from .interrupts import Interrupts
 from .progress import Display

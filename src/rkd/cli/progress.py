@@ -129,6 +129,9 @@ class Display:
     def message(self, text: str) -> None:
         self.terminal.message(text)
 
+    def detail(self, text: str) -> None:
+        self.terminal.detail(text)
+
     def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None:
         for line in cost_lines(title, run, card, seconds):
             self.terminal.message(line, wrap=True)

@@ -49,6 +49,11 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
     help="Inside the nets: fp32 (the default), bf16, fp16 (GPUs); auto: bf16 on GPUs that have it.",
 )
 @click.option(
+    "--engine",
+    type=click.Choice(["auto", "plain", "folded", "channels-last"]),
+    help="How the attacked student runs: auto (the default) measures, plain is the net as it is.",
+)
+@click.option(
     "--on-nan",
     type=click.Choice(["stop", "skip", "rollback"]),
     help="A loss or weight that is not finite: stop (the default), skip the batch, or go back an epoch.",

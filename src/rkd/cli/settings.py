@@ -61,7 +61,7 @@ def option_table(options: Mapping[str, Any]) -> Table:
              "objective": "objective.name", "lr": "optimizer.lr"}  # fmt: skip
     for option, key in plain.items():
         put(key, options[option])
-    values = ("epochs", "batch_size", "grad_accumulation", "sync_bn", "seed", "device", "precision", "on_nan")
+    values = ("epochs", "batch_size", "grad_accumulation", "sync_bn", "seed", "device", "precision", "engine", "on_nan")
     for option in values:
         put(option, options[option])
     if options["student"] is not None:

@@ -11,7 +11,7 @@ import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -107,5 +107,5 @@ def as_seen(net: nn.Module, view: View | None) -> nn.Module:
     for name, module in list(seen.named_modules()):
         if isinstance(module, _Routed):
             parent, _, last = name.rpartition(".")
-            setattr(seen.get_submodule(parent), last, norm_of(module, view))
+            setattr(seen.get_submodule(parent), last, norm_of(cast(nn.Module, module), view))
     return drop_auxiliary(seen)

@@ -22,6 +22,7 @@ from rkd.core.trainer import Run, Validation, run_hooks
 
 from .catalog import Catalog
 from .config import RunConfig
+from .engine import attach
 from .resolve import Plan
 
 
@@ -61,7 +62,7 @@ def build(
         rules = config.validate_
         validation = Validation(held_out, plan.validation_attack, rules.every, rules.limit, rules.select)
     schedule = parse_schedule(config.optimizer.schedule)
-    return Run(
+    run = Run(
         student=student,
         loss=plan.loss,
         loader=Loader(train, config.batch_size, config.seed, plan.augments, device, ranks, config.data.workers),
@@ -86,6 +87,8 @@ def build(
         sync_bn=config.sync_bn,
         scaler=torch.amp.GradScaler(device.type, enabled=net.autocast is torch.float16),
     )
+    attach(run, plan)
+    return run
 
 
 def choose_device(name: str) -> torch.device:

@@ -153,9 +153,11 @@ class RunConfig(_Section):
     """A whole run. A component set to `false` is taken out; a teacher that would take longer than
     `prepare_minutes` to prepare is refused. `grad_accumulation`: in how many parts the gradient of a batch is
     computed; `batch_size` stays the samples of one step of the optimiser, of all processes together. `sync_bn`: batch
-    norm over the samples of all processes. `on_nan`: what to do about a step whose loss or weights are not finite:
-    `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half the learning rate.
-    `teacher_cache`: `auto` asks teachers about clean images once where no augmentation changes them."""
+    norm over the samples of all processes. `engine`: how the student runs while it is attacked: `auto` measures copies
+    with folded batch norms in several layouts, `plain` is the net as it is. `on_nan`: what to do about a step whose
+    loss or weights are not finite: `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half
+    the learning rate. `teacher_cache`: `auto` asks teachers about clean images once where no augmentation changes
+    them."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -166,6 +168,7 @@ class RunConfig(_Section):
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     teacher_cache: Literal["auto", "off"] = "auto"
+    engine: Literal["auto", "plain", "folded", "channels-last"] = "auto"
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
     student: StudentConfig = Field(default_factory=StudentConfig)
     data: DataConfig = Field(default_factory=DataConfig)

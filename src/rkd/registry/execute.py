@@ -25,7 +25,7 @@ from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.fitting import parts_that_fit
 from rkd.core.journal import Journal, fingerprint
 from rkd.core.layout import restore as as_kept
-from rkd.core.nets import Net
+from rkd.core.nets import Net, NetStudent
 from rkd.core.outcomes import Evaluation
 from rkd.core.remember import remembering
 from rkd.core.runfolder import RunFolder
@@ -36,6 +36,7 @@ from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
 from .alone import alone
 from .build import build
 from .catalog import Catalog
+from .engine import remember
 from .evaluation import evaluate_net
 from .resolve import Plan, resolve
 from .resume import before_of, differences
@@ -47,6 +48,9 @@ class Reporter(Protocol):
 
     def message(self, text: str) -> None:
         """One line for the user."""
+
+    def detail(self, text: str) -> None:
+        """One line for a user who wants to know more."""
 
     def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None:
         """What a training will cost, just before it starts."""
@@ -62,6 +66,8 @@ class Silent:
     """A reporter that says nothing."""
 
     def message(self, text: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
 
     def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None: ...
 
@@ -129,6 +135,7 @@ def execute(
     text = plan.config.text()
     folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
     folder = run.folder = folder if ranks.first else folder.readable()
+    remember(run, folder.path, ranks.first, reporter.detail)
     with ExitStack() as stack:
         ranks.once(lambda: stack.enter_context(alone(folder)))
         manifest = _manifest(plan, catalog, run) | {"cost": _cost(card), "teachers": _weights_of(found)}
@@ -146,6 +153,7 @@ def execute(
             status = "interrupted" if stopped else f"failed: {type(error).__name__}: {error}"
             _try_manifest(folder, manifest | {"status": status, "seconds": time.perf_counter() - started})
             raise
+        manifest |= {"engine": _engine(run)}
         folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})
         folder.prune()
     run.hooks.hook.rkd_run_end(run=run, results=results)
@@ -352,6 +360,12 @@ def _manifest(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
         "command": sys.argv,
         "launch": run.ranks.launch,
     }
+
+
+def _engine(run: Run) -> list[str]:
+    """How the student ran while it was attacked."""
+    searches = run.student.searches if isinstance(run.student, NetStudent) else None
+    return (searches.choices() if searches else []) or ["plain"]
 
 
 def _tf32(device: torch.device) -> dict[str, bool]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -27,6 +26,7 @@ from rkd.core.nets import Net, NetTeacher
 from rkd.core.runfolder import RunFolder
 
 from .build import build_net, choose_device, choose_precision
+from .cache import cache_folder
 from .catalog import Catalog
 from .config import Table, TeacherConfig, merge, parse, read_recipe
 from .foreign import check_fits, from_sources, normalize
@@ -64,13 +64,6 @@ LARGE = 10_000_000
 def find_teachers(plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE) -> list[Found]:
     """All teachers of a plan, on the device. Nothing is prepared yet. Raises RkdError, WeightsError."""
     return [_find(reference, plan, catalog, reporter, ranks) for reference in plan.teachers]
-
-
-def cache_folder() -> Path:
-    """`RKD_CACHE`, else `$XDG_CACHE_HOME/rkd`, else `~/.cache/rkd`."""
-    if "RKD_CACHE" in os.environ:
-        return Path(os.environ["RKD_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rkd"
 
 
 def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE) -> Found:

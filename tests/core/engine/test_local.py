@@ -157,7 +157,8 @@ def test_square_finds_the_same_in_windows(catalog: Catalog, monkeypatch) -> None
         return LocalWindows(net, images, how)
 
     monkeypatch.setattr(module, "WORTH", 0)
-    monkeypatch.setattr(module, "choose", lambda net, x, **k: Choice("plain", net, windows=follow))
+    monkeypatch.setattr(module, "choose", lambda net, x, **k: Choice("plain", net))
+    monkeypatch.setattr(module, "followed", lambda choice, x, tell: follow)
     found = evaluate(net, split, plans, threat=threat, engine=Engine())
     assert asked
     assert 0 < plain.accuracy("square") < 1

@@ -77,7 +77,7 @@ class Engine:
             return None
         where = (id(net), tuple(x.shape[1:]), x.device.type)
         if where not in self._known:
-            if batches * _questions(attack) < WORTH:
+            if batches * questions(attack) < WORTH:
                 return None
             self._nets.append(net)
             chosen = choose(net, x, bfloat16=self.bfloat16, tell=self.tell)
@@ -86,7 +86,7 @@ class Engine:
         return None if known.net is net and known.windows is None else known
 
 
-def _questions(attack: object) -> int:
+def questions(attack: object) -> int:
     """Roughly how many gradients a search takes."""
     count = 1
     for name in ("steps", "targets", "restarts"):
@@ -254,7 +254,9 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
         copied = InLayout(copied)
         names.append("channels last")
     twin.refresh()  # a layer that stays in float32 went through bfloat16
-    return Choice(_name(*names), copied.eval(), way, exact="bfloat16" not in way, refresh=twin.refresh, current=twin.current)
+    return Choice(
+        _name(*names), copied.eval(), way, exact="bfloat16" not in way, refresh=twin.refresh, current=twin.current
+    )
 
 
 def _alone(net: Probe, x: Tensor, size: int) -> bool:

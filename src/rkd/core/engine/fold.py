@@ -164,7 +164,7 @@ def merged(layer: nn.Module, norm: nn.Module) -> tuple[Tensor, Tensor]:
     shift = -norm.running_mean.double() * scale
     if norm.bias is not None:
         shift = shift + norm.bias.detach().double()
-    weight: Tensor = layer.weight.detach()  # type: ignore[operator, assignment]
+    weight: Tensor = layer.weight.detach()  # type: ignore[operator]
     bias: Tensor | None = layer.bias  # type: ignore[assignment]
     if bias is not None:
         shift = shift + bias.detach().double() * scale

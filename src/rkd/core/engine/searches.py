@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..interfaces import Probe
 from ..types import View
 from .choose import NEAR, SAME, WORTH, Choice, _apart, _gradient, choose, in_pieces, made
+from .fold import plain as untouched
 
 WAYS = {"folded": "folded", "channels-last": "folded, channels last"}
 """What can be asked for by name; under reduced precision in bfloat16."""
@@ -27,13 +28,18 @@ class Searches:
     """
 
     def __init__(
-        self, kind: str = "auto", *, queries: int = 0, machine: str = "", tell: Callable[[str], None] = lambda text: None,
+        self, kind: str = "auto", *, queries: int = 0, machine: str = "",
+        tell: Callable[[str], None] = lambda text: None,
         recall: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
         keep: Callable[[str, dict[str, Any]], None] = lambda key, what: None,
     ) -> None:  # fmt: skip
         self.kind, self.queries, self.machine, self.tell = kind, queries, machine, tell
         self.recall, self.keep = recall, keep
         self._known: dict[tuple[View | None, torch.Size, str], Choice] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Searches:
+        """A copied student, as of a dry step, is another net, and runs as it is."""
+        return Searches("plain")
 
     def probe(self, net: nn.Module, view: View | None, plain: Probe) -> Probe:
         """`net` for one search, as the routed norms of `view` make it; `plain` is the same without the engine."""
@@ -48,6 +54,8 @@ class Searches:
 
     def choice(self, net: nn.Module, view: View | None, plain: Probe, x: Tensor) -> Choice:
         """The way to run `net` on images like `x`, with the weights it has now."""
+        if not all(untouched(module) for module in net.modules()):  # a hook may do anything, now and not later
+            return Choice("plain", net)
         where = (view, x.shape[1:], x.device.type)
         known = self._known.get(where)
         if known is None or not known.current():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..nets import Net
 from ..norm import as_seen, norm_of
 from ..types import View
-from .fold import fold, foldable, merged, plain
+from .fold import fold, foldable, merged
 
 
 class Twin:
@@ -46,8 +46,8 @@ class Twin:
         self._modules = self._signature()
 
     def current(self) -> bool:
-        """Whether the original consists of the same modules as when it was copied, and of nothing but them."""
-        return self._signature() == self._modules and all(plain(module) for module in self.original.modules())
+        """Whether the original consists of the same modules as when it was copied."""
+        return self._signature() == self._modules
 
     @torch.no_grad()
     def refresh(self) -> None:

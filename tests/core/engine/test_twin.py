@@ -1,0 +1,215 @@
+"""A student's faster copy is its net at every search: the same logits, gradients and images, and never behind."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from rkd.core.engine import searches as module
+from rkd.core.engine.choose import Choice, made
+from rkd.core.engine.searches import Searches
+from rkd.core.engine.twin import Twin
+from rkd.core.nets import Net, NetStudent
+from rkd.core.norm import Router, add_auxiliary
+from rkd.core.step import AttackPlan, Step
+from rkd.core.types import Batch, ThreatModel
+from rkd.plugins.attacks.pgd import Pgd
+from rkd.plugins.objectives.ce import ce
+from rkd.registry.catalog import Catalog
+from rkd.testing import untouched
+
+X = torch.rand(24, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+Y = torch.arange(24) % 10
+LINF = ThreatModel("Linf", 8 / 255, 2 / 255)
+
+
+def student_of(catalog: Catalog, name: str = "resnet8") -> NetStudent:
+    net = Net(catalog.create("model", name, {})((3, 16, 16), 10), [0.5] * 3, [0.25] * 3)
+    train(net)
+    return NetStudent(net)
+
+
+def train(net: nn.Module, steps: int = 3) -> None:
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
+    net.train()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(net(X), Y).backward()
+        optimizer.step()
+
+
+def attacked(student: NetStudent, view: str = "adv", steps: int = 10) -> torch.Tensor:
+    batch = Batch(X, Y, torch.arange(len(X)))
+    plan = AttackPlan(Pgd(steps=steps), ce)
+    return Step(batch, student, attacks={view: plan}, threat=LINF).image(view)
+
+
+def close(student: NetStudent, searches: Searches, view: str = "adv") -> None:
+    """The engine's logits and images are the plain net's. Of nets that have hardly been trained many a gradient is next
+    to nothing, and its sign rounding: a trained one is looked at more strictly below."""
+    student.searches = None
+    expected = attacked(student, view)
+    student.searches = searches
+    with untouched(student.net):
+        found = attacked(student, view)
+    assert float((found == expected).float().mean()) > 0.95
+    logits = student.net.eval()(X).detach()
+    with student.attacked(view, "eval") as probe:
+        other = probe(X).detach()
+    if not student.routed:
+        assert float((other - logits).abs().max() / logits.abs().max()) < 1e-4
+
+
+@pytest.mark.parametrize("kind", ["folded", "channels-last"])
+@pytest.mark.parametrize("name", ["resnet8", "small-cnn", "mobilenetv2", "wrn10-1", "preact-resnet18"])
+def test_images_are_the_plain_nets_while_weights_move(catalog: Catalog, name: str, kind: str) -> None:
+    student = student_of(catalog, name)
+    searches = Searches(kind)
+    close(student, searches)
+    choice = searches.known(None)
+    assert choice is not None and "folded" in choice.name
+    train(student.net, 2)
+    close(student, searches)
+    student.net.load_state_dict(student_of(catalog, name).net.state_dict())
+    close(student, searches)
+    assert searches.known(None) is choice, "brought up to date, not made again"
+
+
+def test_weights_that_are_replaced_are_seen(catalog: Catalog) -> None:
+    student, searches = student_of(catalog), Searches("folded")
+    close(student, searches)
+    for parameter in student.net.parameters():
+        parameter.data = parameter.data * 1.1
+    first = next(m for m in student.net.modules() if isinstance(m, nn.Conv2d))
+    first.weight = nn.Parameter(first.weight.detach() * 0.5)
+    close(student, searches)
+
+
+def test_a_net_that_changes_its_modules_is_copied_again(catalog: Catalog) -> None:
+    student, searches = student_of(catalog), Searches("folded")
+    close(student, searches)
+    before = searches.known(None)
+    student.net.arch.linear = nn.Linear(64, 10)
+    close(student, searches)
+    assert searches.known(None) is not before
+    before = searches.known(None)
+    handle = student.net.arch.conv1.register_forward_hook(lambda module, x, output: output * 1.1)
+    close(student, searches)
+    handle.remove()
+    close(student, searches)
+    assert searches.known(None) is before, "while there is a hook the net runs as it is"
+
+
+def test_routed_norms_have_a_copy_for_each_view(catalog: Catalog) -> None:
+    student = student_of(catalog)
+    router = Router()
+    add_auxiliary(student.net, ["adv"], router)
+    student = NetStudent(student.net, router, routed=["adv"])
+    with torch.no_grad():
+        for name, parameter in student.net.named_parameters():
+            if ".aux." in name:
+                parameter.add_(0.3)
+    searches = Searches("folded")
+    close(student, searches)
+    close(student, searches, view="weak")
+    images = []
+    for view in ("adv", "weak"):
+        images.append(attacked(student, view))
+    assert not torch.equal(*images), "each view its own norms"
+    with student.attacked("adv", "eval") as probe:
+        plain = student._forward([("adv", len(X))], X)
+        torch.testing.assert_close(probe(X), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_pieces_are_whole_searches(catalog: Catalog, monkeypatch) -> None:
+    """Asked a few images at a time, as an engine may choose."""
+    student = student_of(catalog)
+    kept: dict[str, Any] = {}
+    searches = Searches(
+        "auto", queries=10**6, recall=lambda key: {"way": "folded", "piece": 5, "speedup": 2.0}, keep=kept.__setitem__
+    )
+    close(student, searches)
+    assert str(searches.known(None)) == "folded, 5 at a time" and not kept
+    expected = attacked(student, steps=10)
+    sizes: list[int] = []
+    chosen = searches.known(None)
+    chosen.net.net.register_forward_pre_hook(lambda module, x: sizes.append(len(x[0])))
+    assert torch.equal(attacked(student, steps=10), expected)
+    assert sizes[0] == 24 and set(sizes[1:]) == {4, 5} and len(sizes) == 1 + 9 * 5, "the first question in one go"
+
+
+def test_what_was_measured_is_kept(catalog: Catalog, monkeypatch) -> None:
+    student = student_of(catalog)
+    calls = []
+
+    def measured(net, x, **options):
+        calls.append(options)
+        return made("folded", net, x)
+
+    monkeypatch.setattr(module, "choose", measured)
+    kept: dict[str, Any] = {}
+    searches = Searches("auto", queries=10**6, recall=kept.get, keep=kept.__setitem__)
+    close(student, searches)
+    close(student, searches)
+    assert len(calls) == 1 and len(kept) == 1
+    again = Searches("auto", queries=10**6, recall=kept.get, keep=kept.__setitem__)
+    close(student, again)
+    assert len(calls) == 1, "recalled, not measured"
+    assert again.choices() == ["folded"]
+
+
+def test_the_net_itself_where_a_copy_would_not_do(catalog: Catalog, monkeypatch) -> None:
+    student = student_of(catalog)
+    told: list[str] = []
+    plain = lambda x: student.net(x)  # noqa: E731
+    assert Searches("plain").probe(student.net, None, plain) is plain
+    assert Searches("auto", queries=10).probe(student.net, None, plain) is plain, "over before measuring has paid"
+    assert isinstance(copy.deepcopy(Searches("folded")).kind, str) and copy.deepcopy(Searches("folded")).kind == "plain"
+
+    class Uncopied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = student.net
+
+        def __deepcopy__(self, memo):
+            raise TypeError("not this one")
+
+        def forward(self, x):
+            return self.net(x)
+
+    other = NetStudent(Uncopied(), None)
+    other.searches = Searches("folded", tell=told.append)
+    assert attacked(other).shape == X.shape
+    assert told and "not this one" in told[0]
+
+    def wrong(way, net, x, view=None):
+        return Choice("folded", nn.Sequential(copy.deepcopy(student.net), nn.Softmax(1)), "folded")
+
+    monkeypatch.setattr(module, "made", wrong)
+    told.clear()
+    student.searches = Searches("folded", tell=told.append)
+    found = attacked(student)
+    student.searches = None
+    assert torch.equal(found, attacked(student)) and "off" in told[0]
+
+
+def test_train_mode_searches_use_the_net(catalog: Catalog) -> None:
+    student = student_of(catalog)
+    student.searches = Searches("folded")
+    with student.attacked("adv", "frozen") as probe:
+        probe(X)
+    assert student.searches.known(None) is None
+
+
+def test_a_refreshed_copy_allocates_no_new_weights(catalog: Catalog) -> None:
+    net = student_of(catalog).net
+    twin = Twin(net, X[:2])
+    before = [p.data_ptr() for p in twin.net.parameters()]
+    train(net, 1)
+    twin.refresh()
+    assert [p.data_ptr() for p in twin.net.parameters()] == before
+    assert not any(p.requires_grad for p in twin.net.parameters())
