@@ -6,12 +6,12 @@ import contextlib
 import json
 import platform
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import rkd
 from rkd.core.engine.choose import questions
 from rkd.core.engine.searches import Searches
 from rkd.core.errors import RkdError
@@ -75,7 +75,7 @@ def remember(run: Run, folder: Path, first: bool, tell: Callable[[str], None]) -
 
 def _machine(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor()} {_cpu()}"
-    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, rkd {rkd.__version__}"
+    return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, rkd {version('rkd-toolkit')}"
 
 
 def _cpu() -> str:

@@ -187,7 +187,7 @@ def test_the_net_itself_where_a_copy_would_not_do(catalog: Catalog, monkeypatch)
     assert told and "not this one" in told[0]
 
     def wrong(way, net, x, view=None):
-        return Choice("folded", nn.Sequential(copy.deepcopy(student.net), nn.Softmax(1)), "folded")
+        return Choice("folded", nn.Sequential(copy.deepcopy(student.net), nn.Softmax(1)), way="folded")
 
     monkeypatch.setattr(module, "made", wrong)
     told.clear()

@@ -41,8 +41,6 @@ class Choice:
 
     name: str
     net: nn.Module
-    way: str = "plain"
-    """What `made` calls it."""
     speedup: float = 1.0
     exact: bool = True
     """float32 throughout: the same function up to rounding."""
@@ -52,6 +50,8 @@ class Choice:
     """Takes over the weights of the net that was copied. They must not move during a search."""
     current: Callable[[], bool] = lambda: True
     """Whether the net that was copied is still made of the same modules."""
+    way: str = "plain"
+    """What `made` calls it."""
 
     def __str__(self) -> str:
         return self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
@@ -255,7 +255,7 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
         names.append("channels last")
     twin.refresh()  # a layer that stays in float32 went through bfloat16
     return Choice(
-        _name(*names), copied.eval(), way, exact="bfloat16" not in way, refresh=twin.refresh, current=twin.current
+        _name(*names), copied.eval(), exact="bfloat16" not in way, way=way, refresh=twin.refresh, current=twin.current
     )
 
 
