@@ -209,7 +209,9 @@ def stop(
         if kind == "Ctrl-C twice" and wait(pid, 0.05) is None:
             os.kill(pid, signal.SIGINT)
         code = wait(pid, 120)
-        return None, code
+        out.seek(0)
+        # A process that was at its very end may not have noticed: that is no kill.
+        return (code, out.read()[-2000:]) if code == 0 else (None, code)
 
 
 def forked(words: list[str], out: IO[str]) -> int:
