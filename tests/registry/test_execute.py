@@ -172,6 +172,25 @@ def test_it_goes_on_exactly_from_within_an_epoch(finished, tmp_path: Path) -> No
         assert {k: v for k, v in line.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
 
 
+def test_it_goes_on_exactly_with_teachers_and_everything_that_adapts(finished, tmp_path: Path) -> None:
+    """Answers of teachers that are kept between epochs are made anew, and are the same."""
+    teachers = [{"role": role, "reference": str(finished[0])} for role in ("robust", "clean")]
+    mine = table(
+        loss={"name": "mtard-anl"}, teachers=teachers, extensions={"ema": {"decay": 0.5}}, grad_accumulation=2,
+        student={"model": "small-cnn", "width": 4, "conversions": {"aux-bn": {}}},
+    )  # fmt: skip
+    execute(mine, CATALOG, tmp_path / "whole")
+    with pytest.raises(Stopped):
+        execute(mine, CATALOG, tmp_path / "run", StopsAt(1, 3))
+    execute(tomllib.loads((tmp_path / "run" / "config.toml").read_text()), CATALOG, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    histories = [
+        [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(tmp_path / name).history()]
+        for name in ("run", "whole")
+    ]
+    assert histories[0] == histories[1]
+
+
 def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(Stopped):

@@ -90,7 +90,11 @@ class RegistrationHooks:
 
 
 class RunHooks:
-    """What an extension may listen to."""
+    """What an extension may listen to.
+
+    One with a state has `state_dict()` and `load_state_dict(state)`, as schedulers have. The latter is called before
+    `rkd_run_start` where a run goes on, and amid the training where `--on-nan rollback` goes back.
+    """
 
     @hookspec
     def rkd_run_start(self, run: Run) -> None:
