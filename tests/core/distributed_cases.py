@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from test_gradients import CATALOG, Balanced, TwoTerms
 
+from rkd.core.checkpoint import save_state
 from rkd.core.data import Loader
 from rkd.core.distributed import ALONE, Ranks, join, leave
+from rkd.core.errors import Stopped
 from rkd.core.evaluate import evaluate
+from rkd.core.hookspecs import hookimpl
 from rkd.core.journal import Journal
 from rkd.core.nets import NetStudent
+from rkd.core.state import copied
 from rkd.core.step import AttackPlan
 from rkd.core.trainer import Run, Validation, fit, update
 from rkd.plugins.augments.mixup import Mixup
@@ -85,6 +90,26 @@ def trainings(ranks: Ranks) -> dict[str, Any]:
     return found
 
 
+class StopsInTheSecondEpoch:
+    """Asks one process to stop; all have to."""
+
+    @hookimpl
+    def rkd_stop(self, run: Run) -> bool:
+        return (run.epoch, run.done) == (1, 2) and run.ranks.rank == run.ranks.size - 1
+
+
+def to_be_continued(ranks: Ranks, **settings: Any) -> Run:
+    return a_run(ranks, TwoTerms(), schedulers={"s": CATALOG.create("scheduler", "anl")}, epochs=3, **settings)
+
+
+def interrupted(ranks: Ranks) -> dict[str, Any]:
+    """The state of a run that was stopped within an epoch."""
+    run = to_be_continued(ranks, extensions={"stop": StopsInTheSecondEpoch()})
+    with suppress(Stopped):
+        fit(run)
+    return copied(run.state())
+
+
 def evaluations(ranks: Ranks, folder: Path) -> dict[str, Any]:
     net = tiny_net()
     attacks = {"one": AttackPlan(OneStep(), cross_entropy), "none": AttackPlan(lambda x, target: x, cross_entropy)}
@@ -105,7 +130,8 @@ def plain(result: Any) -> dict[str, Any]:
 
 
 def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
-    return trainings(ranks) | {"evaluations": evaluations(ranks, folder)}
+    found = trainings(ranks) | {"uninterrupted": end(to_be_continued(ranks))}
+    return found | {"interrupted": interrupted(ranks)["student"], "evaluations": evaluations(ranks, folder)}
 
 
 if __name__ == "__main__":
@@ -114,4 +140,6 @@ if __name__ == "__main__":
     assert these is not ALONE
     folder = Path(sys.argv[1])
     torch.save(everything(these, folder), folder / f"{these.rank}.pt")
+    if (state := interrupted(these)) and these.first:
+        save_state(folder / "state.safetensors", state)
     leave(these)

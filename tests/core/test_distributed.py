@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 import torch
-from distributed_cases import METHODS, everything
+from distributed_cases import METHODS, end, everything, to_be_continued
 from torch import Tensor
 
+from rkd.core.checkpoint import load_state
 from rkd.core.distributed import ALONE, Ranks, join
 
 PROCESSES = 4
@@ -27,9 +28,13 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("many")
+
+
+@pytest.fixture(scope="module")
+def many(folder: Path) -> list[dict[str, Any]]:
     """What each process found."""
-    folder = tmp_path_factory.mktemp("many")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
     script = str(Path(__file__).with_name("distributed_cases.py"))
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
@@ -57,6 +62,7 @@ def close(one: Any, other: Any, where: str, rtol: float = 1e-4, atol: float = 1e
 
 CASES = [f"{kind} {method}" for kind in ("linear", "sync") for method in METHODS] + [
     "schedulers, 1 parts", "schedulers, 2 parts", "awp and ema", "mixup", "clipped", "auxiliary norms", "validation",
+    "uninterrupted", "interrupted",
 ]  # fmt: skip
 
 
@@ -71,6 +77,16 @@ def test_all_processes_end_alike(many: list[dict[str, Any]]) -> None:
         assert many[rank].keys() == many[0].keys()
         for case in many[0]:
             close(many[0][case], many[rank][case], f"process {rank}, {case}", 0, 0)
+
+
+def test_one_process_goes_on_where_four_stopped(
+    folder: Path, alone: dict[str, Any], many: list[dict[str, Any]]
+) -> None:
+    run = to_be_continued(ALONE)
+    state = load_state(folder / "state.safetensors")
+    assert (state["epoch"], state["done"]) == (1, 2)
+    run.load_state(state)
+    close(alone["uninterrupted"], end(run), "continued")
 
 
 def test_own_statistics_are_not_those_of_one_process(alone: dict[str, Any], many: list[dict[str, Any]]) -> None:

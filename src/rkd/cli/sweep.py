@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
@@ -154,19 +154,28 @@ class _Here:
         return {name: why for name, future in work.items() if (why := future.result()) is not None}
 
     def _one(self, point: Point) -> str | None:
+        log = self.folder / f"{point.name}.log"
+        with open(log, "ab") as output:
+            if not self._alone(output, point):
+                return "stopped"
+            return self._started(point, log, output)
+
+    def _started(self, point: Point, log: Path, output: BinaryIO) -> str | None:
+        from rkd.registry.sweep import state_of
+
+        if state_of(self.folder / point.name) == "finished":  # by whom this one has waited for
+            return None
         words = self.sweep.words(point, self.folder)
         words += [word for file in self.app.files for word in ("--plugin", file)]
         start = [sys.executable, "-m"]
         if self.processes > 1:
             start += ["torch.distributed.run", "--standalone", "--nproc-per-node", str(self.processes), "-m"]
-        log = self.folder / f"{point.name}.log"
         began = time.monotonic()
         with self.lock:
             if self.stopped:
                 return "stopped"
             slot = self.slots.pop()
-            with open(log, "ab") as output:
-                process = subprocess.Popen([*start, "rkd", *words], stdout=output, stderr=output, env=self._env(slot))
+            process = subprocess.Popen([*start, "rkd", *words], stdout=output, stderr=output, env=self._env(slot))
             self.running[point.name] = process
         code = process.wait()
         with self.lock:
@@ -178,6 +187,25 @@ class _Here:
 
         self.app.terminal.message(f"{point.name}: done in {duration(time.monotonic() - began)}")
         return None
+
+    def _alone(self, output: BinaryIO, point: Point) -> bool:
+        """Wait until no other process writes this log: the run of a sweep that was killed may outlive it. A lock on an
+        open file is the child's as well, and ends with the last of them. False: stopped meanwhile."""
+        try:
+            import fcntl
+        except ImportError:
+            return True  # not on Windows: the run itself refuses to be carried out twice
+        told = False
+        while not self.stopped:
+            try:
+                fcntl.flock(output, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            except OSError:
+                if not told:
+                    self.app.terminal.message(f"{point.name}: waiting for another process that is at it")
+                told = True
+                time.sleep(0.5)
+        return False
 
     def _env(self, slot: int) -> Mapping[str, str]:
         environment = dict(os.environ)
