@@ -224,7 +224,9 @@ def measure(row: str, jobs: dict[str, dict[str, Any]], rounds: int, out: Path) -
 
 
 def start(job: dict[str, Any]) -> subprocess.Popen[str]:
-    environment = dict(os.environ, OMP_NUM_THREADS=str(job["threads"]))
+    # A cache of its own: what the engine once chose on a busy machine shall not come back.
+    cache = str(Path(job["images"]).with_name("cache"))
+    environment = dict(os.environ, OMP_NUM_THREADS=str(job["threads"]), RKD_CACHE=cache)
     command = [sys.executable, __file__, "--worker", json.dumps(job)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
