@@ -1,39 +1,44 @@
 """rkd's `autoattack` beside pyautoattack, on the same net and the same images, in turn: docs/results/autoattack.md.
 
-    python benchmarks/autoattack.py RUN [RUN ...] [--data-dir DATA] [--samples 1000] [--chunk 125]
+    python benchmarks/autoattack.py RUN [RUN ...] [--data-dir DATA] [--samples 1000] [--chunk 125] [--engine auto]
 
 RUN are finished runs of `rkd run`. Each chunk of images is attacked by pyautoattack, by rkd and once more by
-pyautoattack with another seed, so that all three meet the same state of the machine. Finished chunks are kept in --out
-and not done again. Writes the table to --table (a Markdown file).
+pyautoattack with another seed, so that all three meet the same state of the machine. The two packages live in a process
+of their own each, started as their users would start them: the `rkd` command sets the memory allocator, a script that
+calls pyautoattack does not. Finished chunks are kept in --out and not done again. Writes the table of all runs and
+engines there to --table (a Markdown file).
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import multiprocessing
 import platform
 import statistics
 import time
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from pyautoattack import AutoAttack as Theirs
-from torch import Tensor, nn
+from torch import Tensor
 
 import rkd
 from rkd.api import attack_plan, catalog
+from rkd.core import allocator
 from rkd.core.engine.choose import Engine
 from rkd.core.evaluate import choose, evaluate
 from rkd.core.measures import interval
 from rkd.core.runfolder import RunFolder
-from rkd.core.types import ThreatModel
 from rkd.registry.config import read_recipe
 from rkd.registry.load import load_run
 from rkd.registry.resolve import load_data, parse
 
+ENGINES = ("plain", "auto", "bfloat16")
 OURS, THEIRS, AGAIN = "rkd", "pyautoattack", "pyautoattack, another seed"
 
 
@@ -45,7 +50,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=125)
     parser.add_argument("--out", type=Path, default=Path("runs/autoattack"))
     parser.add_argument("--table", type=Path, default=Path("docs/results/autoattack.md"))
-    parser.add_argument("--engine", choices=["auto", "bfloat16", "plain"], default="auto")
+    parser.add_argument("--engine", choices=ENGINES, default="auto")
     parser.add_argument("--table-only", action="store_true", help="attack nothing: the table of the chunks there are")
     arguments = parser.parse_args()
     if not arguments.table_only:
@@ -55,57 +60,100 @@ def main() -> None:
 
 
 def measure(run: Path, arguments: argparse.Namespace) -> None:
-    loaded = load_run(run, catalog())
-    config = read_recipe(RunFolder(run).config)
-    if arguments.data_dir:
-        config["data"]["dir"] = arguments.data_dir
-    data = load_data(parse({"data": config["data"]}), catalog())
-    threat = loaded.card.threat
+    _, data = loaded(run, arguments.data_dir)
     positions = choose(len(data.test), arguments.samples)
+    numbers = [n for n in range(-(-len(positions) // arguments.chunk)) if not chunk_file(arguments, run, n).is_file()]
+    if not numbers:
+        return
+    parts = positions.split(arguments.chunk)
+    with worker(theirs, run, arguments) as their_package, worker(ours, run, arguments) as this_one:
+        for number in numbers:
+            part = parts[number]
+            found: dict[str, Any] = {"machine": machine()}
+            for name, ask, seed in ((THEIRS, their_package, 0), (OURS, this_one, 0), (AGAIN, their_package, 1)):
+                ask.send((part.tolist(), seed))
+                found[name] = ask.recv()
+                right, seconds = found[name]["right"], found[name]["seconds"]
+                print(f"{run.name} {number}: {name} {sum(right)} of {len(part)}, {seconds:.1f} s", flush=True)
+            path = chunk_file(arguments, run, number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(found))
+
+
+Attack = Callable[[Tensor, int], dict[str, Any]]
+"""Of the samples at these positions, with this seed: which withstand, and more."""
+
+
+@contextmanager
+def worker(make: Callable[..., Attack], run: Path, arguments: argparse.Namespace) -> Iterator[Connection]:
+    """A process that attacks what it is sent, with what `make` makes."""
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=work, args=(make, run, arguments, there), daemon=True)
+    process.start()
+    there.close()
+    try:
+        yield here
+    finally:
+        here.close()
+        process.join()
+
+
+def work(make: Callable[..., Attack], run: Path, arguments: argparse.Namespace, questions: Connection) -> None:
+    attack = make(run, arguments)
+    while True:
+        try:
+            part, seed = questions.recv()
+        except EOFError:
+            return
+        started = time.perf_counter()
+        found = attack(torch.tensor(part), seed)
+        questions.send(found | {"seconds": time.perf_counter() - started})
+
+
+def loaded(run: Path, data_dir: str | None) -> tuple[Any, Any]:
+    config = read_recipe(RunFolder(run).config)
+    if data_dir:
+        config["data"]["dir"] = data_dir
+    return load_run(run, catalog()), load_data(parse({"data": config["data"]}), catalog())
+
+
+def theirs(run: Path, arguments: argparse.Namespace) -> Attack:
+    """The package as it is: version standard, the net in eval mode with frozen weights."""
+    from pyautoattack import AutoAttack as Theirs
+
+    subject, data = loaded(run, arguments.data_dir)
+    net, threat = subject.net, subject.card.threat
+
+    def attack(part: Tensor, seed: int) -> dict[str, Any]:
+        x, y = data.test.images(part), data.test.labels[part]
+        it = Theirs(net, norm=threat.norm, eps=threat.eps, seed=seed, device="cpu")
+        x_adv, _ = it.run_standard_evaluation(x, y, batch_size=len(x))
+        with torch.no_grad():
+            return {"right": ((net(x).argmax(1) == y) & (net(x_adv).argmax(1) == y)).tolist()}
+
+    return attack
+
+
+def ours(run: Path, arguments: argparse.Namespace) -> Attack:
+    """As `rkd eval --attack autoattack` does it."""
+    allocator.keep_freed_memory()
+    subject, data = loaded(run, arguments.data_dir)
     # One engine for the whole run, as in an evaluation: it measures once.
     engine = None
     if arguments.engine != "plain":
         engine = Engine(lambda text: print(f"  {text}", flush=True), bfloat16=arguments.engine == "bfloat16")
-    for number, part in enumerate(positions.split(arguments.chunk)):
-        path = chunk_file(arguments, run, number)
-        if path.is_file():
-            continue
-        x, y = data.test.images(part), data.test.labels[part]
-        found: dict[str, Any] = {"machine": machine()}
-        attacks = {
-            THEIRS: partial(theirs, loaded.net, x, y, threat, 0),
-            OURS: partial(ours, loaded.net, data.test, part, threat, engine),
-            AGAIN: partial(theirs, loaded.net, x, y, threat, 1),
-        }
-        for name, attack in attacks.items():
-            right, seconds, about = timed(attack)
-            found[name] = {"right": right.tolist(), "seconds": seconds} | about
-            print(f"{run.name} {number}: {name} {int(right.sum())} of {len(part)}, {seconds:.1f} s", flush=True)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(found))
-
-
-def timed(attack: Callable[[], tuple[Tensor, dict[str, Any]]]) -> tuple[Tensor, float, dict[str, Any]]:
-    started = time.perf_counter()
-    right, about = attack()
-    return right, time.perf_counter() - started, about
-
-
-def theirs(net: nn.Module, x: Tensor, y: Tensor, threat: ThreatModel, seed: int) -> tuple[Tensor, dict[str, Any]]:
-    """Which samples withstand the package as it is: version standard, the net in eval mode with frozen weights."""
-    attack = Theirs(net, norm=threat.norm, eps=threat.eps, seed=seed, device="cpu")
-    x_adv, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
-    with torch.no_grad():
-        return (net(x).argmax(1) == y) & (net(x_adv).argmax(1) == y), {}
-
-
-def ours(
-    net: nn.Module, split: Any, part: Tensor, threat: ThreatModel, engine: Engine | None
-) -> tuple[Tensor, dict[str, Any]]:
     plans = {"autoattack": attack_plan("autoattack")}
-    result = evaluate(net, split, plans, threat=threat, positions=part, batch_size=len(part), engine=engine)
-    outcome = result.outcomes["autoattack"]
-    return outcome.right, {"clean": result.clean.tolist(), "engine": outcome.about["engine"]}
+
+    def attack(part: Tensor, seed: int) -> dict[str, Any]:
+        result = evaluate(
+            subject.net, data.test, plans, threat=subject.card.threat, positions=part, batch_size=len(part),
+            engine=engine, seed=seed,
+        )  # fmt: skip
+        outcome = result.outcomes["autoattack"]
+        return {"right": outcome.right.tolist(), "clean": result.clean.tolist(), "engine": outcome.about["engine"]}
+
+    return attack
 
 
 def chunk_file(arguments: argparse.Namespace, run: Path, number: int) -> Path:
@@ -116,8 +164,9 @@ def write(arguments: argparse.Namespace) -> None:
     head = "| net | engine | samples | clean | pyautoattack | another seed | rkd | verdicts equal | of another seed | times as fast |"  # noqa: E501
     lines = [head, "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     about: dict[str, Any] = {}
-    for run in arguments.runs:
-        chunks = [json.loads(path.read_text()) for path in sorted(chunk_file(arguments, run, 0).parent.glob("*.json"))]
+    for run, engine in itertools.product(arguments.runs, ENGINES):
+        folder = arguments.out / f"{run.name}-{engine}"
+        chunks = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
         if chunks:
             about = chunks[0]["machine"]
             lines.append(row(run, chunks))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from rkd.core.allocator import keep_freed_memory
 from rkd.core.data import ArraySplit, Dataset, Split
 from rkd.core.distributed import join
 from rkd.core.engine.choose import Engine
@@ -79,8 +80,9 @@ def evaluate(
     else the data set's, else Linf 8/255; `eps` changes its radius. The module is left as it was.
     `rounded`: also the accuracy after rounding adversarial images to 8 bits. `checks`: what to look for before the
     numbers are believed; findings are in `.warnings`, and `full` runs attacks with a known outcome on a few images.
-    `engine`: `auto` lets attacks that confirm what they find (autoattack) search on a faster copy. `journal`: a
-    folder; a killed evaluation that is called again goes on there.
+    `engine`: `auto` lets attacks that confirm what they find (autoattack) search on a faster copy, and lets the C
+    library keep what tensors give back (`rkd.keep_freed_memory`). `journal`: a folder; a killed evaluation that is
+    called again goes on there.
     Raises `rkd.RkdError`, `rkd.DataError` for images, labels, radii or nets that are none.
     """
     split: Split
@@ -94,6 +96,8 @@ def evaluate(
     if eps is not None:
         threat = threat.with_eps(eps)
     plans = attacks if isinstance(attacks, Mapping) else {name: attack_plan(name) for name in attacks}
+    if engine == "auto":
+        keep_freed_memory()
     book = Journal(journal) if journal is not None else None
     shared: dict[str, Any] = {"threat": threat, "device": device}
     result = _evaluate(
