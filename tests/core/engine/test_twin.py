@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
+from rkd.core.engine import choose as choosing
 from rkd.core.engine import searches as module
 from rkd.core.engine.choose import Choice, made
 from rkd.core.engine.searches import Searches
@@ -213,3 +215,46 @@ def test_a_refreshed_copy_allocates_no_new_weights(catalog: Catalog) -> None:
     twin.refresh()
     assert [p.data_ptr() for p in twin.net.parameters()] == before
     assert not any(p.requires_grad for p in twin.net.parameters())
+
+
+def test_long_runs_compile(catalog: Catalog, monkeypatch) -> None:
+    """With a compiler of one's own: torch's takes long, and may be missing."""
+    student = student_of(catalog)
+    compiled: list[Any] = []
+
+    def compiler(net, dynamic):
+        def fast(x):
+            compiled.append(tuple(x.shape))
+            return net(x)
+
+        return fast
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(module, "choose", lambda net, x, **k: replace(made("folded", net, x), seconds=0.1))
+    monkeypatch.setattr(choosing, "_race", lambda tries, budget: [1.0, 0.5])
+    kept: dict[str, Any] = {}
+    short = Searches("auto", queries=300)
+    monkeypatch.setattr(module, "LONG", 300 * 24 * 0.1 + 1)
+    close(student, short)
+    assert short.choices() == ["folded"] and not compiled
+    long = Searches("auto", queries=400, keep=kept.__setitem__)
+    close(student, long)
+    assert long.choices() == ["folded, compiled, 2.0 times as fast"] and set(compiled) == {(24, 3, 16, 16)}
+    assert next(iter(kept.values()))["compiled"] is True
+    compiled.clear()
+    again = Searches("auto", queries=400, recall=kept.get)
+    train(student.net, 1)
+    close(student, again)
+    assert again.choices() == ["folded, compiled"] and compiled
+
+    def missing(net, dynamic):
+        def fast(x):
+            raise RuntimeError("no compiler here\nand more")
+
+        return fast
+
+    monkeypatch.setattr(torch, "compile", missing)
+    told: list[str] = []
+    without = Searches("auto", queries=400, tell=told.append)
+    close(student, without)
+    assert without.choices() == ["folded"] and "compiled: no compiler here" in told

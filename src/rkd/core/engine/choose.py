@@ -18,6 +18,7 @@ from ..interfaces import Probe
 from ..modes import frozen_parameters, running
 from ..types import View
 from ..windows import Windows
+from .compiled import Compiled
 from .fold import put
 from .local import LocalWindows, follows, plan
 from .pieces import InPieces
@@ -52,6 +53,8 @@ class Choice:
     """Whether the net that was copied is still made of the same modules."""
     way: str = "plain"
     """What `made` calls it."""
+    seconds: float = 0.0
+    """That the gradient of one image takes, as measured."""
 
     def __str__(self) -> str:
         return self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
@@ -186,10 +189,10 @@ def choose(
     taken = min(seconds)
     for size, time_taken in zip([len(x), *sizes], seconds, strict=True):
         tell(f"{best.name}, {size} at a time: {1e6 * time_taken:.0f} us an image, plain {1e6 * whole:.0f}")
-    chosen = plain
+    chosen = replace(plain, seconds=whole)
     if taken <= MARGIN * whole:
         place = seconds.index(taken)
-        chosen = replace(best, speedup=whole / taken)
+        chosen = replace(best, speedup=whole / taken, seconds=taken)
         if place:
             chosen = in_pieces(chosen, sizes[place - 1])
     return chosen
@@ -257,6 +260,32 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
     return Choice(
         _name(*names), copied.eval(), exact="bfloat16" not in way, way=way, refresh=twin.refresh, current=twin.current
     )
+
+
+def compiled(choice: Choice, x: Tensor, tell: Callable[[str], None]) -> Choice:
+    """The same compiled, for batches like `x`, where that is faster and the same function."""
+    piece = getattr(choice.net, "piece", None)
+    net: nn.Module = choice.net.net if isinstance(choice.net, InPieces) else choice.net
+    few = x[: piece or len(x)]
+    fast = Compiled(net, few.shape)
+    try:
+        apart = _apart(fast, few, _gradient(net, few)[0])
+    except Exception as error:  # no compiler, or whatever else stops it
+        tell(f"compiled: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        return choice
+    before, after = _race([(net, few), (fast, few)], 2.0)
+    tell(f"{choice.name}, compiled: {1e6 * after:.0f} us an image, before {1e6 * before:.0f}, {apart:.1g} off")
+    if apart > (SAME if choice.exact else NEAR) or after > MARGIN * before:
+        return choice
+    return replace(as_compiled(choice, few), speedup=choice.speedup * before / after, seconds=after)
+
+
+def as_compiled(choice: Choice, x: Tensor) -> Choice:
+    """The same compiled for batches, or pieces, like `x`."""
+    name = _name(choice.name, "compiled")
+    if isinstance(choice.net, InPieces):
+        return replace(choice, name=name, net=InPieces(Compiled(choice.net.net, x.shape), choice.net.piece))
+    return replace(choice, name=name, net=Compiled(choice.net, x.shape))
 
 
 def _alone(net: Probe, x: Tensor, size: int) -> bool:

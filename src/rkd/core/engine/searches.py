@@ -11,11 +11,15 @@ from torch import Tensor, nn
 
 from ..interfaces import Probe
 from ..types import View
-from .choose import NEAR, SAME, WORTH, Choice, _apart, _gradient, choose, in_pieces, made
+from .choose import NEAR, SAME, WORTH, Choice, _apart, _gradient, as_compiled, choose, compiled, in_pieces, made
 from .fold import plain as untouched
 
 WAYS = {"folded": "folded", "channels-last": "folded, channels last"}
 """What can be asked for by name; under reduced precision in bfloat16."""
+
+
+LONG = 600.0
+"""Seconds of searching from which on compiling, which takes up to a minute, is tried."""
 
 
 class Searches:
@@ -79,10 +83,17 @@ class Searches:
             way, piece = str(before.get("way", "")), before.get("piece")
             if way == "plain":
                 return Choice("plain", net)
-            return self._made(way, piece if isinstance(piece, int) else None, net, view, plain, x, half)
+            found = self._made(way, piece if isinstance(piece, int) else None, net, view, plain, x, half)
+            if before.get("compiled") is True and found.net is not net:
+                found = as_compiled(found, x[: piece or len(x)])
+            return found
         found = choose(net, x, bfloat16=half, view=view, probe=plain, tell=self.tell)
+        if found.net is not net and self.queries * len(x) * found.seconds > LONG:
+            found = compiled(found, x, self.tell)
         self.tell(f"searches: {found}")
-        self.keep(key, {"way": found.way, "piece": getattr(found.net, "piece", None), "speedup": found.speedup})
+        piece = getattr(found.net, "piece", None)
+        fast = "compiled" in found.name
+        self.keep(key, {"way": found.way, "piece": piece, "compiled": fast, "speedup": found.speedup})
         return found
 
     def _made(

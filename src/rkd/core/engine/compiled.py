@@ -1,0 +1,41 @@
+"""A net compiled by torch.compile: pointwise operations merged into loops of their own. Takes seconds to a minute."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+
+class Compiled(nn.Module):
+    """`net` compiled for images of one shape `(B, C, H, W)`; on others, such as an epoch's last batch, as it is.
+
+    Compilation happens at the first call and raises RuntimeError where there is no compiler. Weights are read at each
+    call, so that they may move.
+    """
+
+    def __init__(self, net: nn.Module, shape: torch.Size) -> None:
+        super().__init__()
+        self.net, self.shape = net, shape
+        self._fast = [torch.compile(net, dynamic=False)]  # in a list: it is the same module, not another one
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape != self.shape:
+            return self.net(x)
+        with _quiet():
+            return self._fast[0](x)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the warning that a machine without a GPU gets at each compilation."""
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
