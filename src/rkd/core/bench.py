@@ -73,10 +73,10 @@ def bench(run: Run, seconds: float = 10.0, least: int = 3) -> Bench:
             advance(watched, run.loader.batch(few, 0), Guard(watched))
 
     few = index[:COUNTED]
+    # On a whole batch first: buffers are made, and the engine chooses by it.
+    step(run)
     with Operations() as counter:
         flops = watch.read(lambda: counter.count, small_step)
-    # Buffers are made, algorithms chosen.
-    step(run)
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
 
