@@ -12,7 +12,6 @@ engines there to --table (a Markdown file).
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import multiprocessing
 import platform
@@ -34,6 +33,7 @@ from rkd.core.engine.choose import Engine
 from rkd.core.evaluate import choose, evaluate
 from rkd.core.measures import interval
 from rkd.core.runfolder import RunFolder
+from rkd.core.types import ThreatModel, fraction
 from rkd.registry.config import read_recipe
 from rkd.registry.load import load_run
 from rkd.registry.resolve import load_data, parse
@@ -47,6 +47,8 @@ def main() -> None:
     parser.add_argument("runs", nargs="+", type=Path)
     parser.add_argument("--data-dir", help="where the runs' data set lies, if it is elsewhere now")
     parser.add_argument("--samples", type=int, default=1000)
+    parser.add_argument("--eps", type=float, help="another radius than the run's")
+    parser.add_argument("--once", action="store_true", help="without another seed of pyautoattack, to save time")
     parser.add_argument("--chunk", type=int, default=125)
     parser.add_argument("--out", type=Path, default=Path("runs/autoattack"))
     parser.add_argument("--table", type=Path, default=Path("docs/results/autoattack.md"))
@@ -69,8 +71,9 @@ def measure(run: Path, arguments: argparse.Namespace) -> None:
     with worker(theirs, run, arguments) as their_package, worker(ours, run, arguments) as this_one:
         for number in numbers:
             part = parts[number]
-            found: dict[str, Any] = {"machine": machine()}
-            for name, ask, seed in ((THEIRS, their_package, 0), (OURS, this_one, 0), (AGAIN, their_package, 1)):
+            found: dict[str, Any] = {"machine": machine(), "net": described(run, arguments)}
+            jobs = [(THEIRS, their_package, 0), (OURS, this_one, 0), (AGAIN, their_package, 1)]
+            for name, ask, seed in jobs[: 2 if arguments.once else 3]:
                 ask.send((part.tolist(), seed))
                 found[name] = ask.recv()
                 right, seconds = found[name]["right"], found[name]["seconds"]
@@ -118,12 +121,17 @@ def loaded(run: Path, data_dir: str | None) -> tuple[Any, Any]:
     return load_run(run, catalog()), load_data(parse({"data": config["data"]}), catalog())
 
 
+def attacker(subject: Any, arguments: argparse.Namespace) -> ThreatModel:
+    threat: ThreatModel = subject.card.threat
+    return threat.with_eps(arguments.eps) if arguments.eps else threat
+
+
 def theirs(run: Path, arguments: argparse.Namespace) -> Attack:
     """The package as it is: version standard, the net in eval mode with frozen weights."""
     from pyautoattack import AutoAttack as Theirs
 
     subject, data = loaded(run, arguments.data_dir)
-    net, threat = subject.net, subject.card.threat
+    net, threat = subject.net, attacker(subject, arguments)
 
     def attack(part: Tensor, seed: int) -> dict[str, Any]:
         x, y = data.test.images(part), data.test.labels[part]
@@ -143,11 +151,11 @@ def ours(run: Path, arguments: argparse.Namespace) -> Attack:
     engine = None
     if arguments.engine != "plain":
         engine = Engine(lambda text: print(f"  {text}", flush=True), bfloat16=arguments.engine == "bfloat16")
-    plans = {"autoattack": attack_plan("autoattack")}
+    plans, threat = {"autoattack": attack_plan("autoattack")}, attacker(subject, arguments)
 
     def attack(part: Tensor, seed: int) -> dict[str, Any]:
         result = evaluate(
-            subject.net, data.test, plans, threat=subject.card.threat, positions=part, batch_size=len(part),
+            subject.net, data.test, plans, threat=threat, positions=part, batch_size=len(part),
             engine=engine, seed=seed,
         )  # fmt: skip
         outcome = result.outcomes["autoattack"]
@@ -157,19 +165,23 @@ def ours(run: Path, arguments: argparse.Namespace) -> Attack:
 
 
 def chunk_file(arguments: argparse.Namespace, run: Path, number: int) -> Path:
-    return arguments.out / f"{run.name}-{arguments.engine}" / f"{arguments.chunk}-{number:04d}.json"
+    return folder(arguments, run, arguments.engine) / f"{arguments.chunk}-{number:04d}.json"
+
+
+def folder(arguments: argparse.Namespace, run: Path, engine: str) -> Path:
+    radius = f"-{arguments.eps:.4g}" if arguments.eps else ""
+    return arguments.out / f"{run.name}-{engine}{radius}"
 
 
 def write(arguments: argparse.Namespace) -> None:
     head = "| net | engine | samples | clean | pyautoattack | another seed | rkd | verdicts equal | of another seed | times as fast |"  # noqa: E501
     lines = [head, "|---|---|---:|---:|---:|---:|---:|---:|---:|---:|"]
     about: dict[str, Any] = {}
-    for run, engine in itertools.product(arguments.runs, ENGINES):
-        folder = arguments.out / f"{run.name}-{engine}"
-        chunks = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    for place in sorted(path for path in arguments.out.iterdir() if path.is_dir()):
+        chunks = [json.loads(path.read_text()) for path in sorted(place.glob("*.json"))]
         if chunks:
             about = chunks[0]["machine"]
-            lines.append(row(run, chunks))
+            lines.append(row(chunks))
     text = (
         arguments.table.read_text() if arguments.table.is_file() else "# AutoAttack\n\n<!-- table -->\n<!-- end -->\n"
     )
@@ -181,7 +193,7 @@ def write(arguments: argparse.Namespace) -> None:
     print("\n".join([*lines, "", machine_line]))
 
 
-def row(run: Path, chunks: list[dict[str, Any]]) -> str:
+def row(chunks: list[dict[str, Any]]) -> str:
     def together(name: str, what: str = "right") -> Tensor:
         return torch.cat([torch.tensor(chunk[name][what]) for chunk in chunks])
 
@@ -189,19 +201,28 @@ def row(run: Path, chunks: list[dict[str, Any]]) -> str:
         low, high = interval(right)
         return f"{100 * float(right.double().mean()):.1f} ({100 * low:.1f} - {100 * high:.1f})"
 
-    card = json.loads((run / "student.json").read_text())
+    def equal(right: Tensor) -> str:
+        return f"{100 * float((reference == right).double().mean()):.1f} %"
+
     ratios = [chunk[THEIRS]["seconds"] / chunk[OURS]["seconds"] for chunk in chunks]
     total = sum(c[THEIRS]["seconds"] for c in chunks) / sum(c[OURS]["seconds"] for c in chunks)
-    reference, found, again = together(THEIRS), together(OURS), together(AGAIN)
-    same, seeds = ((reference == other).double().mean().item() for other in (found, again))
+    reference, found = together(THEIRS), together(OURS)
+    again = together(AGAIN) if all(AGAIN in chunk for chunk in chunks) else None
     engine = statistics.mode(chunk[OURS]["engine"] for chunk in chunks).split(", ")
     cells = [
-        f"{card['model']} {options(card)}on {card['data']}, {card['threat']['norm']} {card['threat']['eps']:.4g}",
-        ", ".join(part for part in engine if "times" not in part),
-        str(len(found)), accuracy(together(OURS, "clean")), accuracy(reference), accuracy(again), accuracy(found),
-        f"{100 * same:.1f} %", f"{100 * seeds:.1f} %", f"{total:.1f} ({min(ratios):.1f} - {max(ratios):.1f})",
+        chunks[0]["net"], ", ".join(part for part in engine if "times" not in part), str(len(found)),
+        accuracy(together(OURS, "clean")), accuracy(reference), "-" if again is None else accuracy(again),
+        accuracy(found), equal(found), "-" if again is None else equal(again),
+        f"{total:.1f} ({min(ratios):.1f} - {max(ratios):.1f})",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def described(run: Path, arguments: argparse.Namespace) -> str:
+    card = json.loads((run / "student.json").read_text())
+    data = Path(card["data"]).name if ":" in card["data"] else card["data"]
+    eps = arguments.eps or card["threat"]["eps"]
+    return f"{card['model']} {options(card)}on {data}, {card['threat']['norm']} {fraction(eps)}"
 
 
 def options(card: dict[str, Any]) -> str:
