@@ -33,13 +33,14 @@ MOST = 2**30
 """Bytes of outputs to keep at most."""
 
 AREA = 64
-DEPTH = 160
-"""Outputs of a convolution, and inputs of each, up to which a matrix product is faster."""
+"""Outputs of a convolution up to which a matrix product is faster."""
 
 _POINTWISE = (
     nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.Hardtanh, nn.LeakyReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU,
     nn.Hardswish, nn.Hardsigmoid, nn.Sigmoid, nn.Tanh, nn.Softplus, nn.Mish, nn.Identity, nn.Dropout, nn.Dropout2d,
 )  # fmt: skip
+_POOLS = (nn.AdaptiveAvgPool2d, nn.AvgPool2d, nn.MaxPool2d)
+_POOL_FUNCTIONS = (F.adaptive_avg_pool2d, F.avg_pool2d, F.max_pool2d)
 _JOINS = (operator.add, operator.iadd, torch.add)
 _ACTIVATIONS = (
     F.relu,
@@ -68,6 +69,8 @@ class _Step:
     cost: float = 0.0
     """Multiplications for one image."""
     kept: bool = False
+    by_plane: bool = False
+    """Of one source, and each plane of it alone."""
 
 
 class Plan:
@@ -167,7 +170,8 @@ def _read(
         return _Step(node, "pointwise", sources, shape, run)
     if same and node.target in _JOINS:
         return _Step(node, "join", sources, shape, run)
-    return _Step(node, "whole", sources, shape, run, cost)
+    pools = type(module) in _POOLS or node.target in _POOL_FUNCTIONS
+    return _Step(node, "whole", sources, shape, run, cost, by_plane=pools and len(sources) == 1)
 
 
 def _called(node: fx.Node) -> Callable[..., Any]:
@@ -212,38 +216,52 @@ def _area(window: Window) -> int:
 
 
 def _cut(planes: Tensor, window: Window) -> Tensor:
-    return planes[:, :, window[0] : window[1], window[2] : window[3]]
+    return planes[..., window[0] : window[1], window[2] : window[3]]
 
 
-def _convolved(conv: Any, planes: Tensor, window: Window) -> Tensor:
-    """The outputs in `window` of a convolution of `planes (B, C, H, W)`."""
+def _cut_kept(kept: Tensor, window: Window) -> Tensor:
+    """The same of what is kept, `(C, H, W, B)`."""
+    return kept[:, window[0] : window[1], window[2] : window[3]]
+
+
+def _images_last(value: Tensor) -> Tensor:
+    return value.permute(1, 2, 3, 0)
+
+
+def _images_first(value: Tensor) -> Tensor:
+    return value.permute(3, 0, 1, 2)
+
+
+def _convolved(conv: Any, kept: Tensor, window: Window) -> Tensor:
+    """The outputs in `window`, `(O, h, w, B)`, of a convolution of `kept (C, H, W, B)`."""
     spans, beyond = [], []
     for axis in (0, 1):
         pad, stride, far = conv.padding[axis], conv.stride[axis], conv.dilation[axis] * (conv.kernel_size[axis] - 1)
         low, high = window[2 * axis] * stride - pad, (window[2 * axis + 1] - 1) * stride - pad + far + 1
-        length = planes.shape[2 + axis]
+        length = kept.shape[1 + axis]
         spans += [max(low, 0), min(high, length)]
         beyond.append((max(-low, 0), max(high - length, 0)))
-    patch = _cut(planes, (spans[0], spans[1], spans[2], spans[3]))
+    patch = _cut_kept(kept, (spans[0], spans[1], spans[2], spans[3]))
     if any(map(any, beyond)):
-        patch = F.pad(patch, (*beyond[1], *beyond[0]))
-    deep = conv.weight[0].numel() > DEPTH
-    if deep or conv.groups > 1 or conv.dilation != (1, 1) or _area(window) > AREA:
-        return F.conv2d(patch, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+        patch = F.pad(patch, (0, 0, *beyond[1], *beyond[0]))
+    if conv.groups > 1 or conv.dilation != (1, 1) or _area(window) > AREA:
+        images = _images_first(patch).contiguous(memory_format=torch.channels_last)
+        found = F.conv2d(images, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
+        return _images_last(found)
     # One matrix product: a convolution takes longer to begin than such a window to compute.
-    spots = patch.permute(0, 2, 3, 1)
     for axis in (0, 1):
-        spots = spots.unfold(1 + axis, conv.kernel_size[axis], conv.stride[axis])
-    spots = spots.permute(0, 1, 2, 4, 5, 3)
-    inputs = spots.reshape(spots.shape[:3].numel(), -1)
-    weight = conv.weight.permute(2, 3, 1, 0).reshape(-1, conv.out_channels)
-    found = inputs @ weight if conv.bias is None else torch.addmm(conv.bias, inputs, weight)
-    return found.view(*spots.shape[:3], -1).permute(0, 3, 1, 2)
+        patch = patch.unfold(1 + axis, conv.kernel_size[axis], conv.stride[axis])
+    shape = (conv.out_channels, *patch.shape[1:4])  # patch: (C, h, w, B, kernel)
+    inputs = patch.permute(0, 4, 5, 1, 2, 3).reshape(conv.weight[0].numel(), -1)
+    weight = conv.weight.reshape(conv.out_channels, -1)
+    found = weight @ inputs if conv.bias is None else torch.addmm(conv.bias.unsqueeze(1), weight, inputs)
+    return found.view(shape)
 
 
 class LocalWindows(Windows):
     """Images whose windows a plan follows. Small windows are computed alone, large ones by the whole net.
 
+    What is kept has the images as its last dimension: the windows of all images then lie in long runs in memory.
     `piece`: how many images the layers behind the followed ones take at once; None: all.
     """
 
@@ -256,14 +274,13 @@ class LocalWindows(Windows):
 
     def settle(self, better: Tensor) -> None:
         super().settle(better)
-        mask = better.view(-1, 1, 1, 1)
         for window, old in self._changed:
-            torch.where(mask, window, old, out=window)
+            torch.where(better, window, old, out=window)
         self._changed = []
 
     def select(self, rows: Tensor) -> None:
         super().select(rows)
-        self._kept = {node: output[rows] for node, output in self._kept.items()}
+        self._kept = {node: output[..., rows] for node, output in self._kept.items()}
 
     def _answer(self, rows: slice, columns: slice) -> Tensor:
         start = (rows.start, rows.stop, columns.start, columns.stop)
@@ -290,8 +307,8 @@ class LocalWindows(Windows):
                 values[step.node] = value
                 if step.kept:
                     if step.node not in self._kept:
-                        self._kept[step.node] = torch.empty_like(value[:1].expand(len(self.x), -1, -1, -1))
-                    self._kept[step.node][part] = value
+                        self._kept[step.node] = value.new_empty(*value.shape[1:], len(self.x))
+                    self._kept[step.node][..., part] = _images_last(value)
 
     def _follow(self, start: Window) -> None:
         """Bring what is kept up to date with a change of the images at `start`."""
@@ -302,16 +319,16 @@ class LocalWindows(Windows):
             if not _area(window):
                 continue
             if step.kind == "input":
-                value = self._plan.before(_cut(self.x, window))
+                value = _images_last(self._plan.before(_cut(self.x, window)))
             elif step.kind == "conv":
                 value = _convolved(step.run, self._kept[step.sources[0]], window)
             elif step.kind == "join":
-                value = step.run(*(_cut(self._kept[source], window) for source in step.sources))
+                value = step.run(*(_cut_kept(self._kept[source], window) for source in step.sources))
             else:
-                value = step.run(values[step.sources[0]])
+                value = _images_last(step.run(_images_first(values[step.sources[0]])))
             values[step.node] = value
             if step.kept:
-                kept = _cut(self._kept[step.node], window)
+                kept = _cut_kept(self._kept[step.node], window)
                 self._changed.append((kept, kept.clone()))
                 kept.copy_(value)
 
@@ -319,12 +336,21 @@ class LocalWindows(Windows):
         """The logits of the images at `rows` from what is kept."""
         values: dict[fx.Node, Any] = {}
         for step in self._plan.steps:
-            if step.kind == "whole":
-                given = [values[source] if source in values else self._kept[source][rows] for source in step.sources]
-                if step.node.op == "output":
-                    return given[0]
-                values[step.node] = step.run(*given)
+            if step.kind != "whole":
+                continue
+            if step.by_plane and step.sources[0] in self._kept:
+                # Planes are planes, whether images or channels come first: so they need no copy.
+                planes = self._kept[step.sources[0]][..., rows].permute(0, 3, 1, 2)
+                values[step.node] = step.run(planes).transpose(0, 1)
+                continue
+            given = [self._value(source, rows, values) for source in step.sources]
+            if step.node.op == "output":
+                return given[0]
+            values[step.node] = step.run(*given)
         raise AssertionError("a net without output")
+
+    def _value(self, source: fx.Node, rows: slice, values: dict[fx.Node, Any]) -> Any:
+        return values[source] if source in values else _images_first(self._kept[source][..., rows]).contiguous()
 
 
 def follows(how: Plan, logits: Probe, x: Tensor, piece: int | None = None) -> tuple[float, float]:
