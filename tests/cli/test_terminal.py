@@ -104,6 +104,7 @@ def test_a_dumb_terminal_gets_lines(screen, monkeypatch: pytest.MonkeyPatch) -> 
 class FakeRun(SimpleNamespace):
     """A run whose losses may be looked at only now and then."""
 
+    done = 0
     looked = 0
 
     @property
