@@ -58,10 +58,14 @@ def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> Non
     assert allocator.keep_freed_memory() is False
 
 
-def test_the_users_own_waiting_policy_stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
-    allocator.wait_passively()
-    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
-    monkeypatch.delenv("OMP_WAIT_POLICY")
-    allocator.wait_passively()
-    assert os.environ.pop("OMP_WAIT_POLICY") == "PASSIVE"
+@pytest.mark.parametrize("name", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT"])
+def test_the_users_own_waiting_policy_stays(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    for each in names:
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, "7")
+    allocator.wait_briefly()
+    assert {each: os.environ.get(each) for each in names} == dict.fromkeys(names) | {name: "7"}
+    monkeypatch.delenv(name)
+    allocator.wait_briefly()
+    assert os.environ.pop("GOMP_SPINCOUNT") == "30000" and "OMP_WAIT_POLICY" not in os.environ

@@ -9,7 +9,7 @@ import sys
 import click
 
 from rkd import __version__
-from rkd.core.allocator import keep_freed_memory, wait_passively
+from rkd.core.allocator import keep_freed_memory, wait_briefly
 
 from . import bench, cite, compare, info, list_plugins, recipes, report, submit, sweep
 from . import eval as evaluate
@@ -45,7 +45,7 @@ for command in (
 
 def main() -> None:
     """The console script."""
-    wait_passively()
+    wait_briefly()
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Unicode shows `?` for a formula's letters; it is no reason to fail.
