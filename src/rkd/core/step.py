@@ -279,6 +279,8 @@ class Step:
                 self._student.attacked(view, mode) as probe,
             ):
                 x = self.batch.x.clone() if self.batch.x.is_inference() else self.batch.x.detach()
+                if prepare := getattr(probe, "prepare", None):
+                    prepare(x)
                 target = StepTarget(self, plan.objective, self._watched(probe, view), noise)
                 x_adv = plan.attack(x, target).detach()
         finally:
@@ -339,14 +341,13 @@ class StepTarget:
         return maker(x) if maker else Asked(self, x)
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.piece is None or len(x) <= self.piece:
-            return self._gradient(x)
         if not self._parts:
             # The first time in one go: what the objective asks of teachers and of other views is then known, and
             # the parts get it from here.
             first = self._gradient(x)
-            positions = torch.arange(len(x), device=x.device)
-            self._parts = [(rows, self.select(positions[rows])) for rows in pieces(len(x), self.piece)]
+            if self.piece is not None and len(x) > self.piece:
+                positions = torch.arange(len(x), device=x.device)
+                self._parts = [(rows, self.select(positions[rows])) for rows in pieces(len(x), self.piece)]
             return first
         found = [part._gradient(x[rows]) for rows, part in self._parts]
         score, gradient = (torch.cat(column) for column in zip(*found, strict=True))

@@ -39,7 +39,7 @@ def attach(run: Run, plan: Plan) -> None:
     steps = run.epochs * -(-len(run.loader.split) // run.loader.batch_size)
     searches = steps * sum(questions(attack.attack) for attack in plan.attacks.values())
     run.student.searches = Searches(
-        plan.config.engine, queries=searches, machine=_machine(run.device),
+        plan.config.engine, queries=searches, machine=f"{_machine(run.device)}, batches of {run.loader.batch_size}",
         recall=lambda key: _read(cache / f"{key}.json"), keep=lambda key, what: _write(cache / f"{key}.json", what),
     )  # fmt: skip
 

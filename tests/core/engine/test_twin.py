@@ -142,6 +142,12 @@ def test_pieces_are_whole_searches(catalog: Catalog, monkeypatch) -> None:
     chosen.net.net.register_forward_pre_hook(lambda module, x: sizes.append(len(x[0])))
     assert torch.equal(attacked(student, steps=10), expected)
     assert sizes[0] == 24 and set(sizes[1:]) == {4, 5} and len(sizes) == 1 + 9 * 5, "the first question in one go"
+    student.searches = Searches("auto", queries=10**6, recall=searches.recall)
+    assert torch.equal(attacked(student, steps=10), expected), "a process's first search is as any other"
+    few = Searches("auto", queries=10**6, recall=searches.recall)
+    few.choice(student.net, None, student.net, X[:3])
+    student.searches = few
+    assert torch.equal(attacked(student, steps=10), expected), "also after a search on fewer images"
 
 
 def test_what_was_measured_is_kept(catalog: Catalog, monkeypatch) -> None:
@@ -240,7 +246,7 @@ def test_long_runs_compile(catalog: Catalog, monkeypatch) -> None:
     long = Searches("auto", queries=400, keep=kept.__setitem__)
     close(student, long)
     assert long.choices() == ["folded, compiled, 2.0 times as fast"] and set(compiled) == {(24, 3, 16, 16)}
-    assert next(iter(kept.values()))["compiled"] is True
+    assert next(iter(kept.values()))["compiled"] == 24
     compiled.clear()
     again = Searches("auto", queries=400, recall=kept.get)
     train(student.net, 1)

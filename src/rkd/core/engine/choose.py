@@ -277,15 +277,15 @@ def compiled(choice: Choice, x: Tensor, tell: Callable[[str], None]) -> Choice:
     tell(f"{choice.name}, compiled: {1e6 * after:.0f} us an image, before {1e6 * before:.0f}, {apart:.1g} off")
     if apart > (SAME if choice.exact else NEAR) or after > MARGIN * before:
         return choice
-    return replace(as_compiled(choice, few), speedup=choice.speedup * before / after, seconds=after)
+    return replace(as_compiled(choice, few.shape), speedup=choice.speedup * before / after, seconds=after)
 
 
-def as_compiled(choice: Choice, x: Tensor) -> Choice:
-    """The same compiled for batches, or pieces, like `x`."""
+def as_compiled(choice: Choice, shape: torch.Size) -> Choice:
+    """The same compiled for batches, or pieces, of this shape."""
     name = _name(choice.name, "compiled")
     if isinstance(choice.net, InPieces):
-        return replace(choice, name=name, net=InPieces(Compiled(choice.net.net, x.shape), choice.net.piece))
-    return replace(choice, name=name, net=Compiled(choice.net, x.shape))
+        return replace(choice, name=name, net=InPieces(Compiled(choice.net.net, shape), choice.net.piece))
+    return replace(choice, name=name, net=Compiled(choice.net, shape))
 
 
 def _alone(net: Probe, x: Tensor, size: int) -> bool:

@@ -27,7 +27,7 @@ class Searches:
 
     `kind`: `auto` measures, where the run is long enough for it to pay, `plain` is the net itself, a name of WAYS
     that way unmeasured. `queries`: gradients of a batch that the run will ask for. `machine`: what a choice depends on
-    besides net and batch. `recall(key)`, `keep(key, what)`: where choices are remembered, so that a continued run goes
+    besides net and images. `recall(key)`, `keep(key, what)`: where choices are remembered, so that a continued run goes
     on as it began.
     """
 
@@ -77,23 +77,26 @@ class Searches:
         half = getattr(net, "autocast", None) is torch.bfloat16
         if self.kind != "auto":
             return self._made(WAYS[self.kind], None, net, view, plain, x, half)
-        key = hashlib.sha256(repr((self.machine, net, view, x.shape, x.device.type, half)).encode()).hexdigest()[:24]
+        # Not the number of images: a continued run may begin with an epoch's last batch, and go on as it was.
+        what = repr((self.machine, net, view, x.shape[1:], x.device.type, half))
+        key = hashlib.sha256(what.encode()).hexdigest()[:24]
         before = self.recall(key)
         if before is not None:
             way, piece = str(before.get("way", "")), before.get("piece")
             if way == "plain":
                 return Choice("plain", net)
             found = self._made(way, piece if isinstance(piece, int) else None, net, view, plain, x, half)
-            if before.get("compiled") is True and found.net is not net:
-                found = as_compiled(found, x[: piece or len(x)])
+            count = before.get("compiled")
+            if isinstance(count, int) and found.net is not net:
+                found = as_compiled(found, torch.Size([count, *x.shape[1:]]))
             return found
         found = choose(net, x, bfloat16=half, view=view, probe=plain, tell=self.tell)
         if found.net is not net and self.queries * len(x) * found.seconds > LONG:
             found = compiled(found, x, self.tell)
         self.tell(f"searches: {found}")
         piece = getattr(found.net, "piece", None)
-        fast = "compiled" in found.name
-        self.keep(key, {"way": found.way, "piece": piece, "compiled": fast, "speedup": found.speedup})
+        count = (piece or len(x)) if "compiled" in found.name else None
+        self.keep(key, {"way": found.way, "piece": piece, "compiled": count, "speedup": found.speedup})
         return found
 
     def _made(
@@ -115,19 +118,23 @@ class Searches:
 
 
 class _Search:
-    """The net in one search. Who it is, is known when the first images come."""
+    """The net in one search. How it runs is settled by `prepare`, before the first question, or by that question."""
 
     def __init__(self, searches: Searches, net: nn.Module, view: View | None, plain: Probe) -> None:
         self._searches, self._net, self._view, self._plain = searches, net, view, plain
         self._asked: Probe | None = None
         self._shape = torch.Size()
-        known = searches.known(view)
-        self.piece: int | None = getattr(known.net, "piece", None) if known else None
+        self.piece: int | None = None
+
+    def prepare(self, x: Tensor) -> None:
+        """Choose, or take over the weights, for images like `x`."""
+        chosen = self._searches.choice(self._net, self._view, self._plain, x.detach())
+        self._asked = self._plain if chosen.net is self._net else chosen.net
+        self._shape = x.shape[1:]
+        self.piece = getattr(chosen.net, "piece", None)
 
     def __call__(self, x: Tensor) -> Tensor:
         if self._asked is None or x.shape[1:] != self._shape:
-            chosen = self._searches.choice(self._net, self._view, self._plain, x.detach())
-            self._asked = self._plain if chosen.net is self._net else chosen.net
-            self._shape = x.shape[1:]
-            self.piece = getattr(chosen.net, "piece", None)
+            self.prepare(x)
+        assert self._asked is not None
         return self._asked(x)
