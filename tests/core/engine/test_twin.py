@@ -159,6 +159,10 @@ def test_what_was_measured_is_kept(catalog: Catalog, monkeypatch) -> None:
         return made("folded", net, x)
 
     monkeypatch.setattr(module, "choose", measured)
+    short = Searches("auto", queries=400)
+    close(student, short)
+    assert not calls and short.choices() == ["plain"], "a short run's numbers do not hang on measured times"
+    monkeypatch.setattr(module, "SHORT", 0)
     kept: dict[str, Any] = {}
     searches = Searches("auto", queries=10**6, recall=kept.get, keep=kept.__setitem__)
     close(student, searches)
@@ -236,6 +240,8 @@ def test_long_runs_compile(catalog: Catalog, monkeypatch) -> None:
         return fast
 
     monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(module, "SHORT", 0)
+    monkeypatch.setattr(module, "_race", lambda tries, budget: [1.0])
     monkeypatch.setattr(module, "choose", lambda net, x, **k: replace(made("folded", net, x), seconds=0.1))
     monkeypatch.setattr(choosing, "_race", lambda tries, budget: [1.0, 0.5])
     kept: dict[str, Any] = {}

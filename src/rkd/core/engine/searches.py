@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from ..interfaces import Probe
 from ..types import View
-from .choose import NEAR, SAME, WORTH, Choice, _apart, _gradient, as_compiled, choose, compiled, in_pieces, made
+from .choose import NEAR, SAME, WORTH, Choice, _apart, _gradient, _race, as_compiled, choose, compiled, in_pieces, made
 from .fold import plain as untouched
 
 WAYS = {"folded": "folded", "channels-last": "folded, channels last"}
 """What can be asked for by name; under reduced precision in bfloat16."""
 
 
+SHORT = 120.0
+"""Seconds of searching below which the net runs as it is: a short run's numbers shall not hang on measured times."""
 LONG = 600.0
 """Seconds of searching from which on compiling, which takes up to a minute, is tried."""
 
@@ -90,6 +92,12 @@ class Searches:
             if isinstance(count, int) and found.net is not net:
                 found = as_compiled(found, torch.Size([count, *x.shape[1:]]))
             return found
+        (seconds,) = _race([(plain, x)], 0.5)
+        ahead = self.queries * len(x) * seconds
+        if ahead < SHORT:
+            self.tell(f"searches: about {ahead:.0f} s are ahead, too few to look for a faster way")
+            self.keep(key, {"way": "plain", "speedup": 1.0})
+            return Choice("plain", net)
         found = choose(net, x, bfloat16=half, view=view, probe=plain, tell=self.tell)
         if found.net is not net and self.queries * len(x) * found.seconds > LONG:
             found = compiled(found, x, self.tell)
