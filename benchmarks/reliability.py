@@ -193,10 +193,9 @@ def stop(
     `after` seconds from its start (`fresh`: a whole interpreter), or from when the run at `path` is begun.
     """
     with tempfile.TemporaryFile("w+") as out:
-        if fresh:
-            pid = subprocess.Popen([*RKD, *words], stdout=out, stderr=out, env=environment()).pid
-        else:
-            pid = forked(words, out)
+        # Kept until the end: of a process whose object is gone, subprocess takes the exit code for itself.
+        process = subprocess.Popen([*RKD, *words], stdout=out, stderr=out, env=environment()) if fresh else None
+        pid = process.pid if process else forked(words, out)
         code = None
         if after is not None and not fresh:
             code = wait(pid, 300, lambda: begun(path, pid))
@@ -206,9 +205,12 @@ def stop(
             out.seek(0)
             return code, out.read()[-2000:]
         os.kill(pid, {"kill -9": signal.SIGKILL, "SIGTERM": signal.SIGTERM}.get(kind, signal.SIGINT))
-        if kind == "Ctrl-C twice" and wait(pid, 0.05) is None:
-            os.kill(pid, signal.SIGINT)
-        code = wait(pid, 120)
+        if kind == "Ctrl-C twice":
+            code = wait(pid, 0.05)
+            if code is None:
+                os.kill(pid, signal.SIGINT)
+        if code is None:
+            code = wait(pid, 120)
         out.seek(0)
         # A process that was at its very end may not have noticed: that is no kill.
         return (code, out.read()[-2000:]) if code == 0 else (None, code)
