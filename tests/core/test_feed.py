@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 
 import pytest
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from rkd.core import feed
 from rkd.core.data import ArraySplit, Loader, Subset
-from rkd.core.errors import DataError
+from rkd.core.errors import DataError, RkdError
 from rkd.core.feed import AHEAD, Feed
 
 CPU = torch.device("cpu")
@@ -55,6 +57,20 @@ def test_the_same_batches_whichever_way(kind, workers: int) -> None:
     assert len(found) == len(expected) == 5
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+class Deadly(OnDisk):
+    """The process that reads image 3 is killed, as by a system that is out of memory."""
+
+    def images(self, index: Tensor) -> Tensor:
+        if 3 in index.tolist():
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().images(index)
+
+
+def test_a_reader_that_dies_is_told_of() -> None:
+    with pytest.raises(RkdError, match=r"a process that reads images died .*--resume.*data\.workers"):
+        batches(Deadly(), workers=2)
 
 
 def test_a_thread_reads_ahead_but_not_far() -> None:

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from .errors import RkdError
+
 if TYPE_CHECKING:
     from .data import Split
 
@@ -85,7 +87,15 @@ class Feed:
             pin_memory=self._pin,
             generator=torch.Generator(),
         )
-        return iter(loader)
+        try:
+            yield from loader
+        except RuntimeError as error:
+            if "worker" not in str(error).lower():
+                raise
+            raise RkdError(
+                f"a process that reads images died (killed, or out of memory?): {str(error).splitlines()[0]}; "
+                "continue with rkd run --resume, with fewer of them (--set data.workers=1) or none (0)"
+            ) from None
 
     def _read(self, index: Tensor) -> Tensor:
         raw = pixels(self.split, index)
