@@ -35,6 +35,17 @@ def student_of(catalog: Catalog, name: str = "resnet8") -> NetStudent:
     return NetStudent(net)
 
 
+def routed(catalog: Catalog) -> NetStudent:
+    """A student whose norms for the view `adv` are others than its own."""
+    net, router = student_of(catalog).net, Router()
+    add_auxiliary(net, ["adv"], router)
+    with torch.no_grad():
+        for name, parameter in net.named_parameters():
+            if ".aux." in name:
+                parameter.add_(0.3)
+    return NetStudent(net, router, routed=["adv"])
+
+
 def train(net: nn.Module, steps: int = 3) -> None:
     optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9)
     net.train()
@@ -107,14 +118,7 @@ def test_a_net_that_changes_its_modules_is_copied_again(catalog: Catalog) -> Non
 
 
 def test_routed_norms_have_a_copy_for_each_view(catalog: Catalog) -> None:
-    student = student_of(catalog)
-    router = Router()
-    add_auxiliary(student.net, ["adv"], router)
-    student = NetStudent(student.net, router, routed=["adv"])
-    with torch.no_grad():
-        for name, parameter in student.net.named_parameters():
-            if ".aux." in name:
-                parameter.add_(0.3)
+    student = routed(catalog)
     searches = Searches("folded")
     close(student, searches)
     close(student, searches, view="weak")
@@ -125,6 +129,16 @@ def test_routed_norms_have_a_copy_for_each_view(catalog: Catalog) -> None:
     with student.attacked("adv", "eval") as probe:
         plain = student._forward([("adv", len(X))], X)
         torch.testing.assert_close(probe(X), plain, rtol=1e-4, atol=1e-4)
+
+
+def test_where_nothing_is_faster_routed_norms_stay_routed(catalog: Catalog, monkeypatch) -> None:
+    """Pieces may pay where copies do not; but the net as a view sees it cannot be wrapped."""
+    student = routed(catalog)
+    monkeypatch.setattr(choosing, "_race", lambda tries, budget: [len(x) / 24 for _, x in tries])
+    with student.attacked("adv", "eval") as plain:
+        found = choosing.choose(student.net, X, view="adv", probe=plain)
+        assert found.net is student.net, "plain: the probe is asked"
+    assert choosing.choose(student.net, X).net.piece == 16, "without routing it would have paid"
 
 
 def test_pieces_are_whole_searches(catalog: Catalog, monkeypatch) -> None:
@@ -159,15 +173,15 @@ def test_what_was_measured_is_kept(catalog: Catalog, monkeypatch) -> None:
         return made("folded", net, x)
 
     monkeypatch.setattr(module, "choose", measured)
-    short = Searches("auto", queries=400)
+    kept: dict[str, Any] = {}
+    short = Searches("auto", queries=400, recall=kept.get, keep=kept.__setitem__)
     close(student, short)
     assert not calls and short.choices() == ["plain"], "a short run's numbers do not hang on measured times"
     monkeypatch.setattr(module, "SHORT", 0)
-    kept: dict[str, Any] = {}
     searches = Searches("auto", queries=10**6, recall=kept.get, keep=kept.__setitem__)
     close(student, searches)
     close(student, searches)
-    assert len(calls) == 1 and len(kept) == 1
+    assert len(calls) == 1 and len(kept) == 2, "what a short run did is no choice for a long one"
     again = Searches("auto", queries=10**6, recall=kept.get, keep=kept.__setitem__)
     close(student, again)
     assert len(calls) == 1, "recalled, not measured"
@@ -180,7 +194,7 @@ def test_the_net_itself_where_a_copy_would_not_do(catalog: Catalog, monkeypatch)
     plain = lambda x: student.net(x)  # noqa: E731
     assert Searches("plain").probe(student.net, None, plain) is plain
     assert Searches("auto", queries=10).probe(student.net, None, plain) is plain, "over before measuring has paid"
-    assert isinstance(copy.deepcopy(Searches("folded")).kind, str) and copy.deepcopy(Searches("folded")).kind == "plain"
+    assert copy.deepcopy(Searches("folded")).kind == "plain"
 
     class Uncopied(nn.Module):
         def __init__(self) -> None:

@@ -184,7 +184,9 @@ def choose(
             tell(f"{choice.name}: {1e6 * taken:.0f} us an image")
         best = found[min(range(len(found)), key=lambda place: seconds[place])]
         way = asked if best is plain else best.net
-        sizes = [size for size in PIECES if cpu and size < len(x) and _alone(way, x, size)]
+        # The net as a routed view sees it is no module that could be wrapped.
+        wraps = cpu and (best is not plain or probe is None)
+        sizes = [size for size in PIECES if wraps and size < len(x) and _alone(way, x, size)]
         whole, *seconds = _race([(asked, x), (way, x), *((way, x[:size]) for size in sizes)], budget)
     taken = min(seconds)
     for size, time_taken in zip([len(x), *sizes], seconds, strict=True):

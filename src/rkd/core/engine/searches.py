@@ -79,8 +79,9 @@ class Searches:
         half = getattr(net, "autocast", None) is torch.bfloat16
         if self.kind != "auto":
             return self._made(WAYS[self.kind], None, net, view, plain, x, half)
-        # Not the number of images: a continued run may begin with an epoch's last batch, and go on as it was.
-        what = repr((self.machine, net, view, x.shape[1:], x.device.type, half))
+        # With the run's length, on which the choice depends. Without the number of images: a continued run may begin
+        # with an epoch's last batch, and go on as it was.
+        what = repr((self.machine, self.queries, net, view, x.shape[1:], x.device.type, half))
         key = hashlib.sha256(what.encode()).hexdigest()[:24]
         before = self.recall(key)
         if before is not None:
