@@ -25,7 +25,7 @@ from rkd.testing import tiny_teachers
 
 CATALOG = load_catalog()
 ATTACKED = [name for name in CATALOG.names("loss") if "attack" in CATALOG.find("loss", name).component.defaults]
-WAYS = ["folded", "channels-last"]
+WAYS = ["folded", "channels-last", "fused"]
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ import torch
 
 from rkd.core.data import ArraySplit
 from rkd.core.engine import choose as engines
-from rkd.core.engine.choose import Choice, Engine
+from rkd.core.engine.choose import Engine
+from rkd.core.engine.ways import Choice
 from rkd.core.errors import RkdError
 from rkd.core.evaluate import evaluate
 from rkd.core.journal import MONTH, Journal, fingerprint

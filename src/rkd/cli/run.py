@@ -50,7 +50,7 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 )
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "plain", "folded", "channels-last"]),
+    type=click.Choice(["auto", "plain", "folded", "channels-last", "fused"]),
     help="How the attacked student runs: auto (the default) measures, plain is the net as it is.",
 )
 @click.option(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .data import Split, fetch
-from .engine.choose import Choice
+from .engine.ways import Choice
 from .errors import Refused, RkdError
 from .interfaces import Probe
 from .nets import NetStudent

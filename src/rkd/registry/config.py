@@ -168,7 +168,7 @@ class RunConfig(_Section):
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     teacher_cache: Literal["auto", "off"] = "auto"
-    engine: Literal["auto", "plain", "folded", "channels-last"] = "auto"
+    engine: Literal["auto", "plain", "folded", "channels-last", "fused"] = "auto"
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
     student: StudentConfig = Field(default_factory=StudentConfig)
     data: DataConfig = Field(default_factory=DataConfig)

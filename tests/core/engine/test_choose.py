@@ -8,7 +8,8 @@ from torch import nn
 
 from rkd.core.data import ArraySplit
 from rkd.core.engine import choose as module
-from rkd.core.engine.choose import Choice, Engine, choose
+from rkd.core.engine.choose import Engine, candidates, choose
+from rkd.core.engine.ways import Choice
 from rkd.core.evaluate import evaluate
 from rkd.core.nets import Net
 from rkd.core.step import AttackPlan
@@ -36,8 +37,8 @@ def test_every_candidate_is_the_same_function(catalog: Catalog, name: str) -> No
     net = net_of(catalog, name)
     expected = net(X).detach()
     with untouched(net):
-        found = module._candidates(net, X, bfloat16=True)
-    assert len(found) == 4
+        found = candidates(net, X, bfloat16=True)
+    assert len(found) == 6
     for label, twin, exact in ((c.name, c.net, c.exact) for c in found):
         apart = float((twin(X).detach() - expected).abs().max() / expected.abs().max())
         assert apart < (1e-5 if exact else 0.05), label
@@ -54,15 +55,15 @@ def test_the_choice_is_the_fastest_and_leaves_the_net_as_it_was(catalog: Catalog
             return [1.0, min(times.values(), default=1.0)]
         return [times.get(place, 1.0) for place in range(len(tries))]
 
-    monkeypatch.setattr(module, "_race", race)
-    for place in range(1, 4):
+    monkeypatch.setattr(module, "race", race)
+    for place in range(1, 7):
         times.clear()
         times[place] = 0.5
         told: list[str] = []
         with untouched(net):
             chosen = choose(net, X, bfloat16=True, tell=told.append)
         assert chosen.speedup == 2 and chosen.net is not net
-        assert len(told) == 6, told  # the net and its copies, and the best against the net
+        assert len(told) == 8, told  # the net and its copies, and the best against the net
     times.clear()
     assert choose(net, X).net is net, "nothing is faster: the net as it is"
     times[1] = 0.99
@@ -74,8 +75,8 @@ def test_a_copy_that_is_another_function_is_refused(monkeypatch) -> None:
     x = tiny_batch().x
     wrong = nn.Sequential(net, nn.Softmax(1))
     broken = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
-    candidates = [Choice("wrong", wrong), Choice("broken", broken)]
-    monkeypatch.setattr(module, "_candidates", lambda net, x, bfloat16, view: candidates)
+    found = [Choice("wrong", wrong), Choice("broken", broken)]
+    monkeypatch.setattr(module, "candidates", lambda net, x, bfloat16, view: found)
     told: list[str] = []
     assert choose(net, x, tell=told.append).net is net
     assert "off" in told[0] and told[1].startswith("broken:")
@@ -141,7 +142,7 @@ def test_the_verdict_is_the_plain_nets(catalog: Catalog, monkeypatch) -> None:
     monkeypatch.setattr(module, "WORTH", 0)
     plain = evaluate(net, split, plans, threat=ThreatModel("Linf", 1 / 255, 1 / 255))
     assert 0 < plain.accuracy("apgd") < 1
-    for choice in module._candidates(net, X, bfloat16=True):
+    for choice in candidates(net, X, bfloat16=True):
         label, exact = choice.name, choice.exact
         monkeypatch.setattr(module, "choose", lambda net, x, choice=choice, **k: choice)
         with untouched(net):

@@ -8,9 +8,10 @@ from torch import nn
 
 from rkd.core.data import ArraySplit
 from rkd.core.engine import choose as module
-from rkd.core.engine.choose import Choice, Engine
+from rkd.core.engine.choose import Engine
 from rkd.core.engine.local import LocalWindows, follows, plan
 from rkd.core.engine.pieces import InPieces
+from rkd.core.engine.ways import Choice
 from rkd.core.evaluate import evaluate
 from rkd.core.nets import Net
 from rkd.core.slope import pieces, slope

@@ -12,9 +12,9 @@ from torch import nn
 
 from rkd.core.engine import choose as choosing
 from rkd.core.engine import searches as module
-from rkd.core.engine.choose import Choice, made
 from rkd.core.engine.searches import Searches
 from rkd.core.engine.twin import Twin
+from rkd.core.engine.ways import Choice, made
 from rkd.core.nets import Net, NetStudent
 from rkd.core.norm import Router, add_auxiliary
 from rkd.core.step import AttackPlan, Step
@@ -44,6 +44,10 @@ def routed(catalog: Catalog) -> NetStudent:
             if ".aux." in name:
                 parameter.add_(0.3)
     return NetStudent(net, router, routed=["adv"])
+
+
+def known(student: NetStudent, searches: Searches) -> Choice:
+    return searches.choice(student.net, None, student.net, X)
 
 
 def train(net: nn.Module, steps: int = 3) -> None:
@@ -77,19 +81,19 @@ def close(student: NetStudent, searches: Searches, view: str = "adv") -> None:
         assert float((other - logits).abs().max() / logits.abs().max()) < 1e-4
 
 
-@pytest.mark.parametrize("kind", ["folded", "channels-last"])
+@pytest.mark.parametrize("kind", ["folded", "channels-last", "fused"])
 @pytest.mark.parametrize("name", ["resnet8", "small-cnn", "mobilenetv2", "wrn10-1", "preact-resnet18"])
 def test_images_are_the_plain_nets_while_weights_move(catalog: Catalog, name: str, kind: str) -> None:
     student = student_of(catalog, name)
     searches = Searches(kind)
     close(student, searches)
-    choice = searches.known(None)
-    assert choice is not None and "folded" in choice.name
+    choice = known(student, searches)
+    assert "folded" in choice.name
     train(student.net, 2)
     close(student, searches)
     student.net.load_state_dict(student_of(catalog, name).net.state_dict())
     close(student, searches)
-    assert searches.known(None) is choice, "brought up to date, not made again"
+    assert known(student, searches) is choice, "brought up to date, not made again"
 
 
 def test_weights_that_are_replaced_are_seen(catalog: Catalog) -> None:
@@ -105,16 +109,16 @@ def test_weights_that_are_replaced_are_seen(catalog: Catalog) -> None:
 def test_a_net_that_changes_its_modules_is_copied_again(catalog: Catalog) -> None:
     student, searches = student_of(catalog), Searches("folded")
     close(student, searches)
-    before = searches.known(None)
+    before = known(student, searches)
     student.net.arch.linear = nn.Linear(64, 10)
     close(student, searches)
-    assert searches.known(None) is not before
-    before = searches.known(None)
+    assert known(student, searches) is not before
+    before = known(student, searches)
     handle = student.net.arch.conv1.register_forward_hook(lambda module, x, output: output * 1.1)
     close(student, searches)
     handle.remove()
     close(student, searches)
-    assert searches.known(None) is before, "while there is a hook the net runs as it is"
+    assert known(student, searches) is before, "while there is a hook the net runs as it is"
 
 
 def test_routed_norms_have_a_copy_for_each_view(catalog: Catalog) -> None:
@@ -134,7 +138,7 @@ def test_routed_norms_have_a_copy_for_each_view(catalog: Catalog) -> None:
 def test_where_nothing_is_faster_routed_norms_stay_routed(catalog: Catalog, monkeypatch) -> None:
     """Pieces may pay where copies do not; but the net as a view sees it cannot be wrapped."""
     student = routed(catalog)
-    monkeypatch.setattr(choosing, "_race", lambda tries, budget: [len(x) / 24 for _, x in tries])
+    monkeypatch.setattr(choosing, "race", lambda tries, budget: [len(x) / 24 for _, x in tries])
     with student.attacked("adv", "eval") as plain:
         found = choosing.choose(student.net, X, view="adv", probe=plain)
         assert found.net is student.net, "plain: the probe is asked"
@@ -149,10 +153,10 @@ def test_pieces_are_whole_searches(catalog: Catalog, monkeypatch) -> None:
         "auto", queries=10**6, recall=lambda key: {"way": "folded", "piece": 5, "speedup": 2.0}, keep=kept.__setitem__
     )
     close(student, searches)
-    assert str(searches.known(None)) == "folded, 5 at a time" and not kept
+    assert str(known(student, searches)) == "folded, 5 at a time" and not kept
     expected = attacked(student, steps=10)
     sizes: list[int] = []
-    chosen = searches.known(None)
+    chosen = known(student, searches)
     chosen.net.net.register_forward_pre_hook(lambda module, x: sizes.append(len(x[0])))
     assert torch.equal(attacked(student, steps=10), expected)
     assert sizes[0] == 24 and set(sizes[1:]) == {4, 5} and len(sizes) == 1 + 9 * 5, "the first question in one go"
@@ -228,7 +232,7 @@ def test_train_mode_searches_use_the_net(catalog: Catalog) -> None:
     student.searches = Searches("folded")
     with student.attacked("adv", "frozen") as probe:
         probe(X)
-    assert student.searches.known(None) is None
+    assert student.searches.choices() == []
 
 
 def test_a_refreshed_copy_allocates_no_new_weights(catalog: Catalog) -> None:
@@ -255,9 +259,9 @@ def test_long_runs_compile(catalog: Catalog, monkeypatch) -> None:
 
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(module, "SHORT", 0)
-    monkeypatch.setattr(module, "_race", lambda tries, budget: [1.0])
+    monkeypatch.setattr(module, "race", lambda tries, budget: [1.0])
     monkeypatch.setattr(module, "choose", lambda net, x, **k: replace(made("folded", net, x), seconds=0.1))
-    monkeypatch.setattr(choosing, "_race", lambda tries, budget: [1.0, 0.5])
+    monkeypatch.setattr(choosing, "race", lambda tries, budget: [1.0, 0.5])
     kept: dict[str, Any] = {}
     short = Searches("auto", queries=300)
     monkeypatch.setattr(module, "LONG", 300 * 24 * 0.1 + 1)

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from ..interfaces import Probe
 from ..types import View
-from .choose import NEAR, SAME, WORTH, Choice, _apart, _gradient, _race, as_compiled, choose, compiled, in_pieces, made
+from .choose import WORTH, choose, compiled
 from .fold import plain as untouched
+from .measure import apart, gradient, race
+from .ways import Choice, as_compiled, in_pieces, made
 
-WAYS = {"folded": "folded", "channels-last": "folded, channels last"}
+WAYS = {"folded": "folded", "channels-last": "folded, channels last", "fused": "folded, fused"}
 """What can be asked for by name; under reduced precision in bfloat16."""
 
 
@@ -69,11 +71,6 @@ class Searches:
         known.refresh()
         return known
 
-    def known(self, view: View | None) -> Choice | None:
-        """What was chosen for a view, if it is one thing."""
-        found = [choice for (seen, *_), choice in self._known.items() if seen == view]
-        return found[0] if len(found) == 1 else None
-
     @torch.inference_mode(False)
     def _choose(self, net: nn.Module, view: View | None, plain: Probe, x: Tensor) -> Choice:
         half = getattr(net, "autocast", None) is torch.bfloat16
@@ -93,14 +90,15 @@ class Searches:
             if isinstance(count, int) and found.net is not net:
                 found = as_compiled(found, torch.Size([count, *x.shape[1:]]))
             return found
-        (seconds,) = _race([(plain, x)], 0.5)
+        (seconds,) = race([(plain, x)], 0.5)
         ahead = self.queries * len(x) * seconds
         if ahead < SHORT:
             self.tell(f"searches: about {ahead:.0f} s are ahead, too few to look for a faster way")
             self.keep(key, {"way": "plain", "speedup": 1.0})
             return Choice("plain", net)
         found = choose(net, x, bfloat16=half, view=view, probe=plain, tell=self.tell)
-        if found.net is not net and self.queries * len(x) * found.seconds > LONG:
+        # Fused layers are nothing that a compiler could make faster.
+        if found.net is not net and found.arch is None and self.queries * len(x) * found.seconds > LONG:
             found = compiled(found, x, self.tell)
         self.tell(f"searches: {found}")
         piece = getattr(found.net, "piece", None)
@@ -116,12 +114,12 @@ class Searches:
             way = way.replace("folded", "folded, bfloat16")
         try:
             found = made(way, net, x, view)
-            apart = _apart(found.net, x, _gradient(plain, x)[0])
+            off = apart(found.net, x, gradient(plain, x), found.exact)
         except Exception as error:  # whatever a stranger's module does when it is copied: it runs as it is
             self.tell(f"{way}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             return Choice("plain", net)
-        if apart > (SAME if found.exact else NEAR):
-            self.tell(f"{way}: its logits are {apart:.1g} off; the net runs as it is")
+        if off > 1:
+            self.tell(f"{way}: off by {off:.1g} times what rounding explains; the net runs as it is")
             return Choice("plain", net)
         return in_pieces(found, piece) if piece else found
 

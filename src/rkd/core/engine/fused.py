@@ -1,0 +1,189 @@
+"""Convolutions that do what follows them in one pass: bias, a residual's addition, ReLU.
+
+For a frozen net on a CPU. What a convolution puts out is then written once instead of once for each operation, and the
+backward takes the gradient by the input alone, in the way that is fastest (`slopes`). Same function up to rounding.
+"""
+
+from __future__ import annotations
+
+import operator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+
+from .fold import plain
+from .slopes import channels_last, packed, slope_of
+
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+
+
+@dataclass(frozen=True)
+class _Ceiling:
+    """ReLU, with a highest value or without."""
+
+    name: str = "none"
+    limits: tuple[float, ...] = ()
+
+    def backward(self, g: Tensor, y: Tensor) -> Tensor:
+        """The gradient before the activation, of which `y` came out."""
+        if self.name == "relu":
+            return torch.ops.aten.threshold_backward(g, y, 0)
+        return torch.ops.aten.hardtanh_backward(g, y, *self.limits)
+
+
+_NONE, _RELU, _RELU6 = _Ceiling(), _Ceiling("relu"), _Ceiling("hardtanh", (0.0, 6.0))
+
+
+class Fused(nn.Module):
+    """`layer` with the activation behind it, between them the sum with a second input if one is given.
+
+    It reads the layer's weights when it is made and at `take`.
+    """
+
+    def __init__(self, layer: nn.Conv2d, activation: _Ceiling = _NONE) -> None:
+        super().__init__()
+        self.layer, self.activation = layer, activation
+        self.take()
+
+    def take(self) -> None:
+        """Read the layer's weights, which have moved."""
+        layer = self.layer
+        weight = layer.weight.detach().clone()
+        self._weight = packed(weight, layer.padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]
+        self._bias = None if layer.bias is None else layer.bias.detach().clone()
+        self.slope = slope_of(layer, weight)
+
+    def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        found: Tensor = _Convolve.apply(x, other, self)
+        return found
+
+    def compute(self, x: Tensor, other: Tensor | None) -> Tensor:
+        """Outputs `(B, O, h, w)` of `x (B, C, H, W)` and, added before the activation, `other (B, O, h, w)`."""
+        layer, then = self.layer, self.activation
+        how = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+        if other is None:
+            found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+                x, self._weight, self._bias, *how, then.name, list(then.limits), ""
+            )
+            return found
+        after = None if then is _NONE else then.name
+        found = torch.ops.mkldnn._convolution_pointwise.binary(
+            x, other, self._weight, self._bias, *how, "add", 1.0, after, [], ""
+        )
+        return found
+
+
+class _Convolve(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, other: Tensor | None, fused: Fused) -> Tensor:
+        y = fused.compute(_last(x), None if other is None else _last(other))
+        context.fused, context.shape = fused, x.shape
+        if fused.activation is not _NONE:
+            context.save_for_backward(y)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        fused: Fused = context.fused
+        g = _last(g)
+        if fused.activation is not _NONE:
+            g = fused.activation.backward(g, *context.saved_tensors)
+        before, beside, _ = context.needs_input_grad
+        return fused.slope(g, context.shape) if before else None, g if beside else None, None
+
+
+def _last(x: Tensor) -> Tensor:
+    return channels_last(x) if x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
+def fuse(arch: nn.Module, example: Tensor) -> tuple[nn.Module, list[Fused]]:
+    """`arch` with its convolutions fused, and these; the modules that are left are the same ones.
+
+    `arch`: in eval mode, frozen, on a CPU; `example (B, C, H, W)`: what it gets. Raises whatever torch.fx raises of a
+    net that it cannot read, such as one whose way depends on values.
+    """
+    net = fx.symbolic_trace(arch)
+    modules = dict(net.named_modules())
+    shapes = _Shapes(net).of(example)
+    made: list[Fused] = []
+    for node in list(net.graph.nodes):
+        layer = modules.get(str(node.target)) if node.op == "call_module" else None
+        if type(layer) is not nn.Conv2d or not _fusible(layer):
+            continue
+        taken, other, activation = _followers(node, modules, shapes)
+        made.append(Fused(layer, activation))
+        name = f"fused_{len(made)}"
+        net.add_module(name, made[-1])
+        with net.graph.inserting_after(taken[-1]):
+            new = net.graph.call_module(name, (node.args[0],) if other is None else (node.args[0], other))
+        taken[-1].replace_all_uses_with(new)
+        shapes[new] = shapes[taken[-1]]
+        for old in reversed(taken):
+            net.graph.erase_node(old)
+    net.recompile()
+    return net, made
+
+
+class _Shapes(fx.Interpreter):
+    """The shape of each node's output, None where it is no tensor."""
+
+    def of(self, x: Tensor) -> dict[fx.Node, torch.Size | None]:
+        self.found: dict[fx.Node, torch.Size | None] = {}
+        with torch.no_grad():
+            self.run(x)
+        return self.found
+
+    def run_node(self, n: fx.Node) -> Any:
+        value = super().run_node(n)
+        self.found[n] = value.shape if isinstance(value, Tensor) else None
+        return value
+
+
+def _fusible(layer: nn.Conv2d) -> bool:
+    return plain(layer) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
+
+
+def _followers(
+    node: fx.Node, modules: dict[str, nn.Module], shapes: dict[fx.Node, torch.Size | None]
+) -> tuple[list[fx.Node], fx.Node | None, _Ceiling]:
+    """A convolution with the nodes behind it that can be taken in, what is added to its outputs, and the ReLU.
+
+    Taken in is what nobody else looks at: each node is the only user of the one before.
+    """
+    taken, other, after = [node], None, _only_user(node)
+    while after is not None and isinstance(_module(after, modules), nn.Identity):
+        taken, after = [*taken, after], _only_user(after)
+    if after is not None and after.op == "call_function" and after.target in _ADDITIONS and not after.kwargs:
+        beside = [value for value in after.args if value is not taken[-1]]
+        if len(beside) == 1 and isinstance(beside[0], fx.Node) and shapes[beside[0]] == shapes[node]:
+            other, taken, after = beside[0], [*taken, after], _only_user(after)
+    activation = _activation(after, modules)
+    if after is not None and (activation is _RELU or (activation is _RELU6 and other is None)):
+        return [*taken, after], other, activation
+    return taken, other, _NONE
+
+
+def _only_user(node: fx.Node) -> fx.Node | None:
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _module(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
+    found = modules.get(str(node.target)) if node.op == "call_module" else None
+    return found if found is not None and plain(found) else None
+
+
+def _activation(node: fx.Node | None, modules: dict[str, nn.Module]) -> _Ceiling:
+    if node is None:
+        return _NONE
+    module = _module(node, modules)
+    function = node.target if node.op == "call_function" else None
+    if type(module) is nn.ReLU or function in (F.relu, torch.relu):
+        return _RELU
+    if type(module) is nn.ReLU6 or function is F.relu6:
+        return _RELU6
+    return _NONE

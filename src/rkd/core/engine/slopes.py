@@ -1,0 +1,176 @@
+"""The gradient of a convolution by its input, in the way that is fastest on a CPU.
+
+What torch does is a kernel of its own, which for few planes and for strides is several times slower than a
+convolution. But the gradient is itself a convolution of what arrives from behind, with the kernel turned round: as it
+is for stride 1; for a stride after zeros are put between the pixels; or for each place within the stride alone. Sums
+are taken in another order, so that the last digits differ.
+
+Every way here takes `g (B, O, h, w)`, the gradient by the outputs, and gives the gradient by the inputs
+`(B, C, H, W)`, with channels last.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+Slope = Callable[[Tensor, torch.Size], Tensor]
+"""From the gradient by the outputs and the inputs' shape to the gradient by the inputs."""
+
+FEW = 16
+"""Input planes up to which torch's gradient of a stride of two takes longer than four times the outputs."""
+
+
+def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
+    """How to take the gradient of `layer`, of zero padding by numbers, by its input. `weight (O, C/groups, k, l)`."""
+    kernel, stride = layer.kernel_size, layer.stride
+    padding = _numbers(layer)
+    near = all(pad < size for pad, size in zip(padding, kernel, strict=True)) and layer.dilation == (1, 1)
+    single = layer.groups == layer.in_channels == layer.out_channels  # depthwise
+    if near and stride == (1, 1) and layer.in_channels == 1 and layer.out_channels <= 4 * FEW:
+        return _taps(weight, padding)
+    if near and stride == (1, 1) and (layer.groups == 1 or single):
+        return _turned(layer, weight, padding)
+    if kernel == (1, 1) and padding == (0, 0) and layer.groups == 1:
+        return _spread_after(layer, weight)
+    if near and kernel == (3, 3) and stride == (2, 2) and padding == (1, 1):
+        if layer.groups == 1 and layer.in_channels <= FEW:
+            return _phases(weight)
+        # In bfloat16 a kernel of torch's, on every CPU it was seen on, a hundred times slower than its convolution.
+        if single and weight.dtype == torch.bfloat16:
+            return _spread_before(layer, weight)
+    return _torchs(layer, weight, padding)
+
+
+def convolved(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: tuple[int, int] = (0, 0), groups: int = 1
+) -> Tensor:
+    """A convolution with stride 1 of `x (B, C, H, W)`, channels last, with a weight as `packed` gives it."""
+    found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        x, weight, bias, list(padding), [1, 1], [1, 1], groups, "none", [], ""
+    )
+    return found
+
+
+def packed(
+    weight: Tensor, padding: tuple[int, int] = (0, 0), stride: tuple[int, int] = (1, 1),
+    dilation: tuple[int, int] = (1, 1), groups: int = 1,
+) -> Tensor:  # fmt: skip
+    """`weight (O, C/groups, k, l)` in the order in which oneDNN's convolution reads it."""
+    last = weight.contiguous(memory_format=torch.channels_last)
+    found: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
+        last, list(padding), list(stride), list(dilation), groups
+    )
+    return found
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """`x (B, C, H, W)` with channels last in memory, also of one channel, where torch's own format is ambiguous."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def _numbers(layer: nn.Conv2d) -> tuple[int, int]:
+    assert not isinstance(layer.padding, str)
+    return int(layer.padding[0]), int(layer.padding[1])
+
+
+def _round(padding: tuple[int, int], kernel: tuple[int, ...]) -> tuple[int, int]:
+    return kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
+
+
+def _turned_weight(weight: Tensor, groups: int) -> Tensor:
+    return (weight.transpose(0, 1) if groups == 1 else weight).flip(2, 3)
+
+
+def _turned(layer: nn.Conv2d, weight: Tensor, padding: tuple[int, int]) -> Slope:
+    around = _round(padding, layer.kernel_size)
+    turned = packed(_turned_weight(weight, layer.groups), around, groups=layer.groups)
+    return lambda g, shape: convolved(g, turned, None, around, layer.groups)
+
+
+def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
+    """Of one input plane: what each tap of the kernel sends back is a matrix product, and is added where it belongs."""
+    height, width = weight.shape[2:]
+    taps = weight.flatten(1).t().contiguous()  # (k * l, O)
+
+    def slope(g: Tensor, shape: torch.Size) -> Tensor:
+        rows, columns = g.shape[2:]
+        sent = (taps @ g.permute(0, 2, 3, 1).flatten(0, 2).t()).view(height, width, len(g), rows, columns)
+        found = g.new_zeros(len(g), rows + height - 1, columns + width - 1)
+        for top in range(height):
+            for left in range(width):
+                found[:, top : top + rows, left : left + columns] += sent[top, left]
+        return found[:, padding[0] :, padding[1] :][:, : shape[2], : shape[3]].unsqueeze(1)
+
+    return slope
+
+
+def _spread_after(layer: nn.Conv2d, weight: Tensor) -> Slope:
+    """Of a kernel of one pixel: most inputs behind a stride are never seen."""
+    turned = packed(_turned_weight(weight, 1))
+    down, right = layer.stride
+
+    def slope(g: Tensor, shape: torch.Size) -> Tensor:
+        return _spread(convolved(g, turned), shape, down, right)
+
+    return slope
+
+
+def _spread_before(layer: nn.Conv2d, weight: Tensor) -> Slope:
+    around = (1, 1)
+    turned = packed(_turned_weight(weight, layer.groups), around, groups=layer.groups)
+
+    def slope(g: Tensor, shape: torch.Size) -> Tensor:
+        wide = torch.Size((len(g), g.shape[1], *shape[2:]))
+        return convolved(_spread(g, wide, 2, 2), turned, None, around, layer.groups)
+
+    return slope
+
+
+def _spread(values: Tensor, shape: torch.Size, down: int, right: int) -> Tensor:
+    """Zeros of `shape`, channels last, with `values` at each `down`-th row and `right`-th column."""
+    found = values.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
+    found[:, :, ::down, ::right] = values
+    return found
+
+
+def _phases(weight: Tensor) -> Slope:
+    """Of a 3x3 kernel with stride 2: inputs at even and at odd rows and columns, four kinds, as planes of their own.
+
+    An even row is met by the kernel's middle row alone, an odd one by its last and, one output further, its first. So
+    one 2x2 convolution computes all four kinds, which are then sorted in.
+    """
+    outputs, inputs = weight.shape[:2]
+    kinds = weight.new_zeros(2, 2, inputs, outputs, 2, 2)
+    met = {0: ((1, 0),), 1: ((2, 0), (0, 1))}  # by parity: kernel rows, and outputs further
+    for odd_row, rows in met.items():
+        for odd_column, columns in met.items():
+            for row, below in rows:
+                for column, beside in columns:
+                    kinds[odd_row, odd_column, :, :, below, beside] = weight[:, :, row, column].t()
+    weights = packed(kinds.view(4 * inputs, outputs, 2, 2), (1, 1))
+
+    def slope(g: Tensor, shape: torch.Size) -> Tensor:
+        found = convolved(g, weights, None, (1, 1))[:, :, 1:, 1:]
+        rows, columns = found.shape[2:]
+        found = found.permute(0, 2, 3, 1).reshape(len(g), rows, columns, 2, 2, inputs).transpose(2, 3)
+        found = found.reshape(len(g), 2 * rows, 2 * columns, inputs)
+        return found[:, : shape[2], : shape[3]].permute(0, 3, 1, 2)
+
+    return slope
+
+
+def _torchs(layer: nn.Conv2d, weight: Tensor, padding: tuple[int, int]) -> Slope:
+    last = weight.contiguous(memory_format=torch.channels_last)
+
+    def slope(g: Tensor, shape: torch.Size) -> Tensor:
+        # Of the inputs only shape and layout are looked at.
+        x = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
+        found: Tensor = torch.ops.aten.convolution_backward(
+            g, x, last, None, layer.stride, padding, layer.dilation, False, [0, 0], layer.groups, [True, False, False]
+        )[0]
+        return found
+
+    return slope

@@ -1,0 +1,180 @@
+"""Ways to run a net while it is attacked: frozen copies of it, each the same function.
+
+With batch norms folded (`fold`), with channels last in memory, with convolutions fused (`fused`), in bfloat16.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..nets import Net
+from ..types import View
+from ..windows import Windows
+from .compiled import Compiled
+from .fold import put
+from .fused import Fused, fuse
+from .pieces import InPieces
+from .slopes import channels_last
+from .twin import Twin
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The way chosen. `net`: images `(B, C, H, W)` float32 to logits float32; `speedup` over the net as it is."""
+
+    name: str
+    net: nn.Module
+    speedup: float = 1.0
+    exact: bool = True
+    """float32 throughout: the same function up to rounding."""
+    windows: Callable[[Tensor], Windows] | None = None
+    """Where a changed window of the images is computed faster alone: how to follow images."""
+    refresh: Callable[[], None] = lambda: None
+    """Takes over the weights of the net that was copied. They must not move during a search."""
+    current: Callable[[], bool] = lambda: True
+    """Whether the net that was copied is still made of the same modules."""
+    way: str = "plain"
+    """What `made` calls it."""
+    seconds: float = 0.0
+    """That the gradient of one image takes, as measured."""
+    arch: nn.Module | None = None
+    """What `net` computes of normalised images, layer by layer, before layers were fused. None: `net` can be read."""
+
+    def __str__(self) -> str:
+        return self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
+
+
+def ways(device: torch.device, bfloat16: bool = False) -> list[str]:
+    """What `made` can make on this device. `bfloat16`: also in reduced precision."""
+    kinds = ["", ", channels last"]
+    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+        kinds.append(", fused")
+    halves = ["", ", bfloat16"] if bfloat16 else [""]
+    return [f"folded{half}{kind}" for half in halves for kind in kinds]
+
+
+def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choice:
+    """The copy of `net` that is called so; without its parts that are the net's own. `x (B, ...)`: what it takes.
+
+    Raises whatever a module raises that cannot be copied or read.
+    """
+    twin = Twin(net, x[:2], view)
+    exact = "bfloat16" not in way
+    names = ["folded"] if twin.pairs else []
+    layers: list[Fused] = []
+    arch, mean, std = parts(twin.net)
+    run, normalised = arch, ((x[:2] - mean) / std)
+    if not exact:
+        arch, normalised = arch.to(torch.bfloat16), normalised.to(torch.bfloat16)
+        names.append("bfloat16")
+    if "fused" in way:
+        twin.refresh()
+        run, layers = fuse(arch, channels_last(normalised))
+    if not exact:
+        copied: nn.Module = InBfloat16(run if layers else _depthwise_in_float32(arch), mean, std)
+    elif isinstance(twin.net, Net):
+        twin.net.arch, copied = run, twin.net
+    else:
+        copied = run
+    if layers or "channels last" in way:
+        copied = InLayout(copied)
+        names.append("fused" if layers else "channels last")
+
+    def refresh() -> None:
+        twin.refresh()
+        for layer in layers:
+            layer.take()
+
+    refresh()  # weights that stay in float32 went through bfloat16
+    return Choice(
+        _name(*names), copied.eval(), exact=exact, way=way, refresh=refresh, current=twin.current,
+        arch=arch if layers and exact else None,
+    )  # fmt: skip
+
+
+def parts(net: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
+    """The architecture with what it normalises by: in reduced precision that has to stay in front, in float32."""
+    if isinstance(net, Net):
+        return net.arch, net.mean.clone(), net.std.clone()
+    one = torch.ones(1)
+    device = next((p.device for p in net.parameters()), one.device)
+    return net, torch.zeros(1, device=device), one.to(device)
+
+
+def in_pieces(choice: Choice, size: int) -> Choice:
+    """The same, asked about `size` images at a time."""
+    return replace(choice, name=_name(choice.name, f"{size} at a time"), net=InPieces(choice.net, size))
+
+
+def as_compiled(choice: Choice, shape: torch.Size) -> Choice:
+    """The same compiled for batches, or pieces, of this shape."""
+    name = _name(choice.name, "compiled")
+    if isinstance(choice.net, InPieces):
+        return replace(choice, name=name, net=InPieces(Compiled(choice.net.net, shape), choice.net.piece))
+    return replace(choice, name=name, net=Compiled(choice.net, shape))
+
+
+class InLayout(nn.Module):
+    """A net that sees its images with channels last. Their gradient has the usual layout again."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(_InLayout.apply(x))
+
+
+class _InLayout(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return channels_last(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
+
+
+class InBfloat16(nn.Module):
+    """A net whose architecture runs in bfloat16; its weights are stored so, images and logits are float32."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, arch: nn.Module, mean: Tensor, std: Tensor) -> None:
+        super().__init__()
+        self.net = arch
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.std  # in float32: the images have more than eight bits
+        return self.net(x.to(torch.bfloat16)).float()
+
+
+def _depthwise_in_float32(arch: nn.Module) -> nn.Module:
+    """Depthwise convolutions go back to float32 on a CPU, where torch takes much longer over them in bfloat16."""
+    for name, module in list(arch.named_modules()):
+        if type(module) is nn.Conv2d and module.groups > 1 and name and module.weight.device.type == "cpu":
+            put(arch, name, _InFloat32(module))
+    return arch
+
+
+class _InFloat32(nn.Module):
+    """One layer of a bfloat16 net in float32."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer.float()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x.float()).to(torch.bfloat16)
+
+
+def _name(*parts: str) -> str:
+    return ", ".join(part for part in parts if part)

@@ -1,0 +1,130 @@
+"""Fused convolutions are the layers they are made of: outputs, gradients, weights that move."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rkd.core.engine.fused import Fused, fuse
+from rkd.core.engine.ways import made, ways
+from rkd.registry.catalog import Catalog
+from rkd.testing import untouched
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+
+X = torch.rand(6, 3, 12, 12, generator=torch.Generator().manual_seed(1))
+
+
+class Joined(nn.Module):
+    """Sums and activations of all kinds, each seen by one or by several."""
+
+    def __init__(self, inplace: bool) -> None:
+        super().__init__()
+        self.a, self.b, self.c = (nn.Conv2d(3, 4, 3, padding=1) for _ in range(3))
+        self.d, self.e, self.f = (nn.Conv2d(4, 4, 3, padding=1) for _ in range(3))
+        self.relu, self.relu6 = nn.ReLU(inplace), nn.ReLU6(inplace)
+        self.linear = nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        both = self.relu(self.a(x) + self.b(x))  # a sum of two convolutions
+        both = self.relu6(self.d(both) + both)  # a residual with ReLU6, which a sum cannot take in
+        seen_twice = self.c(x)
+        both = both + F.relu(seen_twice) - seen_twice
+        out = self.e(both)
+        out += both  # in place
+        out = F.relu6(self.f(F.relu(out))) + out
+        out = out + self.d(out).mean((2, 3), keepdim=True)  # another shape, and a layer used twice
+        return self.linear(out.mean((2, 3)))
+
+
+def gradients(net: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    x = x.clone().requires_grad_()
+    logits = net(x)
+    (found,) = torch.autograd.grad(logits.logsumexp(1).sum(), x)
+    return logits.detach(), found
+
+
+def same(net: nn.Module, other: nn.Module, x: Tensor = X) -> None:
+    for found, expected in zip(gradients(other, x), gradients(net, x), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_whatever_follows_a_convolution(inplace: bool) -> None:
+    torch.manual_seed(3)
+    net = Joined(inplace).eval().requires_grad_(False)
+    fused, layers = fuse(net, X[:2])
+    same(net, fused)
+    activations = [layer.activation.name for layer in layers]
+    assert activations == ["relu", "none", "none", "none", "none", "hardtanh", "none"]
+    assert len({id(layer.layer) for layer in layers}) == 6
+    left = {node.target for node in fused.graph.nodes}
+    assert not left & {"a", "b", "c", "d", "e", "f", "relu"}
+
+
+@pytest.mark.parametrize("name", ["resnet8", "small-cnn", "mobilenetv2", "wrn10-1", "preact-resnet18", "resnet18"])
+def test_every_net(catalog: Catalog, name: str) -> None:
+    net = catalog.create("model", name, {})((3, 12, 12), 10)
+    net.train()
+    net(X)
+    net.eval().requires_grad_(False)
+    with untouched(net):
+        found = made("folded, fused", net, X)
+    assert found.name.endswith("fused") and found.exact and found.arch is not None
+    same(net, found.net)
+    assert not any(type(node) is nn.BatchNorm2d for node in found.net.modules()) or name in (
+        "wrn10-1",
+        "preact-resnet18",
+    )
+
+
+def test_a_convolution_that_is_watched_or_pads_otherwise_is_left() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding="same"), nn.ReLU(), nn.Conv2d(4, 4, 3, padding=1, padding_mode="reflect"), nn.ReLU(),
+        nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(256, 3),
+    ).eval().requires_grad_(False)  # fmt: skip
+    net[4].register_forward_hook(lambda module, inputs, output: output * 2)
+    fused, layers = fuse(net, X[:2])
+    assert [layer.layer for layer in layers] == [net[6]]
+    same(net, fused)
+
+
+def test_weights_that_moved_are_taken() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
+    net.eval().requires_grad_(False)
+    fused, layers = fuse(net, X[:2])
+    before = copy.deepcopy(net)
+    with torch.no_grad():
+        net[0].weight.mul_(-1)
+        net[0].bias.add_(1)
+    same(before, fused)
+    layers[0].take()
+    same(net, fused)
+
+
+def test_without_gradient_and_never_twice() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3)).eval().requires_grad_(False)
+    fused, _ = fuse(net, X[:2])
+    with torch.no_grad():
+        torch.testing.assert_close(fused(X), net(X))
+    with torch.inference_mode():
+        torch.testing.assert_close(fused(X), net(X))
+    x = X.clone().requires_grad_()
+    (first,) = torch.autograd.grad(fused(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        first.square().sum().backward()
+
+
+def test_nothing_to_fuse_is_no_way_of_its_own() -> None:
+    net = nn.Sequential(nn.Flatten(), nn.Linear(432, 3)).eval()
+    assert made("folded, fused", net, X).name == ""
+    assert not any(isinstance(module, Fused) for module in made("folded, fused", net, X).net.modules())
+
+
+def test_only_where_onednn_is() -> None:
+    assert "folded, fused" in ways(torch.device("cpu")) and "folded, bfloat16, fused" in ways(torch.device("cpu"), True)
+    assert not any("fused" in way for way in ways(torch.device("cuda"), True))

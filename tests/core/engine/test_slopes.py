@@ -1,0 +1,70 @@
+"""Every way to take a convolution's gradient is torch's own."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rkd.core.engine import slopes
+from rkd.core.engine.slopes import channels_last, convolved, packed, slope_of
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+
+LAYERS = {
+    "taps": [
+        nn.Conv2d(1, 8, 3, padding=1), nn.Conv2d(1, 5, 5), nn.Conv2d(1, 6, (3, 5), padding=(0, 2)), nn.Conv2d(1, 4, 1),
+    ],
+    "turned": [
+        nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(20, 24, 3), nn.Conv2d(6, 7, (1, 3), padding=(0, 1)),
+        nn.Conv2d(5, 4, 1), nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(20, 8, 5, padding=2),
+    ],
+    "spread after": [nn.Conv2d(8, 12, 1, stride=2), nn.Conv2d(3, 4, 1, stride=(1, 3))],
+    "phases": [nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.Conv2d(1, 3, 3, stride=2, padding=1)],
+    "spread before": [nn.Conv2d(12, 12, 3, stride=2, padding=1, groups=12)],
+    "torch's": [
+        nn.Conv2d(20, 24, 3, stride=2, padding=1), nn.Conv2d(4, 4, 3, padding=2, dilation=2),
+        nn.Conv2d(8, 8, 3, padding=1, groups=2), nn.Conv2d(3, 4, 3, padding=4), nn.Conv2d(6, 12, 3, groups=6),
+        nn.Conv2d(3, 4, 2, stride=2), nn.Conv2d(3, 4, 4, stride=2, padding=1),
+    ],
+}  # fmt: skip
+WAYS = {
+    "taps": "_taps", "turned": "_turned", "spread after": "_spread_after", "phases": "_phases",
+    "spread before": "_spread_before", "torch's": "_torchs",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("size", [(8, 8), (9, 12), (7, 7)])
+@pytest.mark.parametrize(("kind", "layer"), [(kind, layer) for kind, layers in LAYERS.items() for layer in layers])
+def test_each_is_torchs_gradient(kind: str, layer: nn.Conv2d, size: tuple[int, int], monkeypatch) -> None:
+    dtype = torch.bfloat16 if kind == "spread before" else torch.float32
+    weight = layer.weight.detach().to(dtype)
+    draw = torch.Generator().manual_seed(0)
+    x = torch.randn(5, layer.in_channels, *size, generator=draw).requires_grad_()
+    y = nn.functional.conv2d(x, weight.float(), None, layer.stride, layer.padding, layer.dilation, layer.groups)
+    g = torch.randn(y.shape, generator=draw)
+    (expected,) = torch.autograd.grad(y, x, g)
+
+    taken: list[str] = []
+    for name, function in WAYS.items():
+        real = getattr(slopes, function)
+        monkeypatch.setattr(slopes, function, lambda *a, name=name, real=real: taken.append(name) or real(*a))
+    slope = slope_of(layer, weight)
+    assert taken == [kind]
+    for given in (g, channels_last(g)):
+        found = slope(given.to(dtype), x.shape)
+        assert found.shape == x.shape and found.dtype == dtype
+        close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
+        torch.testing.assert_close(found.float(), expected, **close)
+
+
+def test_depthwise_strides_in_float32_are_torchs() -> None:
+    layer = LAYERS["spread before"][0]
+    assert slope_of(layer, layer.weight.detach()).__qualname__.startswith("_torchs")
+
+
+def test_packed_weights_convolve_the_same() -> None:
+    x = channels_last(torch.randn(4, 6, 7, 7))
+    weight, bias = torch.randn(8, 6, 3, 3), torch.randn(8)
+    expected: Tensor = nn.functional.conv2d(x, weight, bias, padding=1)
+    torch.testing.assert_close(convolved(x, packed(weight, (1, 1)), bias, (1, 1)), expected, rtol=1e-4, atol=1e-5)
