@@ -1,12 +1,13 @@
 """rkd's `autoattack` beside pyautoattack, on the same net and the same images, in turn: docs/results/autoattack.md.
 
-    python benchmarks/autoattack.py RUN [RUN ...] [--data-dir DATA] [--samples 1000] [--chunk 125] [--engine auto]
+    python benchmarks/autoattack.py RUN [RUN ...] [--data-dir DATA] [--samples 1000] [--chunk 250] [--engine auto]
 
 RUN are finished runs of `rkd run`. Each chunk of images is attacked by pyautoattack, by rkd and once more by
-pyautoattack with another seed, so that all three meet the same state of the machine. The two packages live in a process
-of their own each, started as their users would start them: the `rkd` command sets the memory allocator, a script that
-calls pyautoattack does not. Finished chunks are kept in --out and not done again. Writes the table of all runs and
-engines there to --table (a Markdown file).
+pyautoattack with another seed, so that all three meet the same state of the machine. The two packages live in processes
+of their own, started as their users would start them: the `rkd` command sets the memory allocator, a script that calls
+pyautoattack does not. Both get --threads of the machine's cores: pyautoattack as threads of one process, rkd as
+--processes of them (`rkd eval --processes`). Finished chunks are kept in --out and not done again. Writes the table of
+all runs and engines there to --table (a Markdown file).
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import platform
+import socket
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,7 @@ from torch import Tensor
 import rkd
 from rkd.api import attack_plan, catalog
 from rkd.core import allocator
+from rkd.core.distributed import join
 from rkd.core.engine.choose import Engine
 from rkd.core.evaluate import choose, evaluate
 from rkd.core.measures import interval
@@ -49,12 +53,15 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=1000)
     parser.add_argument("--eps", type=float, help="another radius than the run's")
     parser.add_argument("--once", action="store_true", help="without another seed of pyautoattack, to save time")
-    parser.add_argument("--chunk", type=int, default=125)
+    parser.add_argument("--chunk", type=int, default=250)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="cores for each of the two")
+    parser.add_argument("--processes", type=int, help="of rkd, which share the threads; as many unless given")
     parser.add_argument("--out", type=Path, default=Path("runs/autoattack"))
     parser.add_argument("--table", type=Path, default=Path("docs/results/autoattack.md"))
     parser.add_argument("--engine", choices=ENGINES, default="auto")
     parser.add_argument("--table-only", action="store_true", help="attack nothing: the table of the chunks there are")
     arguments = parser.parse_args()
+    arguments.processes = arguments.processes or arguments.threads
     if not arguments.table_only:
         for run in arguments.runs:
             measure(run, arguments)
@@ -68,14 +75,18 @@ def measure(run: Path, arguments: argparse.Namespace) -> None:
     if not numbers:
         return
     parts = positions.split(arguments.chunk)
-    with worker(theirs, run, arguments) as their_package, worker(ours, run, arguments) as this_one:
+    with ExitStack() as stack:
+        their_package = [stack.enter_context(worker(theirs, run, arguments))]
+        port, count = free_port(), arguments.processes
+        this_one = [stack.enter_context(worker(ours, run, arguments, rank, port)) for rank in range(count)]
         for number in numbers:
             part = parts[number]
-            found: dict[str, Any] = {"machine": machine(), "net": described(run, arguments)}
+            found: dict[str, Any] = {"machine": machine(arguments), "net": described(run, arguments)}
             jobs = [(THEIRS, their_package, 0), (OURS, this_one, 0), (AGAIN, their_package, 1)]
-            for name, ask, seed in jobs[: 2 if arguments.once else 3]:
-                ask.send((part.tolist(), seed))
-                found[name] = ask.recv()
+            for name, asked, seed in jobs[: 2 if arguments.once else 3]:
+                for ask in asked:
+                    ask.send((part.tolist(), seed))
+                found[name] = max((ask.recv() for ask in asked), key=lambda answer: answer["seconds"])
                 right, seconds = found[name]["right"], found[name]["seconds"]
                 print(f"{run.name} {number}: {name} {sum(right)} of {len(part)}, {seconds:.1f} s", flush=True)
             path = chunk_file(arguments, run, number)
@@ -88,11 +99,13 @@ Attack = Callable[[Tensor, int], dict[str, Any]]
 
 
 @contextmanager
-def worker(make: Callable[..., Attack], run: Path, arguments: argparse.Namespace) -> Iterator[Connection]:
-    """A process that attacks what it is sent, with what `make` makes."""
+def worker(
+    make: Callable[..., Attack], run: Path, arguments: argparse.Namespace, rank: int | None = None, port: int = 0
+) -> Iterator[Connection]:
+    """A process that attacks what it is sent, with what `make` makes; as one of several that share it, with `rank`."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=work, args=(make, run, arguments, there), daemon=True)
+    process = context.Process(target=work, args=(make, run, arguments, there, rank, port), daemon=True)
     process.start()
     there.close()
     try:
@@ -102,7 +115,15 @@ def worker(make: Callable[..., Attack], run: Path, arguments: argparse.Namespace
         process.join()
 
 
-def work(make: Callable[..., Attack], run: Path, arguments: argparse.Namespace, questions: Connection) -> None:
+def work(
+    make: Callable[..., Attack], run: Path, arguments: argparse.Namespace, questions: Connection, rank: int | None,
+    port: int,
+) -> None:  # fmt: skip
+    torch.set_num_threads(arguments.threads)
+    if rank is not None:
+        torch.set_num_threads(max(1, arguments.threads // arguments.processes))
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": arguments.processes, "MASTER_PORT": port}
+        os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
     attack = make(run, arguments)
     while True:
         try:
@@ -144,8 +165,9 @@ def theirs(run: Path, arguments: argparse.Namespace) -> Attack:
 
 
 def ours(run: Path, arguments: argparse.Namespace) -> Attack:
-    """As `rkd eval --attack autoattack` does it."""
+    """As `rkd eval --attack autoattack --processes N` does it."""
     allocator.keep_freed_memory()
+    ranks = join()
     subject, data = loaded(run, arguments.data_dir)
     # One engine for the whole run, as in an evaluation: it measures once.
     engine = None
@@ -156,7 +178,7 @@ def ours(run: Path, arguments: argparse.Namespace) -> Attack:
     def attack(part: Tensor, seed: int) -> dict[str, Any]:
         result = evaluate(
             subject.net, data.test, plans, threat=threat, positions=part, batch_size=len(part),
-            engine=engine, seed=seed,
+            engine=engine, seed=seed, ranks=ranks,
         )  # fmt: skip
         outcome = result.outcomes["autoattack"]
         return {"right": outcome.right.tolist(), "clean": result.clean.tolist(), "engine": outcome.about["engine"]}
@@ -166,6 +188,12 @@ def ours(run: Path, arguments: argparse.Namespace) -> Attack:
 
 def chunk_file(arguments: argparse.Namespace, run: Path, number: int) -> Path:
     return folder(arguments, run, arguments.engine) / f"{arguments.chunk}-{number:04d}.json"
+
+
+def free_port() -> int:
+    with socket.socket() as place:
+        place.bind(("127.0.0.1", 0))
+        return int(place.getsockname()[1])
 
 
 def folder(arguments: argparse.Namespace, run: Path, engine: str) -> Path:
@@ -187,7 +215,10 @@ def write(arguments: argparse.Namespace) -> None:
     )
     before, _, rest = text.partition("<!-- table -->")
     _, _, after = rest.partition("<!-- end -->")
-    machine_line = f"Machine: {about.get('cpu')}, {about.get('threads')} thread(s), torch {about.get('torch')}, rkd {about.get('rkd')}."  # noqa: E501
+    machine_line = (
+        f"Machine: {about.get('cpu')}, {about.get('threads')} core(s) for each, rkd in {about.get('processes')} "
+        f"process(es), load {about.get('load')} at the start, torch {about.get('torch')}, rkd {about.get('rkd')}."
+    )
     arguments.table.parent.mkdir(parents=True, exist_ok=True)
     arguments.table.write_text(before + "\n".join(["<!-- table -->", *lines, "", machine_line, "<!-- end -->"]) + after)
     print("\n".join([*lines, "", machine_line]))
@@ -229,13 +260,14 @@ def options(card: dict[str, Any]) -> str:
     return "".join(f"{name} {value} " for name, value in card["options"].items() if name in ("width", "depth"))
 
 
-def machine() -> dict[str, Any]:
+def machine(arguments: argparse.Namespace) -> dict[str, Any]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
     except (OSError, StopIteration):
         cpu = platform.processor() or "unknown processor"
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__, "rkd": rkd.__version__}
+    shared = {"threads": arguments.threads, "processes": arguments.processes, "load": round(os.getloadavg()[0], 1)}
+    return {"cpu": cpu, "torch": torch.__version__, "rkd": rkd.__version__} | shared
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from rkd.core.checkpoint import load_state
 from rkd.core.distributed import ALONE, Ranks, join
+from rkd.core.evaluate import _parts
 
 PROCESSES = 4
 
@@ -122,3 +123,16 @@ def test_nothing_is_sent_by_one_alone() -> None:
     ALONE.sum_([tensor])
     assert torch.equal(ALONE.gather(tensor, [3]), torch.ones(3)) and ALONE.objects("a") == ["a"]
     assert ALONE.once(lambda: 3) == 3 and ALONE.from_first(4) == 4 and ALONE.fails_first() and ALONE.first
+
+
+@pytest.mark.parametrize(
+    ("count", "most", "processes"), [(197, 125, 2), (810, 256, 2), (5, 100, 4), (3, 2, 8), (9, 4, 1)]
+)
+def test_survivors_are_shared_equally(count: int, most: int, processes: int) -> None:
+    parts = _parts(torch.arange(count), most, processes)
+    assert torch.equal(torch.cat(list(parts)), torch.arange(count))
+    sizes = [len(part) for part in parts]
+    assert max(sizes) <= most and min(sizes) > 0
+    if processes > 1 and count >= processes:
+        assert len(parts) % processes == 0 and max(sizes) - min(sizes) <= 1
+    assert not _parts(torch.arange(0), most, processes)

@@ -54,6 +54,12 @@ class Commands(click.Group):
             raise UnknownName(f"there is no command {cmd_name!r}.{near} Commands: {', '.join(names)}.{broken}")
         return next(iter(found.values()))
 
+    def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
+        words = list(args)
+        context = super().make_context(info_name, args, *rest, **extra)
+        context.ensure_object(App).words = words
+        return context
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

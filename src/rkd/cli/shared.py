@@ -26,6 +26,8 @@ RUNS = "runs"
 class App:
     """One invocation of `rkd`."""
 
+    words: list[str] = field(default_factory=list)
+    """What came behind `rkd`."""
     files: list[str] = field(default_factory=list)
     debug: bool = False
     json: bool = False

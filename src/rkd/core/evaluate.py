@@ -79,7 +79,7 @@ def evaluate(
     net = in_float32(net)
     ask = _Questions(net, split, positions, threat, torch.device(device), rounded, classes, engine)
     if journal is not None:
-        journal.open(_fingerprint(ask, attacks, seed, batch_size, examples))
+        journal.open(_fingerprint(ask, attacks, seed, batch_size, examples, ranks.size))
     notes = _Notes(journal, progress or (lambda what, done, total: None), len(positions), ranks)
 
     everything = torch.arange(len(positions))
@@ -90,7 +90,7 @@ def evaluate(
     made: dict[str, Tensor] = {}
     standing = clean.right.nonzero().squeeze(1)
     for name, plan in attacks.items():
-        parts = standing.split(batch_size) if len(standing) else ()  # an empty tensor splits into one part
+        parts = _parts(standing, batch_size, ranks.size)
         jobs = [(rows, ask.attacked(plan, key(seed, name), kept, len(parts))) for rows in parts]
         outcome = notes.collect(name, jobs, standing, clean)
         outcome.about = describe(plan, threat, ask.classes or 0) | {"engine": notes.engine}
@@ -280,6 +280,16 @@ def choose(count: int, limit: int | None) -> Tensor:
         raise DataError(f"the limit of samples must be between 1 and {count}, the size of the test data; got {limit}")
     generator = torch.Generator().manual_seed(key("evaluation subset"))
     return torch.randperm(count, generator=generator)[:limit].sort().values
+
+
+def _parts(rows: Tensor, most: int, processes: int) -> Sequence[Tensor]:
+    """`rows` in parts of at most `most`, for several processes as many and as large a part for each."""
+    if not len(rows):
+        return ()
+    if processes == 1:
+        return rows.split(most)
+    rounds = -(-len(rows) // (most * processes))
+    return [part for part in rows.tensor_split(rounds * processes) if len(part)]
 
 
 def _read(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
