@@ -21,6 +21,7 @@ from torch import nn
 from rkd.core.bench import peak_bytes
 from rkd.core.checkpoint import to_cpu
 from rkd.core.distributed import ALONE, Ranks
+from rkd.core.dry import CostCard, dry_step
 from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.fitting import parts_that_fit
 from rkd.core.journal import Journal, fingerprint
@@ -31,7 +32,7 @@ from rkd.core.remember import remembering
 from rkd.core.runfolder import RunFolder
 from rkd.core.search import rehearse
 from rkd.core.state import place_of
-from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
+from rkd.core.trainer import Run, chosen_net, fit
 
 from .alone import alone
 from .build import build
