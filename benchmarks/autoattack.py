@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +30,7 @@ from rkd.api import attack_plan, catalog
 from rkd.core import allocator
 from rkd.core.engine.choose import Engine
 from rkd.core.evaluate import choose, evaluate
+from rkd.core.machine import cpu_name
 from rkd.core.measures import interval
 from rkd.core.runfolder import RunFolder
 from rkd.core.types import ThreatModel, fraction
@@ -230,12 +230,7 @@ def options(card: dict[str, Any]) -> str:
 
 
 def machine() -> dict[str, Any]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or "unknown processor"
-    return {"cpu": cpu, "threads": torch.get_num_threads(), "torch": torch.__version__, "rkd": rkd.__version__}
+    return {"cpu": cpu_name(), "threads": torch.get_num_threads(), "torch": torch.__version__, "rkd": rkd.__version__}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import argparse
 import json
 import math
 import os
-import platform
 import resource
 import subprocess
 import sys
@@ -31,6 +30,7 @@ import rkd
 from rkd.api import attack_plan, catalog
 from rkd.core.data import Dataset, fetch
 from rkd.core.evaluate import choose
+from rkd.core.machine import cpu_name
 from rkd.core.nets import NetStudent
 from rkd.core.step import AttackPlan, Step
 
@@ -450,8 +450,8 @@ def about(arguments: argparse.Namespace, found: dict[str, dict[str, Numbers]]) -
     some = next(iter(found.values()))
     pairs = [parts["jsma-softmax"]["pairs"] for parts in found.values()]
     return (
-        f"Machine: {manifest['hardware']['system']}, {cpu()}, one thread on a machine that did other work as well. "
-        f"Python {versions['python']}, torch {versions['torch']}, rkd {versions['rkd-toolkit']}. "
+        f"Machine: {manifest['hardware']['system']}, {cpu_name()}, one thread on a machine that did other work as "
+        f"well. Python {versions['python']}, torch {versions['torch']}, rkd {versions['rkd-toolkit']}. "
         f"{arguments.epochs} epochs of 60,000 images for each of the {len(runs)} nets; one seed: {arguments.seed} for "
         f"the initial nets, {arguments.seed + 1} for the distilled ones. Training took {minutes(trained, 'cpu')} "
         f"minutes of the processor ({minutes(trained, 'wall')} of the clock), the measurements "
@@ -484,14 +484,6 @@ def amplitudes(parts: dict[str, Numbers], way: str) -> list[float]:
 
 def minutes(took: list[Numbers], clock: str) -> str:
     return f"{sum(part[clock] for part in took) / 60:.0f}"
-
-
-def cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
 
 
 # The pictures
