@@ -16,7 +16,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import socket
 import statistics
 import time
@@ -35,6 +34,7 @@ from rkd.core import allocator
 from rkd.core.distributed import join
 from rkd.core.engine.choose import Engine
 from rkd.core.evaluate import choose, evaluate
+from rkd.core.machine import cpu_name
 from rkd.core.measures import interval
 from rkd.core.runfolder import RunFolder
 from rkd.core.types import ThreatModel, fraction
@@ -239,7 +239,7 @@ def row(chunks: list[dict[str, Any]]) -> str:
     total = sum(c[THEIRS]["seconds"] for c in chunks) / sum(c[OURS]["seconds"] for c in chunks)
     reference, found = together(THEIRS), together(OURS)
     again = together(AGAIN) if all(AGAIN in chunk for chunk in chunks) else None
-    engine = statistics.mode(chunk[OURS]["engine"] for chunk in chunks).split(", ")
+    engine = statistics.mode(chunk[OURS]["engine"].split("; ")[0] for chunk in chunks).split(", ")
     cells = [
         chunks[0]["net"], ", ".join(part for part in engine if "times" not in part), str(len(found)),
         accuracy(together(OURS, "clean")), accuracy(reference), "-" if again is None else accuracy(again),
@@ -261,13 +261,8 @@ def options(card: dict[str, Any]) -> str:
 
 
 def machine(arguments: argparse.Namespace) -> dict[str, Any]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or "unknown processor"
     shared = {"threads": arguments.threads, "processes": arguments.processes, "load": round(os.getloadavg()[0], 1)}
-    return {"cpu": cpu, "torch": torch.__version__, "rkd": rkd.__version__} | shared
+    return {"cpu": cpu_name(), "torch": torch.__version__, "rkd": rkd.__version__} | shared
 
 
 if __name__ == "__main__":

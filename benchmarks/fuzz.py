@@ -2,7 +2,7 @@
 
     python benchmarks/fuzz.py [--inputs 1000] [--seed 0] [--only READER] [--out fuzz.jsonl] [--table fuzz.md]
 
-Each input is made of (seed, reader, number) by `fuzz_inputs.py`, in a folder of its own; five hundred share a process.
+Each input is made of (seed, reader, number) by `fuzz_inputs`, in a folder of its own; five hundred share a process.
 An input passes if it loads or raises RkdError, within 20 seconds and 4 GiB of address space on top of what the process
 had; if nothing beside its folder was touched; if no command in it was run; and if no network was asked for. Results of
 finished processes are kept in --out and not done again. Exits with 1 if an input failed, and prints its number.

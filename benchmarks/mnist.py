@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+
+from rkd.core.machine import cpu_name
 
 RAMP = ["--set", "attack.eps=ramp(0, 0.3, until=0.5)", "--set", "attack.steps=7"]
 BOTH = ["--teacher", "robust={robust}", "--teacher", "clean={clean}"]
@@ -136,8 +137,8 @@ def write(arguments: argparse.Namespace, teachers: dict[str, Path]) -> None:
     manifest = json.loads((teachers["robust"] / "manifest.json").read_text())
     versions = manifest["versions"]
     about = (
-        f"Machine: {manifest['hardware']['system']}, {cpu()}, {arguments.jobs} runs at a time with one thread each. "
-        f"Python {versions['python']}, torch {versions['torch']}, rkd {versions['rkd-toolkit']}. "
+        f"Machine: {manifest['hardware']['system']}, {cpu_name()}, {arguments.jobs} runs at a time with one thread "
+        f"each. Python {versions['python']}, torch {versions['torch']}, rkd {versions['rkd-toolkit']}. "
         f"Seeds of the students: {', '.join(map(str, arguments.seeds))}; the teachers are the same for all (seed 0). "
         f"{arguments.epochs} epochs."
     )
@@ -174,14 +175,6 @@ def spread(values: list[float]) -> str:
     """The mean and, of several seeds, half the distance between the extremes."""
     mean = f"{statistics.mean(values):.2f}"
     return mean if len(values) == 1 else f"{mean} ± {(max(values) - min(values)) / 2:.2f}"
-
-
-def cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or "unknown processor"
 
 
 if __name__ == "__main__":

@@ -235,13 +235,10 @@ def start(job: dict[str, Any]) -> subprocess.Popen[str]:
 
 
 def machine() -> dict[str, Any]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        cpu = platform.processor() or "unknown processor"
+    from rkd.core.machine import cpu_name
+
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"cpu": cpu, "cores": os.cpu_count(), "load": load, "python": platform.python_version()}
+    return {"cpu": cpu_name(), "cores": os.cpu_count(), "load": load, "python": platform.python_version()}
 
 
 def make_images(path: Path) -> None:

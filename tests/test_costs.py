@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
+from rkd.core.dry import CostCard, dry_step
 from rkd.core.errors import Refused
-from rkd.core.trainer import CostCard, dry_step
 from rkd.registry.build import build
 from rkd.registry.catalog import Catalog
 from rkd.registry.resolve import resolve

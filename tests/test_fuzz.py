@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from rkd.core.errors import RkdError
 
-FILE = Path(__file__).parents[1] / "benchmarks" / "fuzz_inputs.py"
+FILE = Path(__file__).parents[1] / "benchmarks" / "fuzz_inputs" / "__init__.py"
 SLOW = {"report": 3, "command line": 6}
 
 
@@ -93,4 +93,4 @@ def test_the_fuzzer_finds_what_it_looks_for(kind: str, tmp_path: Path) -> None:
             '<img src="http://a">',
         ):
             with pytest.raises(AssertionError):
-                INPUTS._Page().feed(f"<html>{bad}</html>")
+                INPUTS.Page().feed(f"<html>{bad}</html>")

@@ -14,14 +14,16 @@ from torch import Tensor
 
 from rkd.core import ops
 from rkd.core.data import ArraySplit, Loader
+from rkd.core.dry import dry_step
 from rkd.core.errors import DataError, Refused, RkdError, Stopped, TrainingFailed
+from rkd.core.gradients import total
 from rkd.core.hookspecs import hookimpl
 from rkd.core.nets import NetStudent
 from rkd.core.runfolder import RunFolder
 from rkd.core.schedules import Drops, Ramp
 from rkd.core.state import Saving, copied
 from rkd.core.step import AttackPlan, Step
-from rkd.core.trainer import Run, Validation, chosen_net, dry_step, fit, run_hooks, total, update
+from rkd.core.trainer import Run, Validation, chosen_net, fit, run_hooks, update
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.testing import OneStep, check_trains, tiny_batch, tiny_dataset, tiny_run, tiny_teachers, untouched
 from rkd.testing.search import cross_entropy

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from rkd.core.errors import Refused
+from rkd.core.gradients import total
 from rkd.core.nets import NetStudent
 from rkd.core.schedules import Drops, Ramp
 from rkd.core.step import AttackPlan, Step
-from rkd.core.trainer import Run, total, update
+from rkd.core.trainer import Run, update
 from rkd.core.types import Batch
 from rkd.plugins.methods.adaad import AdaAD
 from rkd.plugins.methods.advprop import AdvProp

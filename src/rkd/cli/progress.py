@@ -16,7 +16,8 @@ from .interrupts import Interrupts
 from .terminal import Terminal, attack_name, duration, memory, percent, safe
 
 if TYPE_CHECKING:
-    from rkd.core.trainer import CostCard, Run
+    from rkd.core.dry import CostCard
+    from rkd.core.trainer import Run
 
 READ_EVERY = 0.5
 """Seconds between two looks at the losses: each look waits for the device."""

@@ -89,11 +89,13 @@ class Feed:
         )
         try:
             yield from loader
-        except RuntimeError as error:
-            if "worker" not in str(error).lower():
+        # Without a connection: it died between announcing an image and handing it over.
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and "worker" not in str(error).lower():
                 raise
+            first = (str(error) or type(error).__name__).splitlines()[0]
             raise RkdError(
-                f"a process that reads images died (killed, or out of memory?): {str(error).splitlines()[0]}; "
+                f"a process that reads images died (killed, or out of memory?): {first}; "
                 "continue with rkd run --resume, with fewer of them (--set data.workers=1) or none (0)"
             ) from None
 

@@ -11,10 +11,11 @@ import gc
 
 import torch
 
+from .dry import trial_of
 from .errors import Refused
 from .gradients import SMALLEST, backward
 from .random import forked, key
-from .trainer import Run, trial_of
+from .trainer import Run
 
 RESERVE = 0.05
 """Share of a GPU's memory that is left free in the trials: fragments, and what extensions keep."""

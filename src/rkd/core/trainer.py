@@ -1,4 +1,4 @@
-"""fit(): one explicit training loop, and the dry step that checks a run before it starts."""
+"""fit(): one explicit training loop. What tries a run before it starts is `dry`."""
 
 from __future__ import annotations
 
@@ -13,41 +13,25 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import finite, to_cpu
-from .cost import Count, counting
-from .data import Dataset, Loader, Split, check_images
+from .checkpoint import to_cpu
+from .data import Dataset, Loader, Split
 from .distributed import ALONE, Ranks
-from .errors import DataError, Refused, RkdError, TrainingFailed
+from .errors import RkdError, TrainingFailed
 from .evaluate import evaluate
-from .gradients import backward, share_gradients, total, weight, weighted
+from .gradients import backward, share_gradients, weight
 from .guard import ADVICE, Guard, OnNan, RolledBack
 from .hookspecs import RunHooks
 from .interfaces import Loss, Scheduler, Teacher
 from .layout import follow
 from .layout import restore as as_kept
 from .meter import Meter
-from .nets import Net, NetStudent, NetTeacher, check_logits
+from .nets import Net, NetStudent
 from .random import forked, key
 from .runfolder import RunFolder
 from .state import Keeper, Saving, copied, restore, state_of
 from .step import AttackPlan, Step
 from .syncnorm import synchronised
 from .types import Batch, Schedule, View, at
-
-__all__ = [
-    "CostCard",
-    "Run",
-    "Validation",
-    "chosen_net",
-    "dry_step",
-    "fit",
-    "run_hooks",
-    "total",
-    "trial_of",
-    "update",
-    "weight",
-    "weighted",
-]  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -322,91 +306,3 @@ def chosen_net(run: Run) -> nn.Module:
         if weights is not None:
             net.load_state_dict(weights)
     return net.requires_grad_(False)
-
-
-@dataclass(frozen=True, slots=True)
-class CostCard:
-    """Forwards and backwards of each net in one training step, seconds of a dry step on `samples` images.
-
-    `memory`: bytes of a whole training's peak, where somebody has found out.
-    """
-
-    counts: Mapping[str, Count]
-    samples: int
-    seconds: float
-    memory: int = 0
-
-
-def trial_of(run: Run) -> Run:
-    """A run on copies of everything that a step changes, for this process alone and without extensions."""
-    trial = copy.copy(run)
-    trial.student = copy.deepcopy(run.student)
-    trial.schedulers = copy.deepcopy(run.schedulers)
-    trial.knobs = dict(run.knobs)
-    trial.ranks = ALONE
-    trial.optimizer = torch.optim.SGD(trial.student.net.parameters(), lr=0.0)
-    trial.hooks = run_hooks()
-    return trial
-
-
-def dry_step(run: Run, samples: int = 2) -> CostCard:
-    """One step on a few images and on copies of everything that changes, to find mistakes before training.
-
-    Raises Refused for a part that was given and never used: a teacher, an attack, a value that a scheduler sets.
-    """
-    trial = trial_of(run)
-    batch = run.loader.batch(torch.arange(min(samples, len(run.loader.split))), 0)
-    _check_nets(trial, batch)
-    nets: dict[str, nn.Module] = {"student": trial.student.net}
-    nets |= {f"teacher {role}": t.net for role, t in run.teachers.items() if isinstance(t, NetTeacher)}
-    started = time.perf_counter()
-    with forked(key(run.seed, "dry"), run.device), counting(nets) as counts:
-        step = trial.step(batch, listen=False)
-        loss = total(trial, step)
-        if not loss.requires_grad:
-            raise Refused("the loss does not depend on the student: no weight would ever move")
-        loss.backward()
-    if run.device.type == "cuda":
-        torch.cuda.synchronize(run.device)
-    seconds = time.perf_counter() - started
-    for view in sorted(step.used.views):
-        try:
-            check_images(step.image(view))
-        except DataError as error:
-            raise Refused(f"what makes the view {view!r} is at fault: {error}") from None
-    if not bool(loss.isfinite()):
-        raise Refused(f"the loss is {float(loss.detach()):g} on the first images, before any training")
-    if not finite({str(n): p.grad for n, p in enumerate(trial.student.net.parameters()) if p.grad is not None}):
-        raise Refused("a gradient is not finite on the first images, though the loss is: it cannot be trained")
-    _check_used(trial, step)
-    return CostCard(counts, len(batch), seconds)
-
-
-def _check_nets(run: Run, batch: Batch) -> None:
-    classes = len(run.data.classes)
-    with torch.no_grad():
-        logits = run.student.logits({"clean": batch.x[:1]}, "eval")["clean"]
-        check_logits(logits, 1, classes, "the student")
-        for role, teacher in run.teachers.items():
-            check_logits(teacher.logits(batch.x[:1]), 1, classes, f"the teacher {role!r}")
-
-
-def _check_used(run: Run, step: Step) -> None:
-    idle = [f"the teacher {role!r}" for role in run.teachers if role not in step.used.roles]
-    idle += [f"the attack that makes the view {view!r}" for view in run.attacks if view not in step.used.views]
-    idle += [f"the batch norm of the view {view!r}" for view in run.student.routed if view not in step.used.trained]
-    known = ("weight.", "class_weights")
-    idle += [
-        f"the value {name!r} that a scheduler sets"
-        for name in run.knobs
-        if not name.startswith(known) and name not in step.used.knobs
-    ]
-    if idle:
-        raise Refused(
-            f"{' and '.join(idle)} would never be used by the loss; take it out, or choose a loss that needs it"
-        )
-    if run.student.routed and step.used.trained <= set(run.student.routed):
-        raise Refused(
-            f"this loss trains on {', '.join(sorted(step.used.trained))} alone, which auxiliary batch norms serve: the "
-            "net's own batch norms, the ones that are deployed, would never be trained; choose a loss with a clean term"
-        )

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from rkd.core.bench import bench, peaks
-from rkd.core.trainer import dry_step
+from rkd.core.dry import dry_step
 
 from .build import build, choose_precision
 from .catalog import Catalog

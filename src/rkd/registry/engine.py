@@ -16,6 +16,7 @@ from rkd.core.engine.choose import questions
 from rkd.core.engine.searches import Searches
 from rkd.core.errors import RkdError
 from rkd.core.files import write_atomic
+from rkd.core.machine import cpu_name
 from rkd.core.nets import NetStudent
 from rkd.core.text import parse_json
 from rkd.core.trainer import Run
@@ -74,15 +75,8 @@ def remember(run: Run, folder: Path, first: bool, tell: Callable[[str], None]) -
 
 
 def _machine(device: torch.device) -> str:
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor()} {_cpu()}"
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor()} {cpu_name()}"
     return f"{name}, {torch.get_num_threads()} threads, torch {torch.__version__}, rkd {version('rkd-toolkit')}"
-
-
-def _cpu() -> str:
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    return platform.machine()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import os
-import platform
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
@@ -15,29 +10,30 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from torch import nn
 
 from rkd.core.bench import peak_bytes
 from rkd.core.checkpoint import to_cpu
 from rkd.core.distributed import ALONE, Ranks
+from rkd.core.dry import CostCard, dry_step
 from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.fitting import parts_that_fit
-from rkd.core.journal import Journal, fingerprint
+from rkd.core.journal import Journal
 from rkd.core.layout import restore as as_kept
-from rkd.core.nets import Net, NetStudent
+from rkd.core.nets import Net
 from rkd.core.outcomes import Evaluation
 from rkd.core.remember import remembering
 from rkd.core.runfolder import RunFolder
 from rkd.core.search import rehearse
 from rkd.core.state import place_of
-from rkd.core.trainer import CostCard, Run, chosen_net, dry_step, fit
+from rkd.core.trainer import Run, chosen_net, fit
 
 from .alone import alone
 from .build import build
 from .catalog import Catalog
 from .engine import remember
 from .evaluation import evaluate_net
+from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
 from .resolve import Plan, resolve
 from .resume import before_of, differences
 from .teachers import Found, find_teachers, prepare
@@ -128,7 +124,7 @@ def execute(
         return {
             "config": _plain_config(plan),
             "teachers": [_teacher(f) for f in found],
-            "cost": _cost(card),
+            "cost": cost_of(card),
             "seconds": seconds,
             "memory": memory,
         }
@@ -138,7 +134,7 @@ def execute(
     remember(run, folder.path, ranks.first, reporter.detail)
     with ExitStack() as stack:
         ranks.once(lambda: stack.enter_context(alone(folder)))
-        manifest = _manifest(plan, catalog, run) | {"cost": _cost(card), "teachers": _weights_of(found)}
+        manifest = manifest_of(plan, catalog, run) | {"cost": cost_of(card), "teachers": weights_of(found)}
         if resume:
             manifest |= _continue(run, manifest, reporter)
         folder.write_json(folder.manifest, manifest | {"status": "running"})
@@ -151,9 +147,9 @@ def execute(
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             status = "interrupted" if stopped else f"failed: {type(error).__name__}: {error}"
-            _try_manifest(folder, manifest | {"status": status, "seconds": time.perf_counter() - started})
+            try_to_write(folder, manifest | {"status": status, "seconds": time.perf_counter() - started})
             raise
-        manifest |= {"engine": _engine(run)}
+        manifest |= {"engine": engine_of(run)}
         folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})
         folder.prune()
     run.hooks.hook.rkd_run_end(run=run, results=results)
@@ -275,11 +271,6 @@ def _finish(
     }
 
 
-def _weights_of(found: list[Found]) -> dict[str, str]:
-    """A hash of each teacher's weights, by role: a run that goes on with other teachers would be another run."""
-    return {f.reference.role: fingerprint(*f.teacher.net.state_dict().values()) for f in found}
-
-
 def _teacher(found: Found) -> dict[str, str]:
     reference = found.reference
     return {"role": reference.role, "model": reference.model or reference.text, "source": found.source}
@@ -338,77 +329,12 @@ def _check_place(path: Path) -> None:
         raise RkdError(f"cannot write into {parent}; choose another place with --out DIR")
 
 
-def _manifest(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
-    packages = ("rkd-toolkit", "torch", "torchvision", "timm", "numpy", "safetensors", "pluggy", "pydantic")
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "resumed": 0,
-        "process": f"{os.getpid()} on {platform.node() or 'this machine'}",
-        "seed": plan.config.seed,
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
-        "plugins": {p.key: p.version for p in catalog.plugins.plugins.values() if not p.error and not p.disabled},
-        "hardware": {
-            "system": f"{platform.system()} {platform.machine()}",
-            "cpu_threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device),
-            "tf32": _tf32(run.device),
-            "processes": run.ranks.size,
-        },
-        "precision": str(plan.config.precision),
-        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
-        "git": _git(),
-        "command": sys.argv,
-        "launch": run.ranks.launch,
-    }
-
-
-def _engine(run: Run) -> list[str]:
-    """How the student ran while it was attacked."""
-    searches = run.student.searches if isinstance(run.student, NetStudent) else None
-    return (searches.choices() if searches else []) or ["plain"]
-
-
-def _tf32(device: torch.device) -> dict[str, bool]:
-    """Whether float32 is multiplied with 10 bits of mantissa (TensorFloat-32): torch's own default for convolutions."""
-    return {
-        "matmul": device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32,
-        "convolution": device.type == "cuda" and torch.backends.cudnn.allow_tf32,
-    }
-
-
-def _try_manifest(folder: RunFolder, content: dict[str, Any]) -> None:
-    try:
-        folder.write_json(folder.manifest, content)
-    except RkdError:
-        return  # the disk that broke the run may break this too; the first error is the one to show
-
-
-def _git() -> str | None:
-    try:
-        command = ["git", "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return found.stdout.strip() or None
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def _kept(section: Mapping[str, Any]) -> list[str]:
     return [name for name, options in section.items() if options is not False]
 
 
 def _plain_config(plan: Plan) -> dict[str, Any]:
     return plan.config.model_dump(by_alias=True, exclude_none=True)
-
-
-def _cost(card: CostCard) -> dict[str, Any]:
-    return {name: {"forwards": c.forwards, "backwards": c.backwards} for name, c in card.counts.items()}
 
 
 def _duration(seconds: float) -> str:
