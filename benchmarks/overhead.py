@@ -1,8 +1,9 @@
-"""What is not computing: rkd's machinery, its start, memory that the system gives anew: docs/results/overhead.md.
+"""What is not computing: rkd's machinery, its start, memory given anew, threads that wait: docs/results/overhead.md.
 
     python benchmarks/overhead.py [--threads 1] [--rounds 5] [--table docs/results/overhead.md]
 
-Times of a process's own (user and system), which another process beside it hardly changes; starts are wall-clock times.
+Times of a process's own (user and system), which another process beside it hardly changes; starts, and steps in several
+threads, are wall-clock times.
 """
 
 from __future__ import annotations
@@ -35,13 +36,21 @@ def hollow(module: Any) -> None:
     module.forward = forward
 
 
-def used() -> tuple[float, int]:
+WAITING = {
+    "actively, 300,000 rounds (GNU's default)": {"GOMP_SPINCOUNT": "300000"},
+    "30,000 rounds, then asleep (rkd's)": {"GOMP_SPINCOUNT": "30000"},
+    "asleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
+}
+"""How OpenMP's threads wait for one another."""
+
+
+def used() -> tuple[float, int, float]:
     usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime, usage.ru_minflt
+    return usage.ru_utime + usage.ru_stime, usage.ru_minflt, time.perf_counter()
 
 
 def work(job: dict[str, Any]) -> None:
-    """Steps in this process; one line of JSON with their CPU seconds and page faults, medians."""
+    """Steps in this process; one line of JSON with their CPU seconds, page faults and seconds, medians."""
     if job["allocator"]:
         from rkd.core.allocator import keep_freed_memory
 
@@ -69,8 +78,11 @@ def work(job: dict[str, Any]) -> None:
     print(json.dumps([statistics.median(values) for values in zip(*found, strict=True)]))
 
 
-def ask(job: dict[str, Any]) -> list[float]:
-    environment = dict(os.environ, OMP_NUM_THREADS=str(job["threads"]))
+def ask(job: dict[str, Any], waiting: dict[str, str] | None = None) -> list[float]:
+    environment = {
+        name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")
+    }
+    environment |= {"OMP_NUM_THREADS": str(job["threads"])} | (waiting or {})
     command = [sys.executable, __file__, "--worker", json.dumps(job)]
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     return json.loads(done.stdout.splitlines()[-1])
@@ -110,8 +122,19 @@ def main() -> None:
     for student, batch in NETS:
         job = common | {"method": "rslad", "student": student, "batch": batch, "rounds": 3}
         for name, kept in (("glibc's default", False), ("rkd's", True)):
-            seconds, faults = ask(job | {"allocator": kept})
+            seconds, faults, _ = ask(job | {"allocator": kept})
             lines.append(f"| {student} | {batch} | {name} | {seconds:.2f} | {faults:,.0f} |")
+    lines += ["", "| OpenMP's threads wait | ResNet-20 step, s | beside a busy process, s |", "|---|---:|---:|"]
+    job = common | {"method": "rslad", "student": "resnet20", "batch": 128, "threads": os.cpu_count() or 1}
+    for name, waiting in WAITING.items():
+        alone = ask(job, waiting)[2]
+        busy = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+        try:
+            beside = ask(job | {"rounds": 3}, waiting)[2]
+        finally:
+            busy.kill()
+            busy.wait()
+        lines.append(f"| {name} | {alone:.2f} | {beside:.2f} |")
     rkd = str(Path(sys.executable).with_name("rkd"))
     starts = {"rkd --help": [rkd, "--help"], "import rkd": [sys.executable, "-c", "import rkd"],
               "python alone": [sys.executable, "-c", ""]}  # fmt: skip

@@ -41,9 +41,8 @@ def wait_briefly() -> None:
     """Let OpenMP's threads wait for one another actively for a fraction of a millisecond, then sleep.
 
     To be called before torch is imported; settings in the environment (`OMP_WAIT_POLICY`, `GOMP_SPINCOUNT`) stand.
-    Threads that wait actively for long hold their core: on a machine that is busy with something else too, a step got
-    up to a hundred times slower. Threads that sleep at once wake too late for the next of many short operations: on an
-    idle machine a gradient of ResNet-20 took a third longer.
+    Threads that wait actively for long hold their core, which costs a machine that is busy with something else too.
+    Threads that sleep at once wake too late for the next of many short operations. docs/results/overhead.md has both.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # of GNU's library, which torch brings; its own is 300000

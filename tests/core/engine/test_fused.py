@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rkd.core.engine import ending
+from rkd.core.engine.ending import Ending
 from rkd.core.engine.fused import Fused, fuse
 from rkd.core.engine.ways import made, ways
 from rkd.registry.catalog import Catalog
@@ -59,9 +61,11 @@ def test_whatever_follows_a_convolution(inplace: bool) -> None:
     net = Joined(inplace).eval().requires_grad_(False)
     fused, layers = fuse(net, X[:2])
     same(net, fused)
-    activations = [layer.activation.name for layer in layers]
+    *convolutions, end = layers
+    assert isinstance(end, Ending)
+    activations = [layer.activation.name for layer in convolutions]
     assert activations == ["relu", "none", "none", "none", "none", "hardtanh", "none"]
-    assert len({id(layer.layer) for layer in layers}) == 6
+    assert len({id(layer.layer) for layer in convolutions}) == 6
     left = {node.target for node in fused.graph.nodes}
     assert not left & {"a", "b", "c", "d", "e", "f", "relu"}
 
@@ -91,6 +95,67 @@ def test_a_convolution_that_is_watched_or_pads_otherwise_is_left() -> None:
     fused, layers = fuse(net, X[:2])
     assert [layer.layer for layer in layers] == [net[6]]
     same(net, fused)
+
+
+class Ends(nn.Module):
+    """A convolution, and an end in one of many ways."""
+
+    def __init__(self, end: str) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+        self.pool, self.flat = nn.AdaptiveAvgPool2d((2, 3)), nn.Flatten()
+        self.end, self.linear = end, nn.Linear({"mean": 4, "mean of one": 40, "dims": 4}.get(end, 24), 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.conv(x))
+        if self.end == "module":
+            x = self.flat(self.pool(x))
+        elif self.end == "function":
+            x = torch.flatten(F.adaptive_avg_pool2d(x, (2, 3)), 1)
+        elif self.end == "window":
+            x = F.avg_pool2d(x, (5, 4), stride=(4, 3), padding=(0, 1)).flatten(1)
+        elif self.end == "mean":
+            x = x.mean((2, 3))
+        elif self.end == "dims":
+            x = torch.mean(x, (-2, -1))
+        elif self.end == "mean of one":
+            x = x.mean(3).flatten(1)
+        elif self.end == "seen twice":
+            x = self.pool(x).flatten(1)
+            return self.linear(x) + x.sum()
+        elif self.end == "maximum":
+            x = F.adaptive_max_pool2d(x, (2, 3)).flatten(1)
+        elif self.end == "activated":
+            return F.relu(self.linear(self.pool(x).flatten(1)))
+        return self.linear(x)
+
+
+@pytest.mark.parametrize(
+    ("end", "found"),
+    [
+        ("module", True), ("function", True), ("window", True), ("mean", True), ("dims", True), ("mean of one", False),
+        ("seen twice", False), ("maximum", False), ("activated", False),
+    ],
+)  # fmt: skip
+def test_pooling_and_the_last_layer_are_one_product(end: str, found: bool) -> None:
+    torch.manual_seed(4)
+    net = Ends(end).eval().requires_grad_(False)
+    fused, layers = fuse(net, X[:2])
+    assert isinstance(layers[-1], Ending) is found
+    same(net, fused)
+    with torch.no_grad():
+        net.linear.weight.mul_(-2)
+        net.linear.bias.add_(1)
+    for layer in layers:
+        layer.take()
+    same(net, fused)
+
+
+def test_a_product_of_many_pixels_and_classes_is_left(monkeypatch) -> None:
+    monkeypatch.setattr(ending, "MOST", 5 * 4 * 100 - 1)
+    assert not isinstance(fuse(Ends("mean").eval(), X[:2])[1][-1], Ending)
+    monkeypatch.setattr(ending, "MOST", 5 * 4 * 100)
+    assert isinstance(fuse(Ends("mean").eval(), X[:2])[1][-1], Ending)
 
 
 def test_weights_that_moved_are_taken() -> None:

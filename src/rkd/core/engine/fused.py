@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
+from .ending import Ending, ending
 from .fold import plain
 from .slopes import channels_last, packed, slope_of
 
@@ -101,8 +102,8 @@ def _last(x: Tensor) -> Tensor:
     return channels_last(x) if x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
 
 
-def fuse(arch: nn.Module, example: Tensor) -> tuple[nn.Module, list[Fused]]:
-    """`arch` with its convolutions fused, and these; the modules that are left are the same ones.
+def fuse(arch: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Fused | Ending]]:
+    """`arch` with its convolutions and its end fused, and these; the modules that are left are the same ones.
 
     `arch`: in eval mode, frozen, on a CPU; `example (B, C, H, W)`: what it gets. Raises whatever torch.fx raises of a
     net that it cannot read, such as one whose way depends on values.
@@ -110,21 +111,24 @@ def fuse(arch: nn.Module, example: Tensor) -> tuple[nn.Module, list[Fused]]:
     net = fx.symbolic_trace(arch)
     modules = dict(net.named_modules())
     shapes = _Shapes(net).of(example)
-    made: list[Fused] = []
+    made: list[Fused | Ending] = []
     for node in list(net.graph.nodes):
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
         if type(layer) is not nn.Conv2d or not _fusible(layer):
             continue
         taken, other, activation = _followers(node, modules, shapes)
-        made.append(Fused(layer, activation))
+        fused = Fused(layer, activation)
+        made.append(fused)
         name = f"fused_{len(made)}"
-        net.add_module(name, made[-1])
+        net.add_module(name, fused)
         with net.graph.inserting_after(taken[-1]):
             new = net.graph.call_module(name, (node.args[0],) if other is None else (node.args[0], other))
         taken[-1].replace_all_uses_with(new)
         shapes[new] = shapes[taken[-1]]
         for old in reversed(taken):
             net.graph.erase_node(old)
+    if (end := ending(net, shapes)) is not None:
+        made.append(end)
     net.recompile()
     return net, made
 

@@ -16,6 +16,7 @@ from ..nets import Net
 from ..types import View
 from ..windows import Windows
 from .compiled import Compiled
+from .ending import Ending
 from .fold import put
 from .fused import Fused, fuse
 from .pieces import InPieces
@@ -66,9 +67,10 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
     twin = Twin(net, x[:2], view)
     exact = "bfloat16" not in way
     names = ["folded"] if twin.pairs else []
-    layers: list[Fused] = []
+    layers: list[Fused | Ending] = []
     arch, mean, std = parts(twin.net)
-    run, normalised = arch, ((x[:2] - mean) / std)
+    run: nn.Module = arch
+    normalised = (x[:2] - mean) / std
     if not exact:
         arch, normalised = arch.to(torch.bfloat16), normalised.to(torch.bfloat16)
         names.append("bfloat16")
