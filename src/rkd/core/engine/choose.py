@@ -16,12 +16,11 @@ from ..interfaces import Probe
 from ..modes import frozen_parameters, running
 from ..types import View
 from ..windows import Windows
-from .compiled import Compiled
 from .local import LocalWindows, follows, plan
 from .measure import SAME, alone, apart, gradient, race
 from .pieces import InPieces
 from .slopes import channels_last
-from .ways import Choice, InLayout, as_compiled, in_pieces, made, parts, ways
+from .ways import Choice, InLayout, in_pieces, made, parts, ways, wrapped
 
 WORTH = 300
 """Gradients of one batch below which a search is over before measuring has paid."""
@@ -55,6 +54,8 @@ class Engine:
                 return None
             self._nets.append(net)
             chosen = choose(net, x, bfloat16=self.bfloat16, tell=self.tell)
+            if x.device.type == "cuda" and chosen.net is not net:
+                chosen = improved(chosen, "captured", x, self.tell)
             self._known[where] = replace(chosen, windows=followed(chosen, x, self.tell))
         known = self._known[where]
         return None if known.net is net and known.windows is None else known
@@ -160,20 +161,20 @@ def candidates(net: nn.Module, x: Tensor, bfloat16: bool, view: View | None = No
     return list(found.values())
 
 
-def compiled(choice: Choice, x: Tensor, tell: Callable[[str], None]) -> Choice:
-    """The same compiled, for batches like `x`, where that is faster and the same function."""
-    piece = getattr(choice.net, "piece", None)
+def improved(choice: Choice, kind: str, x: Tensor, tell: Callable[[str], None]) -> Choice:
+    """The same compiled, or captured, for batches like `x`, where that is faster and the same function."""
+    few = x[: getattr(choice.net, "piece", None) or len(x)]
     net: nn.Module = choice.net.net if isinstance(choice.net, InPieces) else choice.net
-    few = x[: piece or len(x)]
-    fast = Compiled(net, few.shape)
     try:
+        better = wrapped(choice, kind, few.shape)
+        fast = better.net.net if isinstance(better.net, InPieces) else better.net
         off = apart(fast, few, gradient(net, few), choice.exact)
     except Exception as error:  # no compiler, or whatever else stops it
-        tell(f"compiled: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+        tell(f"{kind}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
         return choice
     before, after = race([(net, few), (fast, few)], 2.0)
     found = f"{1e6 * after:.0f} us an image, before {1e6 * before:.0f}"
-    tell(f"{choice.name}, compiled: {found}, off by {off:.1g} of its rounding")
+    tell(f"{choice.name}, {kind}: {found}, off by {off:.1g} of its rounding")
     if off > 1 or after > MARGIN * before:
         return choice
-    return replace(as_compiled(choice, few.shape), speedup=choice.speedup * before / after, seconds=after)
+    return replace(better, speedup=choice.speedup * before / after, seconds=after)

@@ -48,6 +48,11 @@ class Ending(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x.permute(0, 2, 3, 1).flatten(1), self._weight, self._bias)
 
+    def slope(self, g: Tensor) -> Tensor:
+        """The gradient by the planes, channels last, from that by the outputs `g (B, K)`."""
+        planes, height, width = self.shape
+        return (g @ self._weight).view(len(g), height, width, planes).permute(0, 3, 1, 2)
+
 
 def ending(net: fx.GraphModule, shapes: dict[fx.Node, torch.Size | None]) -> Ending | None:
     """Put an `Ending` in the place of pooling, flattening and a linear layer at the end of `net`, if that is its end.

@@ -29,11 +29,16 @@ class _Ceiling:
     name: str = "none"
     limits: tuple[float, ...] = ()
 
-    def backward(self, g: Tensor, y: Tensor) -> Tensor:
-        """The gradient before the activation, of which `y` came out."""
+    def backward(self, g: Tensor, y: Tensor, here: bool = False) -> Tensor:
+        """The gradient before the activation, of which `y` came out. `here`: in the place of `g`."""
+        if self.name == "none":
+            return g
+        place = {"grad_input": g} if here else {}
         if self.name == "relu":
-            return torch.ops.aten.threshold_backward(g, y, 0)
-        return torch.ops.aten.hardtanh_backward(g, y, *self.limits)
+            how = torch.ops.aten.threshold_backward
+            return (how.grad_input if here else how.default)(g, y, 0, **place)
+        how = torch.ops.aten.hardtanh_backward
+        return (how.grad_input if here else how.default)(g, y, *self.limits, **place)
 
 
 _NONE, _RELU, _RELU6 = _Ceiling(), _Ceiling("relu"), _Ceiling("hardtanh", (0.0, 6.0))
@@ -81,7 +86,7 @@ class Fused(nn.Module):
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, other: Tensor | None, fused: Fused) -> Tensor:
-        y = fused.compute(_last(x), None if other is None else _last(other))
+        y = fused.compute(last(x), None if other is None else last(other))
         context.fused, context.shape = fused, x.shape
         if fused.activation is not _NONE:
             context.save_for_backward(y)
@@ -91,14 +96,15 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         fused: Fused = context.fused
-        g = _last(g)
+        g = last(g)
         if fused.activation is not _NONE:
             g = fused.activation.backward(g, *context.saved_tensors)
         before, beside, _ = context.needs_input_grad
         return fused.slope(g, context.shape) if before else None, g if beside else None, None
 
 
-def _last(x: Tensor) -> Tensor:
+def last(x: Tensor) -> Tensor:
+    """`x (B, C, H, W)` with channels last in memory, copied only if it is not."""
     return channels_last(x) if x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
 
 

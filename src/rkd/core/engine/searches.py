@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from ..interfaces import Probe
 from ..types import View
-from .choose import WORTH, choose, compiled
+from .choose import WORTH, choose, improved
 from .fold import plain as untouched
 from .measure import apart, gradient, race
-from .ways import Choice, as_compiled, in_pieces, made
+from .ways import WRAPS, Choice, in_pieces, made, wrapped
 
 WAYS = {"folded": "folded", "channels-last": "folded, channels last", "fused": "folded, fused"}
 """What can be asked for by name; under reduced precision in bfloat16."""
@@ -86,9 +86,10 @@ class Searches:
             if way == "plain":
                 return Choice("plain", net)
             found = self._made(way, piece if isinstance(piece, int) else None, net, view, plain, x, half)
-            count = before.get("compiled")
-            if isinstance(count, int) and found.net is not net:
-                found = as_compiled(found, torch.Size([count, *x.shape[1:]]))
+            for kind in WRAPS:
+                count = before.get(kind)
+                if isinstance(count, int) and found.net is not net:
+                    found = self._wrapped(found, kind, torch.Size([count, *x.shape[1:]]))
             return found
         (seconds,) = race([(plain, x)], 0.5)
         ahead = self.queries * len(x) * seconds
@@ -99,12 +100,22 @@ class Searches:
         found = choose(net, x, bfloat16=half, view=view, probe=plain, tell=self.tell)
         # Fused layers are nothing that a compiler could make faster.
         if found.net is not net and found.arch is None and self.queries * len(x) * found.seconds > LONG:
-            found = compiled(found, x, self.tell)
+            found = improved(found, "compiled", x, self.tell)
+        if found.net is not net and x.device.type == "cuda":
+            found = improved(found, "captured", x, self.tell)
         self.tell(f"searches: {found}")
         piece = getattr(found.net, "piece", None)
-        count = (piece or len(x)) if "compiled" in found.name else None
-        self.keep(key, {"way": found.way, "piece": piece, "compiled": count, "speedup": found.speedup})
+        counts = {kind: (piece or len(x)) if kind in found.name else None for kind in WRAPS}
+        self.keep(key, {"way": found.way, "piece": piece, "speedup": found.speedup} | counts)
         return found
+
+    def _wrapped(self, found: Choice, kind: str, shape: torch.Size) -> Choice:
+        """What was chosen before, compiled or captured again; without, where that fails now."""
+        try:
+            return wrapped(found, kind, shape)
+        except RuntimeError as error:
+            self.tell(f"{kind}: {str(error).splitlines()[0]}")
+            return found
 
     def _made(
         self, way: str, piece: int | None, net: nn.Module, view: View | None, plain: Probe, x: Tensor, half: bool

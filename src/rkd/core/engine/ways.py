@@ -19,8 +19,10 @@ from .compiled import Compiled
 from .ending import Ending
 from .fold import put
 from .fused import Fused, fuse
+from .graphs import Graphed
 from .pieces import InPieces
 from .slopes import channels_last
+from .tape import taped
 from .twin import Twin
 
 
@@ -76,7 +78,8 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
         names.append("bfloat16")
     if "fused" in way:
         twin.refresh()
-        run, layers = fuse(arch, channels_last(normalised))
+        graph, layers = fuse(arch, channels_last(normalised))
+        run = taped(graph) or graph
     if not exact:
         copied: nn.Module = InBfloat16(run if layers else _depthwise_in_float32(arch), mean, std)
     elif isinstance(twin.net, Net):
@@ -113,12 +116,17 @@ def in_pieces(choice: Choice, size: int) -> Choice:
     return replace(choice, name=_name(choice.name, f"{size} at a time"), net=InPieces(choice.net, size))
 
 
-def as_compiled(choice: Choice, shape: torch.Size) -> Choice:
-    """The same compiled for batches, or pieces, of this shape."""
-    name = _name(choice.name, "compiled")
+WRAPS: dict[str, type[Compiled] | type[Graphed]] = {"compiled": Compiled, "captured": Graphed}
+"""What can be done to a copy for images of one shape: torch.compile, CUDA graphs."""
+
+
+def wrapped(choice: Choice, kind: str, shape: torch.Size) -> Choice:
+    """The same in one of WRAPS for batches, or pieces, of this shape. Raises what torch raises that cannot do it."""
+    pieces = isinstance(choice.net, InPieces)
+    net: nn.Module = WRAPS[kind](choice.net.net if pieces else choice.net, shape)  # type: ignore[arg-type]
     if isinstance(choice.net, InPieces):
-        return replace(choice, name=name, net=InPieces(Compiled(choice.net.net, shape), choice.net.piece))
-    return replace(choice, name=name, net=Compiled(choice.net, shape))
+        net = InPieces(net, choice.net.piece)
+    return replace(choice, name=_name(choice.name, kind), net=net)
 
 
 class InLayout(nn.Module):

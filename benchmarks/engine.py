@@ -1,0 +1,133 @@
+"""How near the engine's choice is to the best there is: docs/results/engine.md.
+
+    python benchmarks/engine.py [--rows resnet20 ...] [--trials 5] [--rounds 12] [--threads 2]
+
+For each net, batch and precision the engine chooses `--trials` times, as at the first search of a run. Then every way
+that it could have chosen, in every number of images at a time, is timed in turn for `--rounds` rounds, and the median
+gradient of each choice is set beside the best one's. Images and weights are random. Run it on an idle machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+from rkd.core.allocator import keep_freed_memory, wait_briefly
+
+wait_briefly()
+keep_freed_memory()
+
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from rkd.api import catalog  # noqa: E402
+from rkd.core.engine.choose import PIECES, choose  # noqa: E402
+from rkd.core.engine.measure import gradient  # noqa: E402
+from rkd.core.engine.ways import made, ways  # noqa: E402
+from rkd.core.machine import cpu_name  # noqa: E402
+from rkd.core.nets import Net  # noqa: E402
+
+ROWS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], int]] = {
+    "small-cnn": ("small-cnn", {}, (1, 28, 28), 128),
+    "resnet20": ("resnet20", {}, (3, 32, 32), 128),
+    "mobilenetv2": ("mobilenetv2", {}, (3, 32, 32), 128),
+    "resnet18": ("resnet18", {}, (3, 32, 32), 64),
+}
+"""Model, options, images, batch."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--trials", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--out", type=Path, default=Path("runs/engine.json"))
+    parser.add_argument("--table", type=Path, default=Path("docs/results/engine.md"))
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    done = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    for row in arguments.rows:
+        for bfloat16 in (False, True):
+            done[f"{row}, {'bf16' if bfloat16 else 'fp32'}"] = measure(*ROWS[row], bfloat16, arguments)
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(done, indent=1))
+    write(done, arguments)
+
+
+def measure(
+    model: str, options: dict[str, Any], shape: tuple[int, int, int], batch: int, bfloat16: bool,
+    arguments: argparse.Namespace,
+) -> dict[str, Any]:  # fmt: skip
+    torch.manual_seed(0)
+    net = Net(catalog().create("model", model, options)(shape, 10)).eval().requires_grad_(False)
+    x = torch.rand(batch, *shape)
+    chosen = []
+    for _ in range(arguments.trials):
+        found = choose(net, x, bfloat16=bfloat16)
+        chosen.append((found.way, getattr(found.net, "piece", None)))
+    tried: dict[tuple[str, int | None], nn.Module] = {("plain", None): net}
+    for way in ways(x.device, bfloat16):
+        copied = made(way, net, x).net
+        tried |= {(way, size): copied for size in (None, *(size for size in PIECES if size < batch))}
+    times: dict[tuple[str, int | None], list[float]] = {place: [] for place in tried}
+    for number in range(arguments.rounds + 1):
+        for place, copied in tried.items():
+            seconds = taken(copied, x, place[1] or batch)
+            if number:  # the first round warms up
+                times[place].append(seconds)
+    medians = {place: statistics.median(values) for place, values in times.items()}
+    best = min(medians, key=lambda place: medians[place])
+    print(model, bfloat16, best, {named(*place): round(1e6 * value) for place, value in medians.items()}, flush=True)
+    return {
+        "batch": batch,
+        "best": named(*best),
+        "plain": medians["plain", None] / medians[best],
+        "chosen": [(named(*place), medians[place] / medians[best]) for place in chosen],
+    }
+
+
+def taken(net: nn.Module, x: Tensor, size: int) -> float:
+    """Seconds an image, of all images in pieces."""
+    started = time.perf_counter()
+    for rows in x.split(size):
+        gradient(net, rows)
+    return (time.perf_counter() - started) / len(x)
+
+
+def named(way: str, size: int | None) -> str:
+    return f"{way}, {size} at a time" if size else way
+
+
+def write(done: dict[str, Any], arguments: argparse.Namespace) -> None:
+    lines = [
+        "| net | batch | best | times as fast as plain | chosen | its time over the best's |",
+        "|---|---:|---|---:|---|---:|",
+    ]
+    for row, found in done.items():
+        for place, ratio in dict(found["chosen"]).items():
+            count = sum(name == place for name, _ in found["chosen"])
+            cells = [row, str(found["batch"]), found["best"], f"{found['plain']:.2f}",
+                     f"{place} ({count} of {len(found['chosen'])})", f"{ratio:.3f}"]  # fmt: skip
+            lines.append(f"| {' | '.join(cells)} |")
+    worst = max(ratio for found in done.values() for _, ratio in found["chosen"])
+    lines += [
+        "",
+        f"The worst choice takes {100 * (worst - 1):.1f} % longer than the best there is. {cpu_name()}, "
+        f"{arguments.threads} thread(s), torch {torch.__version__}; medians of {arguments.rounds} rounds.",
+    ]
+    text = arguments.table.read_text() if arguments.table.is_file() else "<!-- table -->\n<!-- end -->\n"
+    before, _, rest = text.partition("<!-- table -->")
+    _, _, after = rest.partition("<!-- end -->")
+    arguments.table.parent.mkdir(parents=True, exist_ok=True)
+    arguments.table.write_text(before + "\n".join(["<!-- table -->", *lines, "<!-- end -->"]) + after)
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

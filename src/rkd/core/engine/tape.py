@@ -1,0 +1,108 @@
+"""A net of fused layers run and gone back through by itself, without autograd between its layers.
+
+Autograd keeps a record of each operation and calls each backward apart, which for small nets takes longer than the
+layers; and it must not overwrite a gradient, since somebody else may hold it. Here each gradient has one owner, so
+that activations go back in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.autograd.function import once_differentiable
+
+from .ending import Ending
+from .fused import Fused, last
+
+
+@dataclass(frozen=True)
+class _Step:
+    """One convolution: of which value, with which one added. Values are numbered from 0, the images, in order."""
+
+    layer: Fused
+    source: int
+    other: int | None
+
+
+class Tape(nn.Module):
+    """The `steps` one after another, and `end` of the value at `source`."""
+
+    def __init__(self, steps: list[_Step], end: Ending, source: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList([step.layer for step in steps])
+        self.steps, self.end, self.source = steps, end, source
+        last_use = {source: len(steps)}
+        for number, step in enumerate(steps):
+            last_use |= {place: number for place in (step.source, step.other) if place is not None and place != source}
+        self._unused = [[p for p, use in last_use.items() if use == number] for number in range(len(steps))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and x.requires_grad:
+            found: Tensor = _Run.apply(x, self)
+            return found
+        return self.end(self.values(x, keep=False)[self.source])
+
+    def values(self, x: Tensor, keep: bool = True) -> list[Any]:
+        """The images and each step's outputs; without `keep` None in the place of those that no later step needs."""
+        values: list[Any] = [last(x)]
+        for number, step in enumerate(self.steps):
+            values.append(step.layer.compute(values[step.source], None if step.other is None else values[step.other]))
+            if not keep:
+                for place in self._unused[number]:
+                    values[place] = None
+        return values
+
+
+class _Run(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, x: Tensor, tape: Tape) -> Tensor:
+        context.values, context.tape = tape.values(x), tape
+        return tape.end(context.values[tape.source])
+
+    @staticmethod
+    @once_differentiable
+    def backward(context: Any, g: Tensor) -> tuple[Tensor, None]:
+        tape, values = context.tape, context.values
+        gradients: list[Tensor | None] = [None] * len(values)
+
+        def add(place: int, gradient: Tensor) -> None:
+            there = gradients[place]
+            gradients[place] = gradient if there is None else there.add_(gradient)
+
+        add(tape.source, tape.end.slope(g))
+        for number in reversed(range(len(tape.steps))):
+            step, here = tape.steps[number], gradients[number + 1]
+            gradients[number + 1] = None
+            if here is None:
+                continue
+            here = step.layer.activation.backward(last(here), values[number + 1], here=True)
+            before = step.layer.slope(here, values[step.source].shape)
+            if step.other is not None:
+                add(step.other, here)
+            add(step.source, before)
+        found = gradients[0]
+        assert found is not None
+        return found, None
+
+
+def taped(net: fx.GraphModule) -> Tape | None:
+    """`net`, as `fuse` gives it, as a tape; None if there is more in it than fused layers and an end."""
+    values: dict[fx.Node, int] = {}
+    steps: list[_Step] = []
+    end: tuple[Ending, int] | None = None
+    for node in net.graph.nodes:
+        layer = net.get_submodule(str(node.target)) if node.op == "call_module" else None
+        if node.op == "placeholder" and not values:
+            values[node] = 0
+        elif isinstance(layer, Fused) and end is None:
+            source, *others = (values[each] for each in node.args)
+            steps.append(_Step(layer, source, others[0] if others else None))
+            values[node] = len(steps)
+        elif isinstance(layer, Ending) and end is None:
+            end = layer, values[node.args[0]]
+        elif node.op != "output":
+            return None
+    return Tape(steps, *end) if end and steps else None
