@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from rkd.core.engine.fused import fuse
 from rkd.core.engine.tape import Tape, taped
+from rkd.core.engine.thinned import Thinned
 from rkd.core.engine.ways import made
 from rkd.registry.catalog import Catalog
 
@@ -90,7 +91,8 @@ def test_only_what_is_nothing_but_fused_layers(net: nn.Module, whole: bool) -> N
 
 
 @pytest.mark.parametrize(
-    ("name", "whole"), [("resnet18", True), ("mobilenetv2", True), ("small-cnn", True), ("wrn10-1", False)]
+    ("name", "whole"),
+    [("resnet18", True), ("mobilenetv2", True), ("small-cnn", True), ("resnet8", True), ("wrn10-1", False)],
 )
 def test_the_nets_that_are_taped(catalog: Catalog, name: str, whole: bool) -> None:
     net = catalog.create("model", name, {})((3, 12, 12), 10)
@@ -111,3 +113,41 @@ def test_bfloat16(catalog: Catalog) -> None:
     logits, slope = gradients(found.net, X)
     assert logits.dtype == slope.dtype == torch.float32 and not found.exact
     assert float((logits - net(X)).abs().max() / net(X).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_a_shortcut_of_every_other_pixel(size: tuple[int, int]) -> None:
+    layer = Thinned(2, 1, 3)
+    x = torch.rand(4, 3, *size, requires_grad=True)
+    expected = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 3))
+    assert torch.equal(layer(x), expected) and torch.equal(layer.compute(x.detach()), expected)
+    g = torch.rand_like(expected)
+    assert torch.equal(layer.slope(g, x.shape), torch.autograd.grad(expected, x, g)[0])
+
+
+class Pads(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv, self.linear = how, nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "thinned":
+            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 1))
+        elif self.how == "by rows":
+            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 1, 2), (1, -1, 0, 0, 0, 1))
+        elif self.how == "with ones":
+            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 1), "constant", 1.0)
+        elif self.how == "of two pixels":
+            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 2, 2), (0, 0, 0, 0, 0, 1))
+        else:
+            pooled = nn.functional.avg_pool2d(x, 1, 2)
+            beside = nn.functional.pad(pooled, (0, 0, 0, 0, 0, 1)) + pooled.sum()
+        return self.linear(torch.relu(self.conv(x) + beside).mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["thinned", "by rows", "with ones", "of two pixels", "seen twice"])
+def test_other_shortcuts_are_left(how: str) -> None:
+    net = Pads(how).eval().requires_grad_(False)
+    fused, _ = fuse(net, X[:2])
+    same(net, fused)
+    assert any(isinstance(module, Thinned) for module in fused.modules()) is (how == "thinned")

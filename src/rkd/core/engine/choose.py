@@ -26,6 +26,8 @@ WORTH = 300
 """Gradients of one batch below which a search is over before measuring has paid."""
 PIECES = (32, 16, 64)
 """Numbers of images to ask a net about at once, tried on a CPU."""
+NEARLY, FINALISTS = 1.15, 2
+"""How much longer than the fastest a candidate may take over a few images to be measured on more, and how many may."""
 MARGIN = 0.95
 """A candidate must take less than this share of the plain net's time."""
 
@@ -97,28 +99,30 @@ def choose(
                 continue
             found.append(candidate)
         # On a CPU a net is slower on many images than on a few (see `pieces`): copies are compared on a few, the best
-        # of them in pieces of several sizes.
+        # of them whole and in pieces of several sizes.
         cpu = x.device.type == "cpu"
         few = x[: PIECES[0]] if cpu else x
         seconds = race([(asked, few), *((other.net, few) for other in found[1:])], budget)
         for choice, taken in zip(found, seconds, strict=True):
             tell(f"{choice.name}: {1e6 * taken:.0f} us an image")
-        best = found[min(range(len(found)), key=lambda place: seconds[place])]
-        way = asked if best is plain else best.net
+        order = sorted(range(len(found)), key=lambda place: seconds[place])
+        near = [found[place] for place in order if seconds[place] <= NEARLY * seconds[order[0]]][:FINALISTS]
         # The net as a routed view sees it is no module that could be wrapped.
-        wraps = cpu and (best is not plain or probe is None)
-        sizes = [size for size in PIECES if wraps and size < len(x) and alone(way, x, size)]
-        whole, *seconds = race([(asked, x), (way, x), *((way, x[:size]) for size in sizes)], budget)
+        whole_only = [best is plain and probe is not None for best in near]
+        rows: list[tuple[Choice, int | None]] = [(best, None) for best in near]
+        for best, whole in zip(near, whole_only, strict=True):
+            sizes = [size for size in PIECES if cpu and not whole and size < len(x)]
+            rows += [(best, size) for size in sizes if alone(asked if best is plain else best.net, x, size)]
+        tries = [(asked if best is plain else best.net, x[:size]) for best, size in rows]
+        first, *seconds = race([(asked, x), *tries], budget)
+    for (best, size), taken in zip(rows, seconds, strict=True):
+        tell(f"{best.name}, {size or len(x)} at a time: {1e6 * taken:.0f} us an image, plain {1e6 * first:.0f}")
     taken = min(seconds)
-    for size, time_taken in zip([len(x), *sizes], seconds, strict=True):
-        tell(f"{best.name}, {size} at a time: {1e6 * time_taken:.0f} us an image, plain {1e6 * whole:.0f}")
-    chosen = replace(plain, seconds=whole)
-    if taken <= MARGIN * whole:
-        place = seconds.index(taken)
-        chosen = replace(best, speedup=whole / taken, seconds=taken)
-        if place:
-            chosen = in_pieces(chosen, sizes[place - 1])
-    return chosen
+    if taken > MARGIN * first:
+        return replace(plain, seconds=first)
+    best, size = rows[seconds.index(taken)]
+    chosen = replace(best, speedup=first / taken, seconds=taken)
+    return in_pieces(chosen, size) if size else chosen
 
 
 def followed(choice: Choice, x: Tensor, tell: Callable[[str], None]) -> Callable[[Tensor], Windows] | None:

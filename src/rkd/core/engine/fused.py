@@ -18,6 +18,7 @@ from torch.autograd.function import once_differentiable
 from .ending import Ending, ending
 from .fold import plain
 from .slopes import channels_last, packed, slope_of
+from .thinned import thin
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
@@ -67,7 +68,7 @@ class Fused(nn.Module):
         found: Tensor = _Convolve.apply(x, other, self)
         return found
 
-    def compute(self, x: Tensor, other: Tensor | None) -> Tensor:
+    def compute(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         """Outputs `(B, O, h, w)` of `x (B, C, H, W)` and, added before the activation, `other (B, O, h, w)`."""
         layer, then = self.layer, self.activation
         how = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
@@ -133,6 +134,7 @@ def fuse(arch: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Fused |
         shapes[new] = shapes[taken[-1]]
         for old in reversed(taken):
             net.graph.erase_node(old)
+    thin(net)
     if (end := ending(net, shapes)) is not None:
         made.append(end)
     net.recompile()

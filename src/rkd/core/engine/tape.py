@@ -16,13 +16,14 @@ from torch.autograd.function import once_differentiable
 
 from .ending import Ending
 from .fused import Fused, last
+from .thinned import Thinned
 
 
 @dataclass(frozen=True)
 class _Step:
-    """One convolution: of which value, with which one added. Values are numbered from 0, the images, in order."""
+    """One layer: of which value, with which one added. Values are numbered from 0, the images, in order."""
 
-    layer: Fused
+    layer: Fused | Thinned
     source: int
     other: int | None
 
@@ -49,7 +50,8 @@ class Tape(nn.Module):
         """The images and each step's outputs; without `keep` None in the place of those that no later step needs."""
         values: list[Any] = [last(x)]
         for number, step in enumerate(self.steps):
-            values.append(step.layer.compute(values[step.source], None if step.other is None else values[step.other]))
+            given = [values[place] for place in (step.source, step.other) if place is not None]
+            values.append(step.layer.compute(*given))
             if not keep:
                 for place in self._unused[number]:
                     values[place] = None
@@ -78,7 +80,9 @@ class _Run(torch.autograd.Function):
             gradients[number + 1] = None
             if here is None:
                 continue
-            here = step.layer.activation.backward(last(here), values[number + 1], here=True)
+            here = last(here)
+            if isinstance(step.layer, Fused):
+                here = step.layer.activation.backward(here, values[number + 1], here=True)
             before = step.layer.slope(here, values[step.source].shape)
             if step.other is not None:
                 add(step.other, here)
@@ -97,7 +101,7 @@ def taped(net: fx.GraphModule) -> Tape | None:
         layer = net.get_submodule(str(node.target)) if node.op == "call_module" else None
         if node.op == "placeholder" and not values:
             values[node] = 0
-        elif isinstance(layer, Fused) and end is None:
+        elif isinstance(layer, (Fused, Thinned)) and end is None:
             source, *others = (values[each] for each in node.args)
             steps.append(_Step(layer, source, others[0] if others else None))
             values[node] = len(steps)
