@@ -120,6 +120,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     from rkd.core.trainer import advance
     from rkd.registry.build import build
     from rkd.registry.config import RunConfig
+    from rkd.registry.engine import attach_teachers
     from rkd.registry.resolve import resolve
 
     with forked(0):
@@ -148,6 +149,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
         for teacher in teachers.values():
             teacher.net.autocast = torch.bfloat16  # as rkd.registry.teachers does
     run = build(plan, catalog(), teachers)
+    attach_teachers(run, plan)
     run.hooks.hook.rkd_run_start(run=run)
     guard = Guard(run)
 

@@ -19,6 +19,7 @@ from torch.utils.flop_counter import flop_registry
 
 from .guard import Guard
 from .interfaces import Attack, Teacher
+from .nets import NetStudent, NetTeacher
 from .trainer import Run, advance
 from .types import Batch
 
@@ -75,7 +76,7 @@ def bench(run: Run, seconds: float = 10.0, least: int = 3) -> Bench:
     few = index[:COUNTED]
     # On a whole batch first: buffers are made, and the engine chooses by it.
     step(run)
-    with Operations() as counter:
+    with _as_they_are(run), Operations() as counter:
         flops = watch.read(lambda: counter.count, small_step)
     if run.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(run.device)
@@ -98,6 +99,20 @@ def bench(run: Run, seconds: float = 10.0, least: int = 3) -> Bench:
         {part: round(count * len(index) / len(few)) for part, count in flops.items()}, peak_bytes(run.device),
         len(whole),
     )  # fmt: skip
+
+
+@contextmanager
+def _as_they_are(run: Run) -> Iterator[None]:
+    """Inside, nets run without the engine: its copies compute in other ways, of which torch knows no formulas."""
+    nets = [net for net in (run.student, *run.teachers.values()) if isinstance(net, (NetStudent, NetTeacher))]
+    before = [net.searches for net in nets]
+    for net in nets:
+        net.searches = None
+    try:
+        yield
+    finally:
+        for net, searches in zip(nets, before, strict=True):
+            net.searches = searches
 
 
 class Operations(TorchDispatchMode):

@@ -29,7 +29,7 @@ class Remembering(NetTeacher):
     """A teacher that is asked about each clean image of a training once, when the first one is wanted."""
 
     def __init__(self, teacher: NetTeacher, loader: Loader) -> None:
-        self.role, self.net = teacher.role, teacher.net
+        self.role, self.net, self.searches = teacher.role, teacher.net, teacher.searches
         self._loader = loader
         self._answers: Tensor | None = None
         self._open = True

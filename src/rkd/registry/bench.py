@@ -12,6 +12,7 @@ from rkd.core.dry import dry_step
 
 from .build import build, choose_precision
 from .catalog import Catalog
+from .engine import attach_teachers
 from .execute import Reporter, Silent
 from .resolve import resolve
 from .teachers import find_teachers
@@ -29,6 +30,7 @@ def measure(
     found = find_teachers(plan, catalog, reporter)
     run = build(plan, catalog, {f.reference.role: f.teacher for f in found})
     dry_step(run)
+    attach_teachers(run, plan)
     dtype = choose_precision(plan.config.precision, run.device) or torch.float32
     machine = peaks(run.device, dtype)
     result = bench(run, seconds)

@@ -17,7 +17,7 @@ from rkd.core.engine.searches import Searches
 from rkd.core.errors import RkdError
 from rkd.core.files import write_atomic
 from rkd.core.machine import cpu_name
-from rkd.core.nets import NetStudent
+from rkd.core.nets import NetStudent, NetTeacher
 from rkd.core.text import parse_json
 from rkd.core.trainer import Run
 
@@ -28,21 +28,44 @@ MOST = 4096
 """Bytes of a remembered choice at most."""
 
 
+SMALL = 10_000_000
+"""Parameters of a teacher up to which a copy of it is made: larger ones gain next to nothing, and take their memory."""
+
+
 def attach(run: Run, plan: Plan) -> None:
     """Give the student's searches the engine that the configuration asks for; choices are kept in the cache.
 
     A choice depends on times, and with it the last digits of what is computed. Remembered, it is the same for all runs
     of the same net on the same machine.
     """
-    if not isinstance(run.student, NetStudent):
-        return
+    if isinstance(run.student, NetStudent):
+        gradients = sum(questions(attack.attack) for attack in plan.attacks.values())
+        run.student.searches = _searches(run, plan, gradients)
+
+
+def attach_teachers(run: Run, plan: Plan) -> None:
+    """The same for small teachers. After a dry step, which counts what nets are asked."""
+    for teacher in run.teachers.values():
+        if type(teacher) is NetTeacher and sum(weight.numel() for weight in teacher.net.parameters()) <= SMALL:
+            teacher.searches = _searches(run, plan, 1, forwards=True)
+
+
+def _searches(run: Run, plan: Plan, questions_a_step: int, forwards: bool = False) -> Searches:
     cache = cache_folder() / "engine"
     steps = run.epochs * -(-len(run.loader.split) // run.loader.batch_size)
-    searches = steps * sum(questions(attack.attack) for attack in plan.attacks.values())
-    run.student.searches = Searches(
-        plan.config.engine, queries=searches, machine=f"{_machine(run.device)}, batches of {run.loader.batch_size}",
+    return Searches(
+        plan.config.engine, queries=steps * questions_a_step, forwards=forwards,
+        machine=f"{_machine(run.device)}, batches of {run.loader.batch_size}",
         recall=lambda key: _read(cache / f"{key}.json"), keep=lambda key, what: _write(cache / f"{key}.json", what),
     )  # fmt: skip
+
+
+def all_searches(run: Run) -> dict[str, Searches]:
+    """Of the student and the teachers, by the words for them."""
+    found = {"student": run.student.searches if isinstance(run.student, NetStudent) else None}
+    found |= {f"teacher {role}": teacher.searches for role, teacher in run.teachers.items()
+              if isinstance(teacher, NetTeacher)}  # fmt: skip
+    return {who: searches for who, searches in found.items() if searches is not None}
 
 
 def remember(run: Run, folder: Path, first: bool, tell: Callable[[str], None]) -> None:
@@ -50,9 +73,11 @@ def remember(run: Run, folder: Path, first: bool, tell: Callable[[str], None]) -
 
     `first`: whether this process writes. `tell` is told of what is measured and chosen.
     """
-    if not isinstance(run.student, NetStudent) or run.student.searches is None:
-        return
-    searches, path = run.student.searches, folder / "engine.json"
+    for searches in all_searches(run).values():
+        _remember(searches, folder / "engine.json", first, tell)
+
+
+def _remember(searches: Searches, path: Path, first: bool, tell: Callable[[str], None]) -> None:
     searches.tell = tell
     recall, keep = searches.recall, searches.keep
 

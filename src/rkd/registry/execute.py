@@ -31,7 +31,7 @@ from rkd.core.trainer import Run, chosen_net, fit
 from .alone import alone
 from .build import build
 from .catalog import Catalog
-from .engine import remember
+from .engine import attach_teachers, remember
 from .evaluation import evaluate_net
 from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
 from .resolve import Plan, resolve
@@ -131,6 +131,7 @@ def execute(
     text = plan.config.text()
     folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
     folder = run.folder = folder if ranks.first else folder.readable()
+    attach_teachers(run, plan)
     remember(run, folder.path, ranks.first, reporter.detail)
     with ExitStack() as stack:
         ranks.once(lambda: stack.enter_context(alone(folder)))

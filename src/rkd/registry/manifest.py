@@ -15,11 +15,11 @@ import torch
 from rkd.core.dry import CostCard
 from rkd.core.errors import RkdError
 from rkd.core.journal import fingerprint
-from rkd.core.nets import NetStudent
 from rkd.core.runfolder import RunFolder
 from rkd.core.trainer import Run
 
 from .catalog import Catalog
+from .engine import all_searches
 from .resolve import Plan
 from .teachers import Found
 
@@ -60,9 +60,11 @@ def weights_of(found: list[Found]) -> dict[str, str]:
 
 
 def engine_of(run: Run) -> list[str]:
-    """How the student ran while it was attacked."""
-    searches = run.student.searches if isinstance(run.student, NetStudent) else None
-    return (searches.choices() if searches else []) or ["plain"]
+    """How the student ran while it was attacked, and teachers that ran in another way than as they are."""
+    searches = all_searches(run)
+    student = searches.pop("student", None)
+    found = (student.choices() if student else []) or ["plain"]
+    return found + [f"{who}: {way}" for who, one in searches.items() for way in one.choices() if way != "plain"]
 
 
 def try_to_write(folder: RunFolder, content: dict[str, Any]) -> None:

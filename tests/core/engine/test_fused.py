@@ -163,6 +163,7 @@ def test_weights_that_moved_are_taken() -> None:
     net.eval().requires_grad_(False)
     fused, layers = fuse(net, X[:2])
     before = copy.deepcopy(net)
+    same(before, fused)
     with torch.no_grad():
         net[0].weight.mul_(-1)
         net[0].bias.add_(1)

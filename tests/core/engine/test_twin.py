@@ -15,7 +15,7 @@ from rkd.core.engine import searches as module
 from rkd.core.engine.searches import Searches
 from rkd.core.engine.twin import Twin
 from rkd.core.engine.ways import Choice, made
-from rkd.core.nets import Net, NetStudent
+from rkd.core.nets import Net, NetStudent, NetTeacher
 from rkd.core.norm import Router, add_auxiliary
 from rkd.core.step import AttackPlan, Step
 from rkd.core.types import Batch, ThreatModel
@@ -293,3 +293,29 @@ def test_long_runs_compile(catalog: Catalog, monkeypatch) -> None:
     without = Searches("auto", queries=400, tell=told.append)
     close(student, without)
     assert without.choices() == ["folded"] and "compiled: no compiler here" in told
+
+
+def test_a_teacher_in_a_long_run_is_fused_and_nothing_is_measured(catalog: Catalog, monkeypatch) -> None:
+    def never(*anything: Any, **more: Any) -> Any:
+        raise AssertionError("a gradient was timed")
+
+    monkeypatch.setattr(module, "race", never)
+    monkeypatch.setattr(module, "choose", never)
+    teacher = NetTeacher(student_of(catalog).net, "robust")
+    expected = teacher.logits(X).detach()
+    kept: dict[str, Any] = {}
+    teacher.searches = Searches("auto", queries=1000, forwards=True, recall=kept.get, keep=kept.__setitem__)
+    assert torch.equal(teacher.logits(X), expected) and teacher.searches.choices() == ["plain"], "a short run"
+    monkeypatch.setattr(module, "SHORT", 0)
+    for _ in range(2):  # the second recalls
+        again = NetTeacher(teacher.net, "robust")
+        again.searches = Searches("auto", queries=10**6, forwards=True, recall=kept.get, keep=kept.__setitem__)
+        x = X.clone().requires_grad_()
+        found = again.logits(x)
+        torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-5)
+        assert torch.autograd.grad(found.sum(), x)[0].any(), "differentiable by the images"
+        assert again.searches.choices() == ["folded, fused"]
+    assert len(kept) == 2 and not teacher.net.training
+    plain = NetTeacher(teacher.net, "robust")
+    plain.searches = Searches("plain")
+    assert torch.equal(plain.logits(X), expected)

@@ -87,10 +87,11 @@ def choose(
     plain = Choice("plain", net)
     found = [plain]
     with running(net, "eval"), frozen_parameters(net):
-        wanted = gradient(asked, x)
+        checked = x[: PIECES[0]]
+        wanted = gradient(asked, checked)
         for candidate in candidates(net, x, bfloat16, view):
             try:
-                off = apart(candidate.net, x, wanted, candidate.exact)
+                off = apart(candidate.net, checked, wanted, candidate.exact)
             except RuntimeError as error:
                 tell(f"{candidate.name}: {str(error).splitlines()[0]}")
                 continue

@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 
 from .ending import Ending, ending
 from .fold import plain
-from .slopes import channels_last, packed, slope_of
+from .slopes import Slope, channels_last, packed, slope_of
 from .thinned import thin
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -48,7 +48,7 @@ _NONE, _RELU, _RELU6 = _Ceiling(), _Ceiling("relu"), _Ceiling("hardtanh", (0.0, 
 class Fused(nn.Module):
     """`layer` with the activation behind it, between them the sum with a second input if one is given.
 
-    It reads the layer's weights when it is made and at `take`.
+    It reads the layer's weights when it is made and at `take`, which has to follow whenever they move.
     """
 
     def __init__(self, layer: nn.Conv2d, activation: _Ceiling = _NONE) -> None:
@@ -62,7 +62,13 @@ class Fused(nn.Module):
         weight = layer.weight.detach().clone()
         self._weight = packed(weight, layer.padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]
         self._bias = None if layer.bias is None else layer.bias.detach().clone()
-        self.slope = slope_of(layer, weight)
+        self._slope: Slope | None = None
+
+    def slope(self, g: Tensor, shape: torch.Size) -> Tensor:
+        """The gradient by inputs of this shape from the gradient `g` by the convolution's outputs, channels last."""
+        if self._slope is None:  # teachers are often asked for none: it holds the weights once more
+            self._slope = slope_of(self.layer, self.layer.weight.detach())
+        return self._slope(g, shape)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         found: Tensor = _Convolve.apply(x, other, self)

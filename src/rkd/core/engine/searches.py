@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..types import View
 from .choose import WORTH, choose, improved
 from .fold import plain as untouched
 from .measure import apart, gradient, race
-from .ways import WRAPS, Choice, in_pieces, made, wrapped
+from .ways import WRAPS, Choice, in_pieces, made, ways, wrapped
 
 WAYS = {"folded": "folded", "channels-last": "folded, channels last", "fused": "folded, fused"}
 """What can be asked for by name; under reduced precision in bfloat16."""
@@ -22,6 +23,8 @@ WAYS = {"folded": "folded", "channels-last": "folded, channels last", "fused": "
 
 SHORT = 120.0
 """Seconds of searching below which the net runs as it is: a short run's numbers shall not hang on measured times."""
+CHECKED = 32
+"""Images on which a way that nobody measures is compared with the net."""
 LONG = 600.0
 """Seconds of searching from which on compiling, which takes up to a minute, is tried."""
 
@@ -31,17 +34,18 @@ class Searches:
 
     `kind`: `auto` measures, where the run is long enough for it to pay, `plain` is the net itself, a name of WAYS
     that way unmeasured. `queries`: gradients of a batch that the run will ask for. `machine`: what a choice depends on
-    besides net and images. `recall(key)`, `keep(key, what)`: where choices are remembered, so that a continued run goes
-    on as it began.
+    besides net and images. `forwards`: little more than forwards will be asked for, `queries` of them, as of a teacher.
+    `recall(key)`, `keep(key, what)`: where choices are remembered, so that a continued run goes on as it began.
     """
 
     def __init__(
-        self, kind: str = "auto", *, queries: int = 0, machine: str = "",
+        self, kind: str = "auto", *, queries: int = 0, machine: str = "", forwards: bool = False,
         tell: Callable[[str], None] = lambda text: None,
         recall: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
         keep: Callable[[str, dict[str, Any]], None] = lambda key, what: None,
     ) -> None:  # fmt: skip
         self.kind, self.queries, self.machine, self.tell = kind, queries, machine, tell
+        self.forwards = forwards
         self.recall, self.keep = recall, keep
         self._known: dict[tuple[View | None, torch.Size, str], Choice] = {}
 
@@ -91,12 +95,20 @@ class Searches:
                 if isinstance(count, int) and found.net is not net:
                     found = self._wrapped(found, kind, torch.Size([count, *x.shape[1:]]))
             return found
-        (seconds,) = race([(plain, x)], 0.5)
+        if self.forwards:
+            seconds = _forward(plain, x)
+        else:
+            (seconds,) = race([(plain, x)], 0.5)
         ahead = self.queries * len(x) * seconds
         if ahead < SHORT:
             self.tell(f"searches: about {ahead:.0f} s are ahead, too few to look for a faster way")
             self.keep(key, {"way": "plain", "speedup": 1.0})
             return Choice("plain", net)
+        if self.forwards:  # no more is measured: the backward's memory would be the largest of the training
+            found = self._made(ways(x.device)[-1], None, net, view, plain, x, half)
+            self.tell(f"forwards: {found}")
+            self.keep(key, {"way": found.way, "speedup": 1.0})
+            return found
         found = choose(net, x, bfloat16=half, view=view, probe=plain, tell=self.tell)
         # Fused layers are nothing that a compiler could make faster.
         if found.net is not net and found.arch is None and self.queries * len(x) * found.seconds > LONG:
@@ -124,8 +136,8 @@ class Searches:
         if half and "bfloat16" not in way:
             way = way.replace("folded", "folded, bfloat16")
         try:
-            found = made(way, net, x, view)
-            off = apart(found.net, x, gradient(plain, x), found.exact)
+            found, few = made(way, net, x, view), x[:CHECKED]
+            off = apart(found.net, few, gradient(plain, few), found.exact)
         except Exception as error:  # whatever a stranger's module does when it is copied: it runs as it is
             self.tell(f"{way}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             return Choice("plain", net)
@@ -133,6 +145,15 @@ class Searches:
             self.tell(f"{way}: off by {off:.1g} times what rounding explains; the net runs as it is")
             return Choice("plain", net)
         return in_pieces(found, piece) if piece else found
+
+
+def _forward(net: Probe, x: Tensor) -> float:
+    """Seconds that a forward of one image takes."""
+    with torch.no_grad():
+        net(x)
+        started = time.perf_counter()
+        net(x)
+    return (time.perf_counter() - started) / len(x)
 
 
 class _Search:
