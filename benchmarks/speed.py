@@ -137,7 +137,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
         "teachers": [{"reference": CLEAN_TEACHER, "role": role} for role in roles],
         "batch_size": job["batch"],
         "optimizer": {"lr": LR},
-        "epochs": 100,
+        "epochs": 1000,  # a long training: what is measured at its start pays
         "device": "cpu",
         "precision": job["kind"],
     }

@@ -108,6 +108,7 @@ def choose(
             tell(f"{choice.name}: {1e6 * taken:.0f} us an image")
         order = sorted(range(len(found)), key=lambda place: seconds[place])
         near = [found[place] for place in order if seconds[place] <= NEARLY * seconds[order[0]]][:FINALISTS]
+        found.clear()  # copies that lost take memory
         # The net as a routed view sees it is no module that could be wrapped.
         whole_only = [best is plain and probe is not None for best in near]
         rows: list[tuple[Choice, int | None]] = [(best, None) for best in near]

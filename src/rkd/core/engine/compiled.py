@@ -31,11 +31,13 @@ class Compiled(nn.Module):
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warning that a machine without a GPU gets at each compilation."""
-    logger = logging.getLogger("torch.utils.cpp_extension")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """Without the warnings of a machine that has no GPU, and of torch's compiler about compiling again."""
+    loggers = [logging.getLogger(name) for name in ("torch.utils.cpp_extension", "torch._dynamo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -111,7 +111,7 @@ class Searches:
             return found
         found = choose(net, x, bfloat16=half, view=view, probe=plain, tell=self.tell)
         # Fused layers are nothing that a compiler could make faster.
-        if found.net is not net and found.arch is None and self.queries * len(x) * found.seconds > LONG:
+        if found.net is not net and "fused" not in found.way and self.queries * len(x) * found.seconds > LONG:
             found = improved(found, "compiled", x, self.tell)
         if found.net is not net and x.device.type == "cuda":
             found = improved(found, "captured", x, self.tell)
