@@ -4,7 +4,8 @@
 
 For each net, batch and precision the engine chooses `--trials` times, as at the first search of a run. Then every way
 that it could have chosen, in every number of images at a time, is timed in turn for `--rounds` rounds, and the median
-gradient of each choice is set beside the best one's. Images and weights are random. Run it on an idle machine.
+gradient of each choice is set beside the best one's. A second table times one layer that decides much for MobileNetV2.
+Images and weights are random. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from torch import Tensor, nn  # noqa: E402
 from rkd.api import catalog  # noqa: E402
 from rkd.core.engine.choose import PIECES, choose  # noqa: E402
 from rkd.core.engine.measure import gradient  # noqa: E402
+from rkd.core.engine.slopes import slope_of  # noqa: E402
 from rkd.core.engine.ways import made, ways  # noqa: E402
 from rkd.core.machine import cpu_name  # noqa: E402
 from rkd.core.nets import Net  # noqa: E402
@@ -57,6 +59,8 @@ def main() -> None:
             done[f"{row}, {'bf16' if bfloat16 else 'fp32'}"] = measure(*ROWS[row], bfloat16, arguments)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(done, indent=1))
+    done["depthwise"] = depthwise(arguments.rounds)
+    arguments.out.write_text(json.dumps(done, indent=1))
     write(done, arguments)
 
 
@@ -92,6 +96,31 @@ def measure(
     }
 
 
+def depthwise(rounds: int) -> list[str]:
+    """A depthwise 3x3 convolution with stride 2, as MobileNetV2 has it, and its gradient by the input."""
+    lines = ["| dtype | forward, ms | torch's gradient, ms | rkd's gradient, ms |", "|---|---:|---:|---:|"]
+    layer = nn.Conv2d(144, 144, 3, stride=2, padding=1, groups=144, bias=False).requires_grad_(False)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = torch.rand(128, 144, 32, 32).to(dtype).to(memory_format=torch.channels_last)
+        weight = layer.weight.to(dtype)
+        g = torch.rand(128, 144, 16, 16).to(dtype).to(memory_format=torch.channels_last)
+        own = slope_of(layer, weight)
+        times = []
+        for do in (
+            lambda x=x, w=weight: nn.functional.conv2d(x, w, None, 2, 1, 1, 144),
+            lambda x=x, w=weight, g=g: nn.grad.conv2d_input(x.shape, w, g, 2, 1, 1, 144),
+            lambda x=x, g=g, own=own: own(g, x.shape),
+        ):
+            found = []
+            for _ in range(rounds + 1):
+                started = time.perf_counter()
+                do()
+                found.append(time.perf_counter() - started)
+            times.append(f"{1e3 * statistics.median(found[1:]):.1f}")
+        lines.append(f"| {str(dtype).removeprefix('torch.')} | {' | '.join(times)} |")
+    return lines
+
+
 def taken(net: nn.Module, x: Tensor, size: int) -> float:
     """Seconds an image, of all images in pieces."""
     started = time.perf_counter()
@@ -105,6 +134,7 @@ def named(way: str, size: int | None) -> str:
 
 
 def write(done: dict[str, Any], arguments: argparse.Namespace) -> None:
+    layer = done.pop("depthwise")
     lines = [
         "| net | batch | best | times as fast as plain | chosen | its time over the best's |",
         "|---|---:|---|---:|---|---:|",
@@ -120,6 +150,10 @@ def write(done: dict[str, Any], arguments: argparse.Namespace) -> None:
         "",
         f"The worst choice takes {100 * (worst - 1):.1f} % longer than the best there is. {cpu_name()}, "
         f"{arguments.threads} thread(s), torch {torch.__version__}; medians of {arguments.rounds} rounds.",
+        "",
+        "A depthwise 3x3 convolution of 144 planes with stride 2, 128 images of 32x32 pixels, channels last:",
+        "",
+        *layer,
     ]
     text = arguments.table.read_text() if arguments.table.is_file() else "<!-- table -->\n<!-- end -->\n"
     before, _, rest = text.partition("<!-- table -->")

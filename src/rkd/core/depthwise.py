@@ -1,7 +1,7 @@
 """Depthwise convolutions with a stride under reduced precision on a CPU.
 
-In bfloat16 torch's gradient of such a layer by its input takes a hundred times as long as its forward (torch 2.15,
-AVX512-BF16: 168 ms for 128 images of 144 planes of 32 x 32, against 5 ms in float32). So these layers stay in float32.
+In bfloat16 torch's gradient of such a layer by its input takes many times as long as its forward, and as in float32
+(torch 2.15, AVX512-BF16; `python benchmarks/engine.py` times both). So these layers stay in float32.
 """
 
 from __future__ import annotations

@@ -148,3 +148,10 @@ def test_the_verdict_is_the_plain_nets(catalog: Catalog, monkeypatch) -> None:
         with untouched(net):
             found = evaluate(net, split, plans, threat=ThreatModel("Linf", 1 / 255, 1 / 255), engine=Engine())
         assert (found.attacks["apgd"] ^ plain.attacks["apgd"]).sum() <= (0 if exact else 1), label
+
+
+def test_of_a_net_in_bfloat16_only_copies_in_bfloat16(catalog: Catalog) -> None:
+    net = net_of(catalog)
+    net.autocast = torch.bfloat16
+    found = candidates(net, X, bfloat16=True)
+    assert len(found) == 3 and not any(choice.exact for choice in found)

@@ -157,7 +157,10 @@ def followed(choice: Choice, x: Tensor, tell: Callable[[str], None]) -> Callable
 def candidates(net: nn.Module, x: Tensor, bfloat16: bool, view: View | None = None) -> list[Choice]:
     """Copies of the net that may be faster."""
     found: dict[str, Choice] = {}
+    half = getattr(net, "autocast", None) is torch.bfloat16  # float32 would be another function
     for way in ways(x.device, bfloat16):
+        if half and "bfloat16" not in way:
+            continue
         try:
             choice = made(way, net, x, view)
         except Exception:  # a module that cannot be copied, converted or read runs without it
