@@ -35,7 +35,7 @@ MARGIN = 0.95
 class Engine:
     """Chooses for searches that confirm what they find (`confirms = True`), once for each net and kind of batch.
 
-    `bfloat16`: also offers reduced precision. It is about twice as fast again, and finds less: small steps uphill are
+    `bfloat16`: also offers reduced precision. It is faster again, and finds less: small steps uphill are
     lost in its rounding (docs/results/autoattack.md), so that it has to be asked for.
     """
 
