@@ -41,8 +41,8 @@ def wait_briefly() -> None:
     """Let OpenMP's threads wait for one another actively for a fraction of a millisecond, then sleep.
 
     To be called before torch is imported; settings in the environment (`OMP_WAIT_POLICY`, `GOMP_SPINCOUNT`) stand.
-    Threads that wait actively for long hold their core, which costs a machine that is busy with something else too.
-    Threads that sleep at once wake too late for the next of many short operations. docs/results/overhead.md has both.
+    Threads that sleep at once wake late for the next of many short operations, which costs an idle machine; on one that
+    is busy with something else too they are the fastest. docs/results/overhead.md has both.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "30000")  # of GNU's library, which torch brings; its own is 300000
