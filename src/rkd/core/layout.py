@@ -36,6 +36,16 @@ def arrange(net: Net, shape: Shape, device: torch.device) -> None:
             module.training = mode
 
 
+def channels_last(x: Tensor) -> Tensor:
+    """`x (B, C, H, W)` with channels last in memory, also of one channel, where torch's own format is ambiguous."""
+    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
+
+
+def in_channels_last(x: Tensor) -> Tensor:
+    """The same, copied only if it is not so already."""
+    return channels_last(x) if x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
+
+
 def restore(net: Net) -> None:
     """Back to float32 and the usual layout: how a net is evaluated and kept."""
     net.autocast = None

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core.engine import slopes
-from rkd.core.engine.slopes import channels_last, convolved, packed, slope_of
+from rkd.core.engine.slopes import convolved, packed, slope_of
+from rkd.core.layout import channels_last
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 

@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ..interfaces import Probe
+from ..layout import channels_last
 from ..modes import frozen_parameters, running
 from ..types import View
 from ..windows import Windows
 from .local import LocalWindows, follows, plan
 from .measure import SAME, alone, apart, gradient, race
 from .pieces import InPieces
-from .slopes import channels_last
 from .ways import Choice, InLayout, in_pieces, made, parts, ways, wrapped
 
 WORTH = 300

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from .fold import plain
+from .reading import module_of
 
 MOST = 2**20
 """Numbers in the matrix at most: for few classes and small planes, where what surrounds the product takes longer."""
@@ -34,14 +34,14 @@ class Ending(nn.Module):
         self.layer, self.shape = layer, shape
         _, height, width = shape
         spots = torch.eye(height * width).view(-1, 1, height, width)
-        self._pooled = pool(spots).flatten(1).detach()
+        self.pooled = pool(spots).flatten(1).detach()
         """(H W, h w): what each pixel gives to each pooled one."""
         self.take()
 
     def take(self) -> None:
         """Read the layer's weights, which have moved."""
         weight = self.layer.weight.detach()
-        spread = weight.view(len(weight), self.shape[0], -1).double() @ self._pooled.double().t()  # (K, C, H W)
+        spread = weight.view(len(weight), self.shape[0], -1).double() @ self.pooled.double().t()  # (K, C, H W)
         self._weight = spread.transpose(1, 2).reshape(len(weight), -1).to(weight.dtype)
         self._bias = None if self.layer.bias is None else self.layer.bias.detach().clone()
 
@@ -62,7 +62,7 @@ def ending(net: fx.GraphModule, shapes: dict[fx.Node, torch.Size | None]) -> End
     output = next(node for node in net.graph.nodes if node.op == "output")
     modules = dict(net.named_modules())
     last = output.args[0]
-    layer = _module(last, modules)
+    layer = module_of(last, modules)
     if type(layer) is not nn.Linear or len(last.users) != 1:
         return None
     taken = [last, *_before(last, modules)]
@@ -75,7 +75,7 @@ def ending(net: fx.GraphModule, shapes: dict[fx.Node, torch.Size | None]) -> End
     if shape is None or len(shape) != 4 or not inner or layer.out_features * math.prod(shape[1:]) > MOST:
         return None
     made = Ending(layer, _pooling(first, modules), (shape[1], shape[2], shape[3]))
-    if made._pooled.shape[1] * shape[1] != layer.in_features:
+    if made.pooled.shape[1] * shape[1] != layer.in_features:
         return None
     net.add_module("ending", made)
     with net.graph.inserting_after(last):
@@ -98,7 +98,7 @@ def _before(last: fx.Node, modules: dict[str, nn.Module]) -> list[fx.Node]:
 
 
 def _flattens(node: fx.Node, modules: dict[str, nn.Module]) -> bool:
-    module = _module(node, modules)
+    module = module_of(node, modules)
     if type(module) is nn.Flatten:
         return (module.start_dim, module.end_dim) == (1, -1)
     called = node.target is torch.flatten or (node.op == "call_method" and node.target == "flatten")
@@ -117,7 +117,7 @@ def _axes(value: Any) -> tuple[Any, ...]:
 
 def _pooling(node: Any, modules: dict[str, nn.Module]) -> Any:
     """What a node that pools by averaging does to planes, or None for another node."""
-    if type(module := _module(node, modules)) in _MODULES:
+    if type(module := module_of(node, modules)) in _MODULES:
         return module
     if _means(node):
         return lambda x: x.mean((2, 3))
@@ -126,10 +126,3 @@ def _pooling(node: Any, modules: dict[str, nn.Module]) -> Any:
     ):  # fmt: skip
         return lambda x: node.target(x, *node.args[1:], **node.kwargs)
     return None
-
-
-def _module(node: Any, modules: dict[str, nn.Module]) -> nn.Module | None:
-    if not isinstance(node, fx.Node) or node.op != "call_module":
-        return None
-    found = modules.get(str(node.target))
-    return found if found is not None and plain(found) else None

@@ -15,16 +15,18 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
+from ..layout import in_channels_last
 from .ending import Ending, ending
 from .fold import plain
-from .slopes import Slope, channels_last, packed, slope_of
+from .reading import module_of, shapes_of
+from .slopes import Slope, packed, slope_of
 from .thinned import thin
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 
 
 @dataclass(frozen=True)
-class _Ceiling:
+class _Activation:
     """ReLU, with a highest value or without."""
 
     name: str = "none"
@@ -42,7 +44,7 @@ class _Ceiling:
         return (how.grad_input if here else how.default)(g, y, *self.limits, **place)
 
 
-_NONE, _RELU, _RELU6 = _Ceiling(), _Ceiling("relu"), _Ceiling("hardtanh", (0.0, 6.0))
+_NONE, _RELU, _RELU6 = _Activation(), _Activation("relu"), _Activation("hardtanh", (0.0, 6.0))
 
 
 class Fused(nn.Module):
@@ -51,7 +53,7 @@ class Fused(nn.Module):
     It reads the layer's weights when it is made and at `take`, which has to follow whenever they move.
     """
 
-    def __init__(self, layer: nn.Conv2d, activation: _Ceiling = _NONE) -> None:
+    def __init__(self, layer: nn.Conv2d, activation: _Activation = _NONE) -> None:
         super().__init__()
         self.layer, self.activation = layer, activation
         self.take()
@@ -93,7 +95,7 @@ class Fused(nn.Module):
 class _Convolve(torch.autograd.Function):
     @staticmethod
     def forward(context: Any, x: Tensor, other: Tensor | None, fused: Fused) -> Tensor:
-        y = fused.compute(last(x), None if other is None else last(other))
+        y = fused.compute(in_channels_last(x), None if other is None else in_channels_last(other))
         context.fused, context.shape = fused, x.shape
         if fused.activation is not _NONE:
             context.save_for_backward(y)
@@ -103,16 +105,11 @@ class _Convolve(torch.autograd.Function):
     @once_differentiable
     def backward(context: Any, g: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         fused: Fused = context.fused
-        g = last(g)
+        g = in_channels_last(g)
         if fused.activation is not _NONE:
             g = fused.activation.backward(g, *context.saved_tensors)
         before, beside, _ = context.needs_input_grad
         return fused.slope(g, context.shape) if before else None, g if beside else None, None
-
-
-def last(x: Tensor) -> Tensor:
-    """`x (B, C, H, W)` with channels last in memory, copied only if it is not."""
-    return channels_last(x) if x.shape[1] == 1 else x.contiguous(memory_format=torch.channels_last)
 
 
 def fuse(arch: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Fused | Ending]]:
@@ -123,7 +120,7 @@ def fuse(arch: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Fused |
     """
     net = fx.symbolic_trace(arch)
     modules = dict(net.named_modules())
-    shapes = _Shapes(net).of(example)
+    shapes = shapes_of(net, example)
     made: list[Fused | Ending] = []
     for node in list(net.graph.nodes):
         layer = modules.get(str(node.target)) if node.op == "call_module" else None
@@ -147,34 +144,19 @@ def fuse(arch: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Fused |
     return net, made
 
 
-class _Shapes(fx.Interpreter):
-    """The shape of each node's output, None where it is no tensor."""
-
-    def of(self, x: Tensor) -> dict[fx.Node, torch.Size | None]:
-        self.found: dict[fx.Node, torch.Size | None] = {}
-        with torch.no_grad():
-            self.run(x)
-        return self.found
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.found[n] = value.shape if isinstance(value, Tensor) else None
-        return value
-
-
 def _fusible(layer: nn.Conv2d) -> bool:
     return plain(layer) and layer.padding_mode == "zeros" and not isinstance(layer.padding, str)
 
 
 def _followers(
     node: fx.Node, modules: dict[str, nn.Module], shapes: dict[fx.Node, torch.Size | None]
-) -> tuple[list[fx.Node], fx.Node | None, _Ceiling]:
+) -> tuple[list[fx.Node], fx.Node | None, _Activation]:
     """A convolution with the nodes behind it that can be taken in, what is added to its outputs, and the ReLU.
 
     Taken in is what nobody else looks at: each node is the only user of the one before.
     """
     taken, other, after = [node], None, _only_user(node)
-    while after is not None and isinstance(_module(after, modules), nn.Identity):
+    while after is not None and isinstance(module_of(after, modules), nn.Identity):
         taken, after = [*taken, after], _only_user(after)
     if after is not None and after.op == "call_function" and after.target in _ADDITIONS and not after.kwargs:
         beside = [value for value in after.args if value is not taken[-1]]
@@ -190,15 +172,10 @@ def _only_user(node: fx.Node) -> fx.Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def _module(node: fx.Node, modules: dict[str, nn.Module]) -> nn.Module | None:
-    found = modules.get(str(node.target)) if node.op == "call_module" else None
-    return found if found is not None and plain(found) else None
-
-
-def _activation(node: fx.Node | None, modules: dict[str, nn.Module]) -> _Ceiling:
+def _activation(node: fx.Node | None, modules: dict[str, nn.Module]) -> _Activation:
     if node is None:
         return _NONE
-    module = _module(node, modules)
+    module = module_of(node, modules)
     function = node.target if node.op == "call_function" else None
     if type(module) is nn.ReLU or function in (F.relu, torch.relu):
         return _RELU

@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 from ..interfaces import Probe
 from ..slope import pieces
 from ..windows import Windows
+from .reading import shapes_of
 
 Window = tuple[int, int, int, int]
 """Top, bottom, left, right; bottom and right are the first outside."""
@@ -120,7 +121,7 @@ def plan(arch: nn.Module, example: Tensor, before: Callable[[Tensor], Tensor] = 
             module.inplace = False  # type: ignore[assignment]  # what is kept must not be overwritten
     try:
         net = fx.symbolic_trace(arch)
-        shapes = _Shapes(net).of(before(example[:1]))
+        shapes = {node: tuple(shape or ())[1:] for node, shape in shapes_of(net, before(example[:1])).items()}
     except Exception:  # nets whose way depends on values, and whatever else tracing stumbles over
         return None
     steps: dict[fx.Node, _Step] = {}
@@ -134,21 +135,6 @@ def plan(arch: nn.Module, example: Tensor, before: Callable[[Tensor], Tensor] = 
     if sum(step.kind == "input" for step in steps.values()) != 1 or all(s.kind != "conv" for s in steps.values()):
         return None
     return Plan(net, list(steps.values()), before)
-
-
-class _Shapes(fx.Interpreter):
-    """The shape of each node's output for one image, `()` where it is no tensor."""
-
-    def of(self, x: Tensor) -> dict[fx.Node, tuple[int, ...]]:
-        self.found: dict[fx.Node, tuple[int, ...]] = {}
-        with torch.no_grad():
-            self.run(x)
-        return self.found
-
-    def run_node(self, n: fx.Node) -> Any:
-        value = super().run_node(n)
-        self.found[n] = tuple(value.shape[1:]) if isinstance(value, Tensor) else ()
-        return value
 
 
 def _read(

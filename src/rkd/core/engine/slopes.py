@@ -1,7 +1,7 @@
 """The gradient of a convolution by its input, in the way that is fastest on a CPU.
 
-What torch does is a kernel of its own, which for few planes and for strides is several times slower than a
-convolution. But the gradient is itself a convolution of what arrives from behind, with the kernel turned round: as it
+What torch does is a kernel of its own, which for few planes and for strides is slower than a convolution. But the
+gradient is itself a convolution of what arrives from behind, with the kernel turned round: as it
 is for stride 1; for a stride after zeros are put between the pixels; or for each place within the stride alone. Sums
 are taken in another order, so that the last digits differ.
 
@@ -20,7 +20,7 @@ Slope = Callable[[Tensor, torch.Size], Tensor]
 """From the gradient by the outputs and the inputs' shape to the gradient by the inputs."""
 
 FEW = 16
-"""Input planes up to which torch's gradient of a stride of two takes longer than four times the outputs."""
+"""Input planes up to which computing all four kinds of pixels at once was faster than torch's gradient (AVX512)."""
 
 
 def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
@@ -66,11 +66,6 @@ def packed(
     return found
 
 
-def channels_last(x: Tensor) -> Tensor:
-    """`x (B, C, H, W)` with channels last in memory, also of one channel, where torch's own format is ambiguous."""
-    return x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2)
-
-
 def _numbers(layer: nn.Conv2d) -> tuple[int, int]:
     assert not isinstance(layer.padding, str)
     return int(layer.padding[0]), int(layer.padding[1])
@@ -113,7 +108,7 @@ def _spread_after(layer: nn.Conv2d, weight: Tensor) -> Slope:
     down, right = layer.stride
 
     def slope(g: Tensor, shape: torch.Size) -> Tensor:
-        return _spread(convolved(g, turned), shape, down, right)
+        return spread(convolved(g, turned), shape, down, right)
 
     return slope
 
@@ -124,12 +119,12 @@ def _spread_before(layer: nn.Conv2d, weight: Tensor) -> Slope:
 
     def slope(g: Tensor, shape: torch.Size) -> Tensor:
         wide = torch.Size((len(g), g.shape[1], *shape[2:]))
-        return convolved(_spread(g, wide, 2, 2), turned, None, around, layer.groups)
+        return convolved(spread(g, wide, 2, 2), turned, None, around, layer.groups)
 
     return slope
 
 
-def _spread(values: Tensor, shape: torch.Size, down: int, right: int) -> Tensor:
+def spread(values: Tensor, shape: torch.Size, down: int, right: int) -> Tensor:
     """Zeros of `shape`, channels last, with `values` at each `down`-th row and `right`-th column."""
     found = values.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
     found[:, :, ::down, ::right] = values

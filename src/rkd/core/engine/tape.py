@@ -1,8 +1,8 @@
 """A net of fused layers run and gone back through by itself, without autograd between its layers.
 
-Autograd keeps a record of each operation and calls each backward apart, which for small nets takes longer than the
-layers; and it must not overwrite a gradient, since somebody else may hold it. Here each gradient has one owner, so
-that activations go back in place.
+Autograd keeps a record of each operation and calls each backward apart, which takes time in small nets; and it must
+not overwrite a gradient, since somebody else may hold it. Here each gradient has one owner, so that activations go back
+in place.
 """
 
 from __future__ import annotations
@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
+from ..layout import in_channels_last
 from .ending import Ending
-from .fused import Fused, last
+from .fused import Fused
 from .thinned import Thinned
 
 
@@ -48,7 +49,7 @@ class Tape(nn.Module):
 
     def values(self, x: Tensor, keep: bool = True) -> list[Any]:
         """The images and each step's outputs; without `keep` None in the place of those that no later step needs."""
-        values: list[Any] = [last(x)]
+        values: list[Any] = [in_channels_last(x)]
         for number, step in enumerate(self.steps):
             given = [values[place] for place in (step.source, step.other) if place is not None]
             values.append(step.layer.compute(*given))
@@ -80,7 +81,7 @@ class _Run(torch.autograd.Function):
             gradients[number + 1] = None
             if here is None:
                 continue
-            here = last(here)
+            here = in_channels_last(here)
             if isinstance(step.layer, Fused):
                 here = step.layer.activation.backward(here, values[number + 1], here=True)
             before = step.layer.slope(here, values[step.source].shape)

@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .slopes import spread
+
 
 class Thinned(nn.Module):
     """Planes `(B, C, H, W)` to `(B, before + C + after, ceil(H / stride), ceil(W / stride))`."""
@@ -29,9 +31,7 @@ class Thinned(nn.Module):
 
     def slope(self, g: Tensor, shape: torch.Size) -> Tensor:
         """The gradient by planes of this shape, channels last."""
-        found = g.new_zeros(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2)
-        found[:, :, :: self.stride, :: self.stride] = g[:, self.before : self.before + shape[1]]
-        return found
+        return spread(g[:, self.before : self.before + shape[1]], shape, self.stride, self.stride)
 
 
 def thin(net: fx.GraphModule) -> None:
@@ -51,7 +51,7 @@ def thin(net: fx.GraphModule) -> None:
 
 
 def _read(node: fx.Node) -> Thinned | None:
-    if node.target is not F.pad or len(node.args) != 2 or any(node.kwargs.get(k) for k in ("value",)):
+    if node.target is not F.pad or len(node.args) != 2 or node.kwargs.get("value"):
         return None
     pool, around = node.args
     if not isinstance(pool, fx.Node) or pool.target is not F.avg_pool2d or len(pool.users) != 1 or pool.kwargs:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..layout import channels_last
 from ..nets import Net
 from ..types import View
 from ..windows import Windows
@@ -21,7 +22,6 @@ from .fold import put
 from .fused import Fused, fuse
 from .graphs import Graphed
 from .pieces import InPieces
-from .slopes import channels_last
 from .tape import taped
 from .twin import Twin
 
@@ -122,11 +122,10 @@ WRAPS: dict[str, type[Compiled] | type[Graphed]] = {"compiled": Compiled, "captu
 
 def wrapped(choice: Choice, kind: str, shape: torch.Size) -> Choice:
     """The same in one of WRAPS for batches, or pieces, of this shape. Raises what torch raises that cannot do it."""
-    pieces = isinstance(choice.net, InPieces)
-    net: nn.Module = WRAPS[kind](choice.net.net if pieces else choice.net, shape)  # type: ignore[arg-type]
+    name = _name(choice.name, kind)
     if isinstance(choice.net, InPieces):
-        net = InPieces(net, choice.net.piece)
-    return replace(choice, name=_name(choice.name, kind), net=net)
+        return replace(choice, name=name, net=InPieces(WRAPS[kind](choice.net.net, shape), choice.net.piece))
+    return replace(choice, name=name, net=WRAPS[kind](choice.net, shape))
 
 
 class InLayout(nn.Module):
