@@ -97,7 +97,7 @@ def test_the_logits_of_the_whole_images(catalog: Catalog, name: str, monkeypatch
             monkeypatch.setattr("rkd.core.engine.local.SHARE", 0.0)
         if number == 10:
             monkeypatch.setattr("rkd.core.engine.local.SHARE", 2.0)
-    assert follows(how, logits, X)[0] < 1e-4
+    assert follows(lambda x: LocalWindows(logits, x, how), logits, X)[0] < 1e-4
 
 
 def test_small_windows_cost_a_small_share(catalog: Catalog) -> None:
@@ -136,7 +136,9 @@ def test_a_plan_that_is_another_function_is_seen() -> None:
     net = Two().eval()
     how = plan(net, X)
     assert how is not None
-    assert follows(how, lambda x: net(x) + x.mean(), X)[0] > 1e-3, "the comparison sees it"
+    assert follows(lambda x: LocalWindows(net, x, how), lambda x: net(x) + x.mean(), X)[0] > 1e-3, (
+        "the comparison sees it"
+    )
 
 
 def test_square_finds_the_same_in_windows(catalog: Catalog, monkeypatch) -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from ..layout import in_channels_last
+from .areas import Kernel
 from .ending import Ending, ending
 from .fold import plain
 from .reading import module_of, shapes_of
@@ -56,6 +57,7 @@ class Fused(nn.Module):
     def __init__(self, layer: nn.Conv2d, activation: _Activation = _NONE) -> None:
         super().__init__()
         self.layer, self.activation = layer, activation
+        self.kernel = Kernel.of(layer)
         self.take()
 
     def take(self) -> None:
@@ -76,10 +78,13 @@ class Fused(nn.Module):
         found: Tensor = _Convolve.apply(x, other, self)
         return found
 
-    def compute(self, x: Tensor, other: Tensor | None = None) -> Tensor:
-        """Outputs `(B, O, h, w)` of `x (B, C, H, W)` and, added before the activation, `other (B, O, h, w)`."""
+    def compute(self, x: Tensor, other: Tensor | None = None, padded: bool = False) -> Tensor:
+        """Outputs `(B, O, h, w)` of `x (B, C, H, W)` and, added before the activation, `other (B, O, h, w)`.
+
+        `padded`: `x` has its padding, or the inputs in its place, around it.
+        """
         layer, then = self.layer, self.activation
-        how = (list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+        how = ([0, 0] if padded else list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
         if other is None:
             found: Tensor = torch.ops.mkldnn._convolution_pointwise(
                 x, self._weight, self._bias, *how, then.name, list(then.limits), ""

@@ -12,7 +12,7 @@ import copy
 import math
 import operator
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,10 +23,8 @@ from torch import Tensor, fx, nn
 from ..interfaces import Probe
 from ..slope import pieces
 from ..windows import Windows
+from .areas import Kernel, Window, area, cut, looked_at, reached, union
 from .reading import shapes_of
-
-Window = tuple[int, int, int, int]
-"""Top, bottom, left, right; bottom and right are the first outside."""
 
 SHARE = 0.6
 """A window that costs more than this share of the whole net's multiplications is left to the whole net."""
@@ -94,10 +92,10 @@ class Plan:
             if step.kind == "input":
                 found[step.node] = start
             elif step.kind == "conv":
-                conv = self.net.get_submodule(str(step.node.target))
-                found[step.node] = _reached(conv, found[step.sources[0]], step.shape)
+                assert isinstance(step.run, nn.Conv2d)
+                found[step.node] = reached(Kernel.of(step.run), found[step.sources[0]], step.shape)
             else:
-                found[step.node] = _union([found[source] for source in step.sources])
+                found[step.node] = union([found[source] for source in step.sources])
         self._windows[start] = found
         return found
 
@@ -105,7 +103,7 @@ class Plan:
         """The share of the net's multiplications that a change at `start` costs."""
         where = self.windows(start)
         cost = sum(step.cost for step in self.steps if step.kind == "whole")
-        cost += sum(step.cost * _area(where[step.node]) / (step.shape[1] * step.shape[2]) for step in self.local)
+        cost += sum(step.cost * area(where[step.node]) / (step.shape[1] * step.shape[2]) for step in self.local)
         return cost / max(self._total, 1.0)
 
 
@@ -177,34 +175,6 @@ def _called(node: fx.Node) -> Callable[..., Any]:
     return call
 
 
-def _reached(conv: Any, window: Window, shape: tuple[int, ...]) -> Window:
-    """The outputs of a convolution whose kernel meets the window."""
-    edges: list[int] = []
-    for axis in (0, 1):
-        low, high = window[2 * axis], window[2 * axis + 1]
-        pad, stride, far = conv.padding[axis], conv.stride[axis], conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-        first = max(-(-(low + pad - far) // stride), 0)
-        last = min((high - 1 + pad) // stride + 1, shape[1 + axis])
-        edges += [first, max(first, last)] if high > low else [0, 0]
-    return edges[0], edges[1], edges[2], edges[3]
-
-
-def _union(windows: Sequence[Window]) -> Window:
-    there = [window for window in windows if _area(window)]
-    if not there:
-        return 0, 0, 0, 0
-    tops, bottoms, lefts, rights = zip(*there, strict=True)
-    return min(tops), max(bottoms), min(lefts), max(rights)
-
-
-def _area(window: Window) -> int:
-    return (window[1] - window[0]) * (window[3] - window[2])
-
-
-def _cut(planes: Tensor, window: Window) -> Tensor:
-    return planes[..., window[0] : window[1], window[2] : window[3]]
-
-
 def _cut_kept(kept: Tensor, window: Window) -> Tensor:
     """The same of what is kept, `(C, H, W, B)`."""
     return kept[:, window[0] : window[1], window[2] : window[3]]
@@ -218,19 +188,13 @@ def _images_first(value: Tensor) -> Tensor:
     return value.permute(3, 0, 1, 2)
 
 
-def _convolved(conv: Any, kept: Tensor, window: Window) -> Tensor:
+def _convolved(conv: nn.Conv2d, kept: Tensor, window: Window) -> Tensor:
     """The outputs in `window`, `(O, h, w, B)`, of a convolution of `kept (C, H, W, B)`."""
-    spans, beyond = [], []
-    for axis in (0, 1):
-        pad, stride, far = conv.padding[axis], conv.stride[axis], conv.dilation[axis] * (conv.kernel_size[axis] - 1)
-        low, high = window[2 * axis] * stride - pad, (window[2 * axis + 1] - 1) * stride - pad + far + 1
-        length = kept.shape[1 + axis]
-        spans += [max(low, 0), min(high, length)]
-        beyond.append((max(-low, 0), max(high - length, 0)))
-    patch = _cut_kept(kept, (spans[0], spans[1], spans[2], spans[3]))
-    if any(map(any, beyond)):
-        patch = F.pad(patch, (0, 0, *beyond[1], *beyond[0]))
-    if conv.groups > 1 or conv.dilation != (1, 1) or _area(window) > AREA:
+    seen, beyond = looked_at(Kernel.of(conv), window, kept.shape[1], kept.shape[2])
+    patch = _cut_kept(kept, seen)
+    if any(beyond):
+        patch = F.pad(patch, (0, 0, *beyond))
+    if conv.groups > 1 or conv.dilation != (1, 1) or area(window) > AREA:
         images = _images_first(patch).contiguous(memory_format=torch.channels_last)
         found = F.conv2d(images, conv.weight, conv.bias, conv.stride, 0, conv.dilation, conv.groups)
         return _images_last(found)
@@ -302,11 +266,12 @@ class LocalWindows(Windows):
         values: dict[fx.Node, Tensor] = {}
         for step in self._plan.local:
             window = where[step.node]
-            if not _area(window):
+            if not area(window):
                 continue
             if step.kind == "input":
-                value = _images_last(self._plan.before(_cut(self.x, window)))
+                value = _images_last(self._plan.before(cut(self.x, window)))
             elif step.kind == "conv":
+                assert isinstance(step.run, nn.Conv2d)
                 value = _convolved(step.run, self._kept[step.sources[0]], window)
             elif step.kind == "join":
                 value = step.run(*(_cut_kept(self._kept[source], window) for source in step.sources))
@@ -339,11 +304,11 @@ class LocalWindows(Windows):
         return values[source] if source in values else _images_first(self._kept[source][..., rows]).contiguous()
 
 
-def follows(how: Plan, logits: Probe, x: Tensor, piece: int | None = None) -> tuple[float, float]:
-    """How far windows that the plan follows are off the net's logits, as a share of their size, and how many times as
+def follows(follow: Callable[[Tensor], Windows], logits: Probe, x: Tensor) -> tuple[float, float]:
+    """How far windows that are followed so are off the net's logits, as a share of their size, and how many times as
     fast a window of 3 x 3 pixels in the middle is answered. Windows at each border, each half kept."""
     height, width = x.shape[2:]
-    local, whole = LocalWindows(logits, x, how, piece), Windows(logits, x)
+    local, whole = follow(x), Windows(logits, x)
     mask = torch.arange(len(x), device=x.device) % 2 == 0
     apart, taken = 0.0, [float("inf")] * 2
     middle = (height // 2, width // 2)

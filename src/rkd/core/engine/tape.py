@@ -7,6 +7,7 @@ in place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from .thinned import Thinned
 
 
 @dataclass(frozen=True)
-class _Step:
+class Step:
     """One layer: of which value, with which one added. Values are numbered from 0, the images, in order."""
 
     layer: Fused | Thinned
@@ -32,7 +33,7 @@ class _Step:
 class Tape(nn.Module):
     """The `steps` one after another, and `end` of the value at `source`."""
 
-    def __init__(self, steps: list[_Step], end: Ending, source: int) -> None:
+    def __init__(self, steps: list[Step], end: Ending, source: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList([step.layer for step in steps])
         self.steps, self.end, self.source = steps, end, source
@@ -45,18 +46,31 @@ class Tape(nn.Module):
         if torch.is_grad_enabled() and x.requires_grad:
             found: Tensor = _Run.apply(x, self)
             return found
-        return self.end(self.values(x, keep=False)[self.source])
+        return self.finish([in_channels_last(x), *[None] * len(self.steps)], 0)
 
-    def values(self, x: Tensor, keep: bool = True) -> list[Any]:
-        """The images and each step's outputs; without `keep` None in the place of those that no later step needs."""
+    def values(self, x: Tensor) -> list[Tensor]:
+        """The images and each step's outputs."""
         values: list[Any] = [in_channels_last(x)]
-        for number, step in enumerate(self.steps):
-            given = [values[place] for place in (step.source, step.other) if place is not None]
-            values.append(step.layer.compute(*given))
-            if not keep:
-                for place in self._unused[number]:
-                    values[place] = None
+        for step in self.steps:
+            values.append(computed(step, values))
         return values
+
+    def finish(self, values: list[Any], begin: int) -> Tensor:
+        """The logits, from those of the `values` before step `begin` that are needed from there on.
+
+        The list has a place for each value; those that no later step needs are set to None on the way.
+        """
+        for number in range(begin, len(self.steps)):
+            values[number + 1] = computed(self.steps[number], values)
+            for place in self._unused[number]:
+                values[place] = None
+        return self.end(values[self.source])
+
+
+def computed(step: Step, values: Sequence[Any]) -> Tensor:
+    """What a step puts out."""
+    given = [values[place] for place in (step.source, step.other) if place is not None]
+    return step.layer.compute(*given)
 
 
 class _Run(torch.autograd.Function):
@@ -96,7 +110,7 @@ class _Run(torch.autograd.Function):
 def taped(net: fx.GraphModule) -> Tape | None:
     """`net`, as `fuse` gives it, as a tape; None if there is more in it than fused layers and an end."""
     values: dict[fx.Node, int] = {}
-    steps: list[_Step] = []
+    steps: list[Step] = []
     end: tuple[Ending, int] | None = None
     for node in net.graph.nodes:
         layer = net.get_submodule(str(node.target)) if node.op == "call_module" else None
@@ -104,7 +118,7 @@ def taped(net: fx.GraphModule) -> Tape | None:
             values[node] = 0
         elif isinstance(layer, (Fused, Thinned)) and end is None:
             source, *others = (values[each] for each in node.args)
-            steps.append(_Step(layer, source, others[0] if others else None))
+            steps.append(Step(layer, source, others[0] if others else None))
             values[node] = len(steps)
         elif isinstance(layer, Ending) and end is None:
             end = layer, values[node.args[0]]

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from .areas import Kernel
 from .slopes import spread
 
 
@@ -17,12 +18,13 @@ class Thinned(nn.Module):
     def __init__(self, stride: int, before: int, after: int) -> None:
         super().__init__()
         self.stride, self.before, self.after = stride, before, after
+        self.kernel = Kernel(stride=(stride, stride))
 
     def forward(self, x: Tensor) -> Tensor:
         return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, self.before, self.after))
 
-    def compute(self, x: Tensor) -> Tensor:
-        """The same without autograd, channels last."""
+    def compute(self, x: Tensor, other: Tensor | None = None, padded: bool = False) -> Tensor:
+        """The same without autograd, channels last. There is nothing to add, and no padding of the pixels."""
         seen = x[:, :, :: self.stride, :: self.stride]
         batch, planes, height, width = seen.shape
         found = x.new_zeros(batch, height, width, self.before + planes + self.after).permute(0, 3, 1, 2)

@@ -22,7 +22,7 @@ from .fold import put
 from .fused import Fused, fuse
 from .graphs import Graphed
 from .pieces import InPieces
-from .tape import taped
+from .tape import Tape, taped
 from .twin import Twin
 
 
@@ -47,6 +47,8 @@ class Choice:
     """That the gradient of one image takes, as measured."""
     arch: nn.Module | None = None
     """What `net` computes of normalised images, layer by layer, before layers were fused. None: `net` can be read."""
+    tape: Tape | None = None
+    """The same as a tape of fused layers, if it is one."""
 
     def __str__(self) -> str:
         return self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
@@ -70,6 +72,7 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
     exact = "bfloat16" not in way
     names = ["folded"] if twin.pairs else []
     layers: list[Fused | Ending] = []
+    tape: Tape | None = None
     arch, mean, std = parts(twin.net)
     run: nn.Module = arch
     normalised = (x[:2] - mean) / std
@@ -79,7 +82,8 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
     if "fused" in way:
         twin.refresh()
         graph, layers = fuse(arch, channels_last(normalised))
-        run = taped(graph) or graph
+        tape = taped(graph)
+        run = tape or graph
     if not exact:
         copied: nn.Module = InBfloat16(run if layers else _depthwise_in_float32(arch), mean, std)
     elif isinstance(twin.net, Net):
@@ -98,7 +102,7 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
     refresh()  # weights that stay in float32 went through bfloat16
     return Choice(
         _name(*names), copied.eval(), exact=exact, way=way, refresh=refresh, current=twin.current,
-        arch=arch if layers and exact else None,
+        arch=arch if layers and exact else None, tape=tape,
     )  # fmt: skip
 
 
