@@ -19,6 +19,7 @@ from ..layout import in_channels_last
 from .areas import Kernel
 from .ending import Ending, ending
 from .fold import plain
+from .products import is_product, packed_product, product
 from .reading import module_of, shapes_of
 from .slopes import Slope, packed, slope_of
 from .thinned import thin
@@ -65,6 +66,7 @@ class Fused(nn.Module):
         layer = self.layer
         weight = layer.weight.detach().clone()
         self._weight = packed(weight, layer.padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]
+        self._product = packed_product(weight) if is_product(layer) else None
         self._bias = None if layer.bias is None else layer.bias.detach().clone()
         self._slope: Slope | None = None
 
@@ -84,6 +86,8 @@ class Fused(nn.Module):
         `padded`: `x` has its padding, or the inputs in its place, around it.
         """
         layer, then = self.layer, self.activation
+        if other is None and self._product is not None:
+            return product(x, self._product, self._bias, then.name, then.limits)
         how = ([0, 0] if padded else list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
         if other is None:
             found: Tensor = torch.ops.mkldnn._convolution_pointwise(

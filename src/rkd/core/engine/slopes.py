@@ -16,6 +16,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from ..layout import in_channels_last
+from .products import is_product, packed_product, product
+
 Slope = Callable[[Tensor, torch.Size], Tensor]
 """From the gradient by the outputs and the inputs' shape to the gradient by the inputs."""
 
@@ -31,6 +34,8 @@ def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
     single = layer.groups == layer.in_channels == layer.out_channels  # depthwise
     if near and stride == (1, 1) and layer.in_channels == 1 and layer.out_channels <= 4 * FEW:
         return _taps(weight, padding)
+    if is_product(layer):
+        return _pixels(weight)
     if near and stride == (1, 1) and (layer.groups == 1 or single):
         return _turned(layer, weight, padding)
     if kernel == (1, 1) and padding == (0, 0) and layer.groups == 1:
@@ -85,6 +90,12 @@ def _turned(layer: nn.Conv2d, weight: Tensor, padding: tuple[int, int]) -> Slope
     return lambda g, shape: convolved(g, turned, None, around, layer.groups)
 
 
+def _pixels(weight: Tensor) -> Slope:
+    """Of a kernel of one pixel."""
+    turned = packed_product(_turned_weight(weight, 1))
+    return lambda g, shape: product(in_channels_last(g), turned)
+
+
 def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
     """Of one input plane: what each tap of the kernel sends back is a matrix product, and is added where it belongs."""
     height, width = weight.shape[2:]
@@ -104,11 +115,11 @@ def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
 
 def _spread_after(layer: nn.Conv2d, weight: Tensor) -> Slope:
     """Of a kernel of one pixel: most inputs behind a stride are never seen."""
-    turned = packed(_turned_weight(weight, 1))
+    turned = packed_product(_turned_weight(weight, 1))
     down, right = layer.stride
 
     def slope(g: Tensor, shape: torch.Size) -> Tensor:
-        return spread(convolved(g, turned), shape, down, right)
+        return spread(product(in_channels_last(g), turned), shape, down, right)
 
     return slope
 
