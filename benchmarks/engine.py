@@ -30,7 +30,7 @@ from rkd.api import catalog  # noqa: E402
 from rkd.core.engine.choose import PIECES, choose  # noqa: E402
 from rkd.core.engine.measure import gradient  # noqa: E402
 from rkd.core.engine.slopes import slope_of  # noqa: E402
-from rkd.core.engine.ways import made, ways  # noqa: E402
+from rkd.core.engine.ways import Precision, made, ways  # noqa: E402
 from rkd.core.machine import cpu_name  # noqa: E402
 from rkd.core.nets import Net  # noqa: E402
 
@@ -41,6 +41,7 @@ ROWS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], int]] = {
     "resnet18": ("resnet18", {}, (3, 32, 32), 64),
 }
 """Model, options, images, batch."""
+PRECISIONS: dict[str, Precision] = {"fp32": "float32", "bf16": "bfloat16"}
 
 
 def main() -> None:
@@ -55,8 +56,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     done = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for row in arguments.rows:
-        for bfloat16 in (False, True):
-            done[f"{row}, {'bf16' if bfloat16 else 'fp32'}"] = measure(*ROWS[row], bfloat16, arguments)
+        for short, precision in PRECISIONS.items():
+            done[f"{row}, {short}"] = measure(*ROWS[row], precision, arguments)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(done, indent=1))
     done["depthwise"] = depthwise(arguments.rounds)
@@ -65,7 +66,7 @@ def main() -> None:
 
 
 def measure(
-    model: str, options: dict[str, Any], shape: tuple[int, int, int], batch: int, bfloat16: bool,
+    model: str, options: dict[str, Any], shape: tuple[int, int, int], batch: int, precision: Precision,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
     torch.manual_seed(0)
@@ -73,10 +74,10 @@ def measure(
     x = torch.rand(batch, *shape)
     chosen = []
     for _ in range(arguments.trials):
-        found = choose(net, x, bfloat16=bfloat16)
+        found = choose(net, x, precision=precision)
         chosen.append((found.way, getattr(found.net, "piece", None)))
     tried: dict[tuple[str, int | None], nn.Module] = {("plain", None): net}
-    for way in ways(x.device, bfloat16):
+    for way in ways(x.device, precision):
         copied = made(way, net, x).net
         tried |= {(way, size): copied for size in (None, *(size for size in PIECES if size < batch))}
     times: dict[tuple[str, int | None], list[float]] = {place: [] for place in tried}
@@ -87,7 +88,7 @@ def measure(
                 times[place].append(seconds)
     medians = {place: statistics.median(values) for place, values in times.items()}
     best = min(medians, key=lambda place: medians[place])
-    print(model, bfloat16, best, {named(*place): round(1e6 * value) for place, value in medians.items()}, flush=True)
+    print(model, precision, best, {named(*place): round(1e6 * value) for place, value in medians.items()}, flush=True)
     return {
         "batch": batch,
         "best": named(*best),

@@ -111,7 +111,7 @@ class _Counted:
     """The net as a search sees it, and `exact`, as it is. `windows` is None where the net has no way of its own."""
 
     def __init__(self, student: Evaluated, exact: Probe, fast: Choice | None) -> None:
-        self._student, self._exact = student, exact
+        self._student, self._exact, self._fast = student, exact, fast
         self._asked: Probe = fast.net if fast else exact
         self.piece: int | None = getattr(self._asked, "piece", None)
         self.windows = self._windows if fast and fast.windows else None
@@ -122,6 +122,12 @@ class _Counted:
 
     def exact(self, x: Tensor) -> Tensor:
         return self._student.counted(self._exact(x))
+
+    @property
+    def rough(self) -> _Counted:
+        """The same in reduced precision, if there is such a way."""
+        rough = self._fast.rough if self._fast else None
+        return _Counted(self._student, self._exact, rough) if rough else self
 
     def _windows(self, x: Tensor) -> Windows:
         assert self._maker is not None

@@ -297,6 +297,7 @@ class Step:
         on_query = self._on_query
         if on_query is None:
             return probe
+        rough = getattr(probe, "rough", probe)
 
         def watched(x: Tensor) -> Tensor:
             logits = probe(x)
@@ -305,6 +306,7 @@ class Step:
 
         watched.exact = getattr(probe, "exact", probe)  # type: ignore[attr-defined]
         watched.piece = getattr(probe, "piece", None)  # type: ignore[attr-defined]
+        watched.rough = watched if rough is probe else self._watched(rough, view)  # type: ignore[attr-defined]
         return watched
 
 
@@ -329,6 +331,10 @@ class StepTarget:
 
     def exact(self, x: Tensor) -> Tensor:
         return getattr(self._probe, "exact", self._probe)(x)
+
+    def rough(self) -> StepTarget:
+        probe = getattr(self._probe, "rough", self._probe)
+        return StepTarget(self._step, self._objective, probe, self.noise)
 
     @property
     def piece(self) -> int | None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,8 @@ from torch import nn
 from rkd.core.data import ArraySplit
 from rkd.core.engine import choose as module
 from rkd.core.engine.choose import Engine, candidates, choose
-from rkd.core.engine.ways import Choice
+from rkd.core.engine.measure import gradient
+from rkd.core.engine.ways import Choice, Precision, made
 from rkd.core.evaluate import evaluate
 from rkd.core.nets import Net
 from rkd.core.step import AttackPlan
@@ -37,8 +40,8 @@ def test_every_candidate_is_the_same_function(catalog: Catalog, name: str) -> No
     net = net_of(catalog, name)
     expected = net(X).detach()
     with untouched(net):
-        found = candidates(net, X, bfloat16=True)
-    assert len(found) == 6
+        found = [one for precision in get_args(Precision) for one in candidates(net, X, precision)]
+    assert len(found) == 9
     for label, twin, exact in ((c.name, c.net, c.exact) for c in found):
         apart = float((twin(X).detach() - expected).abs().max() / expected.abs().max())
         assert apart < (1e-5 if exact else 0.05), label
@@ -56,14 +59,14 @@ def test_the_choice_is_the_fastest_and_leaves_the_net_as_it_was(catalog: Catalog
         return [times.get(place, 1.0) for place in range(len(tries))]
 
     monkeypatch.setattr(module, "race", race)
-    for place in range(1, 7):
+    for place in range(1, 4):
         times.clear()
         times[place] = 0.5
         told: list[str] = []
         with untouched(net):
-            chosen = choose(net, X, bfloat16=True, tell=told.append)
+            chosen = choose(net, X, tell=told.append)
         assert chosen.speedup == 2 and chosen.net is not net
-        assert len(told) == 8, told  # the net and its copies, and the best against the net
+        assert len(told) == 5, told  # the net and its copies, and the best against the net
     times.clear()
     assert choose(net, X).net is net, "nothing is faster: the net as it is"
     times[1] = 0.99
@@ -76,7 +79,7 @@ def test_a_copy_that_is_another_function_is_refused(monkeypatch) -> None:
     wrong = nn.Sequential(net, nn.Softmax(1))
     broken = nn.Sequential(nn.Flatten(), nn.Linear(3, 3))
     found = [Choice("wrong", wrong), Choice("broken", broken)]
-    monkeypatch.setattr(module, "candidates", lambda net, x, bfloat16, view: found)
+    monkeypatch.setattr(module, "candidates", lambda net, x, precision, view: found)
     told: list[str] = []
     assert choose(net, x, tell=told.append).net is net
     assert "off" in told[0] and told[1].startswith("broken:")
@@ -99,10 +102,58 @@ def test_the_engine_serves_searches_that_confirm(catalog: Catalog, monkeypatch) 
 def test_reduced_precision_has_to_be_asked_for(catalog: Catalog, monkeypatch) -> None:
     net = net_of(catalog)
     asked = []
-    monkeypatch.setattr(module, "choose", lambda net, x, **k: asked.append(k["bfloat16"]) or Choice("plain", net))
+    monkeypatch.setattr(
+        module, "choose", lambda net, x, **k: asked.append(k.get("precision", "float32")) or Choice("plain", net)
+    )
     assert Engine().choice(net, ApgdCe(), X, batches=10) is None
     Engine(bfloat16=True).choice(net, ApgdCe(), X, batches=10)
-    assert asked == [False, True]
+    assert asked == ["float32", "float32", "bfloat16 inside"]
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.parametrize("name", ["resnet8", "mobilenetv2"])
+def test_with_both_ends_in_float32_nothing_small_is_lost(catalog: Catalog, name: str) -> None:
+    net = net_of(catalog, name)
+    inside = made("folded, bfloat16 inside, fused", net, X).net
+    whole = made("folded, bfloat16, fused", net, X).net
+    assert len(inside(X).unique()) > len(whole(X).unique()), "logits are not rounded to eight bits"
+    near = X + 2**-13  # a change below bfloat16's digits
+    assert torch.equal(whole(near), whole(X)) or (inside(near) - inside(X)).abs().max() > 0
+    expected, found = gradient(net, X)[1], gradient(inside, X)[1]
+    assert found.dtype == torch.float32
+    similar = torch.nn.functional.cosine_similarity(expected.flatten(1), found.flatten(1))
+    assert similar.median() > 0.95
+
+
+class Heard(nn.Module):
+    """A copy that counts how often it is asked."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.count = net, 0
+
+    def forward(self, x):
+        self.count += len(x)
+        return self.net(x)
+
+
+@pytest.mark.parametrize(("attack", "can"), [(ApgdCe(steps=5), True), (Square(queries=20), False)])
+def test_only_searches_that_can_run_in_reduced_precision(attack, can: bool, monkeypatch) -> None:
+    """And counts the questions there too."""
+    net = tiny_net()
+    x = tiny_batch(40, seed=4).x
+    with torch.no_grad():
+        split = ArraySplit(x, net.eval()(x).argmax(1))
+    fine, rough = Heard(net), Heard(net)
+    chosen = Choice("fine", fine, speedup=2.0, rough=Choice("rough", rough, speedup=3.0, exact=False))
+    monkeypatch.setattr(module, "WORTH", 0)
+    monkeypatch.setattr(module, "choose", lambda net, x, **k: chosen)
+    plans = {"it": AttackPlan(attack, ce)}
+    found = evaluate(net, split, plans, threat=THREAT, engine=Engine()).outcomes["it"]
+    assert (rough.count > 0) is can and (fine.count > 0) is not can
+    assert found.about["engine"] == "fine, 2.0 times as fast; APGD: rough, 3.0 times as fast"
+    plain = evaluate(net, split, plans, threat=THREAT).outcomes["it"]
+    assert found.forwards == plain.forwards and found.backwards == plain.backwards
 
 
 class Liar(nn.Module):
@@ -142,7 +193,7 @@ def test_the_verdict_is_the_plain_nets(catalog: Catalog, monkeypatch) -> None:
     monkeypatch.setattr(module, "WORTH", 0)
     plain = evaluate(net, split, plans, threat=ThreatModel("Linf", 1 / 255, 1 / 255))
     assert 0 < plain.accuracy("apgd") < 1
-    for choice in candidates(net, X, bfloat16=True):
+    for choice in [one for precision in get_args(Precision) for one in candidates(net, X, precision)]:
         label, exact = choice.name, choice.exact
         monkeypatch.setattr(module, "choose", lambda net, x, choice=choice, **k: choice)
         with untouched(net):
@@ -153,5 +204,6 @@ def test_the_verdict_is_the_plain_nets(catalog: Catalog, monkeypatch) -> None:
 def test_of_a_net_in_bfloat16_only_copies_in_bfloat16(catalog: Catalog) -> None:
     net = net_of(catalog)
     net.autocast = torch.bfloat16
-    found = candidates(net, X, bfloat16=True)
+    found = candidates(net, X, "bfloat16")
     assert len(found) == 3 and not any(choice.exact for choice in found)
+    assert not candidates(net, X, "float32")

@@ -21,7 +21,7 @@ from .local import LocalWindows, follows, plan
 from .measure import NEAR, SAME, alone, apart, gradient, race
 from .pieces import InPieces
 from .tape_windows import TapeWindows
-from .ways import Choice, InBfloat16, InLayout, in_pieces, made, parts, ways, wrapped
+from .ways import Choice, InBfloat16, InLayout, Precision, in_pieces, made, parts, ways, wrapped
 
 WORTH = 300
 """Gradients of one batch below which a search is over before measuring has paid."""
@@ -36,8 +36,8 @@ MARGIN = 0.95
 class Engine:
     """Chooses for searches that confirm what they find (`confirms = True`), once for each net and kind of batch.
 
-    `bfloat16`: also offers reduced precision. It is faster again, and finds less: small steps uphill are
-    lost in its rounding (docs/results/autoattack.md), so that it has to be asked for.
+    `bfloat16`: searches that can do with it (`Target.rough`) run in reduced precision where that is faster. What such
+    a search finds depends on the machine's rounding, so that it has to be asked for.
     """
 
     def __init__(self, tell: Callable[[str], None] = lambda text: None, bfloat16: bool = False) -> None:
@@ -56,7 +56,11 @@ class Engine:
             if batches * questions(attack) < WORTH:
                 return None
             self._nets.append(net)
-            chosen = choose(net, x, bfloat16=self.bfloat16, tell=self.tell)
+            chosen = choose(net, x, tell=self.tell)
+            if self.bfloat16 and getattr(net, "autocast", None) is None:
+                rough = choose(net, x, precision="bfloat16 inside", tell=self.tell)
+                if rough.net is not net and rough.seconds < MARGIN * chosen.seconds:
+                    chosen = replace(chosen, rough=rough)
             if x.device.type == "cuda" and chosen.net is not net:
                 chosen = improved(chosen, "captured", x, self.tell)
             self._known[where] = replace(chosen, windows=followed(chosen, x, self.tell))
@@ -74,13 +78,13 @@ def questions(attack: object) -> int:
 
 @torch.inference_mode(False)
 def choose(
-    net: nn.Module, x: Tensor, *, bfloat16: bool = False, budget: float = 2.0, view: View | None = None,
+    net: nn.Module, x: Tensor, *, precision: Precision = "float32", budget: float = 2.0, view: View | None = None,
     probe: Probe | None = None, tell: Callable[[str], None] = lambda text: None,
 ) -> Choice:  # fmt: skip
     """The fastest way to the logits of `net` in eval mode and to their gradient by the images, for batches like `x`.
 
-    `bfloat16`: also try reduced precision; only a caller that confirms what it finds on the net itself, or was asked
-    for reduced precision, may ask for it. `budget`: seconds to spend on measuring; of a net so slow that it is not
+    `precision`: only a caller that confirms what it finds on the net itself, or was asked for reduced precision, may
+    ask for less than float32. `budget`: seconds to spend on measuring; of a net so slow that it is not
     enough, the order of the candidates decides. `view`, `probe`: a net with routed norms as this view sees it. The
     net is left as it was.
     """
@@ -90,7 +94,7 @@ def choose(
     with running(net, "eval"), frozen_parameters(net):
         checked = x[: PIECES[0]]
         wanted = gradient(asked, checked)
-        for candidate in candidates(net, x, bfloat16, view):
+        for candidate in candidates(net, x, precision, view):
             try:
                 off = apart(candidate.net, checked, wanted, candidate.exact)
             except RuntimeError as error:
@@ -148,13 +152,13 @@ def _followers(choice: Choice, x: Tensor) -> dict[str, Callable[[Tensor], Window
     piece, net = (choice.net.piece, choice.net.net) if isinstance(choice.net, InPieces) else (None, choice.net)
     layout = isinstance(net, InLayout)
     inner = net.net if isinstance(net, InLayout) else net
-    half = isinstance(inner, InBfloat16)
+    seen = inner.seen if isinstance(inner, InBfloat16) else torch.float32
     arch, mean, std = (inner.net, inner.mean, inner.std) if isinstance(inner, InBfloat16) else parts(inner)
 
     def before(images: Tensor) -> Tensor:
         images = (images - mean) / std
         images = channels_last(images) if layout else images
-        return images.to(torch.bfloat16) if half else images
+        return images.to(seen)
 
     if choice.exact and (how := plan(choice.arch or arch, x, before)) is not None:
         found["images last"] = lambda images: LocalWindows(choice.net, images, how)
@@ -163,13 +167,12 @@ def _followers(choice: Choice, x: Tensor) -> dict[str, Callable[[Tensor], Window
     return found
 
 
-def candidates(net: nn.Module, x: Tensor, bfloat16: bool, view: View | None = None) -> list[Choice]:
+def candidates(net: nn.Module, x: Tensor, precision: Precision, view: View | None = None) -> list[Choice]:
     """Copies of the net that may be faster."""
     found: dict[str, Choice] = {}
-    half = getattr(net, "autocast", None) is torch.bfloat16  # float32 would be another function
-    for way in ways(x.device, bfloat16):
-        if half and "bfloat16" not in way:
-            continue
+    if getattr(net, "autocast", None) is torch.bfloat16 and precision == "float32":
+        return []  # another function
+    for way in ways(x.device, precision):
         try:
             choice = made(way, net, x, view)
         except Exception:  # a module that cannot be copied, converted or read runs without it

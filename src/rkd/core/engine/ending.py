@@ -26,8 +26,11 @@ _FUNCTIONS = (F.adaptive_avg_pool2d, F.avg_pool2d)
 class Ending(nn.Module):
     """`layer` behind `pool`, which takes planes `(B, C, H, W)` to `(B, C, h, w)` or `(B, C)`. `shape`: (C, H, W).
 
-    It reads the layer's weights when it is made and at `take`.
+    It reads the layer's weights when it is made and at `take`. `takes`: the dtype of the planes, where that is not its
+    own; it may be set.
     """
+
+    takes: torch.dtype | None = None
 
     def __init__(self, layer: nn.Linear, pool: Any, shape: tuple[int, int, int]) -> None:
         super().__init__()
@@ -46,12 +49,13 @@ class Ending(nn.Module):
         self._bias = None if self.layer.bias is None else self.layer.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1).flatten(1), self._weight, self._bias)
+        return F.linear(x.permute(0, 2, 3, 1).flatten(1).to(self._weight.dtype), self._weight, self._bias)
 
     def slope(self, g: Tensor) -> Tensor:
         """The gradient by the planes, channels last, from that by the outputs `g (B, K)`."""
         planes, height, width = self.shape
-        return (g @ self._weight).view(len(g), height, width, planes).permute(0, 3, 1, 2)
+        found = (g @ self._weight).view(len(g), height, width, planes).permute(0, 3, 1, 2)
+        return found if self.takes is None else found.to(self.takes)
 
 
 def ending(net: fx.GraphModule, shapes: dict[fx.Node, torch.Size | None]) -> Ending | None:

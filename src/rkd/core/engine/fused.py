@@ -52,8 +52,11 @@ _NONE, _RELU, _RELU6 = _Activation(), _Activation("relu"), _Activation("hardtanh
 class Fused(nn.Module):
     """`layer` with the activation behind it, between them the sum with a second input if one is given.
 
-    It reads the layer's weights when it is made and at `take`, which has to follow whenever they move.
+    It reads the layer's weights when it is made and at `take`, which has to follow whenever they move. `gives`: the
+    dtype of what it puts out, where that is not its own; it may be set.
     """
+
+    gives: torch.dtype | None = None
 
     def __init__(self, layer: nn.Conv2d, activation: _Activation = _NONE) -> None:
         super().__init__()
@@ -74,7 +77,7 @@ class Fused(nn.Module):
         """The gradient by inputs of this shape from the gradient `g` by the convolution's outputs, channels last."""
         if self._slope is None:  # teachers are often asked for none: it holds the weights once more
             self._slope = slope_of(self.layer, self.layer.weight.detach())
-        return self._slope(g, shape)
+        return self._slope(g.to(self.layer.weight.dtype), shape)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         found: Tensor = _Convolve.apply(x, other, self)
@@ -85,19 +88,25 @@ class Fused(nn.Module):
 
         `padded`: `x` has its padding, or the inputs in its place, around it.
         """
+        found = self._compute(x, other, padded)
+        return found if self.gives is None else found.to(self.gives)
+
+    def _compute(self, x: Tensor, other: Tensor | None, padded: bool) -> Tensor:
         layer, then = self.layer, self.activation
         if other is None and self._product is not None:
             return product(x, self._product, self._bias, then.name, then.limits)
-        how = ([0, 0] if padded else list(layer.padding), list(layer.stride), list(layer.dilation), layer.groups)
+        padding = [0, 0] if padded else list(layer.padding)
+        how = (padding, list(layer.stride), list(layer.dilation), layer.groups)
+        found: Tensor
         if other is None:
-            found: Tensor = torch.ops.mkldnn._convolution_pointwise(
+            found = torch.ops.mkldnn._convolution_pointwise(
                 x, self._weight, self._bias, *how, then.name, list(then.limits), ""
             )
-            return found
-        after = None if then is _NONE else then.name
-        found = torch.ops.mkldnn._convolution_pointwise.binary(
-            x, other, self._weight, self._bias, *how, "add", 1.0, after, [], ""
-        )
+        else:
+            after = None if then is _NONE else then.name
+            found = torch.ops.mkldnn._convolution_pointwise.binary(
+                x, other, self._weight, self._bias, *how, "add", 1.0, after, [], ""
+            )
         return found
 
 

@@ -109,7 +109,7 @@ class Searches:
             self.tell(f"forwards: {found}")
             self.keep(key, {"way": found.way, "speedup": 1.0})
             return found
-        found = choose(net, x, bfloat16=half, view=view, probe=plain, tell=self.tell)
+        found = choose(net, x, precision="bfloat16" if half else "float32", view=view, probe=plain, tell=self.tell)
         # Fused layers are nothing that a compiler could make faster.
         if found.net is not net and "fused" not in found.way and self.queries * len(x) * found.seconds > LONG:
             found = improved(found, "compiled", x, self.tell)

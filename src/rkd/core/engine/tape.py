@@ -55,6 +55,22 @@ class Tape(nn.Module):
             values.append(computed(step, values))
         return values
 
+    def keep_ends(self, inside: torch.dtype) -> bool:
+        """Let what sees the images, and what gives the logits, compute in float32, for a net that is in `inside`.
+
+        The weights have to be read anew. False, and nothing changed, where others than single layers see the images.
+        """
+        first = [step for step in self.steps if 0 in (step.source, step.other)]
+        layers = [step.layer for step in first if step.other is None and isinstance(step.layer, Fused)]
+        if len(layers) < len(first) or self.source == 0:
+            return False
+        for layer in layers:
+            layer.layer.float()
+            layer.gives = inside
+        self.end.layer.float()
+        self.end.takes = inside
+        return True
+
     def finish(self, values: list[Any], begin: int) -> Tensor:
         """The logits, from those of the `values` before step `begin` that are needed from there on.
 

@@ -21,7 +21,7 @@ from ..windows import Windows
 from .areas import Kernel, Window, area, cut, looked_at, reached, union
 from .tape import Step, Tape, computed
 
-SHARE = 0.5
+SHARE = 0.35
 """Of a plane: a larger window is followed no further."""
 MOST = 2**30
 """Bytes of outputs to keep at most."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,20 +47,27 @@ class Choice:
     """That the gradient of one image takes, as measured."""
     arch: nn.Module | None = None
     """What `net` computes of normalised images, layer by layer, before layers were fused. None: `net` can be read."""
+    rough: Choice | None = None
+    """A faster way in reduced precision, for searches that can do with it."""
     tape: Tape | None = None
     """The same as a tape of fused layers, if it is one."""
 
     def __str__(self) -> str:
-        return self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
+        found = self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
+        return found if self.rough is None else f"{found}; APGD: {self.rough}"
 
 
-def ways(device: torch.device, bfloat16: bool = False) -> list[str]:
-    """What `made` can make on this device. `bfloat16`: also in reduced precision."""
+Precision = Literal["float32", "bfloat16", "bfloat16 inside"]
+"""What a copy computes in. `bfloat16 inside`: the layers at both ends in float32 where they are known, so that neither
+what is small in the images nor what is small in the logits is lost."""
+
+
+def ways(device: torch.device, precision: Precision = "float32") -> list[str]:
+    """What `made` can make on this device."""
     kinds = ["", ", channels last"]
     if device.type == "cpu" and torch.backends.mkldnn.is_available():
         kinds.append(", fused")
-    halves = ["", ", bfloat16"] if bfloat16 else [""]
-    return [f"folded{half}{kind}" for half in halves for kind in kinds]
+    return [f"folded{'' if precision == 'float32' else ', ' + precision}{kind}" for kind in kinds]
 
 
 def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choice:
@@ -78,14 +85,16 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
     normalised = (x[:2] - mean) / std
     if not exact:
         arch, normalised = arch.to(torch.bfloat16), normalised.to(torch.bfloat16)
-        names.append("bfloat16")
     if "fused" in way:
         twin.refresh()
         graph, layers = fuse(arch, channels_last(normalised))
         tape = taped(graph)
         run = tape or graph
     if not exact:
-        copied: nn.Module = InBfloat16(run if layers else _depthwise_in_float32(arch), mean, std)
+        inside = "inside" in way and tape is not None and tape.keep_ends(torch.bfloat16)
+        names.append("bfloat16 inside" if inside else "bfloat16")
+        seen = torch.float32 if inside else torch.bfloat16
+        copied: nn.Module = InBfloat16(run if layers else _depthwise_in_float32(arch), mean, std, seen)
     elif isinstance(twin.net, Net):
         twin.net.arch, copied = run, twin.net
     else:
@@ -154,20 +163,21 @@ class _InLayout(torch.autograd.Function):
 
 
 class InBfloat16(nn.Module):
-    """A net whose architecture runs in bfloat16; its weights are stored so, images and logits are float32."""
+    """A net whose architecture runs in bfloat16; its weights are stored so, images and logits are float32. `seen`: the
+    dtype in which the architecture takes them."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, arch: nn.Module, mean: Tensor, std: Tensor) -> None:
+    def __init__(self, arch: nn.Module, mean: Tensor, std: Tensor, seen: torch.dtype = torch.bfloat16) -> None:
         super().__init__()
-        self.net = arch
+        self.net, self.seen = arch, seen
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.std  # in float32: the images have more than eight bits
-        return self.net(x.to(torch.bfloat16)).float()
+        return self.net(x.to(self.seen)).float()
 
 
 def _depthwise_in_float32(arch: nn.Module) -> nn.Module:

@@ -53,6 +53,12 @@ def goals(x: Tensor, target: Target, limit: int) -> Tensor:
     return others.topk(min(limit, logits.shape[1] - 1), dim=1).indices
 
 
+def rough(target: Target) -> Target:
+    """The target in reduced precision, where it has such a side; targets of others' making may know none."""
+    found: Target = getattr(target, "rough", lambda: target)()
+    return found
+
+
 def part(target: Target, rows: Tensor, *name: object) -> Target:
     """The target for the samples at `rows` alone, with random numbers of its own that follow from `name`."""
     chosen = target.select(rows)
