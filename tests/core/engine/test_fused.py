@@ -194,4 +194,4 @@ def test_nothing_to_fuse_is_no_way_of_its_own() -> None:
 def test_only_where_onednn_is() -> None:
     assert "folded, fused" in ways(torch.device("cpu"))
     assert "folded, bfloat16, fused" in ways(torch.device("cpu"), "bfloat16")
-    assert not any("fused" in way for way in ways(torch.device("cuda"), True))
+    assert not any("fused" in way for way in ways(torch.device("cuda"), "bfloat16"))
