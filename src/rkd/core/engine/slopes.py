@@ -104,11 +104,12 @@ def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
 
     def slope(g: Tensor, shape: torch.Size) -> Tensor:
         rows, columns = g.shape[2:]
-        sent = (taps @ g.float().permute(0, 2, 3, 1).flatten(0, 2).t()).view(height, width, len(g), rows, columns)
+        sent = (taps @ g.float().permute(0, 2, 3, 1).flatten(0, 2).t()).view(-1, len(g), rows, columns)
         found = sent.new_zeros(len(g), rows + height - 1, columns + width - 1)
-        for top in range(height):
-            for left in range(width):
-                found[:, top : top + rows, left : left + columns] += sent[top, left]
+        for place, part in enumerate(sent.unbind()):
+            top, left = divmod(place, width)
+            # Not by `+=`, which would copy the sum onto itself.
+            found[:, top : top + rows, left : left + columns].add_(part)
         return found[:, padding[0] :, padding[1] :][:, : shape[2], : shape[3]].unsqueeze(1).to(g.dtype)
 
     return slope
