@@ -1,6 +1,6 @@
 """rkd's `autoattack` beside pyautoattack, on the same net and the same images, in turn: docs/results/autoattack.md.
 
-    python benchmarks/autoattack.py RUN [RUN ...] [--data-dir DATA] [--samples 1000] [--chunk 500] [--engine auto]
+    python benchmarks/autoattack.py RUN [RUN ...] [--data-dir DATA] [--samples 1000] [--chunk 500] [--engine auto ...]
 
 RUN are finished runs of `rkd run`. Each chunk of images is attacked by pyautoattack, by rkd and once more by
 pyautoattack with another seed, so that all three meet the same state of the machine. The two packages live in processes
@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--processes", type=int, help="of rkd, which share the threads; as many unless given")
     parser.add_argument("--out", type=Path, default=Path("runs/autoattack"))
     parser.add_argument("--table", type=Path, default=Path("docs/results/autoattack.md"))
-    parser.add_argument("--engine", choices=ENGINES, default="auto")
+    parser.add_argument("--engine", nargs="+", choices=ENGINES, default=["auto"], help="of rkd, one after another")
     parser.add_argument("--table-only", action="store_true", help="attack nothing: the table of the chunks there are")
     arguments = parser.parse_args()
     arguments.processes = arguments.processes or arguments.threads
@@ -71,27 +71,38 @@ def main() -> None:
 def measure(run: Path, arguments: argparse.Namespace) -> None:
     _, data = loaded(run, arguments.data_dir)
     positions = choose(len(data.test), arguments.samples)
-    numbers = [n for n in range(-(-len(positions) // arguments.chunk)) if not chunk_file(arguments, run, n).is_file()]
+    count = -(-len(positions) // arguments.chunk)
+    engines = arguments.engine
+    numbers = [n for n in range(count) if not all(chunk_file(arguments, run, e, n).is_file() for e in engines)]
     if not numbers:
         return
     parts = positions.split(arguments.chunk)
     with ExitStack() as stack:
         their_package = [stack.enter_context(worker(theirs, run, arguments))]
-        port, count = free_port(), arguments.processes
-        this_one = [stack.enter_context(worker(ours, run, arguments, rank, port)) for rank in range(count)]
+        this_one = {}
+        for engine in engines:
+            port, ranks = free_port(), range(arguments.processes)
+            this_one[engine] = [stack.enter_context(worker(ours, run, arguments, engine, rank, port)) for rank in ranks]
         for number in numbers:
             part = parts[number]
-            found: dict[str, Any] = {"machine": machine(arguments), "net": described(run, arguments)}
-            jobs = [(THEIRS, their_package, 0), (OURS, this_one, 0), (AGAIN, their_package, 1)]
-            for name, asked, seed in jobs[: 2 if arguments.once else 3]:
-                for ask in asked:
-                    ask.send((part.tolist(), seed))
-                found[name] = max((ask.recv() for ask in asked), key=lambda answer: answer["seconds"])
-                right, seconds = found[name]["right"], found[name]["seconds"]
-                print(f"{run.name} {number}: {name} {sum(right)} of {len(part)}, {seconds:.1f} s", flush=True)
-            path = chunk_file(arguments, run, number)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(found))
+            theirs_alone = asked(THEIRS, their_package, part, 0, run)
+            found = {engine: asked(f"{OURS}, {engine}", this_one[engine], part, 0, run) for engine in engines}
+            again = None if arguments.once else asked(AGAIN, their_package, part, 1, run)
+            for engine in engines:
+                chunk = {"machine": machine(arguments), "net": described(run, arguments)}
+                chunk |= {THEIRS: theirs_alone, OURS: found[engine]} | ({AGAIN: again} if again else {})
+                path = chunk_file(arguments, run, engine, number)
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_text(json.dumps(chunk))
+
+
+def asked(name: str, workers: list[Connection], part: Tensor, seed: int, run: Path) -> dict[str, Any]:
+    """What the workers, each its share of the same question, answer; the time is that of the last one."""
+    for one in workers:
+        one.send((part.tolist(), seed))
+    found: dict[str, Any] = max((one.recv() for one in workers), key=lambda answer: answer["seconds"])
+    print(f"{run.name}: {name} {sum(found['right'])} of {len(part)}, {found['seconds']:.1f} s", flush=True)
+    return found
 
 
 Attack = Callable[[Tensor, int], dict[str, Any]]
@@ -100,12 +111,17 @@ Attack = Callable[[Tensor, int], dict[str, Any]]
 
 @contextmanager
 def worker(
-    make: Callable[..., Attack], run: Path, arguments: argparse.Namespace, rank: int | None = None, port: int = 0
+    make: Callable[..., Attack],
+    run: Path,
+    arguments: argparse.Namespace,
+    engine: str = "",
+    rank: int | None = None,
+    port: int = 0,
 ) -> Iterator[Connection]:
     """A process that attacks what it is sent, with what `make` makes; as one of several that share it, with `rank`."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
-    process = context.Process(target=work, args=(make, run, arguments, there, rank, port), daemon=True)
+    process = context.Process(target=work, args=(make, run, arguments, there, engine, rank, port), daemon=True)
     process.start()
     there.close()
     try:
@@ -116,15 +132,15 @@ def worker(
 
 
 def work(
-    make: Callable[..., Attack], run: Path, arguments: argparse.Namespace, questions: Connection, rank: int | None,
-    port: int,
+    make: Callable[..., Attack], run: Path, arguments: argparse.Namespace, questions: Connection, engine: str,
+    rank: int | None, port: int,
 ) -> None:  # fmt: skip
     torch.set_num_threads(arguments.threads)
     if rank is not None:
         torch.set_num_threads(max(1, arguments.threads // arguments.processes))
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": arguments.processes, "MASTER_PORT": port}
         os.environ |= {name: str(value) for name, value in place.items()} | {"MASTER_ADDR": "127.0.0.1"}
-    attack = make(run, arguments)
+    attack = make(run, arguments, engine)
     while True:
         try:
             part, seed = questions.recv()
@@ -147,7 +163,7 @@ def attacker(subject: Any, arguments: argparse.Namespace) -> ThreatModel:
     return threat.with_eps(arguments.eps) if arguments.eps else threat
 
 
-def theirs(run: Path, arguments: argparse.Namespace) -> Attack:
+def theirs(run: Path, arguments: argparse.Namespace, engine: str) -> Attack:
     """The package as it is: version standard, the net in eval mode with frozen weights."""
     from pyautoattack import AutoAttack as Theirs
 
@@ -164,21 +180,21 @@ def theirs(run: Path, arguments: argparse.Namespace) -> Attack:
     return attack
 
 
-def ours(run: Path, arguments: argparse.Namespace) -> Attack:
+def ours(run: Path, arguments: argparse.Namespace, engine: str) -> Attack:
     """As `rkd eval --attack autoattack --processes N` does it."""
     allocator.keep_freed_memory()
     ranks = join()
     subject, data = loaded(run, arguments.data_dir)
     # One engine for the whole run, as in an evaluation: it measures once.
-    engine = None
-    if arguments.engine != "plain":
-        engine = Engine(lambda text: print(f"  {text}", flush=True), bfloat16=arguments.engine == "bfloat16")
+    chooser = None
+    if engine != "plain":
+        chooser = Engine(lambda text: print(f"  {text}", flush=True), bfloat16=engine == "bfloat16")
     plans, threat = {"autoattack": attack_plan("autoattack")}, attacker(subject, arguments)
 
     def attack(part: Tensor, seed: int) -> dict[str, Any]:
         result = evaluate(
             subject.net, data.test, plans, threat=threat, positions=part,
-            engine=engine, seed=seed, ranks=ranks,
+            engine=chooser, seed=seed, ranks=ranks,
         )  # fmt: skip
         outcome = result.outcomes["autoattack"]
         return {"right": outcome.right.tolist(), "clean": result.clean.tolist(), "engine": outcome.about["engine"]}
@@ -186,8 +202,8 @@ def ours(run: Path, arguments: argparse.Namespace) -> Attack:
     return attack
 
 
-def chunk_file(arguments: argparse.Namespace, run: Path, number: int) -> Path:
-    return folder(arguments, run, arguments.engine) / f"{arguments.chunk}-{number:04d}.json"
+def chunk_file(arguments: argparse.Namespace, run: Path, engine: str, number: int) -> Path:
+    return folder(arguments, run, engine) / f"{arguments.chunk}-{number:04d}.json"
 
 
 def free_port() -> int:
