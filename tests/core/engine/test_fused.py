@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rkd.core.engine import ending
 from rkd.core.engine.ending import Ending
-from rkd.core.engine.fused import Fused, fuse
+from rkd.core.engine.fused import _RELU, Fused, fuse
 from rkd.core.engine.ways import made, ways
 from rkd.registry.catalog import Catalog
 from rkd.testing import untouched
@@ -195,3 +195,19 @@ def test_only_where_onednn_is() -> None:
     assert "folded, fused" in ways(torch.device("cpu"))
     assert "folded, bfloat16, fused" in ways(torch.device("cpu"), "bfloat16")
     assert not any("fused" in way for way in ways(torch.device("cuda"), "bfloat16"))
+
+
+@pytest.mark.parametrize("here", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_relu_goes_back_bit_by_bit_as_torchs(here: bool, dtype: torch.dtype) -> None:
+    """Zeros of both signs, numbers too small to be normal, and infinity among the outputs."""
+    odd = torch.tensor([0.0, -0.0, 1e-40, 1e-38, torch.inf, 3.0, 2.0, 0.5])
+    y = odd.repeat(12).view(2, 3, 4, 4).to(dtype).contiguous(memory_format=torch.channels_last)
+    g = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
+    g = g.contiguous(memory_format=torch.channels_last)
+    expected = torch.ops.aten.threshold_backward(g, y, 0)
+    kept = y.clone()
+    found = _RELU.backward(g, y, here)
+    assert found.dtype == dtype and torch.equal(found, expected) and found.stride() == expected.stride()
+    assert (found.data_ptr() == g.data_ptr()) is here
+    assert torch.equal(y.nan_to_num(), kept.nan_to_num())

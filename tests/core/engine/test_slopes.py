@@ -54,7 +54,9 @@ def test_each_is_torchs_gradient(kind: str, layer: nn.Conv2d, size: tuple[int, i
     slope = slope_of(layer, weight)
     assert taken == [kind]
     for given in (g, channels_last(g)):
-        found = slope(given.to(dtype), x.shape)
+        found = slope(given.to(dtype), x.shape, None)
+        there = channels_last(torch.ones_like(found))
+        torch.testing.assert_close(slope(given.to(dtype), x.shape, there), found + 1, rtol=1e-2, atol=1e-2)
         assert found.shape == x.shape and found.dtype == dtype
         close = {"rtol": 1e-4, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.05, "atol": 0.05}
         torch.testing.assert_close(found.float(), expected, **close)
@@ -69,4 +71,5 @@ def test_packed_weights_convolve_the_same() -> None:
     x = channels_last(torch.randn(4, 6, 7, 7))
     weight, bias = torch.randn(8, 6, 3, 3), torch.randn(8)
     expected: Tensor = nn.functional.conv2d(x, weight, bias, padding=1)
-    torch.testing.assert_close(convolved(x, packed(weight, (1, 1)), bias, (1, 1)), expected, rtol=1e-4, atol=1e-5)
+    found = convolved(x, packed(weight, (1, 1)), (1, 1), other=bias.view(1, -1, 1, 1).expand_as(expected))
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -38,6 +38,12 @@ class _Activation:
         """The gradient before the activation, of which `y` came out. `here`: in the place of `g`."""
         if self.name == "none":
             return g
+        if self.name == "relu" and g.dtype == y.dtype == torch.bfloat16:
+            # Positive are the same ones among the bits read as integers, and on these it takes a third of the time.
+            return self._backward(g.view(torch.int16), y.view(torch.int16), here).view(torch.bfloat16)
+        return self._backward(g, y, here)
+
+    def _backward(self, g: Tensor, y: Tensor, here: bool) -> Tensor:
         place = {"grad_input": g} if here else {}
         if self.name == "relu":
             how = torch.ops.aten.threshold_backward
@@ -73,11 +79,14 @@ class Fused(nn.Module):
         self._bias = None if layer.bias is None else layer.bias.detach().clone()
         self._slope: Slope | None = None
 
-    def slope(self, g: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient by inputs of this shape from the gradient `g` by the convolution's outputs, channels last."""
+    def slope(self, g: Tensor, shape: torch.Size, there: Tensor | None = None) -> Tensor:
+        """The gradient by inputs of this shape from the gradient `g` by the convolution's outputs, channels last.
+
+        `there`: what others send back to the inputs, to be added; it may be overwritten.
+        """
         if self._slope is None:  # teachers are often asked for none: it holds the weights once more
             self._slope = slope_of(self.layer, self.layer.weight.detach())
-        return self._slope(g.to(self.layer.weight.dtype), shape)
+        return self._slope(g.to(self.layer.weight.dtype), shape, there)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         found: Tensor = _Convolve.apply(x, other, self)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from ..layout import in_channels_last
 from .products import is_product, packed_product, product
 
-Slope = Callable[[Tensor, torch.Size], Tensor]
-"""From the gradient by the outputs and the inputs' shape to the gradient by the inputs."""
+Slope = Callable[[Tensor, torch.Size, Tensor | None], Tensor]
+"""From the gradient by the outputs, the inputs' shape, and what others send back to the inputs, if it is known already,
+to the gradient by the inputs. What others send may be overwritten."""
 
 FEW = 16
 """Input planes up to which computing all four kinds of pixels at once was faster than torch's gradient (AVX512)."""
@@ -50,13 +51,21 @@ def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
 
 
 def convolved(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, padding: tuple[int, int] = (0, 0), groups: int = 1
+    x: Tensor, weight: Tensor, padding: tuple[int, int] = (0, 0), groups: int = 1, other: Tensor | None = None
 ) -> Tensor:
-    """A convolution with stride 1 of `x (B, C, H, W)`, channels last, with a weight as `packed` gives it."""
-    found: Tensor = torch.ops.mkldnn._convolution_pointwise(
-        x, weight, bias, list(padding), [1, 1], [1, 1], groups, "none", [], ""
-    )
+    """A convolution with stride 1 of `x (B, C, H, W)`, channels last, with a weight as `packed` gives it, and `other`
+    added in the same pass."""
+    how = (list(padding), [1, 1], [1, 1], groups)
+    found: Tensor
+    if other is None:
+        found = torch.ops.mkldnn._convolution_pointwise(x, weight, None, *how, "none", [], "")
+    else:
+        found = torch.ops.mkldnn._convolution_pointwise.binary(x, other, weight, None, *how, "add", 1.0, None, [], "")
     return found
+
+
+def _and(found: Tensor, there: Tensor | None) -> Tensor:
+    return found if there is None else there.add_(found)
 
 
 def packed(
@@ -87,13 +96,13 @@ def _turned_weight(weight: Tensor, groups: int) -> Tensor:
 def _turned(layer: nn.Conv2d, weight: Tensor, padding: tuple[int, int]) -> Slope:
     around = _round(padding, layer.kernel_size)
     turned = packed(_turned_weight(weight, layer.groups), around, groups=layer.groups)
-    return lambda g, shape: convolved(g, turned, None, around, layer.groups)
+    return lambda g, shape, there: convolved(g, turned, around, layer.groups, there)
 
 
 def _pixels(weight: Tensor) -> Slope:
     """Of a kernel of one pixel."""
     turned = packed_product(_turned_weight(weight, 1))
-    return lambda g, shape: product(in_channels_last(g), turned)
+    return lambda g, shape, there: _and(product(in_channels_last(g), turned), there)
 
 
 def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
@@ -102,7 +111,7 @@ def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
     # In float32 also of reduced precision: so narrow a product takes four times as long in bfloat16.
     taps = weight.flatten(1).t().float().contiguous()  # (k * l, O)
 
-    def slope(g: Tensor, shape: torch.Size) -> Tensor:
+    def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
         rows, columns = g.shape[2:]
         sent = (taps @ g.float().permute(0, 2, 3, 1).flatten(0, 2).t()).view(-1, len(g), rows, columns)
         found = sent.new_zeros(len(g), rows + height - 1, columns + width - 1)
@@ -110,7 +119,8 @@ def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
             top, left = divmod(place, width)
             # Not by `+=`, which would copy the sum onto itself.
             found[:, top : top + rows, left : left + columns].add_(part)
-        return found[:, padding[0] :, padding[1] :][:, : shape[2], : shape[3]].unsqueeze(1).to(g.dtype)
+        found = found[:, padding[0] :, padding[1] :][:, : shape[2], : shape[3]].unsqueeze(1).to(g.dtype)
+        return _and(found, there)
 
     return slope
 
@@ -120,8 +130,8 @@ def _spread_after(layer: nn.Conv2d, weight: Tensor) -> Slope:
     turned = packed_product(_turned_weight(weight, 1))
     down, right = layer.stride
 
-    def slope(g: Tensor, shape: torch.Size) -> Tensor:
-        return spread(product(in_channels_last(g), turned), shape, down, right)
+    def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
+        return _and(spread(product(in_channels_last(g), turned), shape, down, right), there)
 
     return slope
 
@@ -130,9 +140,9 @@ def _spread_before(layer: nn.Conv2d, weight: Tensor) -> Slope:
     around = (1, 1)
     turned = packed(_turned_weight(weight, layer.groups), around, groups=layer.groups)
 
-    def slope(g: Tensor, shape: torch.Size) -> Tensor:
+    def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
         wide = torch.Size((len(g), g.shape[1], *shape[2:]))
-        return convolved(spread(g, wide, 2, 2), turned, None, around, layer.groups)
+        return convolved(spread(g, wide, 2, 2), turned, around, layer.groups, there)
 
     return slope
 
@@ -160,12 +170,12 @@ def _phases(weight: Tensor) -> Slope:
                     kinds[odd_row, odd_column, :, :, below, beside] = weight[:, :, row, column].t()
     weights = packed(kinds.view(4 * inputs, outputs, 2, 2), (1, 1))
 
-    def slope(g: Tensor, shape: torch.Size) -> Tensor:
-        found = convolved(g, weights, None, (1, 1))[:, :, 1:, 1:]
+    def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
+        found = convolved(g, weights, (1, 1))[:, :, 1:, 1:]
         rows, columns = found.shape[2:]
         found = found.permute(0, 2, 3, 1).reshape(len(g), rows, columns, 2, 2, inputs).transpose(2, 3)
         found = found.reshape(len(g), 2 * rows, 2 * columns, inputs)
-        return found[:, : shape[2], : shape[3]].permute(0, 3, 1, 2)
+        return _and(found[:, : shape[2], : shape[3]].permute(0, 3, 1, 2), there)
 
     return slope
 
@@ -173,12 +183,12 @@ def _phases(weight: Tensor) -> Slope:
 def _torchs(layer: nn.Conv2d, weight: Tensor, padding: tuple[int, int]) -> Slope:
     last = weight.contiguous(memory_format=torch.channels_last)
 
-    def slope(g: Tensor, shape: torch.Size) -> Tensor:
+    def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
         # Of the inputs only shape and layout are looked at.
         x = torch.empty(shape, dtype=g.dtype, device=g.device, memory_format=torch.channels_last)
         found: Tensor = torch.ops.aten.convolution_backward(
             g, x, last, None, layer.stride, padding, layer.dilation, False, [0, 0], layer.groups, [True, False, False]
         )[0]
-        return found
+        return _and(found, there)
 
     return slope

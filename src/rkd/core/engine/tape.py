@@ -100,12 +100,7 @@ class _Run(torch.autograd.Function):
     def backward(context: Any, g: Tensor) -> tuple[Tensor, None]:
         tape, values = context.tape, context.values
         gradients: list[Tensor | None] = [None] * len(values)
-
-        def add(place: int, gradient: Tensor) -> None:
-            there = gradients[place]
-            gradients[place] = gradient if there is None else there.add_(gradient)
-
-        add(tape.source, tape.end.slope(g))
+        gradients[tape.source] = tape.end.slope(g)
         for number in reversed(range(len(tape.steps))):
             step, here = tape.steps[number], gradients[number + 1]
             gradients[number + 1] = None
@@ -114,10 +109,11 @@ class _Run(torch.autograd.Function):
             here = in_channels_last(here)
             if isinstance(step.layer, Fused):
                 here = step.layer.activation.backward(here, values[number + 1], here=True)
-            before = step.layer.slope(here, values[step.source].shape)
+            before = step.layer.slope(here, values[step.source].shape, gradients[step.source])
+            gradients[step.source] = before
             if step.other is not None:
-                add(step.other, here)
-            add(step.source, before)
+                beside = gradients[step.other]
+                gradients[step.other] = here if beside is None else beside.add_(here)
         found = gradients[0]
         assert found is not None
         return found, None

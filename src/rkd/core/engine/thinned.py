@@ -31,9 +31,13 @@ class Thinned(nn.Module):
         found[:, self.before : self.before + planes] = seen
         return found
 
-    def slope(self, g: Tensor, shape: torch.Size) -> Tensor:
-        """The gradient by planes of this shape, channels last."""
-        return spread(g[:, self.before : self.before + shape[1]], shape, self.stride, self.stride)
+    def slope(self, g: Tensor, shape: torch.Size, there: Tensor | None = None) -> Tensor:
+        """The gradient by planes of this shape, channels last; added to `there`, in its place, if that is given."""
+        seen = g[:, self.before : self.before + shape[1]]
+        if there is None:
+            return spread(seen, shape, self.stride, self.stride)
+        there[:, :, :: self.stride, :: self.stride].add_(seen)
+        return there
 
 
 def thin(net: fx.GraphModule) -> None:
