@@ -4,7 +4,7 @@
 
 For each net, batch and precision the engine chooses `--trials` times, as at the first search of a run. Then every way
 that it could have chosen, in every number of images at a time, is timed in turn for `--rounds` rounds, and the median
-gradient of each choice is set beside the best one's. A second table times one layer that decides much for MobileNetV2.
+gradient of each choice is set beside the best one's. A second table times layers that rkd computes in another way than torch.
 Images and weights are random. Run it on an idle machine.
 """
 
@@ -15,6 +15,7 @@ import json
 import os
 import statistics
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,9 @@ from torch import Tensor, nn  # noqa: E402
 from rkd.api import catalog  # noqa: E402
 from rkd.core.engine.choose import PIECES, choose  # noqa: E402
 from rkd.core.engine.measure import gradient  # noqa: E402
-from rkd.core.engine.slopes import slope_of  # noqa: E402
+from rkd.core.engine.fused import RELU  # noqa: E402
+from rkd.core.engine.products import packed_product, product  # noqa: E402
+from rkd.core.engine.slopes import convolved, packed, slope_of  # noqa: E402
 from rkd.core.engine.ways import Precision, made, ways  # noqa: E402
 from rkd.core.machine import cpu_name  # noqa: E402
 from rkd.core.nets import Net  # noqa: E402
@@ -60,7 +63,7 @@ def main() -> None:
             done[f"{row}, {short}"] = measure(*ROWS[row], precision, arguments)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(done, indent=1))
-    done["depthwise"] = depthwise(arguments.rounds)
+    done["layers"] = layers(arguments.rounds)
     arguments.out.write_text(json.dumps(done, indent=1))
     write(done, arguments)
 
@@ -97,31 +100,58 @@ def measure(
     }
 
 
-def depthwise(rounds: int) -> list[str]:
-    """A depthwise 3x3 convolution with stride 2, as MobileNetV2 has it, and its gradient by the input."""
-    lines = ["| dtype | forward, ms | torch's gradient, ms | rkd's gradient, ms |", "|---|---:|---:|---:|"]
-    layer = nn.Conv2d(144, 144, 3, stride=2, padding=1, groups=144, bias=False).requires_grad_(False)
+def layers(rounds: int) -> list[str]:
+    """Single layers as torch or oneDNN compute them and as rkd does, in each dtype."""
+    lines = ["| layer | dtype | torch's, ms | rkd's, ms |", "|---|---|---:|---:|"]
     for dtype in (torch.float32, torch.bfloat16):
-        x = torch.rand(128, 144, 32, 32).to(dtype).to(memory_format=torch.channels_last)
-        weight = layer.weight.to(dtype)
-        g = torch.rand(128, 144, 16, 16).to(dtype).to(memory_format=torch.channels_last)
-        own = slope_of(layer, weight)
-        times = []
-        for do in (
-            lambda x=x, w=weight: nn.functional.conv2d(x, w, None, 2, 1, 1, 144),
-            lambda x=x, w=weight, g=g: torch.ops.aten.convolution_backward(
-                g, x, w, None, [2, 2], [1, 1], [1, 1], False, [0, 0], 144, [True, False, False]
-            ),
-            lambda x=x, g=g, own=own: own(g, x.shape, None),
-        ):
-            found = []
-            for _ in range(rounds + 1):
-                started = time.perf_counter()
-                do()
-                found.append(time.perf_counter() - started)
-            times.append(f"{1e3 * statistics.median(found[1:]):.1f}")
-        lines.append(f"| {str(dtype).removeprefix('torch.')} | {' | '.join(times)} |")
+        for name, (other, own) in layer_pairs(dtype).items():
+            times = " | ".join(f"{1e3 * timed(do, rounds):.2f}" for do in (other, own))
+            lines.append(f"| {name} | {str(dtype).removeprefix('torch.')} | {times} |")
     return lines
+
+
+def layer_pairs(dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], Callable[[], object]]]:
+    def planes(*shape: int) -> Tensor:
+        return torch.randn(shape).to(dtype).to(memory_format=torch.channels_last)
+
+    x, g = planes(128, 144, 32, 32), planes(128, 144, 16, 16)
+    deep = nn.Conv2d(144, 144, 3, stride=2, padding=1, groups=144, bias=False).requires_grad_(False)
+    weight = deep.weight.to(dtype)
+    deep_slope = slope_of(deep, weight)
+    pixels, single = planes(32, 64, 8, 8), torch.randn(384, 64, 1, 1).to(dtype)
+    packed_single, packed_rows = packed(single), packed_product(single)
+    y, h = planes(64, 16, 32, 32).relu_(), planes(64, 16, 32, 32)
+    return {
+        "gradient of a depthwise 3x3 layer, 144 planes of 32x32, stride 2, 128 images": (
+            lambda: torch.ops.aten.convolution_backward(
+                g, x, weight, None, [2, 2], [1, 1], [1, 1], False, [0, 0], 144, [True, False, False]
+            ),
+            lambda: deep_slope(g, x.shape, None),
+        ),
+        "1x1 layer, 64 planes of 8x8 to 384, 32 images": (
+            lambda: convolved(pixels, packed_single),
+            lambda: product(pixels, packed_rows),
+        ),
+        "gradient of ReLU, 16 planes of 32x32, 64 images": (
+            lambda: torch.ops.aten.threshold_backward.grad_input(h, y, 0, grad_input=h),
+            lambda: RELU.backward(h, y, here=True),
+        ),
+    }
+
+
+def timed(do: Callable[[], object], rounds: int) -> float:
+    """Seconds, the median of as many rounds; short work is done several times on end."""
+    do()
+    started = time.perf_counter()
+    do()
+    often = max(1, min(100, int(0.01 / (time.perf_counter() - started))))
+    found = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for _ in range(often):
+            do()
+        found.append((time.perf_counter() - started) / often)
+    return statistics.median(found)
 
 
 def taken(net: nn.Module, x: Tensor, size: int) -> float:
@@ -137,7 +167,7 @@ def named(way: str, size: int | None) -> str:
 
 
 def write(done: dict[str, Any], arguments: argparse.Namespace) -> None:
-    layer = done.pop("depthwise")
+    layer = done.pop("layers")
     lines = [
         "| net | batch | best | times as fast as plain | chosen | its time over the best's |",
         "|---|---:|---|---:|---|---:|",
@@ -154,7 +184,7 @@ def write(done: dict[str, Any], arguments: argparse.Namespace) -> None:
         f"The worst choice takes {100 * (worst - 1):.1f} % longer than the best there is. {cpu_name()}, "
         f"{arguments.threads} thread(s), torch {torch.__version__}; medians of {arguments.rounds} rounds.",
         "",
-        "A depthwise 3x3 convolution of 144 planes with stride 2, 128 images of 32x32 pixels, channels last:",
+        "Single layers, channels last (torch's, for the 1x1 layer oneDNN's convolution with weights packed ahead):",
         "",
         *layer,
     ]

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from rkd.core.allocator import keep_freed_memory
 from rkd.core.data import ArraySplit, Dataset, Split
 from rkd.core.distributed import join
-from rkd.core.engine.choose import Engine
+from rkd.core.engine.choose import engine_of
 from rkd.core.evaluate import evaluate as _evaluate
 from rkd.core.journal import Journal
 from rkd.core.outcomes import Evaluation
@@ -69,7 +69,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     rounded: bool = False,
     checks: Literal["off", "quick", "full"] = "quick",
-    engine: Literal["auto", "plain"] = "auto",
+    engine: Literal["auto", "bfloat16", "plain"] = "auto",
     journal: str | Path | None = None,
 ) -> Evaluation:
     """Clean and attacked accuracy of any module that takes images in [0, 1] and returns logits.
@@ -81,7 +81,8 @@ def evaluate(
     `rounded`: also the accuracy after rounding adversarial images to 8 bits. `checks`: what to look for before the
     numbers are believed; findings are in `.warnings`, and `full` runs attacks with a known outcome on a few images.
     `engine`: `auto` lets attacks that confirm what they find (autoattack) search on a faster copy, and lets the C
-    library keep what tensors give back (`rkd.keep_freed_memory`). `journal`: a folder; a killed evaluation that is
+    library keep what tensors give back (`rkd.keep_freed_memory`); `bfloat16` lets APGD search in reduced precision
+    besides. Every image that is counted has fooled the module itself in float32. `journal`: a folder; a killed evaluation that is
     called again goes on there.
     Raises `rkd.RkdError`, `rkd.DataError` for images, labels, radii or nets that are none.
     """
@@ -96,13 +97,13 @@ def evaluate(
     if eps is not None:
         threat = threat.with_eps(eps)
     plans = attacks if isinstance(attacks, Mapping) else {name: attack_plan(name) for name in attacks}
-    if engine == "auto":
+    if engine != "plain":
         keep_freed_memory()
     book = Journal(journal) if journal is not None else None
     shared: dict[str, Any] = {"threat": threat, "device": device}
     result = _evaluate(
         module, split, plans, classes=classes, seed=seed, batch_size=batch_size, limit=limit, rounded=rounded,
-        engine=Engine() if engine == "auto" else None, journal=book, **shared,
+        engine=engine_of(engine), journal=book, **shared,
     )  # fmt: skip
     result.warnings = doubted(module, split, result, plans, catalog(), checks, seed=seed, **shared)
     if book is not None:

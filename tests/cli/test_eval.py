@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from rkd.core.engine.ways import Choice
 from rkd.plugins.attacks.pgd import Pgd
 
 
@@ -263,3 +264,22 @@ def test_a_killed_evaluation_goes_on(rkd, finished, cache: Path, monkeypatch: py
 def test_further_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -> None:
     run, _ = finished
     assert problem in refused(rkd, run, "--limit", "30", *words)
+
+
+@pytest.mark.parametrize("engine", ["auto", "bfloat16", "plain"])
+def test_how_the_net_runs_in_a_search_can_be_said(rkd, finished, engine: str, monkeypatch) -> None:
+    """And is told of what was asked for: which copies are offered."""
+    asked: list[str] = []
+
+    def choose(net, x, precision="float32", tell=None):
+        asked.append(precision)
+        return Choice("plain", net)
+
+    monkeypatch.setattr("rkd.core.engine.choose.choose", choose)
+    monkeypatch.setattr("rkd.core.engine.choose.WORTH", 0)
+    run, _ = finished
+    words = ("--attack", "apgd-ce", "--set", "attack.apgd-ce.steps=2", "--limit", "8", "--checks", "off")
+    said = rkd("eval", run, *words, "--engine", engine, "--json")
+    assert said.exit_code == 0, said.stderr
+    expected = {"auto": ["float32"], "bfloat16": ["float32", "bfloat16 inside"], "plain": []}
+    assert asked == expected[engine]

@@ -57,8 +57,9 @@ from .shared import App, json_option, pass_app, plugin_option, verbosity_options
 @click.option("--save", metavar="DIR", type=click.Path(), help="A new folder for the result and some images.")
 @click.option(
     "--engine",
-    type=click.Choice(["auto", "plain"]),
-    help="auto (the default): autoattack searches on the fastest copy of the net, and confirms on the net.",
+    type=click.Choice(["auto", "bfloat16", "plain"]),
+    help="auto (the default): autoattack searches on the fastest copy of the net, and confirms on the net; "
+    "bfloat16: APGD in reduced precision besides.",
 )
 @click.option("--batch-size", type=int)
 @click.option(

@@ -136,7 +136,8 @@ class EvaluateConfig(_Section):
     """The attacks of the final evaluation, on at most `limit` test images (none: all). `rounded`: also the accuracy
     after rounding to 8 bits; `checks`: self-checks of the numbers (`full` runs attacks with a known outcome); `curve`:
     radii of the accuracy against eps; `examples`: images kept for the report's gallery; `engine`: whether searches
-    that confirm what they find (autoattack and its parts) may run on the fastest copy of the net."""
+    that confirm what they find (autoattack and its parts) may run on the fastest copy of the net, and in `bfloat16`
+    those of them that can (APGD)."""
 
     attacks: list[str] = Field(default_factory=lambda: ["fgsm", "pgd-sat", "cw"])
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -144,7 +145,7 @@ class EvaluateConfig(_Section):
     rounded: bool = False
     checks: Literal["off", "quick", "full"] = "quick"
     curve: list[Annotated[Number, Field(gt=0)]] = Field(default_factory=list)
-    engine: Literal["auto", "plain"] = "auto"
+    engine: Literal["auto", "bfloat16", "plain"] = "auto"
     examples: Annotated[int, Field(ge=0, le=64)] = 8
     options: dict[str, Table] = Field(default_factory=dict)
 

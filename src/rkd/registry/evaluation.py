@@ -13,7 +13,7 @@ from rkd.core.curve import curve
 from rkd.core.data import Split
 from rkd.core.distributed import ALONE, Ranks
 from rkd.core.doubts import Doubt
-from rkd.core.engine.choose import Engine
+from rkd.core.engine.choose import engine_of
 from rkd.core.evaluate import evaluate
 from rkd.core.journal import Journal
 from rkd.core.outcomes import Evaluation
@@ -42,7 +42,7 @@ def evaluate_net(
     running: dict[str, Any] = {"seed": plan.config.seed, "batch_size": rules.batch_size, "progress": progress}
     result = evaluate(
         net, data.test, plan.evaluation, classes=len(data.classes), limit=rules.limit, rounded=rules.rounded,
-        examples=rules.examples, journal=journal, engine=Engine(detail) if rules.engine == "auto" else None,
+        examples=rules.examples, journal=journal, engine=engine_of(rules.engine, detail),
         ranks=ranks, **shared, **running,
     )  # fmt: skip
     result.warnings = doubted(net, data.test, result, plan.evaluation, catalog, rules.checks, **shared, **running)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from rkd.core.engine import ending
 from rkd.core.engine.ending import Ending
-from rkd.core.engine.fused import _RELU, Fused, fuse
+from rkd.core.engine.fused import RELU, Fused, fuse
 from rkd.core.engine.ways import made, ways
 from rkd.registry.catalog import Catalog
 from rkd.testing import untouched
@@ -207,7 +207,7 @@ def test_relu_goes_back_bit_by_bit_as_torchs(here: bool, dtype: torch.dtype) -> 
     g = g.contiguous(memory_format=torch.channels_last)
     expected = torch.ops.aten.threshold_backward(g, y, 0)
     kept = y.clone()
-    found = _RELU.backward(g, y, here)
+    found = RELU.backward(g, y, here)
     assert found.dtype == dtype and torch.equal(found, expected) and found.stride() == expected.stride()
     assert (found.data_ptr() == g.data_ptr()) is here
     assert torch.equal(y.nan_to_num(), kept.nan_to_num())

@@ -68,6 +68,11 @@ class Engine:
         return None if known.net is net and known.windows is None else known
 
 
+def engine_of(kind: str, tell: Callable[[str], None] = lambda text: None) -> Engine | None:
+    """By the name that a user types: `auto`, `bfloat16`, or `plain` for none."""
+    return None if kind == "plain" else Engine(tell, bfloat16=kind == "bfloat16")
+
+
 def questions(attack: object) -> int:
     """Roughly how many gradients a search takes."""
     count = 1

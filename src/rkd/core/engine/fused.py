@@ -52,7 +52,7 @@ class _Activation:
         return (how.grad_input if here else how.default)(g, y, *self.limits, **place)
 
 
-_NONE, _RELU, _RELU6 = _Activation(), _Activation("relu"), _Activation("hardtanh", (0.0, 6.0))
+_NONE, RELU, RELU6 = _Activation(), _Activation("relu"), _Activation("hardtanh", (0.0, 6.0))
 
 
 class Fused(nn.Module):
@@ -190,7 +190,7 @@ def _followers(
         if len(beside) == 1 and isinstance(beside[0], fx.Node) and shapes[beside[0]] == shapes[node]:
             other, taken, after = beside[0], [*taken, after], _only_user(after)
     activation = _activation(after, modules)
-    if after is not None and (activation is _RELU or (activation is _RELU6 and other is None)):
+    if after is not None and (activation is RELU or (activation is RELU6 and other is None)):
         return [*taken, after], other, activation
     return taken, other, _NONE
 
@@ -205,7 +205,7 @@ def _activation(node: fx.Node | None, modules: dict[str, nn.Module]) -> _Activat
     module = module_of(node, modules)
     function = node.target if node.op == "call_function" else None
     if type(module) is nn.ReLU or function in (F.relu, torch.relu):
-        return _RELU
+        return RELU
     if type(module) is nn.ReLU6 or function is F.relu6:
-        return _RELU6
+        return RELU6
     return _NONE
