@@ -4,8 +4,8 @@
 
 For each net, batch and precision the engine chooses `--trials` times, as at the first search of a run. Then every way
 that it could have chosen, in every number of images at a time, is timed in turn for `--rounds` rounds, and the median
-gradient of each choice is set beside the best one's. A second table times layers that rkd computes in another way than torch.
-Images and weights are random. Run it on an idle machine.
+gradient of each choice is set beside the best one's. A second table times layers that rkd computes in another way than
+torch. Images and weights are random. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from torch import Tensor, nn  # noqa: E402
 
 from rkd.api import catalog  # noqa: E402
 from rkd.core.engine.choose import PIECES, choose  # noqa: E402
-from rkd.core.engine.measure import gradient  # noqa: E402
 from rkd.core.engine.fused import RELU  # noqa: E402
+from rkd.core.engine.measure import gradient  # noqa: E402
 from rkd.core.engine.products import packed_product, product  # noqa: E402
 from rkd.core.engine.slopes import convolved, packed, slope_of  # noqa: E402
 from rkd.core.engine.ways import Precision, made, ways  # noqa: E402

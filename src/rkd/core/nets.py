@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from .depthwise import StridedInFloat32
+from .bfloat16 import OnCpu
 from .errors import Refused
 from .interfaces import Probe
 from .modes import frozen_parameters, running
@@ -56,7 +56,7 @@ class Net(nn.Module):
             logits = self.arch(x)
         else:
             # The weight cache would keep casts of frozen weights for a later forward that needs gradients.
-            with torch.autocast(x.device.type, self.autocast, cache_enabled=False), StridedInFloat32():
+            with torch.autocast(x.device.type, self.autocast, cache_enabled=False), OnCpu():
                 logits = self.arch(x)
         if not isinstance(logits, Tensor):
             what = f"{type(self.arch).__name__} returned {type(logits).__name__}"

@@ -44,7 +44,7 @@ def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
     if near and kernel == (3, 3) and stride == (2, 2) and padding == (1, 1):
         if layer.groups == 1 and layer.in_channels <= FEW:
             return _phases(weight)
-        # In bfloat16 torch's own takes many times as long as the convolution (see `rkd.core.depthwise`).
+        # In bfloat16 torch's own takes many times as long as the convolution (see `rkd.core.bfloat16`).
         if single and weight.dtype == torch.bfloat16:
             return _spread_before(layer, weight)
     return _torchs(layer, weight, padding)
