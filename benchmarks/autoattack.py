@@ -256,8 +256,9 @@ def row(chunks: list[dict[str, Any]]) -> str:
     reference, found = together(THEIRS), together(OURS)
     again = together(AGAIN) if all(AGAIN in chunk for chunk in chunks) else None
     engine = statistics.mode(chunk[OURS]["engine"].split("; ")[0] for chunk in chunks).split(", ")
+    rough = "; APGD in bfloat16" if "bfloat16" in chunks[0][OURS]["engine"] else ""
     cells = [
-        chunks[0]["net"], ", ".join(part for part in engine if "times" not in part), str(len(found)),
+        chunks[0]["net"], ", ".join(part for part in engine if "times" not in part) + rough, str(len(found)),
         accuracy(together(OURS, "clean")), accuracy(reference), "-" if again is None else accuracy(again),
         accuracy(found), equal(found), "-" if again is None else equal(again),
         f"{total:.1f} ({min(ratios):.1f} - {max(ratios):.1f})",
