@@ -83,11 +83,6 @@ class Target(Protocol):
         may get its `logits` from a faster, less exact copy of the net, and counts nothing before it has asked here."""
         ...
 
-    def rough(self) -> Target:
-        """The same target, its `logits` and gradients in reduced precision if the user asked for it and it is faster:
-        for a search with `confirms = True` that climbs by gradients, and does not live on small differences."""
-        ...
-
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`score(x)`, detached, and its gradient by x, from one forward and one backward."""
         ...

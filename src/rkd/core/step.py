@@ -333,6 +333,9 @@ class StepTarget:
         return getattr(self._probe, "exact", self._probe)(x)
 
     def rough(self) -> StepTarget:
+        """The same target, its `logits` and gradients in reduced precision if the user asked for it and it is faster:
+        for a search with `confirms = True` that climbs by gradients, and does not live on small differences. Not every
+        target has such a side."""
         probe = getattr(self._probe, "rough", self._probe)
         return StepTarget(self._step, self._objective, probe, self.noise)
 
