@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
 
 import click
@@ -51,4 +52,22 @@ def main() -> None:
         # A terminal without Unicode shows `?` for a formula's letters; it is no reason to fail.
         with contextlib.suppress(AttributeError, ValueError):
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
-    cli.main(prog_name="rkd")
+    try:
+        cli.main(prog_name="rkd")
+    except SystemExit as end:
+        if not end.code and os.environ.get("WORLD_SIZE", "1") != "1":
+            _end_at_once()
+        raise
+
+
+def _end_at_once() -> None:
+    """End one of several processes whose work is done, without taking torch down.
+
+    Now and then a thread of torch's (2.15, gloo, on CPUs) is still there when Python takes libraries down, and the
+    process aborts ("terminate called without an active exception"): torchrun and job systems then call a job failed
+    that has written everything.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError, OSError):
+            stream.flush()
+    os._exit(0)
