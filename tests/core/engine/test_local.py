@@ -69,16 +69,11 @@ def net_of(catalog: Catalog, name: str) -> nn.Module:
     return arch.eval().requires_grad_(False)
 
 
-@pytest.mark.parametrize("name", ["small-cnn", "resnet8", "wrn10-1", "mobilenetv2", "preact-resnet18", "odd"])
-def test_the_logits_of_the_whole_images(catalog: Catalog, name: str, monkeypatch) -> None:
-    monkeypatch.setattr("rkd.core.engine.local.SHARE", 2.0)  # large windows as well
-    net = net_of(catalog, name)
-    before = lambda x: (x - 0.5) / 0.25  # noqa: E731
-    how = plan(net, X, before)
-    assert how is not None
-    assert any(step.kind == "conv" for step in how.steps)
-    logits = lambda x: net(before(x))  # noqa: E731
-    local, whole = LocalWindows(logits, X, how, piece=4), Windows(logits, X)
+def same_answers(
+    local: Windows, whole: Windows, monkeypatch: pytest.MonkeyPatch, setting: str, never: float, always: float
+) -> None:
+    """Windows in all places, of which some images keep theirs; images leave; at one of them `setting` makes the whole
+    net answer."""
     generator = torch.Generator().manual_seed(2)
     keep = torch.tensor([True, False, True, True, False, True])
     for number, (top, left, height, width) in enumerate(SPOTS * 2):
@@ -93,10 +88,21 @@ def test_the_logits_of_the_whole_images(catalog: Catalog, name: str, monkeypatch
         if number == 5:
             local.select(keep)
             whole.select(keep)
-        if number == 9:  # the whole net answers now and then
-            monkeypatch.setattr("rkd.core.engine.local.SHARE", 0.0)
-        if number == 10:
-            monkeypatch.setattr("rkd.core.engine.local.SHARE", 2.0)
+        if number in (9, 10):
+            monkeypatch.setattr(setting, never if number == 9 else always)
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "resnet8", "wrn10-1", "mobilenetv2", "preact-resnet18", "odd"])
+def test_the_logits_of_the_whole_images(catalog: Catalog, name: str, monkeypatch) -> None:
+    monkeypatch.setattr("rkd.core.engine.local.SHARE", 2.0)  # large windows as well
+    net = net_of(catalog, name)
+    before = lambda x: (x - 0.5) / 0.25  # noqa: E731
+    how = plan(net, X, before)
+    assert how is not None
+    assert any(step.kind == "conv" for step in how.steps)
+    logits = lambda x: net(before(x))  # noqa: E731
+    local, whole = LocalWindows(logits, X, how, piece=4), Windows(logits, X)
+    same_answers(local, whole, monkeypatch, "rkd.core.engine.local.SHARE", never=0.0, always=2.0)
     assert follows(lambda x: LocalWindows(logits, x, how), logits, X)[0] < 1e-4
 
 

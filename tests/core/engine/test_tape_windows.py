@@ -15,7 +15,7 @@ from rkd.core.nets import Net
 from rkd.core.windows import Windows
 from rkd.registry.catalog import Catalog
 
-from .test_local import SPOTS, net_of
+from .test_local import net_of, same_answers
 from .test_tape import Residual
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
@@ -61,24 +61,36 @@ def test_the_logits_of_the_whole_images(catalog: Catalog, name: str, share: floa
     before = lambda x: (x - 0.5) / 0.25  # noqa: E731
     logits = lambda x: net(before(x))  # noqa: E731
     local, whole = TapeWindows(logits, X, tape, before, piece=4), Windows(logits, X)
-    generator = torch.Generator().manual_seed(2)
-    keep = torch.tensor([True, False, True, True, False, True])
-    for number, (top, left, height, width) in enumerate(SPOTS * 2):
-        new = torch.rand(len(local.x), 3, height, width, generator=generator)
-        place = slice(top, top + height), slice(left, left + width)
-        found, expected = local.ask(*place, new), whole.ask(*place, new)
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-        better = torch.rand(len(local.x), generator=generator) < 0.5
-        local.settle(better)
-        whole.settle(better)
-        assert torch.equal(local.x, whole.x)
-        if number == 5:
-            local.select(keep)
-            whole.select(keep)
-        if number == 9:  # the whole net answers now and then
-            monkeypatch.setattr(module, "MOST", 0)
-        if number == 10:
-            monkeypatch.setattr(module, "MOST", 2**30)
+    same_answers(local, whole, monkeypatch, "rkd.core.engine.tape_windows.MOST", never=0, always=2**30)
+
+
+class Shifted(nn.Module):
+    """A sum with what another path brings from further away than the single pixels of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.single = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.far = nn.Conv2d(3, 4, 5, padding=2)
+        self.linear = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        far = torch.relu(self.far(x))
+        return self.linear((self.single(torch.relu(self.near(x))) + far).mean((2, 3)))
+
+
+def test_a_window_that_cannot_be_followed_never_is() -> None:
+    """However often it is asked for: the whole net answers."""
+    torch.manual_seed(0)
+    net = Shifted().eval().requires_grad_(False)
+    tape = tape_of(net)
+    route = Route(tape, [tuple(value.shape[1:]) for value in tape.values(X[:1])], 3, 3)
+    assert route.windows((5, 8, 5, 8)) is None and route.windows((5, 8, 5, 8)) is None
+    local, whole = TapeWindows(net, X, tape, lambda x: x), Windows(net, X)
+    for _ in range(3):
+        new, place = torch.rand(6, 3, 3, 3), (slice(5, 8), slice(5, 8))
+        torch.testing.assert_close(local.ask(*place, new), whole.ask(*place, new), rtol=1e-4, atol=1e-5)
+        local.settle(torch.arange(6) % 2 == 0)
+        whole.settle(torch.arange(6) % 2 == 0)
 
 
 def test_small_windows_are_followed_far(catalog: Catalog) -> None:

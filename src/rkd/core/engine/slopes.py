@@ -108,7 +108,7 @@ def _pixels(weight: Tensor) -> Slope:
 def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
     """Of one input plane: what each tap of the kernel sends back is a matrix product, and is added where it belongs."""
     height, width = weight.shape[2:]
-    # In float32 also of reduced precision: so narrow a product takes four times as long in bfloat16.
+    # In float32 also of reduced precision: so narrow a product was slower in bfloat16.
     taps = weight.flatten(1).t().float().contiguous()  # (k * l, O)
 
     def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:

@@ -35,7 +35,7 @@ class Route:
 
     def __init__(self, tape: Tape, shapes: list[tuple[int, ...]], height: int, width: int) -> None:
         self.tape, self.shapes = tape, shapes
-        self._known: dict[Window, list[Window]] = {}
+        self._known: dict[Window, list[Window] | None] = {}
         top, left = (shapes[0][1] - height) // 2, (shapes[0][2] - width) // 2
         middle = _areas(tape.steps, shapes, (top, top + height, left, left + width))
         large = [area(w) > SHARE * shape[1] * shape[2] for w, shape in zip(middle, shapes, strict=True)]
@@ -45,10 +45,12 @@ class Route:
     def windows(self, start: Window) -> list[Window] | None:
         """The window of each value before `end`; None where one that is not kept would have to be known around it."""
         if start not in self._known:
-            self._known[start] = found = _areas(self.tape.steps[: self.end], self.shapes, start)
-            for number, step in enumerate(self.tape.steps[: self.end]):
-                if step.source not in self.kept and found[step.source] != found[number + 1]:
-                    return None
+            steps = self.tape.steps[: self.end]
+            found = _areas(steps, self.shapes, start)
+            known = all(
+                step.source in self.kept or found[step.source] == found[number + 1] for number, step in enumerate(steps)
+            )
+            self._known[start] = found if known else None
         return self._known[start]
 
     def bytes(self, each: int) -> int:
