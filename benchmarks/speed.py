@@ -266,7 +266,7 @@ def rows(arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
     for student, teacher in STUDENTS.items():
         for method in ("rslad", "mtard"):
             job = common | {"student": student, "teacher": teacher, "method": method}
-            found[f"{method}-{student}"] = {kind: job | {"kind": kind} for kind in KINDS}
+            found[f"{method}-{student}"] = {kind: job | {"kind": kind} for kind in arguments.kinds}
     job = common | {"student": "resnet20", "teacher": STUDENTS["resnet20"], "method": "rslad"}
     for steps in STEPS:
         found[f"steps-{steps}"] = {kind: job | {"kind": kind, "steps": steps} for kind in KINDS[:2]}
@@ -282,6 +282,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--engine", default="auto")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="without bf16 where it is slow")
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
     parser.add_argument("--table", type=Path, default=Path("docs/results/speed.md"))
     parser.add_argument("--table-only", action="store_true", help="measure nothing: the table of the rows there are")
@@ -335,13 +336,16 @@ def line_of(row: str, content: dict[str, Any]) -> str:
     cells = [f"{job['method'].upper()}, {job['student']}", job["teacher"], str(job["batch"])]
     cells.append(f"{statistics.median(plain):.2f}")
     for kind in KINDS[1:]:
+        if kind not in content["steps"]:
+            cells += ["-", "-"]
+            continue
         seconds = timed(content, kind)
         ratios = sorted(a / b for a, b in zip(plain, seconds, strict=True))
         cells.append(f"{statistics.median(seconds):.2f}")
         cells.append(f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})")
-    peaks = {kind: content["steps"][kind][-1]["mib"] for kind in KINDS}
+    peaks = {kind: steps[-1]["mib"] for kind, steps in content["steps"].items()}
     cells.append(f"{peaks['plain']:.0f}")
-    cells += [f"{peaks[kind] / peaks['plain']:.2f}" for kind in KINDS[1:]]
+    cells += [f"{peaks[kind] / peaks['plain']:.2f}" if kind in peaks else "-" for kind in KINDS[1:]]
     return f"| {' | '.join(cells)} |"
 
 
