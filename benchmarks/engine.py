@@ -28,11 +28,13 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from rkd.api import catalog  # noqa: E402
+from rkd.core.bfloat16 import packs  # noqa: E402
 from rkd.core.engine.choose import PIECES, choose  # noqa: E402
 from rkd.core.engine.fused import RELU  # noqa: E402
 from rkd.core.engine.measure import gradient  # noqa: E402
+from rkd.core.engine.packing import Packed  # noqa: E402
 from rkd.core.engine.products import packed_product, product  # noqa: E402
-from rkd.core.engine.slopes import convolved, packed, slope_of  # noqa: E402
+from rkd.core.engine.slopes import slope_of  # noqa: E402
 from rkd.core.engine.ways import Precision, made, ways  # noqa: E402
 from rkd.core.machine import cpu_name  # noqa: E402
 from rkd.core.nets import Net  # noqa: E402
@@ -103,7 +105,7 @@ def measure(
 def layers(rounds: int) -> list[str]:
     """Single layers as torch or oneDNN compute them and as rkd does, in each dtype."""
     lines = ["| layer | dtype | torch's, ms | rkd's, ms |", "|---|---|---:|---:|"]
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16) if packs() else (torch.float32,):
         for name, (other, own) in layer_pairs(dtype).items():
             times = " | ".join(f"{1e3 * timed(do, rounds):.2f}" for do in (other, own))
             lines.append(f"| {name} | {str(dtype).removeprefix('torch.')} | {times} |")
@@ -119,7 +121,10 @@ def layer_pairs(dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], Cal
     weight = deep.weight.to(dtype)
     deep_slope = slope_of(deep, weight)
     pixels, single = planes(32, 64, 8, 8), torch.randn(384, 64, 1, 1).to(dtype)
-    packed_single, packed_rows = packed(single), packed_product(single)
+    packed_rows = packed_product(single)
+    small, square = planes(32, 256, 8, 8), planes(256, 256, 3, 3)
+    unsized_single, unsized_square = unsized(single, 0), unsized(square, 1)
+    packed_square = Packed(square)
     y, h = planes(64, 16, 32, 32).relu_(), planes(64, 16, 32, 32)
     return {
         "gradient of a depthwise 3x3 layer, 144 planes of 32x32, stride 2, 128 images": (
@@ -129,14 +134,30 @@ def layer_pairs(dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], Cal
             lambda: deep_slope(g, x.shape, None),
         ),
         "1x1 layer, 64 planes of 8x8 to 384, 32 images": (
-            lambda: convolved(pixels, packed_single),
+            lambda: convolved(pixels, unsized_single, 0),
             lambda: product(pixels, packed_rows),
+        ),
+        "3x3 layer, 256 planes of 8x8, 32 images": (
+            lambda: convolved(small, unsized_square, 1),
+            lambda: packed_square.convolve(small, (1, 1)),
         ),
         "gradient of ReLU, 16 planes of 32x32, 64 images": (
             lambda: torch.ops.aten.threshold_backward.grad_input(h, y, 0, grad_input=h),
             lambda: RELU.backward(h, y, here=True),
         ),
     }
+
+
+def unsized(weight: Tensor, padding: int) -> Tensor:
+    """A weight packed ahead without saying for which inputs."""
+    around, one = [padding, padding], [1, 1]
+    last = weight.contiguous(memory_format=torch.channels_last)
+    return torch.ops.mkldnn._reorder_convolution_weight(last, around, one, one, 1)
+
+
+def convolved(x: Tensor, weight: Tensor, padding: int) -> Tensor:
+    around, one = [padding, padding], [1, 1]
+    return torch.ops.mkldnn._convolution_pointwise(x, weight, None, around, one, one, 1, "none", [], "")
 
 
 def timed(do: Callable[[], object], rounds: int) -> float:
@@ -184,7 +205,8 @@ def write(done: dict[str, Any], arguments: argparse.Namespace) -> None:
         f"The worst choice takes {100 * (worst - 1):.1f} % longer than the best there is. {cpu_name()}, "
         f"{arguments.threads} thread(s), torch {torch.__version__}; medians of {arguments.rounds} rounds.",
         "",
-        "Single layers, channels last (torch's, for the 1x1 layer oneDNN's convolution with weights packed ahead):",
+        "Single layers, channels last (torch's, for the 1x1 and 3x3 layers oneDNN's convolution with weights packed "
+        "without their inputs' shape):",
         "",
         *layer,
     ]

@@ -18,6 +18,12 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
+def packs() -> bool:
+    """Whether oneDNN convolves packed weights in bfloat16 on this processor: not without AVX512 or its like."""
+    known: bool = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return known
+
+
 class OnCpu(TorchFunctionMode):
     """For a forward under autocast on a CPU. Outputs have autocast's dtype."""
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from rkd.core.bfloat16 import packs
 from rkd.core.data import ArraySplit
 from rkd.core.engine import choose as module
 from rkd.core.engine.choose import Engine, candidates, choose
@@ -41,7 +42,8 @@ def test_every_candidate_is_the_same_function(catalog: Catalog, name: str) -> No
     expected = net(X).detach()
     with untouched(net):
         found = [one for precision in get_args(Precision) for one in candidates(net, X, precision)]
-    assert len(found) == 9
+    # Three in float32, and three in each reduced precision or, on a processor that cannot, two.
+    assert len(found) == (9 if packs() else 7)
     for label, twin, exact in ((c.name, c.net, c.exact) for c in found):
         apart = float((twin(X).detach() - expected).abs().max() / expected.abs().max())
         assert apart < (1e-5 if exact else 0.05), label
@@ -110,7 +112,7 @@ def test_reduced_precision_has_to_be_asked_for(catalog: Catalog, monkeypatch) ->
     assert asked == ["float32", "float32", "bfloat16 inside"]
 
 
-@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+@pytest.mark.skipif(not packs(), reason="a processor for which oneDNN packs no bfloat16")
 @pytest.mark.parametrize("name", ["resnet8", "mobilenetv2"])
 def test_with_both_ends_in_float32_nothing_small_is_lost(catalog: Catalog, name: str) -> None:
     net = net_of(catalog, name)
@@ -205,5 +207,5 @@ def test_of_a_net_in_bfloat16_only_copies_in_bfloat16(catalog: Catalog) -> None:
     net = net_of(catalog)
     net.autocast = torch.bfloat16
     found = candidates(net, X, "bfloat16")
-    assert len(found) == 3 and not any(choice.exact for choice in found)
+    assert len(found) == (3 if packs() else 2) and not any(choice.exact for choice in found)
     assert not candidates(net, X, "float32")

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from rkd.core.bfloat16 import packs
 from rkd.core.engine import ending
 from rkd.core.engine.ending import Ending
 from rkd.core.engine.fused import RELU, Fused, fuse
@@ -162,12 +161,10 @@ def test_weights_that_moved_are_taken() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     net.eval().requires_grad_(False)
     fused, layers = fuse(net, X[:2])
-    before = copy.deepcopy(net)
-    same(before, fused)
+    same(net, fused)
     with torch.no_grad():
         net[0].weight.mul_(-1)
         net[0].bias.add_(1)
-    same(before, fused)
     layers[0].take()
     same(net, fused)
 
@@ -193,7 +190,7 @@ def test_nothing_to_fuse_is_no_way_of_its_own() -> None:
 
 def test_only_where_onednn_is() -> None:
     assert "folded, fused" in ways(torch.device("cpu"))
-    assert "folded, bfloat16, fused" in ways(torch.device("cpu"), "bfloat16")
+    assert ("folded, bfloat16, fused" in ways(torch.device("cpu"), "bfloat16")) is packs()
     assert not any("fused" in way for way in ways(torch.device("cuda"), "bfloat16"))
 
 

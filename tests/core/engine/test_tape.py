@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rkd.core.bfloat16 import packs
 from rkd.core.engine.fused import fuse
 from rkd.core.engine.tape import Tape, taped
 from rkd.core.engine.thinned import Thinned
@@ -108,6 +109,7 @@ def test_the_nets_that_are_taped(catalog: Catalog, name: str, whole: bool) -> No
     same(net, found.net)
 
 
+@pytest.mark.skipif(not packs(), reason="a processor for which oneDNN packs no bfloat16")
 def test_bfloat16(catalog: Catalog) -> None:
     net = catalog.create("model", "mobilenetv2", {})((3, 12, 12), 10).eval().requires_grad_(False)
     found = made("folded, bfloat16, fused", net, X)

@@ -20,9 +20,10 @@ from ..layout import in_channels_last
 from .areas import Kernel
 from .ending import Ending, ending
 from .fold import plain
+from .packing import Packed
 from .products import is_product, packed_product, product
-from .reading import module_of, shapes_of
-from .slopes import Slope, packed, slope_of
+from .reading import module_of, padding_of, shapes_of
+from .slopes import Slope, slope_of
 from .thinned import thin
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
@@ -70,8 +71,8 @@ class Fused(nn.Module):
     def take(self) -> None:
         """Read the layer's weights, which have moved."""
         layer = self.layer
-        weight = layer.weight.detach().clone()
-        self._weight = packed(weight, layer.padding, layer.stride, layer.dilation, layer.groups)  # type: ignore[arg-type]
+        weight = layer.weight.detach()
+        self._weight = Packed(weight, layer.stride, layer.dilation, layer.groups)
         self._product = packed_product(weight) if is_product(layer) else None
         self._bias = None if layer.bias is None else layer.bias.detach().clone()
         self._slope: Slope | None = None
@@ -101,19 +102,8 @@ class Fused(nn.Module):
         layer, then = self.layer, self.activation
         if other is None and self._product is not None:
             return product(x, self._product, self._bias, then.name, then.limits)
-        padding = [0, 0] if padded else list(layer.padding)
-        how = (padding, list(layer.stride), list(layer.dilation), layer.groups)
-        found: Tensor
-        if other is None:
-            found = torch.ops.mkldnn._convolution_pointwise(
-                x, self._weight, self._bias, *how, then.name, list(then.limits), ""
-            )
-        else:
-            after = None if then is _NONE else then.name
-            found = torch.ops.mkldnn._convolution_pointwise.binary(
-                x, other, self._weight, self._bias, *how, "add", 1.0, after, [], ""
-            )
-        return found
+        padding = (0, 0) if padded else padding_of(layer)
+        return self._weight.convolve(x, padding, self._bias, other, then.name, then.limits)
 
 
 class _Convolve(torch.autograd.Function):

@@ -35,3 +35,9 @@ def module_of(node: Any, modules: Mapping[str, nn.Module]) -> nn.Module | None:
         return None
     found = modules.get(str(node.target))
     return found if found is not None and plain(found) else None
+
+
+def padding_of(layer: nn.Conv2d) -> tuple[int, int]:
+    """Rows and columns of padding, of a layer that gives them as numbers."""
+    assert not isinstance(layer.padding, str)
+    return int(layer.padding[0]), int(layer.padding[1])

@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from ..layout import in_channels_last
+from .packing import Packed
 from .products import is_product, packed_product, product
+from .reading import padding_of
 
 Slope = Callable[[Tensor, torch.Size, Tensor | None], Tensor]
 """From the gradient by the outputs, the inputs' shape, and what others send back to the inputs, if it is known already,
@@ -30,7 +32,7 @@ FEW = 16
 def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
     """How to take the gradient of `layer`, of zero padding by numbers, by its input. `weight (O, C/groups, k, l)`."""
     kernel, stride = layer.kernel_size, layer.stride
-    padding = _numbers(layer)
+    padding = padding_of(layer)
     near = all(pad < size for pad, size in zip(padding, kernel, strict=True)) and layer.dilation == (1, 1)
     single = layer.groups == layer.in_channels == layer.out_channels  # depthwise
     if near and stride == (1, 1) and layer.in_channels == 1 and layer.out_channels <= 4 * FEW:
@@ -50,39 +52,8 @@ def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
     return _torchs(layer, weight, padding)
 
 
-def convolved(
-    x: Tensor, weight: Tensor, padding: tuple[int, int] = (0, 0), groups: int = 1, other: Tensor | None = None
-) -> Tensor:
-    """A convolution with stride 1 of `x (B, C, H, W)`, channels last, with a weight as `packed` gives it, and `other`
-    added in the same pass."""
-    how = (list(padding), [1, 1], [1, 1], groups)
-    found: Tensor
-    if other is None:
-        found = torch.ops.mkldnn._convolution_pointwise(x, weight, None, *how, "none", [], "")
-    else:
-        found = torch.ops.mkldnn._convolution_pointwise.binary(x, other, weight, None, *how, "add", 1.0, None, [], "")
-    return found
-
-
 def _and(found: Tensor, there: Tensor | None) -> Tensor:
     return found if there is None else there.add_(found)
-
-
-def packed(
-    weight: Tensor, padding: tuple[int, int] = (0, 0), stride: tuple[int, int] = (1, 1),
-    dilation: tuple[int, int] = (1, 1), groups: int = 1,
-) -> Tensor:  # fmt: skip
-    """`weight (O, C/groups, k, l)` in the order in which oneDNN's convolution reads it."""
-    last = weight.contiguous(memory_format=torch.channels_last)
-    found: Tensor = torch.ops.mkldnn._reorder_convolution_weight(
-        last, list(padding), list(stride), list(dilation), groups
-    )
-    return found
-
-
-def _numbers(layer: nn.Conv2d) -> tuple[int, int]:
-    assert not isinstance(layer.padding, str)
-    return int(layer.padding[0]), int(layer.padding[1])
 
 
 def _round(padding: tuple[int, int], kernel: tuple[int, ...]) -> tuple[int, int]:
@@ -95,8 +66,8 @@ def _turned_weight(weight: Tensor, groups: int) -> Tensor:
 
 def _turned(layer: nn.Conv2d, weight: Tensor, padding: tuple[int, int]) -> Slope:
     around = _round(padding, layer.kernel_size)
-    turned = packed(_turned_weight(weight, layer.groups), around, groups=layer.groups)
-    return lambda g, shape, there: convolved(g, turned, around, layer.groups, there)
+    turned = Packed(_turned_weight(weight, layer.groups), groups=layer.groups)
+    return lambda g, shape, there: turned.convolve(g, around, other=there)
 
 
 def _pixels(weight: Tensor) -> Slope:
@@ -137,12 +108,11 @@ def _spread_after(layer: nn.Conv2d, weight: Tensor) -> Slope:
 
 
 def _spread_before(layer: nn.Conv2d, weight: Tensor) -> Slope:
-    around = (1, 1)
-    turned = packed(_turned_weight(weight, layer.groups), around, groups=layer.groups)
+    turned = Packed(_turned_weight(weight, layer.groups), groups=layer.groups)
 
     def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
         wide = torch.Size((len(g), g.shape[1], *shape[2:]))
-        return convolved(spread(g, wide, 2, 2), turned, around, layer.groups, there)
+        return turned.convolve(spread(g, wide, 2, 2), (1, 1), other=there)
 
     return slope
 
@@ -168,10 +138,10 @@ def _phases(weight: Tensor) -> Slope:
             for row, below in rows:
                 for column, beside in columns:
                     kinds[odd_row, odd_column, :, :, below, beside] = weight[:, :, row, column].t()
-    weights = packed(kinds.view(4 * inputs, outputs, 2, 2), (1, 1))
+    weights = Packed(kinds.view(4 * inputs, outputs, 2, 2))
 
     def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
-        found = convolved(g, weights, (1, 1))[:, :, 1:, 1:]
+        found = weights.convolve(g, (1, 1))[:, :, 1:, 1:]
         rows, columns = found.shape[2:]
         found = found.permute(0, 2, 3, 1).reshape(len(g), rows, columns, 2, 2, inputs).transpose(2, 3)
         found = found.reshape(len(g), 2 * rows, 2 * columns, inputs)

@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from ..bfloat16 import packs
 from ..layout import channels_last
 from ..nets import Net
 from ..types import View
@@ -65,7 +66,7 @@ what is small in the images nor what is small in the logits is lost."""
 def ways(device: torch.device, precision: Precision = "float32") -> list[str]:
     """What `made` can make on this device."""
     kinds = ["", ", channels last"]
-    if device.type == "cpu" and torch.backends.mkldnn.is_available():
+    if device.type == "cpu" and (torch.backends.mkldnn.is_available() if precision == "float32" else packs()):
         kinds.append(", fused")
     return [f"folded{'' if precision == 'float32' else ', ' + precision}{kind}" for kind in kinds]
 
