@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rkd.core.engine import searches as module
+from rkd.core.engine.fused import Fused
 from rkd.core.engine.searches import Searches
 from rkd.core.nets import Net, NetStudent
 from rkd.core.random import forked
@@ -127,3 +128,22 @@ def test_bfloat16_alike_within_its_precision(weights: dict[str, Tensor]) -> None
         assert float((probe(x) - net(x)).abs().max() / net(x).abs().max()) < 0.05
     assert student.searches.choices() == ["folded, bfloat16, channels last"]
     assert {p.dtype for p in student.net.parameters()} == {torch.float32}
+
+
+def test_what_only_a_search_needs_is_given_back(weights: dict[str, Tensor]) -> None:
+    """The training that follows a search has its memory; the next search packs the weights as they are then."""
+    run = run_of("pgd-at", "fused", weights)
+    assert isinstance(run.student, NetStudent)
+    x = torch.rand(4, 1, 8, 8)
+    for _ in range(2):
+        with run.student.attacked("adv", "eval") as probe:
+            asked = x.clone().requires_grad_()
+            logits = probe(asked)
+            logits.sum().backward()
+            layers = [module for module in probe._asked.modules() if isinstance(module, Fused)]
+            assert layers and all(layer._weight._made for layer in layers) and layers[-1]._slope is not None
+        assert not any(layer._weight._made or layer._product is not None or layer._slope for layer in layers)
+        torch.testing.assert_close(logits, run.student.net.eval()(x), rtol=1e-4, atol=1e-4)
+        with torch.no_grad():
+            for weight in run.student.net.parameters():
+                weight.mul_(1.1)

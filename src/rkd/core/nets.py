@@ -131,7 +131,12 @@ class NetStudent:
             if self.searches is None or mode != "eval":
                 yield plain
             else:
-                yield self.searches.probe(self.net, view if view in self.routed else None, plain)
+                probe = self.searches.probe(self.net, view if view in self.routed else None, plain)
+                try:
+                    yield probe
+                finally:
+                    if release := getattr(probe, "release", None):
+                        release()
 
     def deployed(self) -> nn.Module:
         """The net to evaluate and to keep: without auxiliary norms."""

@@ -56,8 +56,8 @@ _NONE, RELU, RELU6 = _Activation(), _Activation("relu"), _Activation("hardtanh",
 class Fused(nn.Module):
     """`layer` with the activation behind it, between them the sum with a second input if one is given.
 
-    It reads the layer's weights when it is made and at `take`, which has to follow whenever they move. `gives`: the
-    dtype of what it puts out, where that is not its own; it may be set.
+    It reads the layer's weights when it is first asked, and again after `take`, which has to follow whenever they move.
+    `gives`: the dtype of what it puts out, where that is not its own; it may be set.
     """
 
     gives: torch.dtype | None = None
@@ -69,12 +69,12 @@ class Fused(nn.Module):
         self.take()
 
     def take(self) -> None:
-        """Read the layer's weights, which have moved."""
+        """Forget what was packed: the layer's weights have moved, or nobody asks for a while and memory is wanted."""
         layer = self.layer
-        weight = layer.weight.detach()
-        self._weight = Packed(weight, layer.stride, layer.dilation, layer.groups)
-        self._product = packed_product(weight) if is_product(layer) else None
+        self._weight = Packed(layer.weight.detach(), layer.stride, layer.dilation, layer.groups)
         self._bias = None if layer.bias is None else layer.bias.detach().clone()
+        # Packed when they are first wanted: teachers are often asked for no gradient.
+        self._product: Tensor | None = None
         self._slope: Slope | None = None
 
     def slope(self, g: Tensor, shape: torch.Size, there: Tensor | None = None) -> Tensor:
@@ -82,7 +82,7 @@ class Fused(nn.Module):
 
         `there`: what others send back to the inputs, to be added; it may be overwritten.
         """
-        if self._slope is None:  # teachers are often asked for none: it holds the weights once more
+        if self._slope is None:
             self._slope = slope_of(self.layer, self.layer.weight.detach())
         return self._slope(g.to(self.layer.weight.dtype), shape, there)
 
@@ -100,7 +100,9 @@ class Fused(nn.Module):
 
     def _compute(self, x: Tensor, other: Tensor | None, padded: bool) -> Tensor:
         layer, then = self.layer, self.activation
-        if other is None and self._product is not None:
+        if other is None and is_product(layer):
+            if self._product is None:
+                self._product = packed_product(layer.weight.detach())
             return product(x, self._product, self._bias, then.name, then.limits)
         padding = (0, 0) if padded else padding_of(layer)
         return self._weight.convolve(x, padding, self._bias, other, then.name, then.limits)

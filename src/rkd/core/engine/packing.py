@@ -19,14 +19,16 @@ MOST = 2**22
 class Packed:
     """`weight (O, C/groups, k, l)` for convolutions with this `stride`, `dilation` and number of `groups`.
 
-    It is read when inputs of a new shape come: whoever moves it has to make a new `Packed`.
+    `turned`: for the gradient by the inputs, the kernel turned round and inputs and outputs exchanged. The weight is
+    read when inputs of a new shape come: whoever moves it has to make a new `Packed`.
     """
 
     def __init__(
-        self, weight: Tensor, stride: tuple[int, ...] = (1, 1), dilation: tuple[int, ...] = (1, 1), groups: int = 1
-    ) -> None:
+        self, weight: Tensor, stride: tuple[int, ...] = (1, 1), dilation: tuple[int, ...] = (1, 1), groups: int = 1,
+        turned: bool = False,
+    ) -> None:  # fmt: skip
         self.stride, self.dilation, self.groups = list(stride), list(dilation), groups
-        self._weight = weight
+        self._weight, self._turned = weight, turned
         self._made: dict[tuple[int, ...], Tensor] = {}
         self._most = max(2, MOST // max(weight.numel() * weight.element_size(), 1))
 
@@ -54,8 +56,14 @@ class Packed:
         if found is None:
             if len(self._made) >= self._most:
                 del self._made[next(iter(self._made))]
-            last = self._weight.contiguous(memory_format=torch.channels_last)
+            weight = turned(self._weight, self.groups) if self._turned else self._weight
+            last = weight.contiguous(memory_format=torch.channels_last)
             found = self._made[key] = torch.ops.mkldnn._reorder_convolution_weight(
                 last, list(padding), self.stride, self.dilation, self.groups, list(shape)
             )
         return found
+
+
+def turned(weight: Tensor, groups: int = 1) -> Tensor:
+    """The kernel turned round, with inputs and outputs exchanged; `groups` is 1, or as many as there are planes."""
+    return (weight.transpose(0, 1) if groups == 1 else weight).flip(2, 3)

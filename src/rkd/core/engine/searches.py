@@ -75,6 +75,11 @@ class Searches:
         known.refresh()
         return known
 
+    def release(self) -> None:
+        """Give back what only a search needs."""
+        for known in self._known.values():
+            known.release()
+
     @torch.inference_mode(False)
     def _choose(self, net: nn.Module, view: View | None, plain: Probe, x: Tensor) -> Choice:
         half = getattr(net, "autocast", None) is torch.bfloat16
@@ -177,3 +182,7 @@ class _Search:
             self.prepare(x)
         assert self._asked is not None
         return self._asked(x)
+
+    def release(self) -> None:
+        """The search is over: the training that follows wants the memory of its copies."""
+        self._searches.release()

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..layout import in_channels_last
-from .packing import Packed
+from .packing import Packed, turned
 from .products import is_product, packed_product, product
 from .reading import padding_of
 
@@ -25,8 +25,10 @@ Slope = Callable[[Tensor, torch.Size, Tensor | None], Tensor]
 """From the gradient by the outputs, the inputs' shape, and what others send back to the inputs, if it is known already,
 to the gradient by the inputs. What others send may be overwritten."""
 
-FEW = 16
-"""Input planes up to which computing all four kinds of pixels at once was faster than torch's gradient (AVX512)."""
+FEW = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+"""Input planes up to which computing all four kinds of pixels at once was faster than torch's gradient."""
+NARROW = 64
+"""Outputs up to which what the taps of a single input plane send back was faster added up by ourselves."""
 
 
 def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
@@ -35,7 +37,7 @@ def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
     padding = padding_of(layer)
     near = all(pad < size for pad, size in zip(padding, kernel, strict=True)) and layer.dilation == (1, 1)
     single = layer.groups == layer.in_channels == layer.out_channels  # depthwise
-    if near and stride == (1, 1) and layer.in_channels == 1 and layer.out_channels <= 4 * FEW:
+    if near and stride == (1, 1) and layer.in_channels == 1 and layer.out_channels <= NARROW:
         return _taps(weight, padding)
     if is_product(layer):
         return _pixels(weight)
@@ -60,20 +62,16 @@ def _round(padding: tuple[int, int], kernel: tuple[int, ...]) -> tuple[int, int]
     return kernel[0] - 1 - padding[0], kernel[1] - 1 - padding[1]
 
 
-def _turned_weight(weight: Tensor, groups: int) -> Tensor:
-    return (weight.transpose(0, 1) if groups == 1 else weight).flip(2, 3)
-
-
 def _turned(layer: nn.Conv2d, weight: Tensor, padding: tuple[int, int]) -> Slope:
     around = _round(padding, layer.kernel_size)
-    turned = Packed(_turned_weight(weight, layer.groups), groups=layer.groups)
-    return lambda g, shape, there: turned.convolve(g, around, other=there)
+    packed = Packed(weight, groups=layer.groups, turned=True)
+    return lambda g, shape, there: packed.convolve(g, around, other=there)
 
 
 def _pixels(weight: Tensor) -> Slope:
     """Of a kernel of one pixel."""
-    turned = packed_product(_turned_weight(weight, 1))
-    return lambda g, shape, there: _and(product(in_channels_last(g), turned), there)
+    rows = packed_product(turned(weight))
+    return lambda g, shape, there: _and(product(in_channels_last(g), rows), there)
 
 
 def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
@@ -98,21 +96,21 @@ def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
 
 def _spread_after(layer: nn.Conv2d, weight: Tensor) -> Slope:
     """Of a kernel of one pixel: most inputs behind a stride are never seen."""
-    turned = packed_product(_turned_weight(weight, 1))
+    rows = packed_product(turned(weight))
     down, right = layer.stride
 
     def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
-        return _and(spread(product(in_channels_last(g), turned), shape, down, right), there)
+        return _and(spread(product(in_channels_last(g), rows), shape, down, right), there)
 
     return slope
 
 
 def _spread_before(layer: nn.Conv2d, weight: Tensor) -> Slope:
-    turned = Packed(_turned_weight(weight, layer.groups), groups=layer.groups)
+    packed = Packed(weight, groups=layer.groups, turned=True)
 
     def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
         wide = torch.Size((len(g), g.shape[1], *shape[2:]))
-        return turned.convolve(spread(g, wide, 2, 2), (1, 1), other=there)
+        return packed.convolve(spread(g, wide, 2, 2), (1, 1), other=there)
 
     return slope
 

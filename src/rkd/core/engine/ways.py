@@ -40,6 +40,8 @@ class Choice:
     """Where a changed window of the images is computed faster alone: how to follow images."""
     refresh: Callable[[], None] = lambda: None
     """Takes over the weights of the net that was copied. They must not move during a search."""
+    release: Callable[[], None] = lambda: None
+    """Gives back what only a search needs, until `refresh`."""
     current: Callable[[], bool] = lambda: True
     """Whether the net that was copied is still made of the same modules."""
     way: str = "plain"
@@ -109,9 +111,14 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
         for layer in layers:
             layer.take()
 
+    def release() -> None:
+        for layer in layers:
+            if isinstance(layer, Fused):
+                layer.take()
+
     refresh()  # weights that stay in float32 went through bfloat16
     return Choice(
-        _name(*names), copied.eval(), exact=exact, way=way, refresh=refresh, current=twin.current,
+        _name(*names), copied.eval(), exact=exact, way=way, refresh=refresh, release=release, current=twin.current,
         arch=arch if layers and exact else None, tape=tape,
     )  # fmt: skip
 
