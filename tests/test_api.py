@@ -116,6 +116,9 @@ X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
     [
         (None, (X, Y), {"eps": 0}, "eps must be above 0"),
         (None, (X, Y), {"eps": -0.1}, "eps must be above 0"),
+        (None, (X, Y), {"eps": float("nan")}, "eps must be above 0"),
+        (None, (X, Y), {"eps": "8/255"}, "eps must be a number, such as 8 / 255; got '8/255'"),
+        (None, (X, Y), {"threat": rkd.ThreatModel("L1", 1.0)}, "one of Linf, L2; got 'L1'"),  # type: ignore[arg-type]
         (None, (X, Y), {"eps": 8}, "in units of \\[0, 1\\] images, got 8"),
         (None, (X, Y + 4), {}, "a label is 4, but the net knows 4 classes"),
         (None, (X, Y - 1), {}, "a label is -1"),
@@ -124,15 +127,37 @@ X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
         (None, (X * float("nan"), Y), {}, "not numbers"),
         (None, (X[:0], Y[:0]), {}, "no images"),
         (None, (X, Y[:4]), {}, "8 images but 4 labels"),
+        (None, (X, Y + 0.5), {}, "labels must be whole numbers"),
+        (None, (X, torch.eye(8)), {}, "labels must be whole numbers \\(N,\\), got torch.float32 \\(8, 8\\)"),
+        (None, (X.numpy(), Y), {}, "images must be a tensor, got ndarray"),
+        (None, (X, Y.tolist()), {}, "labels must be a tensor, got list"),
+        (None, X, {}, "a pair \\(images, labels\\); got Tensor"),
+        (None, torch.utils.data.TensorDataset(X, Y), {}, "a data set, a split, or a pair .*; got TensorDataset"),
         (None, (X, Y), {"limit": 9}, "between 1 and 8"),
+        (None, (X, Y), {"limit": 2.5}, "between 1 and 8"),
+        (None, (X, Y), {"batch_size": 0}, "batch size must be a whole number of at least 1, got 0"),
+        (None, (X, Y), {"checks": "everything"}, "checks is one of off, quick, full; got 'everything'"),
+        (None, (X, Y), {"engine": "fast"}, "engine is one of auto, bfloat16, plain; got 'fast'"),
+        (None, (X, Y), {"device": "abacus"}, "the device 'abacus' cannot be used"),
         (None, (X, Y), {"attacks": ["pgdd"]}, "there is no attack 'pgdd'"),
         (lambda x: x, (X, Y), {}, "expected \\(8"),
         (lambda x: x.flatten(1)[:4, :5], (X, Y), {}, "returned \\(4, 5\\) for 8 images"),
         (lambda x: x.flatten(1)[:, :5] * float("nan"), (X, Y), {}, "NaN or infinity"),
-        (lambda x: x.flatten(1).argmax(1), (X, Y), {}, "float tensor of logits"),
+        (lambda x: x.flatten(1).argmax(1), (X, Y), {}, "float tensor of logits, got torch.int64"),
+        (lambda x: x.mean((1, 2, 3)), (X, Y), {}, "returned \\(8,\\) for 8 images; expected \\(8, K\\)"),
+        (lambda x: x[:, :2] @ torch.rand(3, 3), (X, Y), {}, "cannot take images \\(3, 8, 8\\)"),
     ],
 )
 def test_wrong_use_gets_one_clear_message(net, pair, options, problem: str) -> None:
     module = tiny_net() if net is None else Wrong(net)
     with pytest.raises(rkd.RkdError, match=problem):
         rkd.evaluate(module, pair, **{"attacks": ["fgsm"], "eps": EPS, **options})
+
+
+def test_what_is_no_module() -> None:
+    with pytest.raises(rkd.RkdError, match=r"must be a torch.nn.Module, got function"):
+        rkd.evaluate(lambda x: x.flatten(1), (X, Y))  # type: ignore[arg-type]
+
+
+def test_one_attack_by_its_name() -> None:
+    assert list(rkd.evaluate(tiny_net(), (X, Y), "fgsm", checks="off").attacks) == ["fgsm"]

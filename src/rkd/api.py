@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache
+from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -14,16 +15,21 @@ from rkd.core.allocator import keep_freed_memory
 from rkd.core.data import ArraySplit, Dataset, Split
 from rkd.core.distributed import join
 from rkd.core.engine.choose import engine_of
+from rkd.core.errors import DataError, RkdError
 from rkd.core.evaluate import evaluate as _evaluate
 from rkd.core.journal import Journal
 from rkd.core.outcomes import Evaluation
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
+from rkd.registry.build import choose_device
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.config import merge, read_recipe
 from rkd.registry.evaluation import doubted
 from rkd.registry.execute import Reporter, execute
 from rkd.registry.load import load_run
+
+Checks = Literal["off", "quick", "full"]
+EngineName = Literal["auto", "bfloat16", "plain"]
 
 
 @cache
@@ -58,7 +64,7 @@ def load_student(run: str | Path) -> nn.Module:
 def evaluate(
     module: nn.Module,
     data: Dataset | Split | tuple[Tensor, Tensor],
-    attacks: Sequence[str] | Mapping[str, AttackPlan] = ("fgsm", "pgd-sat", "cw"),
+    attacks: str | Sequence[str] | Mapping[str, AttackPlan] = ("fgsm", "pgd-sat", "cw"),
     *,
     eps: float | None = None,
     threat: ThreatModel | None = None,
@@ -68,8 +74,8 @@ def evaluate(
     limit: int | None = None,
     device: torch.device | str = "cpu",
     rounded: bool = False,
-    checks: Literal["off", "quick", "full"] = "quick",
-    engine: Literal["auto", "bfloat16", "plain"] = "auto",
+    checks: Checks = "quick",
+    engine: EngineName = "auto",
     journal: str | Path | None = None,
 ) -> Evaluation:
     """Clean and attacked accuracy of any module that takes images in [0, 1] and returns logits.
@@ -86,16 +92,25 @@ def evaluate(
     evaluation that is called again goes on there.
     Raises `rkd.RkdError`, `rkd.DataError` for images, labels, radii or nets that are none.
     """
+    for what, given, known in (("checks", checks, get_args(Checks)), ("engine", engine, get_args(EngineName))):
+        if given not in known:
+            raise RkdError(f"{what} is one of {', '.join(known)}; got {given!r}")
+    if eps is not None and not isinstance(eps, Real):
+        raise RkdError(f"eps must be a number, such as 8 / 255; got {eps!r}")
+    device = choose_device(device) if isinstance(device, str) else device
     split: Split
     if isinstance(data, Dataset):
         split, threat, classes = data.test, threat or data.threat, len(data.classes)
-    elif isinstance(data, tuple):
+    elif isinstance(data, tuple) and len(data) == 2:
         split = ArraySplit(*data)
-    else:
+    elif isinstance(data, Split):
         split = data
+    else:
+        raise DataError(f"data is a data set, a split, or a pair (images, labels); got {type(data).__name__}")
     threat = threat or ThreatModel()
     if eps is not None:
         threat = threat.with_eps(eps)
+    attacks = [attacks] if isinstance(attacks, str) else attacks
     plans = attacks if isinstance(attacks, Mapping) else {name: attack_plan(name) for name in attacks}
     if engine != "plain":
         keep_freed_memory()

@@ -170,7 +170,8 @@ def test_everything_that_can_be_asked(rkd, finished) -> None:
     assert said.exit_code == 0, said.stderr
     for text in (
         "8 bits", "worst class", "ECE", "Accuracy in % by class", "Accuracy in % under PGD against eps (Linf)",
-        "19/255", "rkd's own corruptions, not CIFAR-10-C", "gaussian-noise", "made by PGD on the net of the row",
+        "19/255", "9.5/255", "rkd's own corruptions, not CIFAR-10-C", "gaussian-noise",
+        "made by PGD on the net of the row",
     ):  # fmt: skip
         assert text in said.stdout, text
     assert "30 images: the worst case lies between" in said.stderr
@@ -204,6 +205,8 @@ def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
     assert more["attacks"]["cw"] < plain["attacks"]["pgd"]
     assert "not part of the worst case" in more["searches"]["cw"]["notes"][0]
     assert "keeps to no ball" in more["searches"]["jsma"]["notes"][0]
+    said = rkd("eval", run, "--limit", "10", "--checks", "off", "--attack", "jsma")
+    assert "JSMA: keeps to no ball: not part of the worst case" in said.stderr
 
 
 def test_saved(rkd, finished) -> None:

@@ -6,12 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd.core.ball import check_inside, to_eight_bits
+from rkd.core.ball import check_inside, check_threat, to_eight_bits
+from rkd.core.errors import RkdError
 from rkd.core.types import Norm, ThreatModel
 
 BALLS: list[tuple[Norm, float]] = [
     ("Linf", 8 / 255), ("Linf", 0.3), ("Linf", 0.6 / 255), ("Linf", 0.2 / 255), ("L2", 0.5), ("L2", 0.01),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("threat", [ThreatModel("Linf", 0.0), ThreatModel("L2", float("inf")), ThreatModel("L1", 1.0)])
+def test_a_threat_that_is_none(threat: ThreatModel) -> None:
+    with pytest.raises(RkdError, match=r"eps must be above 0 and finite|one of Linf, L2; got 'L1'"):
+        check_threat(threat)
 
 
 def on_grid(x: Tensor) -> Tensor:

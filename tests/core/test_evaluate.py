@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import pytest
@@ -238,6 +239,37 @@ def test_a_net_whose_logits_are_not_numbers() -> None:
         run(net, data)
 
 
+class Breaks(nn.Module):
+    """Right on images of one grey, NaN on all others."""
+
+    def forward(self, x):
+        grey = x.flatten(1)
+        broken = torch.where((grey == grey[:, :1]).all(1), 0.0, torch.nan)
+        return torch.stack((1 + grey.mean(1) + broken, grey.mean(1) * 0), 1)
+
+
+def test_a_net_that_breaks_under_attack() -> None:
+    """NaN counts as wrong, leaves no NaN in the summary, and is said."""
+    data = ArraySplit(torch.full((6, 1, 4, 4), 0.5), torch.zeros(6, dtype=torch.int64))
+    result = evaluate(Breaks(), data, {"pgd": PLANS["pgd"]}, threat=THREAT)
+    assert (result.accuracy(), result.accuracy("pgd")) == (1, 0)
+    assert "for 6 of the images that pgd made" in str(result.warnings[0])
+    assert result.warnings[0].check == "not-numbers"
+    json.dumps(result.summary(), allow_nan=False)
+
+
+def test_margins_are_those_of_the_logits() -> None:
+    net = tiny_net()
+    data = split(net)
+    result = run(net, data, batch_size=7)
+    logits = net(data.images(torch.arange(COUNT))).detach()
+    for row, (label, margin) in enumerate(zip(data.labels.tolist(), result.outcomes["clean"].margin, strict=True)):
+        others = [float(value) for k, value in enumerate(logits[row]) if k != label]
+        assert float(margin) == pytest.approx(float(logits[row, label]) - max(others), abs=1e-5)
+    for name, right in result.attacks.items():
+        assert torch.equal(result.outcomes[name].margin > 0, right)
+
+
 # Rehearsals
 
 
@@ -314,6 +346,26 @@ def test_doubts() -> None:
     assert [doubt.check for doubt in doubts(made(clean, pgd=half))] == ["few-samples"]
     assert "40.4% and 59.6%" in str(doubts(made(clean, pgd=half))[0])
     assert doubts(made(clean * 10, pgd=half * 10)) == []
+
+
+def test_an_attack_of_another_norm_is_none_to_be_measured_by() -> None:
+    """The nearest image in L2 is hardly ever inside an Linf ball: that FGSM does better there says nothing."""
+    clean = [True] * 100
+    result = made(clean, fgsm=[True] * 60 + [False] * 40)
+    result.outcomes["cw-l2"] = outcome(clean, measure="L2")
+    assert found(result) == []
+    result.outcomes["cw-l2"] = outcome(clean, measure="Linf")
+    assert found(result) == ["fgsm-beats-iterated", "no-effect"]
+
+
+def test_the_worst_case_of_rounded_images() -> None:
+    result = made([True] * 4, a=[False] * 4, b=[False] * 4, far=[False] * 4)
+    assert "rounded" not in result.summary()
+    result.outcomes["a"].rounded = torch.tensor([True, True, False, False])
+    result.outcomes["b"].rounded = torch.tensor([True, False, True, False])
+    result.outcomes["far"].rounded = torch.tensor([False] * 4)
+    result.outcomes["far"].about["in_threat"] = False
+    assert result.summary()["rounded"] == {"a": 0.5, "b": 0.5, "far": 0.0, "worst_case": 0.25}
 
 
 def test_a_black_box_that_sees_more_than_the_white_boxes() -> None:

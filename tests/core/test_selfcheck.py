@@ -116,6 +116,29 @@ def test_probabilities() -> None:
     assert checks(Log().eval()) == []
 
 
+def test_a_sigmoid() -> None:
+    class Sigmoid(Linear):
+        def forward(self, x):
+            return super().forward(x).sigmoid()
+
+    class Halved(Linear):
+        def forward(self, x):
+            return 0.9 * super().forward(x).softmax(1)
+
+    assert checks(Sigmoid().eval()) == ["probabilities"]
+    assert checks(Halved().eval()) == ["probabilities"]
+
+
+def test_a_gradient_that_is_no_number() -> None:
+    """An attack takes NaN for 0 and stays where it is."""
+
+    class Rooted(Linear):
+        def forward(self, x):
+            return super().forward(x) + 0 * (x.flatten(1)[:, :1] * 0).sqrt()
+
+    assert checks(Rooted().eval()) == ["nan-gradient"]
+
+
 def test_a_saturated_softmax() -> None:
     """Defensive distillation's way: logits a hundred times too large."""
     doubts = look(Linear(6000.0).eval(), split(), threat=THREAT)
@@ -153,6 +176,15 @@ def probed(net: nn.Module, catalog: Catalog) -> list[str]:
 
 def test_probing_a_sound_net(catalog: Catalog) -> None:
     assert probed(Linear().eval(), catalog) == []
+
+
+@pytest.mark.parametrize("eps", [0.2 / 255, 1 / 255, 3 / 255])
+def test_probing_a_sound_net_in_a_small_ball(catalog: Catalog, eps: float) -> None:
+    """No image falls, and none in the larger ball: but their margins shrink with the ball."""
+    threat = THREAT.with_eps(eps)
+    found, result = probe(Linear().eval(), split(), check_plans(threat, (3, 8, 8), catalog), threat=threat, samples=32)
+    assert result.accuracy("large") > 0.9
+    assert found == []
 
 
 def test_probing_a_net_that_rounds(catalog: Catalog) -> None:

@@ -137,7 +137,7 @@ def test_nets_that_do_not_fit(others: dict[str, nn.Module], error: type[RkdError
 def test_nothing_to_do() -> None:
     with pytest.raises(RkdError, match="no net"):
         transfer_matrix({}, split(), PLAN, threat=THREAT)
-    with pytest.raises(DataError, match="a label is 7, but the nets know 4 classes"):
+    with pytest.raises(DataError, match="a label is 7, but the net 'a' knows 4 classes"):
         data = ArraySplit(tiny_batch(2).x, torch.tensor([0, 7]))
         transfer_matrix(nets(), data, PLAN, threat=THREAT)
 

@@ -116,6 +116,11 @@ def test_what_is_refused(given: dict, word: str) -> None:
     assert "function-before" not in said, "no words of pydantic's"
 
 
+def test_what_was_given_is_said_once() -> None:
+    assert problems(eps="8/0") == ["it.eps: expected a number such as 0.3 or 8/255, got '8/0'"]
+    assert problems(steps=2.5)[0].endswith("(got 2.5)")
+
+
 def test_all_problems_at_once() -> None:
     said = problems(steps="x", kind="c", other=1, eps="y")
     assert len(said) == 4

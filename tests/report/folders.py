@@ -37,7 +37,7 @@ MANIFEST: dict[str, Any] = {
     "seed": 0,
     "versions": {"python": "3.11.7", "torch": "2.15.0"},
     "plugins": {"rkd-toolkit/attacks.pgd": "0.1.0", "strange/losses.mine": "2.0"},
-    "hardware": {"device": "Abacus 3000", "cpu_threads": 1},
+    "hardware": {"device": "Abacus 3000", "cpu_threads": 1, "tf32": {"matmul": False}},
     "data": {"name": "digits", "fingerprint": "41334c99"},
     "command": ["/somewhere/bin/rkd", "run", "--epochs", "3", "--name", "my run"],
     "cost": {"student": {"forwards": 12, "backwards": 11}, "robust": {"forwards": 1, "backwards": 0}},

@@ -146,6 +146,13 @@ def test_trade_off(drawn: list[Axes]) -> None:
     assert seeds.get_offsets().tolist() == [[0.79, 0.58], [0.81, 0.62]]
 
 
+def test_percentages_have_no_more_digits_than_they_need(drawn: list[Axes]) -> None:
+    bar = (0.02, 0.02)
+    charts.trade_off([charts.Point(n, 0.97, y, bar, bar, [(0.97, y)]) for n, y in (("a", 0.2), ("b", 0.6))], "PGD")
+    across = [drawn[0].xaxis.get_major_formatter()(share, 0) for share in (0.95, 0.965, 0.99125, 1)]
+    assert across == ["95%", "96.5%", "99.125%", "100%"]
+
+
 def test_a_tiny_difference_does_not_fill_the_picture(drawn: list[Axes]) -> None:
     bar = (0.0, 0.0)
     charts.trade_off([charts.Point(n, 0.9, y, bar, bar, [(0.9, y)]) for n, y in (("a", 0.5), ("b", 0.501))], "PGD")

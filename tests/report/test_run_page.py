@@ -184,6 +184,7 @@ def test_the_other_sections(page: Page) -> None:
     assert "@inproceedings{zhao" in page.text("citations")
     versions = page.text("versions")
     assert "torch 2.15.0" in versions and "Abacus 3000" in versions and "strange/losses.mine 2.0" in versions
+    assert "tf32 {matmul = false}" in versions
     assert "rkd-toolkit/attacks.pgd" not in versions
     assert 'name = "mtard-anl"' in page.text("configuration")
     assert "left-out" not in page.texts and "Not measured in this run" not in page.text("top")

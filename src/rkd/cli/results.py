@@ -66,8 +66,12 @@ def show_evaluation(summary: Mapping[str, Any], threat: Mapping[str, Any], data:
                 "seconds"]  # fmt: skip
     title = f"{summary['samples']} test images of {data}, {threat_text(threat)}; values in %"
     terminal.table(["", *((text, "right") for text in headings)], rows, title)
-    for note in dict.fromkeys(note for search in summary["searches"].values() for note in search["notes"]):
-        terminal.message(note)
+    notes: dict[str, list[str]] = {}
+    for name, search in summary["searches"].items():
+        for note in search["notes"]:
+            notes.setdefault(note, []).append(attack_name(name))
+    for note, names in notes.items():
+        terminal.message(f"{', '.join(names)}: {note}")
     show_doubts(summary["warnings"], terminal)
 
 
@@ -83,7 +87,8 @@ def show_further(summary: Mapping[str, Any], per_class: bool, terminal: Terminal
         _block("Accuracy in % by class", ["class", *names], rows, terminal)
     if curve := summary.get("curve"):
         points = zip(curve["eps"], curve["accuracy"], curve["interval_95"], strict=True)
-        rows = [[fraction(eps), percent(a), f"{percent(low)} - {percent(high)}"] for eps, a, (low, high) in points]
+        rows = [[_radius(eps, curve["norm"]), percent(a), f"{percent(low)} - {percent(high)}"]
+                for eps, a, (low, high) in points]  # fmt: skip
         title = f"Accuracy in % under {attack_name(curve['attack'])} against eps ({curve['norm']})"
         _block(title, ["eps", "accuracy", "95 % interval"], rows, terminal)
     if found := summary.get("corruptions"):
@@ -93,6 +98,12 @@ def show_further(summary: Mapping[str, Any], per_class: bool, terminal: Terminal
         _block(title, ["corruption", "1", "2", "3", "4", "5"], rows, terminal)
     if found := summary.get("transfer"):
         _transfer(found, terminal)
+
+
+def _radius(eps: float, norm: str) -> str:
+    """As `fraction`, and in 255ths also where these are no whole number, but what else is said takes many digits."""
+    text = fraction(eps)
+    return f"{255 * eps:.4g}/255" if norm == "Linf" and "/" not in text and len(text) > 5 else text
 
 
 def _transfer(found: Mapping[str, Any], terminal: Terminal) -> None:

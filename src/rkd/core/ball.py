@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
+from typing import get_args
+
 import torch
 from torch import Tensor
 
 from .errors import RkdError
 from .step import AttackPlan
-from .types import ThreatModel, at, fraction
+from .types import Norm, ThreatModel, at, fraction
 
 SLACK = 1e-6
 """How far an adversarial image may stand outside its ball and [0, 1]: rounding."""
 
 
 def check_threat(threat: ThreatModel) -> None:
-    """Raise RkdError for a radius that no attacker has."""
-    if not threat.eps > 0:
-        raise RkdError(f"eps must be above 0, got {threat.eps:g}; for clean accuracy alone give no attack")
+    """Raise RkdError for a radius that no attacker has, or a norm that there is none of."""
+    if threat.norm not in get_args(Norm):
+        raise RkdError(f"the norm of a threat is one of {', '.join(get_args(Norm))}; got {threat.norm!r}")
+    if not 0 < threat.eps < math.inf:
+        raise RkdError(f"eps must be above 0 and finite, got {threat.eps:g}; for clean accuracy alone give no attack")
     if threat.norm == "Linf" and threat.eps > 1:
         raise RkdError(f"eps is in units of [0, 1] images, got {threat.eps:g}; 8/255 is meant by 8 of 255 levels")
 

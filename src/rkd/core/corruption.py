@@ -22,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .answers import check_answer
 from .data import Split, check_images, fetch
 from .errors import DataError, RkdError
 from .evaluate import Progress, choose
 from .interfaces import Corruption
 from .modes import running
-from .nets import check_logits
 from .random import Noise, key
 from .search import in_float32
 from .text import expanded
@@ -234,10 +234,7 @@ def _accuracy(
             for rows in positions.split(batch_size):
                 for place, (x, y) in enumerate(versions(name, rows)):
                     logits = net(x)
-                    classes = classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.ndim else 0)
-                    check_logits(logits, len(x), classes, "the net")
-                    if int(y.max()) >= classes:
-                        raise DataError(f"a label is {int(y.max())}, but the net knows {classes} classes")
+                    classes = check_answer(logits, y, classes)
                     right[place] += int(ops.correct(logits, y).sum())
                 done += len(rows)
                 report(name, done, len(positions))

@@ -47,12 +47,17 @@ class ArraySplit:
     in_memory = True
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
+        for what, value in (("images", images), ("labels", labels)):
+            if not isinstance(value, Tensor):
+                raise DataError(f"{what} must be a tensor, got {type(value).__name__}; torch.as_tensor makes one")
+        if labels.ndim != 1 or not bool((labels == labels.long()).all()):  # probabilities, say
+            raise DataError(f"labels must be whole numbers (N,), got {labels.dtype} {tuple(labels.shape)}")
         if images.ndim != 4:
             raise DataError(f"images must be (N, C, H, W), got {tuple(images.shape)}")
         if len(images) != len(labels):
             raise DataError(f"{len(images)} images but {len(labels)} labels")
         if images.dtype != torch.uint8:
-            images = images.float()
+            images = images.detach().float()
             check_images(images)
         self._images = images
         self.labels = labels.long()

@@ -35,7 +35,7 @@ class Doubt:
 
 def doubts(result: Evaluation) -> list[Doubt]:
     """What is odd about these numbers (Athalye et al. 2018, Carlini et al. 2019)."""
-    return [*_fgsm(result), *_black_box(result), *_no_effect(result), *_few(result)]
+    return [*_not_numbers(result), *_fgsm(result), *_black_box(result), *_no_effect(result), *_few(result)]
 
 
 def missed_by(result: Evaluation, attacks: Sequence[str], other: str) -> int:
@@ -44,10 +44,25 @@ def missed_by(result: Evaluation, attacks: Sequence[str], other: str) -> int:
     return int((standing & ~result.attacks[other]).sum())
 
 
+def _not_numbers(result: Evaluation) -> list[Doubt]:
+    broken = {name: int((result.outcomes[name].confidence == 0).sum()) for name in result.attacks}
+    name = max(broken, key=lambda n: broken[n], default="")
+    if not name or not broken[name]:
+        return []
+    return [
+        Doubt(
+            "not-numbers",
+            f"for {broken[name]} of the images that {name} made the net's logits are NaN or infinite",
+            "they count as wrong, but such a net is broken there rather than fooled, and its gradients may be, too",
+            "run the net in float32, and look for what overflows or divides by zero",
+        )
+    ]
+
+
 def _fgsm(result: Evaluation) -> list[Doubt]:
     robust = {name: result.accuracy(name) for name in result.attacks if result.counts(name)}
     blind = {"fgsm"} | {name for name in robust if result.outcomes[name].about.get("black_box")}
-    iterated = {name: value for name, value in robust.items() if name not in blind}
+    iterated = {name: value for name, value in robust.items() if name not in blind and result.measures(name)}
     if "fgsm" not in robust or not iterated or robust["fgsm"] >= min(iterated.values()) - 0.005:
         return []
     return [
@@ -84,7 +99,7 @@ def _no_effect(result: Evaluation) -> list[Doubt]:
     found = []
     for name in result.attacks:
         outcome, clean = result.outcomes[name], result.accuracy()
-        weak = name == "fgsm" or outcome.about.get("black_box")
+        weak = name == "fgsm" or outcome.about.get("black_box") or not result.measures(name)
         if not weak and clean > 0.2 and result.accuracy(name) > clean - 0.002:
             found.append(
                 Doubt(

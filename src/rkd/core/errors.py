@@ -52,6 +52,11 @@ def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 
+def with_input(problem: str, value: object) -> str:
+    """A problem with what was given, unless it says that already."""
+    return problem if f"got {shown(value)}" in problem else f"{problem} (got {shown(value)})"
+
+
 def shown(value: object, limit: int = 200) -> str:
     """`repr` of what somebody gave, cut to `limit` characters."""
     text = repr(value)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import ops
+from .answers import ask as ask_net
+from .answers import check_answer
 from .ball import check_inside, check_threat, reach, to_eight_bits
 from .data import Split, check_images, fetch
 from .distributed import ALONE, Ranks
@@ -19,7 +22,6 @@ from .engine.choose import Engine
 from .errors import DataError, RkdError
 from .journal import Journal, fingerprint
 from .modes import running
-from .nets import check_logits
 from .outcomes import Evaluation, Gallery, Outcome
 from .random import key
 from .search import Evaluated, in_float32
@@ -67,9 +69,13 @@ def evaluate(
     mode runs in `frozen` here. `classes`: None for as many as the net has.
     Raises DataError for images outside [0, 1], RkdError if an attack leaves its ball or the net's logits are unfit.
     """
+    if not isinstance(net, nn.Module):
+        raise RkdError(f"the net must be a torch.nn.Module, got {type(net).__name__}")
     if not len(split):
         raise DataError("there are no images to evaluate on")
     check_threat(threat)
+    if not isinstance(batch_size, Integral) or batch_size < 1:
+        raise RkdError(f"the batch size must be a whole number of at least 1, got {batch_size!r}")
     attacks = attacks or {}
     if "clean" in attacks:
         raise RkdError("an attack cannot be called 'clean' in an evaluation: that name is the images as they are")
@@ -118,16 +124,10 @@ class _Questions:
     def clean(self, rows: Tensor) -> dict[str, Tensor]:
         batch = fetch(self.split, self.positions[rows], self.device)
         check_images(batch.x)
-        if int(batch.y.min()) < 0:
-            raise DataError(f"a label is {int(batch.y.min())}; labels are classes from 0")
-        with running(self.net, "eval"), torch.no_grad():
-            logits = self.net(batch.x)
-        self.classes = self.classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.ndim else 0)
-        check_logits(logits, len(batch), self.classes, "the net")
+        logits = ask_net(self.net, batch.x)
+        self.classes = check_answer(logits, batch.y, self.classes)
         if not bool(logits.isfinite().all()):
             raise RkdError("the net's logits for clean images hold NaN or infinity: nothing can be said of such a net")
-        if int(batch.y.max()) >= self.classes:
-            raise DataError(f"a label is {int(batch.y.max())}, but the net knows {self.classes} classes")
         return _read(logits, batch.y)
 
     def attacked(
@@ -160,8 +160,11 @@ class _Questions:
 
 def _fits(found: Mapping[str, Tensor], count: int, other: Mapping[str, Tensor]) -> bool:
     """Whether what a journal holds has the form of an answer for `count` images, and of the `other` answers."""
-    forms = {"right": torch.bool, "rounded": torch.bool, "prediction": torch.int64, "confidence": torch.float32}
-    if not {"right", "prediction", "confidence", "seconds"} <= found.keys() or ("kept" in found) != ("images" in found):
+    forms = {"right": torch.bool, "rounded": torch.bool, "prediction": torch.int64, "confidence": torch.float32,
+             "margin": torch.float32}  # fmt: skip
+    if not {"right", "prediction", "confidence", "margin", "seconds"} <= found.keys():
+        return False
+    if ("kept" in found) != ("images" in found):
         return False
     if (found.keys() ^ other.keys()) - {"kept", "images"}:
         return False
@@ -243,6 +246,7 @@ class _Notes:
             column("confidence", clean.confidence if clean else None),
             column("rounded", clean.right if clean else None) if rounding else None,
             forwards, backwards, float(sum(float(answer["seconds"]) for answer in answers)),
+            margin=column("margin", clean.margin if clean else None),
         )  # fmt: skip
 
 
@@ -266,6 +270,7 @@ def describe(plan: AttackPlan, threat: ThreatModel, classes: int) -> dict[str, A
         "objective": getattr(goal, "__name__", type(goal).__name__),
         "norm": ball.norm if ball else None,
         "eps": ball.eps if ball else None,
+        "measure": measure,
         "in_threat": inside,
         "black_box": bool(getattr(attack, "black_box", False)),
         "notes": notes,
@@ -276,7 +281,7 @@ def choose(count: int, limit: int | None) -> Tensor:
     """Positions of the samples to evaluate: all, or `limit` of them drawn once and for all, in order."""
     if limit is None or limit == count:
         return torch.arange(count)
-    if not 1 <= limit <= count:
+    if not isinstance(limit, Integral) or not 1 <= limit <= count:
         raise DataError(f"the limit of samples must be between 1 and {count}, the size of the test data; got {limit}")
     generator = torch.Generator().manual_seed(key("evaluation subset"))
     return torch.randperm(count, generator=generator)[:limit].sort().values
@@ -294,7 +299,13 @@ def _parts(rows: Tensor, most: int, processes: int) -> Sequence[Tensor]:
 
 def _read(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
     confidence, prediction = logits.float().softmax(1).max(1)
-    return {"right": ops.correct(logits, y).cpu(), "prediction": prediction.cpu(), "confidence": confidence.cpu()}
+    sound = logits.isfinite().all(1)  # a confidence that is no number would be none in JSON either
+    return {
+        "right": ops.correct(logits, y).cpu(),
+        "prediction": prediction.cpu(),
+        "confidence": torch.where(sound, confidence, 0.0).cpu(),
+        "margin": torch.where(sound, ops.margin(logits, y), -torch.inf).cpu(),
+    }
 
 
 def _spread(right: Tensor, labels: Tensor, count: int) -> Tensor:

@@ -16,8 +16,10 @@ from .types import ThreatModel
 class Outcome:
     """What the net says to some version of the evaluated images. All tensors `(N,)`, on the CPU.
 
-    `confidence`: the largest probability. `forwards` and `backwards` count images through the net during the search;
-    `about` says what was run. `rounded`: right after rounding to 8 bits inside the ball, if that was asked for.
+    `confidence`: the largest probability, 0 where the logits are not numbers (such an answer counts as wrong).
+    `margin`: the label's logit minus the largest other one. `forwards` and `backwards` count images through the net
+    during the search; `about` says what was run. `rounded`: right after rounding to 8 bits inside the ball, if that
+    was asked for.
     """
 
     right: Tensor
@@ -28,6 +30,7 @@ class Outcome:
     backwards: int = 0
     seconds: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
+    margin: Tensor | None = None
 
 
 @dataclass
@@ -96,6 +99,11 @@ class Evaluation:
                 right &= survived
         return right
 
+    def measures(self, attack: str) -> bool:
+        """Whether an attack's distance is that of the threat's norm: one that looks for the nearest image in L2 has
+        little to say about an Linf ball."""
+        return self.outcomes[attack].about.get("measure", self.threat.norm) == self.threat.norm
+
     def summary(self) -> dict[str, Any]:
         """Plain numbers for JSON."""
         names = list(self.attacks)
@@ -120,11 +128,19 @@ class Evaluation:
             for name, accuracies in found["per_class"].items()
         }
         if any(o.rounded is not None for o in self.outcomes.values()):
-            found["rounded"] = {n: float(o.rounded.double().mean()) for n, o in self.outcomes.items()
-                                if o.rounded is not None}  # fmt: skip
+            found["rounded"] = self._rounded()
         if self.gallery is not None:
             found["examples"] = self._examples(self.gallery)
         return found | self.extra
+
+    def _rounded(self) -> dict[str, float]:
+        """Accuracies on the images rounded to 8 bits: of each attack, and under all of the threat model."""
+        rights = {name: outcome.rounded for name, outcome in self.outcomes.items() if outcome.rounded is not None}
+        worst = self.clean.clone()
+        for name, right in rights.items():
+            if self.counts(name):
+                worst &= right
+        return {name: float(right.double().mean()) for name, right in {**rights, "worst_case": worst}.items()}
 
     def _search(self, name: str) -> dict[str, Any]:
         outcome = self.outcomes[name]

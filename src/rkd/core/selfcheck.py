@@ -122,13 +122,14 @@ def judge(result: Evaluation) -> list[Doubt]:
                 "use a smaller step, restarts, or autoattack",
             )
         )
-    if {"long", "large"} <= left.keys() and left["long"] > 0.1 * n and left["large"] > 0.9 * left["long"]:
+    stuck = {"long", "large"} <= left.keys() and left["long"] > 0.1 * n and left["large"] > 0.9 * left["long"]
+    if stuck and not _gains(result, "long", "large"):
         found.append(
             Doubt(
                 "larger-eps",
                 f"with four times the radius {left['large']} of {clean} images still stand, with eps itself "
-                f"{left['long']}",
-                "a larger ball must hold more adversarial images: the attack does not find them",
+                f"{left['long']}, and no more narrowly",
+                "in a larger ball an attack must come nearer to its aim: this one does not",
                 "run autoattack, and look at the accuracy against eps (--curve)",
             )
         )
@@ -164,6 +165,20 @@ def judge(result: Evaluation) -> list[Doubt]:
                 )
             )
     return found
+
+
+def _gains(result: Evaluation, attack: str, larger: str) -> bool:
+    """Whether an attack comes nearer to its aim in a larger ball, on most images that stand in both.
+
+    Where eps is small no image may fall, and none in the larger ball either, of a sound net: but its margins shrink, by
+    a multiple of what they shrank before.
+    """
+    start, near, far = (result.outcomes[name].margin for name in ("clean", attack, larger))
+    both = result.attacks[attack] & result.attacks[larger]
+    if start is None or near is None or far is None or not bool(both.any()):
+        return False
+    lost = start - near
+    return float(((lost > 0) & (near - far > 0.5 * lost))[both].double().mean()) >= 0.9
 
 
 def _train_mode(net: nn.Module) -> list[Doubt]:
@@ -217,6 +232,8 @@ def _probabilities(logits: Tensor) -> list[Doubt]:
     sums = logits.sum(1)
     if float(logits.min()) >= 0 and float((sums - 1).abs().max()) < 1e-3:
         what = "probabilities (no value below 0, rows that sum to 1)"
+    elif float(logits.min()) >= 0 and float(logits.max()) <= 1 and float(logits.max() - logits.min()) > 0.5:
+        what = "values from 0 to 1 alone, as a sigmoid or a scaled softmax does"
     elif float(logits.max()) <= 0 and float((logits.exp().sum(1) - 1).abs().max()) < 1e-3:
         return []  # log-probabilities are logits: the softmax of them is the same
     else:
@@ -226,7 +243,7 @@ def _probabilities(logits: Tensor) -> list[Doubt]:
             "probabilities",
             f"the net returns {what}",
             "cross-entropy takes a second softmax of them, whose gradients are small and tell little",
-            "return logits: leave the softmax out",
+            "return logits: leave the softmax or sigmoid out",
         )
     ]
 
@@ -240,6 +257,16 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list[Dou
         else:
             (gradient,) = torch.autograd.grad(loss.sum(), x)
             largest = gradient.flatten(1).abs().amax(1)
+    broken = int((~largest.isfinite()).sum())
+    if broken:
+        return [
+            Doubt(
+                "nan-gradient",
+                f"{broken} of {len(x)} images that are right have a gradient of cross-entropy with NaN or infinity",
+                "attacks take such numbers for 0 and stay where they are: the net looks robust where it is broken",
+                "look for a division by zero, or the square root or logarithm of 0, in the net",
+            )
+        ]
     none, tiny = int((largest == 0).sum()), int((largest < TINY).sum())
     if tiny <= 0.02 * len(x):
         return []

@@ -27,13 +27,12 @@ import torch
 from torch import Tensor, nn
 
 from . import ops
+from .answers import ask, check_answer
 from .ball import check_inside, reach
 from .data import Split, check_images, fetch
-from .errors import DataError, Refused, RkdError
+from .errors import RkdError
 from .evaluate import Progress, choose
 from .journal import fingerprint
-from .modes import running
-from .nets import check_logits
 from .random import key
 from .search import in_float32, search
 from .step import AttackPlan
@@ -73,11 +72,8 @@ def transfer_matrix(
         batch = fetch(split, rows, device)
         check_images(batch.x)
         for who, net in nets.items():
-            logits = _logits(net, batch.x, who)
-            classes = classes or (logits.shape[-1] if isinstance(logits, Tensor) and logits.ndim else 0)
-            check_logits(logits, len(batch), classes, f"the net {who!r}")
-            if int(batch.y.max()) >= classes:
-                raise DataError(f"a label is {int(batch.y.max())}, but the nets know {classes} classes")
+            logits = ask(net, batch.x, f"the net {who!r}")
+            classes = check_answer(logits, batch.y, classes, f"the net {who!r}")
             clean[who].append(ops.correct(logits, batch.y).cpu())
     right = {who: torch.cat(parts) for who, parts in clean.items()}
     # An image that no net gets right need not be attacked.
@@ -92,7 +88,7 @@ def transfer_matrix(
             x_adv = search(net, batch, plan, threat, key(seed, name))
             check_inside(batch.x, x_adv, reach(plan, threat))
             for who, values in survived.items():
-                values[places] &= ops.correct(_logits(nets[who], x_adv, who), batch.y).cpu()
+                values[places] &= ops.correct(ask(nets[who], x_adv), batch.y).cpu()
             done += len(places)
             report(source, done, len(positions))
         accuracy[source] = {who: float(values.double().mean()) for who, values in survived.items()}
@@ -108,14 +104,3 @@ def identity(net: nn.Module) -> str:
     """Eight hexadecimal digits that follow from a net's weights and buffers."""
     tensors = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     return fingerprint(*(part for item in tensors.items() for part in item))[:8]
-
-
-def _logits(net: nn.Module, x: Tensor, who: str) -> Tensor:
-    try:
-        with running(net, "eval"), torch.no_grad():
-            return net(x)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        first = str(error).split("\n")[0]
-        raise Refused(f"the net {who!r} cannot take images {tuple(x.shape[1:])}: {first}") from None

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown
+from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown, with_input
 from rkd.core.schedules import parse_number, parse_schedule
 from rkd.core.text import DEEPEST, parse_toml, read_text
 
@@ -351,7 +351,7 @@ def _explain(item: Any) -> str:
     if item["type"] == "model_type":
         name = "model" if where == "student" else "name"
         return f"{where}: is a table of settings; did you mean {where}.{name}={shown(item['input']).strip(chr(39))}?"
-    return f"{where}: {item['msg'].removeprefix('Value error, ')} (got {shown(item['input'])})"
+    return f"{where}: {with_input(item['msg'].removeprefix('Value error, '), item['input'])}"
 
 
 def _section(location: tuple[int | str, ...]) -> list[str]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, ValidationError, create_model
 
-from rkd.core.errors import ConfigError, RkdError, did_you_mean, shown
+from rkd.core.errors import ConfigError, RkdError, did_you_mean, with_input
 from rkd.core.schedules import parse_number, parse_schedule
 from rkd.core.types import fraction
 
@@ -68,7 +68,7 @@ def validate(component: Any, given: Mapping[str, Any], where: str) -> dict[str, 
         checked = model(**given)
     except ValidationError as error:
         problems += [
-            f"{'.'.join([where, *_place(item['loc'])])}: {_say(item)} (got {shown(item['input'])})"
+            f"{'.'.join([where, *_place(item['loc'])])}: {with_input(_say(item), item['input'])}"
             if item["type"] != "missing"
             else f"{'.'.join([where, *_place(item['loc'])])}: is required"
             for item in error.errors()

@@ -192,7 +192,7 @@ def trade_off(points: Sequence[Point], robust: str) -> Picture | None:
             )  # fmt: skip
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
-            axis.set_major_formatter(PercentFormatter(1))
+            axis.set_major_formatter(FuncFormatter(lambda share, _: f"{100 * share:.6g}%"))  # 95%, not 95.00%
             axis.set_minor_formatter(NullFormatter())
         axes.margins(0.08)
         axes.set_xlim(*_widened(*axes.get_xlim()))

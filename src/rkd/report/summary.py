@@ -9,7 +9,7 @@ from pathlib import PurePath
 
 from .data import Net, RunData
 from .gallery import Gallery
-from .values import attack_name, between, items, percent, radius, shortened, table, text, whole
+from .values import attack_name, between, items, percent, radius, setting, shortened, table, text, whole
 
 
 def badge(run: RunData) -> tuple[str, str]:
@@ -210,7 +210,10 @@ def machine(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     found = [
         ("run", [(name, value) for name, value in about if value]),
         ("versions", [(k, text(v)) for k, v in list(table(manifest.get("versions")).items())[:64] if v is not None]),
-        ("hardware", [(k, text(v)) for k, v in list(table(manifest.get("hardware")).items())[:64] if v is not None]),
+        (
+            "hardware",
+            [(k, setting(k, v)) for k, v in list(table(manifest.get("hardware")).items())[:64] if v is not None],
+        ),
         ("other plugins", foreign[:64]),
     ]
     return [(heading, lines) for heading, lines in found if lines]
