@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from rkd.core.errors import Refused
 from rkd.core.modes import frozen_parameters, running
 from rkd.testing import tiny_batch, tiny_net, untouched
 
@@ -105,3 +106,13 @@ def test_frozen_parameters() -> None:
         with pytest.raises(KeyError), frozen_parameters(net):
             raise KeyError
     assert x.grad is not None
+
+
+def test_parameters_made_in_inference_mode_are_refused_and_stay_as_they_are() -> None:
+    """torch would raise in the middle, with half of the weights frozen and no way back."""
+    with torch.inference_mode():
+        net = mixed()
+    flags = [p.requires_grad for p in net.parameters()]
+    with pytest.raises(Refused, match="inference_mode"), frozen_parameters(net):
+        pass
+    assert flags == [p.requires_grad for p in net.parameters()]

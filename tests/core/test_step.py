@@ -169,6 +169,18 @@ def test_a_search_where_the_caller_has_no_grad() -> None:
         assert torch.equal(tiny_step(attacks={"adv": plan()}).image("adv"), expected)
 
 
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_batch_made_in_inference_mode(soft: bool) -> None:
+    """The labels are part of the graph, too."""
+    net = tiny_net()
+    expected = tiny_step(tiny_batch(soft=soft), net, attacks={"adv": plan()}).image("adv")
+    with torch.inference_mode():
+        batch = tiny_batch(soft=soft)
+        made = dataclasses.replace(batch, x=batch.x.clone(), y=batch.y.clone())
+        assert torch.equal(tiny_step(made, net, attacks={"adv": plan()}).image("adv"), expected)
+    assert made.y.is_inference() and torch.equal(tiny_step(made, net, attacks={"adv": plan()}).image("adv"), expected)
+
+
 def test_noise_follows_from_step_view_and_sample() -> None:
     def images(batch=None, noise_key=5, view="adv") -> Tensor:
         return tiny_step(batch, attacks={view: plan()}, noise_key=noise_key).image(view)

@@ -19,12 +19,15 @@ from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack, Target
 from rkd.core.random import Noise
 from rkd.core.schedules import Ramp
-from rkd.core.types import Mode, ThreatModel
+from rkd.core.types import Batch, Mode, ThreatModel
 from rkd.plugins.attacks import cw, fgsm, pgd, presets
+from rkd.plugins.attacks.apgd import ApgdCe
 from rkd.plugins.attacks.cw import Cw
 from rkd.plugins.attacks.fgsm import Fgsm
+from rkd.plugins.attacks.mifgsm import MiFgsm
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.attacks.presets import Cw30, PgdSat, PgdTrades
+from rkd.testing.search import run_attack
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)
 L2 = ThreatModel("L2", 0.5, 0.125)
@@ -431,6 +434,36 @@ def test_gradients_of_a_saturated_net_still_count(threat: ThreatModel) -> None:
         plain = FakeTarget(net, y, threat, score=lambda logits, y: -logits[:, 0])
         attack = Pgd(start="none")
         assert torch.allclose(attack(x, tiny), attack(x, plain), atol=1e-5)
+
+
+@pytest.mark.parametrize("threat", [LINF, L2])
+@pytest.mark.parametrize("name", [*ALL, "apgd-ce", "mifgsm"])
+def test_a_gradient_that_is_no_number_costs_no_other_pixel(threat: ThreatModel, name: str) -> None:
+    """The root of a pixel that is 0 has none. In L2 a length made of it would make the whole image NaN."""
+    x = images().clamp(min=0.2)
+    x[::2, 0, 0, 0] = 0
+    small = small_net()
+
+    def net(x: Tensor) -> Tensor:
+        return small(x) + 0 * x[:, :1, 0, 0].sqrt()
+
+    others = {"apgd-ce": ApgdCe(steps=3), "mifgsm": MiFgsm()}
+    attack = others.get(name) or replace(ALL[name](), start="none")
+    batch = Batch(x, labels(small, x), torch.arange(len(x)))
+    x_adv = run_attack(attack, Around(small, net), batch, threat)
+    assert x_adv.isfinite().all()
+    assert ((x_adv - x).abs().flatten(1)[:, 1:] > 1e-3).any(1).all()
+
+
+class Around(nn.Module):
+    """A function that runs a net, as a net."""
+
+    def __init__(self, net: nn.Module, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.net, self.function = net, function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)
 
 
 # What an attack must leave alone, and what it must not depend on

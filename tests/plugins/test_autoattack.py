@@ -336,9 +336,10 @@ def test_leaves_as_many_standing_as_the_authors(digits: SimpleNamespace, name: s
     ours = right(net, run_attack(attack, net, batch, threat), batch.y)
     reference = theirs(net, batch, threat, name)
     assert 20 < reference.sum() < 100  # a radius at which the question is open
-    # Random starts: two runs of theirs differ in one or two samples as well.
+    # Random starts: of six seeds of theirs on such nets, two differ in up to 6 of these samples (apgd-dlr), ours and
+    # theirs in up to 8, and no two by more than 3 in their number.
     assert abs(int(ours.sum()) - int(reference.sum())) <= 3
-    assert int((ours != reference).sum()) <= 5
+    assert int((ours != reference).sum()) <= 8
 
 
 @pytest.mark.parametrize("threat", [LINF, L2])
@@ -628,6 +629,36 @@ def test_the_reference_gives_way_to_errors() -> None:
     with pytest.raises(Broken):
         Reference()(x, FakeReferenceTarget(net, torch.zeros(3).long()))
     assert torch.equal(before, torch.get_rng_state()) and not logging.getLogger("auto-attack").disabled
+
+
+@pytest.mark.parametrize("threat", [LINF, L2])
+@pytest.mark.parametrize(
+    "net",
+    [
+        lambda x: torch.ones(len(x), 4) + torch.arange(4),
+        lambda x: x.flatten(1)[:, :4].bfloat16(),
+        lambda x: x.flatten(1)[:, :4].double(),
+        lambda x: x.flatten(1)[:, [0, 0, 1, 1]],
+        lambda x: x.flatten(1)[:, [0, 0, 0, 0]],
+    ],
+    ids=["no graph", "bfloat16", "float64", "some ties", "nothing but ties"],
+)
+def test_the_reference_is_spared_what_it_ends_with_an_error_for(net: Callable, threat: ThreatModel) -> None:
+    x = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)) / 4
+    x[:, 0, 0, 0] = 1
+    found = Reference(queries=20)(x, FakeReferenceTarget(net, net(x).argmax(1), threat))
+    assert found.dtype == torch.float32 and found.isfinite().all()
+
+
+def test_images_of_the_reference_that_are_no_numbers_are_given_up() -> None:
+    x = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)) / 2 + 0.2
+
+    def net(x: Tensor) -> Tensor:
+        return x.flatten(1)[:, :4] + 0 * (0.9 - x.flatten(1).amax(1, keepdim=True)).sqrt()
+
+    y = net(x).argmax(1)
+    found = Reference(queries=20)(x, FakeReferenceTarget(net, y, L2))
+    assert found.isfinite().all() and (found != x).any()
 
 
 class FakeReferenceTarget(FakeTarget):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import chain
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from .errors import Refused
 from .types import Mode
 
 
@@ -47,7 +49,15 @@ def running(net: nn.Module, mode: Mode) -> Iterator[None]:
 
 @contextmanager
 def frozen_parameters(net: nn.Module) -> Iterator[None]:
-    """Inside, no parameter of `net` takes part in autograd: a search for images needs no weight gradients."""
+    """Inside, no parameter of `net` takes part in autograd: a search for images needs no weight gradients.
+
+    Raises Refused for a net that torch takes no gradients through at all, before anything is changed.
+    """
+    if any(tensor.is_inference() for tensor in chain(net.parameters(), net.buffers())):
+        raise Refused(
+            "the net's weights were made under torch.inference_mode(), and torch takes no gradients through such: "
+            "build the net and load its weights outside of it (calling rkd inside is fine)"
+        )
     thawed = [parameter for parameter in net.parameters() if parameter.requires_grad]
     for parameter in thawed:
         parameter.requires_grad_(False)

@@ -62,7 +62,7 @@ class Step:
         on_query: Callable[[Step, View, Tensor], None] | None = None,
         on_query_others: bool = False,
     ) -> None:
-        self.batch = batch
+        self.batch = batch = _ordinary(batch)
         self.y = batch.y
         self.progress = progress
         self.lr_scale = lr_scale
@@ -278,7 +278,7 @@ class Step:
                 random,
                 self._student.attacked(view, mode) as probe,
             ):
-                x = self.batch.x.clone() if self.batch.x.is_inference() else self.batch.x.detach()
+                x = self.batch.x.detach()
                 if prepare := getattr(probe, "prepare", None):
                     prepare(x)
                 target = StepTarget(self, plan.objective, self._watched(probe, view), noise)
@@ -308,6 +308,15 @@ class Step:
         watched.piece = getattr(probe, "piece", None)  # type: ignore[attr-defined]
         watched.rough = watched if rough is probe else self._watched(rough, view)  # type: ignore[attr-defined]
         return watched
+
+
+def _ordinary(batch: Batch) -> Batch:
+    """The batch, in copies if it was made in inference mode: such tensors take no part in gradients."""
+    if not (batch.x.is_inference() or batch.y.is_inference()):
+        return batch
+    with torch.inference_mode(False):
+        views = {name: images.clone() for name, images in batch.views.items()}
+        return Batch(batch.x.clone(), batch.y.clone(), batch.index.clone(), views)
 
 
 class StepTarget:

@@ -27,6 +27,9 @@ counts calls in a table that it never clears, logs warnings, adds to the gradien
 logits it is given. Here its random numbers come from a fork of the generators with a seed that follows from the
 attack's noise, and all the rest is undone. Its resuming (broken) and its own check of accuracy are not used. It gets
 as many targets as there are classes; of 3 classes or fewer, its targeted APGD stops with an error and is left out.
+It stops with an error too where logits are of another type than float32 or do not depend on the images, and where
+square is left with nothing but ties of two logits: it is spared these. Images of it that are no numbers (in L2, where
+gradients are none) are given up.
 Its randomness is that of a batch: unlike everywhere else in rkd, a sample's result depends on its batch.
 """
 
@@ -34,7 +37,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -51,7 +54,7 @@ from rkd.core.types import Mode, Norm, Schedule
 from ._survivors import MOST_TARGETS, begin, check_search, fools, part
 from .apgd import ApgdCe, ApgdT
 from .fab import FabT
-from .pgd import attacker
+from .pgd import _per_image, attacker
 from .square import Square
 
 
@@ -148,8 +151,10 @@ class Reference:
             theirs.square.n_queries = self.queries
             if classes <= 3:
                 theirs.attacks_to_run = ["apgd-ce", "fab-t", "square"]
+            theirs.square.margin_and_loss = _settled(theirs.square.margin_and_loss)
             found, _ = theirs.run_standard_evaluation(x, y, batch_size=len(x))
-        return found.detach()
+        sound = found.flatten(1).isfinite().all(1)
+        return torch.where(_per_image(sound, x), found.detach(), x)
 
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes."""
@@ -175,13 +180,28 @@ def _unusual(attack: AutoAttack | Reference, who: str, *names: str) -> list[str]
 
 
 class _Probe:
-    """The net as the reference calls it. It gets copies of the logits, for it writes into them."""
+    """The net as the reference calls it. It gets copies of the logits, for it writes into them, in float32, for it
+    mixes them with numbers of its own, and with a graph, also where they do not depend on the images."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._target.logits(x).clone()
+        logits = self._target.logits(x).float().clone()
+        if x.requires_grad and torch.is_grad_enabled() and not logits.requires_grad:
+            logits = logits + 0 * x.flatten(1).sum(1, keepdim=True)
+        return logits
+
+
+def _settled(margins: Callable[..., tuple[Tensor, Tensor]]) -> Callable[..., tuple[Tensor, Tensor]]:
+    """The reference's margins with a tie as a success: where all that is left are ties, square has an empty batch and
+    ends with an error. Everywhere else it takes a tie as a success already."""
+
+    def settled(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        margin, loss = margins(x, y)
+        return torch.where(margin == 0, -torch.finfo(margin.dtype).tiny, margin), loss
+
+    return settled
 
 
 @contextmanager

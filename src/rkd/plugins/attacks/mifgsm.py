@@ -33,7 +33,7 @@ from rkd.core.interfaces import Target
 from rkd.core.types import Mode, Norm, Schedule, at
 
 from ._survivors import check_search
-from .pgd import _TINY, _direction, _per_image, _projection, attacker, check_positive
+from .pgd import _TINY, _direction, _per_image, _projection, _scaled, attacker, check_positive
 
 
 @dataclass
@@ -67,7 +67,7 @@ class MiFgsm:
         x_adv, sum_ = x, torch.zeros_like(x)
         for _ in range(self.steps):
             _, gradient = target.gradient(x_adv)
-            gradient = gradient / _per_image(gradient.flatten(1).abs().amax(1).clamp_(min=_TINY), x)
+            gradient = _scaled(gradient)
             length = gradient.flatten(1).abs().sum(1).clamp_(min=_TINY)
             sum_ = torch.add(gradient / _per_image(length, x), sum_, alpha=self.momentum)
             x_adv = inside(torch.add(x_adv, _direction(sum_, threat.norm), alpha=step))

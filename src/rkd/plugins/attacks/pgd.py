@@ -198,10 +198,18 @@ def _direction(gradient: Tensor, norm: Norm) -> Tensor:
     """The step of size 1 that raises a linear function the most. A gradient of zero stays zero."""
     if norm == "Linf":
         return gradient.sign()
-    # Saturated nets have gradients around 1e-26, whose squares are 0 in float32: scale by the largest first.
-    largest = gradient.flatten(1).abs().amax(1).clamp_(min=_TINY)
-    gradient = gradient / _per_image(largest, gradient)
+    gradient = _scaled(gradient)
     return gradient / _per_image(_length(gradient).clamp_(min=_TINY), gradient)
+
+
+def _scaled(gradient: Tensor) -> Tensor:
+    """Each image's gradient with 1 as its largest entry: those of saturated nets are around 1e-26, and their squares 0.
+
+    What is not a number counts as 0, as its sign does: one pixel would make the whole image so, and no evaluation goes
+    on with such images.
+    """
+    gradient = gradient.nan_to_num()
+    return gradient / _per_image(gradient.flatten(1).abs().amax(1).clamp_(min=_TINY), gradient)
 
 
 def _noise(x: Tensor, target: Target, threat: ThreatModel, start: Start) -> Tensor:
