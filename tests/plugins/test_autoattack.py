@@ -670,3 +670,30 @@ class FakeReferenceTarget(FakeTarget):
 
 def test_survivors_are_asked_for_often_at_first_only() -> None:
     assert [step for step in range(1, 26) if _survivors.due(step)] == [1, 2, 4, 5, 10, 15, 20, 25]
+
+
+class Breaks(nn.Module):
+    """Right on the images it knows; on all others its logits are no numbers."""
+
+    def __init__(self, known: Tensor) -> None:
+        super().__init__()
+        self.known = known
+        self.weight = nn.Parameter(torch.ones(3 * 64, 4) * torch.tensor([4.0, 3.0, 2.0, 1.0]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        there = (x.unsqueeze(1) == self.known.unsqueeze(0)).flatten(2).all(2).any(1)
+        logits = x.flatten(1) @ self.weight
+        return logits.where(there.unsqueeze(1), torch.nan)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "square"])
+def test_logits_that_are_no_numbers_are_no_robustness(name: str, norm: str) -> None:
+    """The largest of them is the first, which may be the label."""
+    x = torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(3)) * 0.5 + 0.25
+    y = torch.zeros(5, dtype=torch.int64)
+    net = Breaks(x)
+    assert right(net, x, y).all()
+    threat = ThreatModel(norm, 0.1, 0.02)
+    x_adv = run_attack(make(name), net, Batch(x, y, torch.arange(5)), threat)
+    assert not right(net, x_adv, y).any()

@@ -41,8 +41,14 @@ def fools(x: Tensor, target: Target) -> Tensor:
 
 
 def misses(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether another logit than the label's is the largest, `(B,)` bool. What a search asks after each step."""
-    return logits.argmax(1) != ops.hard(y)
+    """Whether the net is wrong, `(B,)` bool; logits that are no numbers count as in `ops.correct`. What a search asks
+    after each step."""
+    return ~ops.correct(logits, y)
+
+
+def label_lead(logits: Tensor, y: Tensor) -> Tensor:
+    """The label's lead over the others, `ops.margin (B,)`; none at all where the logits are no numbers."""
+    return ops.margin(logits, y).where(logits.isfinite().all(1), -torch.inf)
 
 
 def goals(x: Tensor, target: Target, limit: int) -> Tensor:

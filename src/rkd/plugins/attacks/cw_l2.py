@@ -37,12 +37,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.core import ops
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Target
 from rkd.core.types import Mode, Norm, Schedule
 
-from ._survivors import Catch, Flight, begin, check_search
+from ._survivors import Catch, Flight, begin, check_search, label_lead
 from .pgd import _per_image, attacker
 
 _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
@@ -139,7 +138,7 @@ class CwL2:
         with torch.enable_grad():
             x_adv = (torch.tanh(w) + 1) / 2
             distance = (x_adv - now.x).flatten(1).square().sum(1)
-            lead = -ops.margin(now.target.logits(x_adv), now.y)
+            lead = -label_lead(now.target.logits(x_adv), now.y)
             loss = distance + now.c * (self.kappa - lead).clamp(min=0)
             (gradient,) = torch.autograd.grad(loss.sum(), w)
         return x_adv.detach(), distance.detach(), lead.detach(), loss.detach(), gradient

@@ -165,7 +165,9 @@ def _lead(now: _Walk) -> tuple[Tensor, Tensor]:
         ahead, label = logits.float().gather(1, pairs[rows]).unbind(1)
         return ahead - label
 
-    return slope(now.target, now.x_adv, lead)[1:]
+    _, value, gradient = slope(now.target, now.x_adv, lead)
+    # One pixel without a number, and the walk would never come back from there.
+    return value, gradient.nan_to_num_(0, 0, 0)
 
 
 def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:

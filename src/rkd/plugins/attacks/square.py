@@ -45,7 +45,6 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.core import ops
 from rkd.core.errors import Refused
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Target
@@ -53,7 +52,7 @@ from rkd.core.random import Noise, key
 from rkd.core.types import Mode, Norm, Schedule, ThreatModel
 from rkd.core.windows import Windows, windows
 
-from ._survivors import Catch, Flight, begin, check_search, part
+from ._survivors import Catch, Flight, begin, check_search, label_lead, part
 from .pgd import _per_image, attacker
 
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -136,7 +135,7 @@ def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init:
     caught = Found(x)
     shared = Noise(key(target.noise.key, "windows"), torch.zeros(1, dtype=torch.int64))  # drawn without a device
     start = _stripes(x, target, threat.eps) if threat.norm == "Linf" else _tiles(x, target, threat.eps, shared)
-    margin = ops.margin(target.logits(start), target.y)
+    margin = label_lead(target.logits(start), target.y)
     follow = windows(target, start)
     now = _Search(
         target, torch.arange(len(x), device=x.device), x, target.y, hit=follow.x, fooled=margin <= 0, margin=margin,
@@ -166,7 +165,7 @@ def _change_linf(now: _Search, eps: float, share: float, signs: Tensor, chances:
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
     rows, columns = _corner(chances[0], height, side), _corner(chances[1], width, side)
     new = torch.add(now.x[:, :, rows, columns], signs, alpha=eps).clamp_(0, 1)
-    margin = ops.margin(now.windows.ask(rows, columns, new), now.y)
+    margin = label_lead(now.windows.ask(rows, columns, new), now.y)
     better = margin < now.margin
     now.windows.settle(better)
     now.margin = torch.where(better, margin, now.margin)
@@ -192,7 +191,7 @@ def _change_l2(now: _Search, eps: float, share: float, signs: Tensor, chances: l
     delta[second] = 0
     delta[first] = shape / (_length(shape) + _SMALL) * budget.sqrt()
     new = _stretched(now.x, delta, eps)
-    margin = ops.margin(now.windows.ask(slice(0, height), slice(0, width), new), now.y)
+    margin = label_lead(now.windows.ask(slice(0, height), slice(0, width), new), now.y)
     better = margin < now.margin
     now.windows.settle(better)
     now.margin = torch.where(better, margin, now.margin)
