@@ -20,9 +20,9 @@ from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.fitting import parts_that_fit
 from rkd.core.journal import Journal
 from rkd.core.layout import restore as as_kept
+from rkd.core.memory import remembering, tell_of_memory
 from rkd.core.nets import Net
 from rkd.core.outcomes import Evaluation
-from rkd.core.remember import remembering
 from rkd.core.runfolder import RunFolder
 from rkd.core.search import rehearse
 from rkd.core.state import place_of
@@ -30,6 +30,7 @@ from rkd.core.trainer import Run, chosen_net, fit
 
 from .alone import alone
 from .build import build
+from .cache import cache_folder
 from .catalog import Catalog
 from .engine import attach_teachers, remember
 from .evaluation import evaluate_net
@@ -140,9 +141,12 @@ def execute(
             manifest |= _continue(run, manifest, reporter)
         folder.write_json(folder.manifest, manifest | {"status": "running"})
         try:
-            if plan.config.teacher_cache == "auto":
-                run.teachers = remembering(run.teachers, run.loader, run.epochs)
+            run.teachers = remembering(
+                run, plan.config.teacher_cache, roles=card.clean, most=int(plan.config.teacher_cache_gib * 2**30),
+                folder=cache_folder() / "answers", tell=reporter.detail,
+            )  # fmt: skip
             fit(run)
+            tell_of_memory(run, reporter.detail)
             net = chosen_net(run)
             results = _finish(run, plan, net, found, catalog, reporter, title, started)
         except BaseException as error:
