@@ -13,7 +13,7 @@ from typing import Literal
 
 import torch
 
-from .answers import Shelf, size_of
+from .answers import IN_MEMORY, Shelf, size_of
 from .bench import Operations
 from .errors import Refused
 from .interfaces import Teacher
@@ -76,7 +76,9 @@ def _with_memory(teacher: Teacher, run: Run, wanted: bool, shelf: Shelf) -> Teac
     if run.epochs == 1:
         raise Refused("no image comes again in a single epoch")
     if not loader.augments and 4 * len(loader.split) * classes <= MOST_BYTES:
-        return Remembering(teacher, loader)
+        kept = Remembering(teacher, loader)
+        kept.again, kept.in_memory = 1 - 1 / run.epochs, 4 * len(loader.split) * classes
+        return kept
     variants = _variants(run)
     size = size_of(len(loader.split) * variants.count, classes)
     if shelf.promised + size > shelf.most:
@@ -98,7 +100,9 @@ def _with_memory(teacher: Teacher, run: Run, wanted: bool, shelf: Shelf) -> Teac
     shelf.promised += size
     block = min(BLOCK, -(-loader.batch_size // run.grad_accumulation))
     shelf.tell(f"teacher {teacher.role}: about {again:.0%} of the clean images come again, and are looked up")
-    return RememberingVariants(teacher, loader, variants, block, shelf)
+    found = RememberingVariants(teacher, loader, variants, block, shelf)
+    found.again, found.in_memory = again, size if size <= IN_MEMORY else 0
+    return found
 
 
 def _variants(run: Run) -> Variants:

@@ -35,6 +35,11 @@ BLOCK = 256
 class Remembering(NetTeacher):
     """A teacher that is asked about each clean image of a training once, when the first one is wanted."""
 
+    again = 0.0
+    """The share of clean images that are expected to come again."""
+    in_memory = 0
+    """Bytes of memory that its answers take at most."""
+
     def __init__(self, teacher: NetTeacher, loader: Loader) -> None:
         self.role, self.net, self.searches = teacher.role, teacher.net, teacher.searches
         self._loader = loader
@@ -64,6 +69,11 @@ class Remembering(NetTeacher):
 
 class RememberingVariants(NetTeacher):
     """A teacher whose answers are kept for each version of each image that it was asked about."""
+
+    again = 0.0
+    """The share of clean images that are expected to come again."""
+    in_memory = 0
+    """Bytes of memory that its answers take at most."""
 
     def __init__(self, teacher: NetTeacher, loader: Loader, variants: Variants, block: int, shelf: Shelf) -> None:
         self.role, self.net, self.searches = teacher.role, teacher.net, teacher.searches
