@@ -14,6 +14,7 @@ import pytest
 import torch
 
 import rkd
+from rkd.core import shelf
 from rkd.core.errors import RkdError, Stopped
 from rkd.core.hookspecs import hookimpl
 from rkd.core.runfolder import RunFolder
@@ -189,6 +190,45 @@ def test_it_goes_on_exactly_with_teachers_and_everything_that_adapts(finished, t
         for name in ("run", "whole")
     ]
     assert histories[0] == histories[1]
+
+
+@pytest.mark.parametrize("found", ["newer answers", "no answers", "damaged answers", "a whole run's answers"])
+def test_it_goes_on_exactly_whatever_answers_of_teachers_are_kept(
+    found: str, finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Augmented images: answers are kept in a file beside the checkpoints, and neither knows of the other."""
+    monkeypatch.setattr(shelf, "IN_MEMORY", 0)
+    teachers = [{"role": role, "reference": str(finished[0])} for role in ("robust", "clean")]
+    mine = table(
+        loss={"name": "mtard-anl"}, teachers=teachers, augments={"crop": {"padding": 1}, "flip": {}}, teacher_cache="on"
+    )
+    said: list[str] = []
+
+    class Listener(Silent):
+        def detail(self, text: str) -> None:
+            said.append(text)
+
+    caches = {name: tmp_path / f"{name} cache" for name in ("whole", "run")}
+    monkeypatch.setenv("RKD_CACHE", str(caches["whole"]))
+    execute(mine, CATALOG, tmp_path / "whole", Listener())
+    (line,) = [text for text in said if text.endswith("of the answers to clean images were looked up")]
+    assert line.startswith("teacher clean: ") and not line.startswith("teacher clean: 0%")
+    monkeypatch.setenv("RKD_CACHE", str(caches["run"]))
+    with pytest.raises(KeyboardInterrupt):
+        execute(mine, CATALOG, tmp_path / "run", Stopper(1, "middle"))
+    (path,) = (caches["run"] / "answers").iterdir()
+    if found == "no answers":
+        path.unlink()
+    elif found == "damaged answers":
+        content = path.read_bytes()
+        path.write_bytes(os.urandom(len(content) // 4) + content[len(content) // 4 : len(content) // 2])
+    elif found == "a whole run's answers":
+        monkeypatch.setenv("RKD_CACHE", str(caches["whole"]))
+    execute(tomllib.loads((tmp_path / "run" / "config.toml").read_text()), CATALOG, tmp_path / "run", resume=True)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    # A second run with everything there, and one without a memory: here a net's answers do not depend on the batch.
+    execute(mine | {"teacher_cache": "off" if found == "no answers" else "on"}, CATALOG, tmp_path / "again")
+    assert weights(tmp_path / "again") == weights(tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(finished, tmp_path: Path) -> None:

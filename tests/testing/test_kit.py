@@ -529,6 +529,43 @@ def test_augments(augment, word: str) -> None:
         testing.check_augment(augment)
 
 
+class Half:
+    """Halves images, or not: two versions, of which it says what `says` makes of them."""
+
+    def __init__(self, says, count=2) -> None:
+        self.says, self.count = says, count
+
+    def __call__(self, batch, noise):
+        return dataclasses.replace(batch, x=torch.where(self.draw(noise).view(-1, 1, 1, 1), batch.x / 2, batch.x))
+
+    def variants(self, shape):
+        return self.count
+
+    def variant(self, noise, shape):
+        return self.says(self.draw(noise))
+
+    def draw(self, noise):
+        return noise.uniform(()) < 0.5
+
+
+@pytest.mark.parametrize(
+    ("augment", "word"),
+    [
+        (Half(lambda half: half.long()), ""),
+        (Half(lambda half: half.long(), 0), "a number from 1 on"),
+        (Half(lambda half: half.long(), 1), "from 0 to 0"),
+        (Half(lambda half: half.float()), "must be int64"),
+        (Half(lambda half: half.long()[:5]), "must be int64"),
+        (Half(lambda half: half.long() * 0), "version 0 of one image is not one image"),
+    ],
+)
+def test_versions_of_images(augment, word: str) -> None:
+    if word:
+        says(lambda: testing.check_augment(augment), word)
+    else:
+        testing.check_augment(augment)
+
+
 def test_trains() -> None:
     testing.check_trains(tiny_run(Sound(), attack=OneStep()))
     says(lambda: testing.check_trains(tiny_run(Sound(), attack=OneStep(), lr=0.0)), "moved no weight")

@@ -7,7 +7,7 @@ an augmentation draws from (seed, epoch, index of the image).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -19,6 +19,7 @@ from .feed import Feed, as_images, pixels, send
 from .interfaces import Augment
 from .random import Noise, key
 from .types import Batch, Shape, ThreatModel
+from .variants import Variants
 
 
 @runtime_checkable
@@ -188,6 +189,8 @@ class Loader:
         self.augments = list(augments)
         self.device = torch.device(device)
         self.feed = Feed(split, self.device, workers)
+        self.variants: Variants | None = None
+        """Set, if batches shall say which version of its image each sample is."""
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.split), self.batch_size)
@@ -222,9 +225,17 @@ class Loader:
 
     def _augmented(self, x: Tensor, index: Tensor, epoch: int) -> Batch:
         batch = Batch(x, send(self.split.labels[index], self.device), send(index, self.device))
-        for place, augment in enumerate(self.augments):
-            batch = augment(batch, Noise(key(self.seed, "augment", epoch, place), batch.index))
+        for augment, noise in zip(self.augments, self._noises(batch.index, epoch), strict=True):
+            batch = augment(batch, noise)
+        if self.variants is not None:
+            # With noises of its own, each of which begins anew.
+            number = self.variants.numbers(self._noises(batch.index, epoch), batch.index)
+            batch = replace(batch, variant=number)
         return batch
+
+    def _noises(self, index: Tensor, epoch: int) -> list[Noise]:
+        """One for each augmentation."""
+        return [Noise(key(self.seed, "augment", epoch, place), index) for place in range(len(self.augments))]
 
 
 def fetch(split: Split, index: Tensor, device: torch.device | str = "cpu") -> Batch:

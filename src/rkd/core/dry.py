@@ -27,13 +27,15 @@ from .types import Batch
 class CostCard:
     """Forwards and backwards of each net in one training step, seconds of a dry step on `samples` images.
 
-    `memory`: bytes of a whole training's peak, where somebody has found out.
+    `memory`: bytes of a whole training's peak, where somebody has found out. `clean`: the teachers
+    that were asked about clean images.
     """
 
     counts: Mapping[str, Count]
     samples: int
     seconds: float
     memory: int = 0
+    clean: frozenset[str] = frozenset()
 
 
 def trial_of(run: Run) -> Run:
@@ -78,7 +80,7 @@ def dry_step(run: Run, samples: int = 2) -> CostCard:
     if not finite({str(n): p.grad for n, p in enumerate(trial.student.net.parameters()) if p.grad is not None}):
         raise Refused("a gradient is not finite on the first images, though the loss is: it cannot be trained")
     _check_used(trial, step)
-    return CostCard(counts, len(batch), seconds)
+    return CostCard(counts, len(batch), seconds, clean=frozenset(step.used.clean))
 
 
 def _check_nets(run: Run, batch: Batch) -> None:

@@ -241,6 +241,32 @@ class Augment(Protocol):
 
 
 @runtime_checkable
+class FiniteAugment(Augment, Protocol):
+    """An augmentation that makes finitely many versions of an image, and says which: teachers' answers to them can
+    then be kept. Nothing has to be finite; what changes labels or makes views alone has one version.
+
+    @dataclass
+    class Upside:
+        def __call__(self, batch, noise):
+            down = self.variant(noise, batch.x.shape[1:]).view(-1, 1, 1, 1) == 1
+            return replace(batch, x=batch.x.flip(-2).where(down, batch.x))
+        def variants(self, shape):
+            return 2
+        def variant(self, noise, shape):
+            return (noise.uniform(()) < 0.5).long()
+    """
+
+    def variants(self, shape: Shape) -> int:
+        """How many versions of an image of `shape` there are."""
+        ...
+
+    def variant(self, noise: Noise, shape: Shape) -> Tensor:
+        """Which of them, `(B,)` int64 from 0 on, `__call__` makes of each sample with the same noise. Samples of equal
+        images and equal numbers become equal images."""
+        ...
+
+
+@runtime_checkable
 class Corruption(Protocol):
     """A common corruption: worse images of the same content. It knows no net and no label.
 

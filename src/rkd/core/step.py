@@ -34,6 +34,8 @@ class Used:
     views: set[View] = field(default_factory=set)
     roles: set[str] = field(default_factory=set)
     knobs: set[str] = field(default_factory=set)
+    clean: set[str] = field(default_factory=set)
+    """Roles of teachers whose answers to the clean images were asked for."""
     trained: set[View] = field(default_factory=set)
     """Views that the student ran on in train mode."""
 
@@ -137,6 +139,8 @@ class Step:
         if (role, view) not in self._teacher_logits:
             self._teacher_logits[role, view] = self._answer(role, view)
         self.used.roles.add(role)
+        if view == "clean":
+            self.used.clean.add(role)
         return self._teacher_logits[role, view]
 
     def knob(self, name: str, default: float | Tensor = 1.0) -> float | Tensor:
@@ -233,7 +237,7 @@ class Step:
         teacher, x = self._teachers[role], self.image(view)
         remembered = getattr(teacher, "remembered", None)
         if view == "clean" and remembered is not None:
-            logits = remembered(self.batch.index)
+            logits = remembered(self.batch)
             if logits is not None:
                 return logits
         with torch.no_grad():

@@ -44,13 +44,15 @@ class Batch:
     """What training and attacks see.
 
     `x (B, C, H, W)` float32 in [0, 1]; `y (B,)` int64 labels or `(B, K)` probabilities; `index (B,)` int64
-    positions in the data set; `views`: further versions of the same images that an augmentation made.
+    positions in the data set; `views`: further versions of the same images that an augmentation made; `variant (B,)`
+    int64: which of finitely many versions of its image each of `x` is, where somebody wants to know (`remember`).
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
     views: Mapping[View, Tensor] = field(default_factory=dict)
+    variant: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
@@ -58,7 +60,8 @@ class Batch:
     def select(self, keep: Tensor) -> Batch:
         """The samples at `keep`, a mask or positions `(B',)`."""
         views = {name: images[keep] for name, images in self.views.items()}
-        return Batch(self.x[keep], self.y[keep], self.index[keep], views)
+        variant = None if self.variant is None else self.variant[keep]
+        return Batch(self.x[keep], self.y[keep], self.index[keep], views, variant)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from rkd.core.dry import dry_step
 
 from .build import build, choose_precision
 from .catalog import Catalog
-from .engine import attach_teachers
+from .engine import attach, attach_teachers
 from .execute import Reporter, Silent
 from .resolve import resolve
 from .teachers import find_teachers
@@ -22,7 +22,8 @@ def measure(
     table: Mapping[str, Any], catalog: Catalog, reporter: Reporter | None = None, seconds: float = 10.0
 ) -> dict[str, Any]:
     """Time the training step of a configuration. Nothing is prepared, trained to the end or written: a teacher that
-    is not there yet is taken untrained, which costs the same. Raises RkdError."""
+    is not there yet is taken untrained, which costs the same. What the engine chooses here, in a few seconds on other
+    weights, is no choice for a run. Raises RkdError."""
     reporter = reporter or Silent()
     plan = resolve(table, catalog)
     for note in plan.notes:
@@ -30,7 +31,8 @@ def measure(
     found = find_teachers(plan, catalog, reporter)
     run = build(plan, catalog, {f.reference.role: f.teacher for f in found})
     dry_step(run)
-    attach_teachers(run, plan)
+    attach(run, plan, {})
+    attach_teachers(run, plan, {})
     dtype = choose_precision(plan.config.precision, run.device) or torch.float32
     machine = peaks(run.device, dtype)
     result = bench(run, seconds)

@@ -157,8 +157,8 @@ class RunConfig(_Section):
     norm over the samples of all processes. `engine`: how the student runs while it is attacked: `auto` measures copies
     with folded batch norms in several layouts, `plain` is the net as it is. `on_nan`: what to do about a step whose
     loss or weights are not finite: `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half
-    the learning rate. `teacher_cache`: `auto` asks teachers about clean images once where no augmentation changes
-    them."""
+    the learning rate. `teacher_cache`: `auto` keeps teachers' answers to clean images that come again, where that pays;
+    `on` wherever it is exact; `teacher_cache_gib`: the most that the answers to augmented images may take."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -168,7 +168,8 @@ class RunConfig(_Section):
     sync_bn: bool = False
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    teacher_cache: Literal["auto", "off"] = "auto"
+    teacher_cache: Literal["auto", "on", "off"] = "auto"
+    teacher_cache_gib: Annotated[Number, Field(ge=0)] = 4.0
     engine: Literal["auto", "plain", "folded", "channels-last", "fused"] = "auto"
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
     student: StudentConfig = Field(default_factory=StudentConfig)

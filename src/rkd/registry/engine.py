@@ -32,31 +32,53 @@ SMALL = 10_000_000
 """Parameters of a teacher up to which a copy of it is made: larger ones gain next to nothing, and take their memory."""
 
 
-def attach(run: Run, plan: Plan) -> None:
-    """Give the student's searches the engine that the configuration asks for; choices are kept in the cache.
+Choices = dict[str, Mapping[str, Any]]
+"""How to run which net, by a hash of what that depends on."""
+
+
+def attach(run: Run, plan: Plan, chosen: Choices | None = None) -> None:
+    """Give the student's searches the engine that the configuration asks for; choices are kept in the cache, or in
+    `chosen`, if something is only tried.
 
     A choice depends on times, and with it the last digits of what is computed. Remembered, it is the same for all runs
     of the same net on the same machine.
     """
     if isinstance(run.student, NetStudent):
         gradients = sum(questions(attack.attack) for attack in plan.attacks.values())
-        run.student.searches = _searches(run, plan, gradients)
+        run.student.searches = _searches(run, plan, gradients, chosen=chosen)
 
 
-def attach_teachers(run: Run, plan: Plan) -> None:
+def attach_teachers(run: Run, plan: Plan, chosen: Choices | None = None) -> None:
     """The same for small teachers. After a dry step, which counts what nets are asked."""
     for teacher in run.teachers.values():
         if type(teacher) is NetTeacher and sum(weight.numel() for weight in teacher.net.parameters()) <= SMALL:
-            teacher.searches = _searches(run, plan, 1, forwards=True)
+            teacher.searches = _searches(run, plan, 1, forwards=True, chosen=chosen)
 
 
-def _searches(run: Run, plan: Plan, questions_a_step: int, forwards: bool = False) -> Searches:
+def keep(run: Run, chosen: Choices) -> None:
+    """Keep what was chosen in a trial of this very run, so that it need not be measured again."""
+    searches = next(iter(all_searches(run).values()), None)
+    for key, what in chosen.items():
+        if searches is not None and searches.recall(key) is None:
+            searches.keep(key, dict(what))
+
+
+def _searches(
+    run: Run, plan: Plan, questions_a_step: int, forwards: bool = False, chosen: Choices | None = None
+) -> Searches:
     cache = cache_folder() / "engine"
+
+    def write(key: str, what: dict[str, Any]) -> None:
+        if chosen is None:
+            _write(cache / f"{key}.json", what)
+        else:
+            chosen[key] = what
+
     steps = run.epochs * -(-len(run.loader.split) // run.loader.batch_size)
     return Searches(
         plan.config.engine, queries=steps * questions_a_step, forwards=forwards,
         machine=f"{_machine(run.device)}, batches of {run.loader.batch_size}",
-        recall=lambda key: _read(cache / f"{key}.json"), keep=lambda key, what: _write(cache / f"{key}.json", what),
+        recall=lambda key: (chosen or {}).get(key) or _read(cache / f"{key}.json"), keep=write,
     )  # fmt: skip
 
 

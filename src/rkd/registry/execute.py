@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from rkd.core.bench import peak_bytes
 from rkd.core.checkpoint import to_cpu
 from rkd.core.distributed import ALONE, Ranks
 from rkd.core.dry import CostCard, dry_step
@@ -20,9 +19,9 @@ from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.fitting import parts_that_fit
 from rkd.core.journal import Journal
 from rkd.core.layout import restore as as_kept
+from rkd.core.memory import remembering, tell_of_memory
 from rkd.core.nets import Net
 from rkd.core.outcomes import Evaluation
-from rkd.core.remember import remembering
 from rkd.core.runfolder import RunFolder
 from rkd.core.search import rehearse
 from rkd.core.state import place_of
@@ -30,9 +29,11 @@ from rkd.core.trainer import Run, chosen_net, fit
 
 from .alone import alone
 from .build import build
+from .cache import cache_folder
 from .catalog import Catalog
-from .engine import attach_teachers, remember
+from .engine import Choices, attach_teachers, keep, remember
 from .evaluation import evaluate_net
+from .forecast import predict
 from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
 from .resolve import Plan, resolve
 from .resume import before_of, differences
@@ -112,7 +113,8 @@ def execute(
     card = _rehearse(run, plan)
     if plan.config.auto_batch:
         _choose_parts(run, plan, reporter)
-    seconds, memory = ranks.from_first(predict(run))
+    chosen: Choices = {}
+    seconds, memory = ranks.from_first(predict(run, plan, card, chosen))
     card = replace(card, memory=memory)
     reporter.cost(title, run, card, seconds)
     if limit_minutes is not None and seconds > 60 * limit_minutes:
@@ -132,6 +134,7 @@ def execute(
     folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
     folder = run.folder = folder if ranks.first else folder.readable()
     attach_teachers(run, plan)
+    keep(run, chosen)
     remember(run, folder.path, ranks.first, reporter.detail)
     with ExitStack() as stack:
         ranks.once(lambda: stack.enter_context(alone(folder)))
@@ -140,9 +143,12 @@ def execute(
             manifest |= _continue(run, manifest, reporter)
         folder.write_json(folder.manifest, manifest | {"status": "running"})
         try:
-            if plan.config.teacher_cache == "auto":
-                run.teachers = remembering(run.teachers, run.loader, run.epochs)
+            run.teachers = remembering(
+                run, plan.config.teacher_cache, roles=card.clean, most=int(plan.config.teacher_cache_gib * 2**30),
+                folder=cache_folder() / "answers", tell=reporter.detail,
+            )  # fmt: skip
             fit(run)
+            tell_of_memory(run, reporter.detail)
             net = chosen_net(run)
             results = _finish(run, plan, net, found, catalog, reporter, title, started)
         except BaseException as error:
@@ -171,31 +177,6 @@ def _choose_parts(run: Run, plan: Plan, reporter: Reporter) -> None:
     plan.config.auto_batch = False
     how = "whole" if parts == 1 else f"in {parts} parts (--grad-accumulation {parts})"
     reporter.message(f"a batch of {run.loader.batch_size} fits into the memory of {run.device} {how}")
-
-
-def predict(run: Run) -> tuple[float, int]:
-    """Seconds that the training will take, and the most bytes, from timed steps on as many images as a second or two
-    allows.
-
-    A step on few images says little about one on many: of a small net's step most is overhead. The fastest of a few
-    counts, since whatever else the machine does only ever slows a step down. Memory grows with the images on top of
-    what is there before the first one (`rkd.core.bench.peak_bytes`); 0 where the system does not tell.
-    """
-    # The whole batch may not fit into memory, and of several processes each does its part.
-    wanted = max(2, -(-run.loader.batch_size // (run.grad_accumulation * run.ranks.size)))
-    samples = min(8, wanted)
-    before = peak_bytes(run.device)
-    card = dry_step(run, samples)
-    while samples < wanted and card.seconds < 1:
-        samples = min(4 * samples, wanted)
-        card = dry_step(run, samples)
-    memory = before + (peak_bytes(run.device) - before) * wanted // samples
-    steps = len(run.loader.split) * run.epochs / samples / run.ranks.size
-    started, fastest = time.perf_counter(), card.seconds
-    # Two seconds for a long training, next to nothing for a short one.
-    while time.perf_counter() - started < min(2.0, 0.05 * fastest * steps):
-        fastest = min(fastest, dry_step(run, samples).seconds)
-    return fastest * steps, memory
 
 
 def card_of(plan: Plan, net: Net, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ from torch import Tensor
 from rkd.core.errors import ConfigError
 from rkd.core.hookspecs import hookimpl
 from rkd.core.random import Noise
-from rkd.core.types import Batch
+from rkd.core.types import Batch, Shape
 
 
 def shifted(x: Tensor, down: Tensor, right: Tensor, padding: int) -> Tensor:
@@ -60,10 +60,21 @@ class Crop:
             raise ConfigError(f"crop: padding must be 0 or more pixels, got {self.padding}")
 
     def __call__(self, batch: Batch, noise: Noise) -> Batch:
+        down, right = self._offsets(noise)
+        return replace(batch, x=shifted(batch.x, down, right, self.padding))
+
+    def variants(self, shape: Shape) -> int:
+        return (2 * self.padding + 1) ** 2
+
+    def variant(self, noise: Noise, shape: Shape) -> Tensor:
+        down, right = self._offsets(noise)
+        return down * (2 * self.padding + 1) + right
+
+    def _offsets(self, noise: Noise) -> tuple[Tensor, Tensor]:
         places = 2 * self.padding + 1
         # uniform() is below 1, but its product with a large number may round up to that number
         offsets = (noise.uniform((2,)) * places).long().clamp(max=places - 1)
-        return replace(batch, x=shifted(batch.x, offsets[:, 0], offsets[:, 1], self.padding))
+        return offsets[:, 0], offsets[:, 1]
 
 
 @hookimpl

@@ -17,14 +17,16 @@ it, black by default.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import Tensor
 
 from rkd.core.errors import ConfigError
 from rkd.core.hookspecs import hookimpl
 from rkd.core.random import Noise
-from rkd.core.types import Batch
+from rkd.core.types import Batch, Shape
 
 
 @dataclass
@@ -47,17 +49,30 @@ class Cutout:
             raise ConfigError(f"cutout: fill must be in [0, 1], got {self.fill}")
 
     def __call__(self, batch: Batch, noise: Noise) -> Batch:
-        height, width = batch.x.shape[-2:]
-        place = noise.uniform((2,))
-        rows = self._covered(place[:, 0], height)[:, None, :, None]
-        columns = self._covered(place[:, 1], width)[:, None, None, :]
+        row, column = _centres(noise, batch.x.shape)
+        rows = self._covered(row, batch.x.shape[-2])[:, None, :, None]
+        columns = self._covered(column, batch.x.shape[-1])[:, None, None, :]
         return replace(batch, x=batch.x.masked_fill(rows & columns, self.fill))
 
-    def _covered(self, place: torch.Tensor, side: int) -> torch.Tensor:
-        """`(B, side)` true within `length // 2` of the centre that `place (B,)` in [0, 1) picks."""
-        centre = (place * side).long().clamp(max=side - 1).unsqueeze(1)
-        pixel = torch.arange(side, device=place.device)
+    def variants(self, shape: Shape) -> int:
+        return shape[-2] * shape[-1]
+
+    def variant(self, noise: Noise, shape: Shape) -> Tensor:
+        row, column = _centres(noise, shape)
+        return row * shape[-1] + column
+
+    def _covered(self, centre: Tensor, side: int) -> Tensor:
+        """`(B, side)` true within `length // 2` of the centre `(B,)`."""
+        centre = centre.unsqueeze(1)
+        pixel = torch.arange(side, device=centre.device)
         return (pixel >= centre - self.length // 2) & (pixel < centre + self.length // 2)
+
+
+def _centres(noise: Noise, shape: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Rows and columns, `(B,)` each."""
+    height, width = shape[-2:]
+    place = noise.uniform((2,))
+    return (place[:, 0] * height).long().clamp(max=height - 1), (place[:, 1] * width).long().clamp(max=width - 1)
 
 
 @hookimpl

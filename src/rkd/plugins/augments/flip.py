@@ -14,10 +14,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from torch import Tensor
+
 from rkd.core.errors import ConfigError
 from rkd.core.hookspecs import hookimpl
 from rkd.core.random import Noise
-from rkd.core.types import Batch
+from rkd.core.types import Batch, Shape
 
 
 @dataclass
@@ -38,6 +40,13 @@ class Flip:
     def __call__(self, batch: Batch, noise: Noise) -> Batch:
         chosen = noise.uniform((1, 1, 1)) < self.p  # (B, 1, 1, 1)
         return replace(batch, x=batch.x.flip(-1).where(chosen, batch.x))
+
+    def variants(self, shape: Shape) -> int:
+        return 2 if 0 < self.p < 1 else 1
+
+    def variant(self, noise: Noise, shape: Shape) -> Tensor:
+        chosen = noise.uniform((1, 1, 1)) < self.p
+        return chosen.flatten().long() * (self.variants(shape) - 1)
 
 
 @hookimpl
