@@ -119,6 +119,7 @@ def test_views_run_in_the_order_asked() -> None:
         (torch.zeros(2, 4, dtype=torch.int64), "float"),
         ((torch.zeros(2, 4),), "tuple"),
         (None, "NoneType"),
+        (torch.zeros(2, 4, dtype=torch.int64), "torch.int64"),
     ],
 )
 def test_logits_that_are_none(logits, word: str) -> None:

@@ -152,7 +152,8 @@ class NetStudent:
 def check_logits(logits: Tensor, batch: int, classes: int, who: str) -> None:
     """Raise Refused unless `logits` is a float tensor `(batch, classes)`."""
     if not isinstance(logits, Tensor) or not logits.is_floating_point():
-        raise Refused(f"{who} must return a float tensor of logits, got {type(logits).__name__}")
+        got = f"one of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise Refused(f"{who} must return a float tensor of logits, got {got}")
     if tuple(logits.shape) != (batch, classes):
         raise Refused(
             f"{who} returned {tuple(logits.shape)} for {batch} images; "

@@ -25,7 +25,7 @@ from .ways import Choice, InBfloat16, InLayout, Precision, in_pieces, made, part
 
 WORTH = 300
 """Gradients of one batch below which a search is over before measuring has paid."""
-PIECES = (32, 16, 64)
+PIECES = (32, 16, 64, 128)
 """Numbers of images to ask a net about at once, tried on a CPU."""
 NEARLY, FINALISTS = 1.15, 2
 """How much longer than the fastest a candidate may take over a few images to be measured on more, and how many may."""
