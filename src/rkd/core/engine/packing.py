@@ -12,8 +12,8 @@ from torch import Tensor
 
 ALIKE = 8
 """Images from which on their number makes no difference to the order."""
-MOST = 2**22
-"""Bytes of one weight, packed for one shape after another, to keep; two shapes are kept in any case."""
+MOST, SHAPES = 2**22, 256
+"""Bytes of one weight, packed for one shape after another, to keep, and for how many; for two in any case."""
 
 
 class Packed:
@@ -30,7 +30,7 @@ class Packed:
         self.stride, self.dilation, self.groups = list(stride), list(dilation), groups
         self._weight, self._turned = weight, turned
         self._made: dict[tuple[int, ...], Tensor] = {}
-        self._most = max(2, MOST // max(weight.numel() * weight.element_size(), 1))
+        self._most = min(SHAPES, max(2, MOST // max(weight.numel() * weight.element_size(), 1)))
 
     def convolve(
         self, x: Tensor, padding: tuple[int, ...] = (0, 0), bias: Tensor | None = None, other: Tensor | None = None,
