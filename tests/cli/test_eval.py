@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -147,11 +148,18 @@ def test_data_of_another_shape(rkd, finished) -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--eps", "-1"), "threat.eps: Input should be greater than 0"),
+        (("--eps", "-1"), "--eps: Input should be greater than 0"),
+        (("--norm", "L2", "--eps", "-1"), "--eps: Input should be greater than 0"),
+        (("--eps", "8"), "--eps: images lie in [0, 1]"),
+        (("--limit", "100000"), "--limit: 100000 is above"),
+        (("--batch-size", "0"), "--batch-size: Input should be greater"),
+        (("--curve", "0"), "--curve: Input should be greater than 0"),
+        (("--seed", "-1"), "--seed: Input should be greater"),
+        (("--attack", "none,pgd"), "--attack none stands alone"),
         (("--eps", "8"), "at most 1, got 8"),
         (("--eps", "much"), "expected a number such as 0.3 or 8/255"),
         (("--limit", "100000"), "above the 359 test images"),
-        (("--limit", "0"), "evaluate.limit: Input should be greater than or equal to 1"),
+        (("--limit", "0"), "--limit: Input should be greater than or equal to 1"),
         (("--attack", "pgdd"), "there is no attack 'pgdd'. Did you mean pgd"),
         (("--set", "attack.pgd.stpes=1"), "there is no such option. Did you mean steps"),
         (("--set", "attack.steps=1"), "name the attack"),
@@ -162,6 +170,16 @@ def test_data_of_another_shape(rkd, finished) -> None:
 def test_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -> None:
     run, _ = finished
     assert problem in refused(rkd, run, *words)
+
+
+def test_a_setting_that_nobody_typed_keeps_its_name(rkd, finished, tmp_path: Path) -> None:
+    run, _ = finished
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    text = (other / "config.toml").read_text()
+    assert "limit = 50\n" in text
+    (other / "config.toml").write_text(text.replace("limit = 50\n", "limit = 5000\n"))
+    assert "evaluate.limit: 5000 is above" in refused(rkd, other, "--eps", "8/255")
 
 
 # Beyond the table
@@ -211,6 +229,19 @@ def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
     assert "keeps to no ball" in more["searches"]["jsma"]["notes"][0]
     said = rkd("eval", run, "--limit", "10", "--checks", "off", "--attack", "jsma")
     assert "JSMA: keeps to no ball: not part of the worst case" in said.stderr
+
+
+@pytest.mark.parametrize(
+    ("attacks", "drawn"), [("cw-l2,fgsm,pgd", "pgd"), ("deepfool,fgsm", "fgsm"), ("cw-l2", "cw-l2")]
+)
+def test_the_curve_is_of_an_attack_that_searches_in_a_ball(rkd, finished, attacks: str, drawn: str) -> None:
+    run, _ = finished
+    short = ("--set", "attack.cw-l2.steps=2") if "cw-l2" in attacks else ()
+    said = rkd(
+        "eval", run, "--attack", attacks, "--curve", "1/255", "--limit", "6", "--checks", "off", "--json", *short
+    )
+    assert said.exit_code == 0, said.stderr
+    assert said.json["curve"]["attack"] == drawn
 
 
 def test_saved(rkd, finished) -> None:

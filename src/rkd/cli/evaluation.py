@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,7 +34,7 @@ from rkd.registry.resolve import Plan, resolve
 
 from .interrupts import Interrupts
 from .progress import Display
-from .shared import App, find_run, split_names
+from .shared import App, find_run, split_attacks
 
 EXAMPLES = 16
 """Images kept with --save."""
@@ -242,9 +244,8 @@ def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) 
         rules["rounded"] = True
     if options["engine"]:
         rules["engine"] = options["engine"]
-    names = split_names(options["attacks"])
-    if names:
-        rules["attacks"] = [] if names == ["none"] else names
+    if (names := split_attacks("--attack", options["attacks"])) is not None:
+        rules["attacks"] = names
     table = merge(table, {"data": data} if data else {}, {"evaluate": rules})
     chosen = table["evaluate"].get("attacks")
     old = {name: o for name, o in table["evaluate"].get("options", {}).items() if chosen is None or name in chosen}
@@ -260,11 +261,38 @@ def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) 
     for key in ("seed", "device"):
         if options[key] is not None:
             table[key] = options[key]
-    plan = resolve(table, catalog)
-    if options["curve"]:
-        table["evaluate"]["curve"] = _radii(options["curve"], plan)
+    with _by_option(options):
         plan = resolve(table, catalog)
+        if options["curve"]:
+            table["evaluate"]["curve"] = _radii(options["curve"], plan)
+            plan = resolve(table, catalog)
     return plan
+
+
+_OPTIONS = {
+    "threat.eps": "eps", "threat.norm": "norm", "evaluate.limit": "limit", "evaluate.batch_size": "batch_size",
+    "evaluate.curve": "curve", "seed": "seed", "data.name": "dataset", "data.dir": "data_dir",
+}  # fmt: skip
+"""Settings by the options that give them."""
+
+
+@contextmanager
+def _by_option(options: Mapping[str, Any]) -> Iterator[None]:
+    """Problems of settings that options gave name the options: a radius that was typed is `--eps`, a run's own is its
+    `threat.eps`. So is one that is missing in a ball that was typed."""
+    given = {key: option for key, option in _OPTIONS.items() if options[option] is not None}
+    if options["norm"] is not None:
+        given["threat.eps"] = "eps"
+
+    def renamed(problem: str) -> str:
+        where, colon, what = problem.partition(": ")
+        key = re.sub(r"\.\d+$", "", where)
+        return f"--{given[key].replace('_', '-')}{colon}{what}" if colon and key in given else problem
+
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([renamed(problem) for problem in error.problems]) from None
 
 
 def _radii(text: str, plan: Plan) -> list[Any]:

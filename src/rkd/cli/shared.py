@@ -114,6 +114,17 @@ def split_names(texts: tuple[str, ...]) -> list[str]:
     return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
 
 
+def split_attacks(option: str, texts: tuple[str, ...]) -> list[str] | None:
+    """The attacks of an option: [] for `none`, None where it was not given. Raises RkdError for `none` among others."""
+    names = split_names(texts)
+    if "none" in names and len(names) > 1:
+        others = ", ".join(name for name in names if name != "none")
+        raise RkdError(
+            f"{option} none stands alone: it asks for clean accuracy and no attack; leave out none, or {others}"
+        )
+    return None if not names else [] if names == ["none"] else names
+
+
 def _verbosity(context: click.Context, parameter: click.Parameter, value: bool) -> None:
     if value:
         context.ensure_object(App).verbosity = -1 if parameter.name == "quiet" else 1
