@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from report.folders import make_run, net
+from report.folders import make_evaluation, make_run, net
 
 
 @pytest.fixture
@@ -50,6 +50,11 @@ def test_a_page(rkd, runs: list[Path], tmp_path: Path) -> None:
     names = ["all.html", "all-trade-off.svg", "all-trade-off.png"]
     assert said.json["written"] == [str(tmp_path / name) for name in names]
     assert all((tmp_path / name).is_file() for name in names)
+
+
+def test_an_evaluation_among_runs(rkd, runs: list[Path], tmp_path: Path) -> None:
+    said = rkd("compare", *runs, make_evaluation(tmp_path / "kept").path)
+    assert said.exit_code == 0 and said.stdout.splitlines()[-1].startswith("my-run")
 
 
 def test_warnings_go_to_stderr(rkd, runs: list[Path], tmp_path: Path) -> None:

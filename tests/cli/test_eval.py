@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +15,10 @@ import torch
 from safetensors.torch import load_file
 
 from rkd.core.engine.ways import Choice
+from rkd.core.transfer import identity
 from rkd.plugins.attacks.pgd import Pgd
+from rkd.registry.catalog import load_catalog
+from rkd.registry.load import load_run
 
 
 def test_a_run_gives_its_numbers_again(rkd, finished) -> None:
@@ -143,11 +148,18 @@ def test_data_of_another_shape(rkd, finished) -> None:
 @pytest.mark.parametrize(
     ("words", "problem"),
     [
-        (("--eps", "-1"), "threat.eps: Input should be greater than 0"),
+        (("--eps", "-1"), "--eps: Input should be greater than 0"),
+        (("--norm", "L2", "--eps", "-1"), "--eps: Input should be greater than 0"),
+        (("--eps", "8"), "--eps: images lie in [0, 1]"),
+        (("--limit", "100000"), "--limit: 100000 is above"),
+        (("--batch-size", "0"), "--batch-size: Input should be greater"),
+        (("--curve", "0"), "--curve: Input should be greater than 0"),
+        (("--seed", "-1"), "--seed: Input should be greater"),
+        (("--attack", "none,pgd"), "--attack none stands alone"),
         (("--eps", "8"), "at most 1, got 8"),
         (("--eps", "much"), "expected a number such as 0.3 or 8/255"),
         (("--limit", "100000"), "above the 359 test images"),
-        (("--limit", "0"), "evaluate.limit: Input should be greater than or equal to 1"),
+        (("--limit", "0"), "--limit: Input should be greater than or equal to 1"),
         (("--attack", "pgdd"), "there is no attack 'pgdd'. Did you mean pgd"),
         (("--set", "attack.pgd.stpes=1"), "there is no such option. Did you mean steps"),
         (("--set", "attack.steps=1"), "name the attack"),
@@ -158,6 +170,16 @@ def test_data_of_another_shape(rkd, finished) -> None:
 def test_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -> None:
     run, _ = finished
     assert problem in refused(rkd, run, *words)
+
+
+def test_a_setting_that_nobody_typed_keeps_its_name(rkd, finished, tmp_path: Path) -> None:
+    run, _ = finished
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    text = (other / "config.toml").read_text()
+    assert "limit = 50\n" in text
+    (other / "config.toml").write_text(text.replace("limit = 50\n", "limit = 5000\n"))
+    assert "evaluate.limit: 5000 is above" in refused(rkd, other, "--eps", "8/255")
 
 
 # Beyond the table
@@ -209,6 +231,19 @@ def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
     assert "JSMA: keeps to no ball: not part of the worst case" in said.stderr
 
 
+@pytest.mark.parametrize(
+    ("attacks", "drawn"), [("cw-l2,fgsm,pgd", "pgd"), ("deepfool,fgsm", "fgsm"), ("cw-l2", "cw-l2")]
+)
+def test_the_curve_is_of_an_attack_that_searches_in_a_ball(rkd, finished, attacks: str, drawn: str) -> None:
+    run, _ = finished
+    short = ("--set", "attack.cw-l2.steps=2") if "cw-l2" in attacks else ()
+    said = rkd(
+        "eval", run, "--attack", attacks, "--curve", "1/255", "--limit", "6", "--checks", "off", "--json", *short
+    )
+    assert said.exit_code == 0, said.stderr
+    assert said.json["curve"]["attack"] == drawn
+
+
 def test_saved(rkd, finished) -> None:
     run, _ = finished
     said = rkd("eval", run, "--attack", "pgd", "--save", "kept", "--json")
@@ -221,6 +256,61 @@ def test_saved(rkd, finished) -> None:
     said = rkd("eval", run, "--attack", "pgd", "--save", "kept")
     assert said.exit_code == 2
     assert "kept exists already" in said.stderr
+
+
+def test_saved_is_all_that_a_page_needs(rkd, finished) -> None:
+    run, _ = finished
+    words = ("--attack", "fgsm,pgd", "--curve", "--transfer", run, "--corruptions", "--limit", "30", "--checks", "off")
+    said = rkd("eval", run, *words, "--seed", "7", "--save", "kept")
+    assert said.exit_code == 0 and f"report: {Path('kept/report.html')}" in said.stderr
+    settings = tomllib.loads(Path("kept/evaluation.toml").read_text())
+    assert settings["seed"] == 7 and settings["data"] == {"name": "digits"}
+    assert settings["threat"]["eps"] == pytest.approx(38 / 255)
+    rules = settings["evaluate"]
+    assert (rules["attacks"], rules["limit"], rules["checks"]) == (["fgsm", "pgd"], 30, "off")
+    assert (rules["corruptions"], rules["transfer"]) == ("own", [str(run)])
+    card = json.loads(Path("kept/net.json").read_text())
+    assert (card["name"], card["source"], card["model"], card["options"]["width"]) == (
+        "first",
+        str(run),
+        "small-cnn",
+        4,
+    )
+    assert card["weights"] == identity(load_run(run, load_catalog()).net)
+    assert card["trained"]["method"] == "pgd-at" and card["trained"]["epochs"] == 1
+    manifest = json.loads(Path("kept/manifest.json").read_text())
+    assert manifest["command"][:2] == ["rkd", "eval"] and "torch" in manifest["versions"]
+    assert manifest["data"]["fingerprint"] == json.loads((run / "manifest.json").read_text())["data"]["fingerprint"]
+    page = Path("kept/report.html").read_text()
+    for words in ("What was evaluated", "Transfer", "Corrupted images", "Accuracy against eps", "Gallery", "madry2018"):
+        assert words in page, words
+    Path("kept/report.html").unlink()
+    assert rkd("report", "kept").stderr == "" and Path("kept/report.html").read_text() == page
+    said = rkd("compare", run, "kept", "--json").json
+    assert [(one["run"], list(one["attacks"])) for one in said["runs"]] == [
+        ("first", ["fgsm", "pgd"]), ("first (kept)", ["fgsm", "pgd"])
+    ]  # fmt: skip
+    assert "is not a run's folder: it is an evaluation saved by `rkd eval`" in refused(rkd, "kept")
+    assert "papernot" in rkd("cite", "kept").stdout or "madry2018" in rkd("cite", "kept").stdout
+
+
+def test_saved_of_a_weights_file_without_a_page(rkd, weights: Path) -> None:
+    said = rkd("eval", weights, *FILE, "--normalize", "data", "--limit", "20", "--save", "kept", "--no-report")
+    assert said.exit_code == 0 and not Path("kept/report.html").exists()
+    card = json.loads(Path("kept/net.json").read_text())
+    assert (card["name"], card["options"], card["trained"]) == ("weights.pt", {"width": 4}, {})
+    assert rkd("report", "kept").exit_code == 0
+    assert "weights.pt" in rkd("compare", "kept").stdout
+
+
+def test_a_page_that_fails_leaves_the_result(rkd, finished, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("no ink")
+
+    monkeypatch.setattr("rkd.report.build_report", broken)
+    run, _ = finished
+    said = rkd("eval", run, "--attack", "none", "--checks", "off", "--save", "kept", "--json")
+    assert said.exit_code == 0 and said.json["clean"] and "`rkd report kept` tries again" in said.stderr
 
 
 def test_nothing_is_left_in_the_cache(rkd, finished, cache: Path) -> None:

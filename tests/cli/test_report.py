@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import rkd.report
-from report.folders import make_run, net
+from report.folders import make_evaluation, make_run, net
 
 
 def test_a_page_and_pictures(rkd, tmp_path: Path) -> None:
@@ -45,6 +45,22 @@ def test_a_real_run(rkd, finished) -> None:
     assert said.exit_code == 0 and said.stderr == ""
     html = (finished[0] / "report.html").read_text(encoding="utf-8")
     assert "Left out" not in html and "Validation accuracy" in html and "pgd-at" in html
+
+
+def test_a_saved_evaluation(rkd, tmp_path: Path) -> None:
+    folder = make_evaluation(tmp_path / "there" / "kept")
+    said = rkd("report", "kept", "--out", tmp_path / "there")
+    assert said.exit_code == 0 and said.stderr == ""
+    html = (folder.path / "report.html").read_text(encoding="utf-8")
+    assert "madry2018towards" in html, "the attacks' citations"
+    said = rkd("report", make_evaluation(tmp_path / "strange", found={"attacks": 3, "model": None}).path)
+    assert said.exit_code == 0 and "left out: citations: evaluation.json names no parts" in said.stderr
+
+
+def test_no_evaluation_either(rkd, tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text('{"samples": "many"}')
+    said = rkd("report", tmp_path)
+    assert said.exit_code == 2 and "holds neither a run nor an evaluation" in said.stderr
 
 
 def test_what_is_no_run(rkd, tmp_path: Path) -> None:

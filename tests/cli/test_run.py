@@ -442,3 +442,8 @@ def test_a_report_that_fails_does_not_make_the_run_fail(rkd, monkeypatch: pytest
     assert said.exit_code == 0
     assert "the report could not be written (no fonts); `rkd report runs/told` tries again" in said.stderr
     assert Path("runs/told/evaluation.json").is_file()
+
+
+def test_no_attack_among_attacks(rkd) -> None:
+    said = rkd("run", "--loss", "ce", "--evaluate", "fgsm,none", "--dry-run")
+    assert said.exit_code == 2 and "--evaluate none stands alone" in said.stderr

@@ -1,4 +1,4 @@
-"""Run folders made by hand: what `rkd run` writes, without the training."""
+"""Folders made by hand: what `rkd run` and `rkd eval --save` write, without the training and the attacks."""
 
 from __future__ import annotations
 
@@ -160,4 +160,49 @@ def make_run(
         folder.write_json(folder.evaluation, content)
         if examples:
             write_examples(folder.examples)
+    return folder
+
+
+SETTINGS: dict[str, Any] = {
+    "seed": 5,
+    "device": "cpu",
+    "evaluate": {"attacks": ["fgsm", "pgd-sat"], "limit": 359, "checks": "full", "engine": "auto", "corruptions": "own",
+                 "transfer": ["runs/other"]},
+    "data": {"name": "digits"},
+    "threat": {"norm": "Linf", "eps": EPS, "step_size": EPS / 4},
+}  # fmt: skip
+
+NET_CARD: dict[str, Any] = {
+    "format": 1, "name": "my-run", "source": "runs/my-run", "model": "small-cnn", "options": {"width": 16},
+    "parameters": 25978, "weights": "907b9036", "shape": [1, 8, 8], "mean": [0.25], "std": [0.5],
+    "trained": {"method": "mtard-anl", "epochs": 3, "seed": 1, "data": "digits",
+                "threat": {"norm": "Linf", "eps": EPS, "step_size": EPS / 4}},
+}  # fmt: skip
+
+TRANSFER: dict[str, Any] = {
+    "attack": "pgd-sat",
+    "samples": 359,
+    "clean": {"runs/my-run": 0.978, "runs/other": 0.942},
+    "accuracy": {
+        "runs/my-run": {"runs/my-run": 0.71, "runs/other": 0.625},
+        "runs/other": {"runs/my-run": 0.8125, "runs/other": 0.25},
+    },
+}
+
+
+def make_evaluation(path: Path, *, found: dict[str, Any] | None = None, bare: bool = False) -> RunFolder:
+    """What `rkd eval --save` writes; `found` goes on top of the usual result. `bare`: evaluation.json alone."""
+    path.mkdir(parents=True)
+    folder = RunFolder(path)
+    about = {"net": "runs/my-run", "model": "small-cnn", "parameters": 25978, "data": "digits", "seed": 5,
+             "classes": CARD["classes"], "threat": CARD["threat"], "transfer": TRANSFER}  # fmt: skip
+    folder.write_json(folder.evaluation, about | full_net() | (found or {}))
+    if not bare:
+        folder.write_text(folder.evaluation_settings, tomli_w.dumps(SETTINGS))
+        folder.write_json(folder.net_card, NET_CARD)
+        words = ["--attack", "fgsm,pgd-sat", "--save", "kept", "--transfer", "runs/other"]
+        kept = ("started", "versions", "plugins", "hardware", "data", "status", "seconds")
+        manifest = {key: MANIFEST[key] for key in kept} | {"command": ["rkd", "eval", "runs/my-run", *words]}
+        folder.write_json(folder.manifest, manifest)
+        write_examples(folder.examples)
     return folder

@@ -14,7 +14,7 @@ import pytest
 
 from rkd.report import build_report, compare, write_comparison
 
-from .folders import full_net, make_run, net
+from .folders import full_net, make_evaluation, make_run, net
 from .test_run_page import POISON, hostile
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -75,12 +75,17 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     unfinished = make_run(folder / "open", finished=False)
     other = make_run(folder / "other", config={"epochs": 9}, student=net(0.9, 0.8, 0.7))
     comparison = write_comparison(compare([finished, other]), folder / "compare.html")[0]
+    nets = [f"runs/a-net-with-quite-a-long-name-{place}" for place in range(6)]
+    accuracy = {one: dict.fromkeys(nets, 0.5) for one in nets}
+    matrix = {"attack": "pgd", "clean": dict.fromkeys(nets, 0.9), "accuracy": accuracy}
+    saved = make_evaluation(folder / "kept", found={"transfer": matrix, "net": "/".join(["a-long-folder"] * 12)})
     # Without the policy that forbids scripts: the escaping alone has to hold.
     bare = re.sub(r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", build_report(hostile(folder / "bad")).html)
     assert "Content-Security-Policy" not in bare and POISON[:8] not in bare
     citations = {"x": "@misc{x, title={" + "A long title " * 30 + "}}"}
     return {
         "run": build_report(finished, citations).html,
+        "evaluation": build_report(saved, citations).html,
         "open": build_report(unfinished).html,
         "compare": comparison.read_text(encoding="utf-8"),
         "bad": bare,
@@ -99,6 +104,7 @@ def test_on_a_phone_and_on_a_desk(pages: dict[str, str], tmp_path: Path) -> None
         assert page["broken"] == page["empty"] == page["scripts"] == page["hacked"] == 0, f"{name}: {page}"
     assert (found["run-390"]["drawings"], found["run-390"]["images"]) == (8, 6)
     assert (found["open-390"]["drawings"], found["compare-390"]["drawings"]) == (5, 1)
+    assert (found["evaluation-390"]["drawings"], found["evaluation-390"]["images"]) == (3, 6)
     assert found["bad-390"]["drawings"] >= 5 and found["bad-390"]["images"] == 6
     assert found["run-390"]["smallest"] >= 9, "letters in pictures can be read on a phone"
 

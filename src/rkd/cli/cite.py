@@ -13,6 +13,7 @@ import click
 from .shared import RUNS, App, pass_app, plugin_option
 
 if TYPE_CHECKING:
+    from rkd.core.runfolder import RunFolder
     from rkd.registry.catalog import Catalog, Entry
 
 
@@ -25,7 +26,9 @@ def cite(app: App, name: str) -> None:
     from .about import find
 
     catalog = app.catalog()
-    folder = next((path for path in (Path(name), Path(RUNS) / name) if (path / "config.toml").is_file()), None)
+    files = ("config.toml", "evaluation.json")
+    places = (Path(name), Path(RUNS) / name)
+    folder = next((path for path in places if any((path / file).is_file() for file in files)), None)
     entries = list(parts_of(folder, catalog, app)) if folder else find(catalog, name)
     texts: dict[str, str] = {}
     silent = []
@@ -61,17 +64,37 @@ def bibtex(text: str) -> dict[str, str]:
 
 
 def parts_of(folder: Path, catalog: Catalog, app: App) -> Iterable[Entry]:
-    """Every component that a run's configuration names. One that is not installed any more is told, not an error."""
+    """Every component that a run's configuration, or a saved evaluation, names. One that is not installed any more is
+    told, not an error."""
     from rkd.core.errors import RkdError
+    from rkd.core.runfolder import RunFolder
     from rkd.registry.config import parse, read_recipe
 
-    config = read_recipe(folder / "config.toml")
-    parse(config)  # names are where they belong from here on
-    for kind, name in dict.fromkeys(_names(config)):
+    opened = RunFolder(folder)
+    if opened.is_evaluation:
+        names = _names_evaluated(opened)
+    else:
+        config = read_recipe(opened.config)
+        parse(config)  # names are where they belong from here on
+        names = _names(config)
+    for kind, name in dict.fromkeys(names):
         try:
             yield catalog.find(kind, name)
         except RkdError as error:
             app.terminal.warning(str(error))
+
+
+def _names_evaluated(folder: RunFolder) -> Iterable[tuple[str, str]]:
+    """Model, data set and attacks of a saved evaluation. Raises ConfigError for one that `rkd eval` did not write."""
+    from rkd.core.errors import ConfigError
+
+    found = folder.read_json(folder.evaluation)
+    found = found if isinstance(found, Mapping) else {}
+    names, attacks = (found.get("model"), found.get("data")), found.get("attacks")
+    if not all(isinstance(name, str) for name in names) or not isinstance(attacks, Mapping):
+        raise ConfigError(f"{folder.evaluation} does not say what was evaluated, as those of `rkd eval --save` do")
+    yield from zip(("model", "dataset"), names, strict=True)
+    yield from (("attack", name) for name in attacks)
 
 
 def _names(config: Mapping[str, Any]) -> Iterable[tuple[str, str]]:

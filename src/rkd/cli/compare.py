@@ -1,4 +1,4 @@
-"""`rkd compare`: several runs in one table."""
+"""`rkd compare`: several runs, or evaluations that `rkd eval --save` kept, in one table."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command("compare", short_help="Put several runs into one table.")
-@click.argument("runs", metavar="RUN...", nargs=-1, required=True, type=click.Path())
+@click.argument("runs", metavar="RUN|EVALUATION...", nargs=-1, required=True, type=click.Path())
 @click.option("--attack", metavar="NAME", help="Measure of robustness for W-Robust, NRR and the trade-off; the worst "
               "case unless given.")  # fmt: skip
 @click.option("--csv", "as_csv", is_flag=True, help="The runs as CSV on stdout.")
@@ -34,17 +34,17 @@ def compare(
 ) -> None:
     """Clean and attacked accuracy of finished runs, side by side.
 
-    RUN is a run's folder, or its name under --out. Runs that differ by seed alone share a row: mean ± standard
-    deviation. A single run has its 95 % interval.
+    RUN is a run's folder, or its name under --out; EVALUATION a folder that `rkd eval --save` wrote. Runs that differ
+    by seed alone share a row: mean ± standard deviation. A single run has its 95 % interval.
     """
     if app.json + as_csv + as_latex > 1:
         raise RkdError("--json, --csv and --latex each fill stdout: give one of them")
-    folders = [find_run(run, out) for run in runs]
+    folders = [find_run(run, out, evaluations=True) for run in runs]
     with app.terminal.guarded():
         from rkd import report
         from rkd.core.runfolder import RunFolder
 
-        found = report.compare([RunFolder.open(path) for path in folders], attack)
+        found = report.compare([RunFolder.open_results(path) for path in folders], attack)
         written = report.write_comparison(found, Path(html)) if html else []
     if app.json:
         app.terminal.json(report.to_json(found) | {"written": [str(path) for path in written]})

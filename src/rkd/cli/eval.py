@@ -54,7 +54,13 @@ from .shared import App, json_option, pass_app, plugin_option, verbosity_options
     metavar="RUN",
     help="Another run: a matrix of who falls to whose adversarial images; repeatable.",
 )
-@click.option("--save", metavar="DIR", type=click.Path(), help="A new folder for the result and some images.")
+@click.option(
+    "--save",
+    metavar="DIR",
+    type=click.Path(),
+    help="A new folder for the result, some images and a page; `rkd report` and `rkd compare` take it.",
+)
+@click.option("--report/--no-report", default=True, help="Write report.html into the --save folder.")
 @click.option(
     "--engine",
     type=click.Choice(["auto", "bfloat16", "plain"]),
@@ -95,7 +101,10 @@ def evaluate(app: App, net: str, **options: Any) -> None:
 
     Attacks, radius and test images are a run's own unless given, so that its numbers come out again.
     """
+    from rkd.core.runfolder import RunFolder
+
     from .evaluation import evaluate_net, of_file, of_run
+    from .report import report_at_end
     from .results import show_evaluation, show_further
 
     path = Path(net)
@@ -120,3 +129,5 @@ def evaluate(app: App, net: str, **options: Any) -> None:
         app.terminal.result(f"{result['net']}: {result['model']}, {result['parameters']:,} parameters", "bold")
         show_evaluation(result, result["threat"], result["data"], app.terminal)
         show_further(result, options["per_class"], app.terminal)
+    if options["save"] and options["report"] and (app.ranks is None or app.ranks.first):
+        report_at_end(RunFolder(options["save"]), catalog, app)

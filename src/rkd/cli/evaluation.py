@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+import datetime
+import re
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +20,21 @@ from rkd.core.nets import Net
 from rkd.core.outcomes import Evaluation
 from rkd.core.runfolder import RunFolder
 from rkd.core.search import rehearse
-from rkd.core.transfer import transfer_matrix
+from rkd.core.transfer import identity, transfer_matrix
 from rkd.registry.build import choose_device
 from rkd.registry.cache import cache_folder
 from rkd.registry.catalog import Catalog
-from rkd.registry.config import assignments, merge, parse, read_recipe
+from rkd.registry.config import assignments, merge, parse, read_recipe, toml
 from rkd.registry.evaluation import curve_attack
 from rkd.registry.evaluation import evaluate_net as run_attacks
 from rkd.registry.foreign import settle_normalization
 from rkd.registry.load import load_file, load_run
+from rkd.registry.manifest import surroundings
 from rkd.registry.resolve import Plan, resolve
 
 from .interrupts import Interrupts
 from .progress import Display
-from .shared import App, find_run, split_names
+from .shared import App, find_run, split_attacks
 
 EXAMPLES = 16
 """Images kept with --save."""
@@ -37,12 +42,14 @@ EXAMPLES = 16
 
 @dataclass(frozen=True)
 class Subject:
-    """A net in need of evaluation."""
+    """A net in need of evaluation. `options`: its model's; `trained`: what its run says of its training."""
 
     name: str
     model: str
     net: Net
     plan: Plan
+    options: Mapping[str, Any]
+    trained: Mapping[str, Any] = field(default_factory=dict)
 
 
 def of_run(text: str, options: Mapping[str, Any], catalog: Catalog) -> Subject:
@@ -62,7 +69,16 @@ def of_run(text: str, options: Mapping[str, Any], catalog: Catalog) -> Subject:
             f"{folder.path} is for images {shape} and {classes} classes; data set {plan.data.name!r} has "
             f"{tuple(plan.data.shape)} and {len(plan.data.classes)}"
         )
-    return Subject(str(folder.path), loaded.card.model, loaded.net, plan)
+    trained = {
+        "method": _name_in(config.get("loss")), "epochs": config.get("epochs"), "seed": config.get("seed"),
+        "data": _name_in(config.get("data")), "threat": asdict(loaded.card.threat),
+    }  # fmt: skip
+    trained = {key: value for key, value in trained.items() if value is not None}
+    return Subject(str(folder.path), loaded.card.model, loaded.net, plan, loaded.card.options, trained)
+
+
+def _name_in(section: Any) -> Any:
+    return section.get("name") if isinstance(section, Mapping) else None
 
 
 def of_file(path: Path, options: Mapping[str, Any], catalog: Catalog, app: App) -> Subject:
@@ -74,12 +90,12 @@ def of_file(path: Path, options: Mapping[str, Any], catalog: Catalog, app: App) 
     settle_normalization(
         net, options["normalize"], str(path), data, lambda text: app.terminal.message(f"{text}; --normalize settles it")
     )
-    return Subject(str(path), model, net, plan)
+    return Subject(str(path), model, net, plan, settings)
 
 
 def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog, app: App) -> dict[str, Any]:
     """Attack the net. Returns what `rkd eval --json` prints. A killed evaluation goes on where it was."""
-    plan = subject.plan
+    plan, started = subject.plan, time.time()
     net = subject.net.to(choose_device(plan.config.device))
     interrupts = Interrupts()
     display = Display(app.terminal, interrupts)
@@ -117,6 +133,7 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
         return found
     if save:
         _keep(save, found, result)
+        _describe(RunFolder(save), subject, options, catalog, app, started)
     journal.close()
     return found
 
@@ -166,6 +183,45 @@ def _keep(path: Path, found: dict[str, Any], result: Evaluation) -> None:
         )  # fmt: skip
 
 
+def _describe(
+    folder: RunFolder, subject: Subject, options: Mapping[str, Any], catalog: Catalog, app: App, started: float
+) -> None:
+    """What a page about the evaluation needs besides its result: the settings, which net it was, and the manifest."""
+    plan, net = subject.plan, subject.net
+    settings = {key: value for key, value in plan.config.model_dump().items() if key in ("seed", "device", "evaluate")}
+    settings["data"] = {"name": plan.config.data.name} | plan.config.data.options
+    settings["threat"] = asdict(plan.data.threat)
+    if options["corruptions"]:
+        settings["evaluate"]["corruptions"] = options["corruptions"]
+    if options["others"]:
+        settings["evaluate"]["transfer"] = list(options["others"])
+    folder.write_text(folder.evaluation_settings, toml(settings))
+    card = {
+        "format": 1,
+        "name": Path(subject.name).resolve().name,
+        "source": subject.name,
+        "model": subject.model,
+        "options": dict(subject.options),
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "weights": identity(net),
+        "shape": list(plan.data.shape),
+        "mean": net.mean.flatten().tolist(),
+        "std": net.std.flatten().tolist(),
+        "trained": dict(subject.trained),
+    }
+    folder.write_json(folder.net_card, card)
+    manifest = surroundings(catalog, choose_device(plan.config.device), (app.ranks or ALONE).size)
+    manifest |= {
+        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        "seed": plan.config.seed,
+        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
+        "command": ["rkd", *app.words],
+        "status": "finished",
+        "seconds": round(time.time() - started, 2),
+    }
+    folder.write_json(folder.manifest, manifest)
+
+
 def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) -> Plan:
     """A configuration with these options: a run's own settings yield to them."""
     table: dict[str, Any] = {"loss": {"name": "ce"}, **own}  # a method without teachers and attacks
@@ -188,9 +244,8 @@ def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) 
         rules["rounded"] = True
     if options["engine"]:
         rules["engine"] = options["engine"]
-    names = split_names(options["attacks"])
-    if names:
-        rules["attacks"] = [] if names == ["none"] else names
+    if (names := split_attacks("--attack", options["attacks"])) is not None:
+        rules["attacks"] = names
     table = merge(table, {"data": data} if data else {}, {"evaluate": rules})
     chosen = table["evaluate"].get("attacks")
     old = {name: o for name, o in table["evaluate"].get("options", {}).items() if chosen is None or name in chosen}
@@ -206,11 +261,38 @@ def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) 
     for key in ("seed", "device"):
         if options[key] is not None:
             table[key] = options[key]
-    plan = resolve(table, catalog)
-    if options["curve"]:
-        table["evaluate"]["curve"] = _radii(options["curve"], plan)
+    with _by_option(options):
         plan = resolve(table, catalog)
+        if options["curve"]:
+            table["evaluate"]["curve"] = _radii(options["curve"], plan)
+            plan = resolve(table, catalog)
     return plan
+
+
+_OPTIONS = {
+    "threat.eps": "eps", "threat.norm": "norm", "evaluate.limit": "limit", "evaluate.batch_size": "batch_size",
+    "evaluate.curve": "curve", "seed": "seed", "data.name": "dataset", "data.dir": "data_dir",
+}  # fmt: skip
+"""Settings by the options that give them."""
+
+
+@contextmanager
+def _by_option(options: Mapping[str, Any]) -> Iterator[None]:
+    """Problems of settings that options gave name the options: a radius that was typed is `--eps`, a run's own is its
+    `threat.eps`. So is one that is missing in a ball that was typed."""
+    given = {key: option for key, option in _OPTIONS.items() if options[option] is not None}
+    if options["norm"] is not None:
+        given["threat.eps"] = "eps"
+
+    def renamed(problem: str) -> str:
+        where, colon, what = problem.partition(": ")
+        key = re.sub(r"\.\d+$", "", where)
+        return f"--{given[key].replace('_', '-')}{colon}{what}" if colon and key in given else problem
+
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([renamed(problem) for problem in error.problems]) from None
 
 
 def _radii(text: str, plan: Plan) -> list[Any]:

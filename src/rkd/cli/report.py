@@ -1,4 +1,4 @@
-"""`rkd report`: one page about a run."""
+"""`rkd report`: one page about a run, or about an evaluation that `rkd eval --save` kept."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from rkd.registry.catalog import Catalog
 
 
-@click.command("report", short_help="Write a page about a run, with pictures.")
-@click.argument("run", metavar="RUN", type=click.Path())
+@click.command("report", short_help="Write a page about a run or a saved evaluation, with pictures.")
+@click.argument("run", metavar="RUN|EVALUATION", type=click.Path())
 @click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where runs named without a path are.")
 @json_option
 @verbosity_options
@@ -25,12 +25,13 @@ def report(app: App, run: str, out: str) -> None:
     """Write RUN/report.html, one page that needs no network, and its pictures to RUN/plots.
 
     RUN is a run's folder, or its name under --out. Of a run that is not finished the page shows what there is.
+    EVALUATION is a folder that `rkd eval --save` wrote.
     """
-    path = find_run(run, out)
+    path = find_run(run, out, evaluations=True)
     with app.terminal.guarded():
         from rkd.core.runfolder import RunFolder
 
-        folder = RunFolder.open(path)
+        folder = RunFolder.open_results(path)
         page, left_out = report_on(folder, app.catalog(), app)
     pictures = sorted(str(file) for file in (path / "plots").glob("*.*"))
     for line in left_out:
@@ -52,6 +53,20 @@ def report_on(folder: RunFolder, catalog: Catalog, app: App) -> tuple[Path, list
     return save_report(made, folder), [*made.left_out, *([problem] if problem else [])]
 
 
+def report_at_end(folder: RunFolder, catalog: Catalog, app: App) -> None:
+    """The page of what just ended. The results are there: whatever goes wrong with a picture must not make it look
+    failed."""
+    try:
+        with app.terminal.guarded():
+            page, left_out = report_on(folder, catalog, app)
+    except Exception as error:
+        app.terminal.warning(f"the report could not be written ({error}); `rkd report {folder.path}` tries again")
+        return
+    for line in left_out:
+        app.terminal.message(f"left out of the report: {line}")
+    app.terminal.message(f"report: {page}")
+
+
 def citations_of(folder: RunFolder, catalog: Catalog, app: App) -> tuple[dict[str, str] | None, str]:
     """BibTeX entries of a run's parts by their keys, as `rkd cite` gives them; None and the reason where its
     configuration cannot be read for parts."""
@@ -66,5 +81,6 @@ def citations_of(folder: RunFolder, catalog: Catalog, app: App) -> tuple[dict[st
                 found.setdefault(key, text)
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError) as error:
         # A configuration that no run wrote; `rkd run` would say what is wrong with it.
-        return None, f"citations: config.toml names no parts that can be read ({type(error).__name__})"
+        name = (folder.evaluation if folder.is_evaluation else folder.config).name
+        return None, f"citations: {name} names no parts that can be read ({type(error).__name__})"
     return found, ""

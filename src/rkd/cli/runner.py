@@ -18,6 +18,7 @@ from rkd.registry.resume import before_of
 
 from .interrupts import Interrupts
 from .progress import Display
+from .report import report_at_end
 from .results import show_run
 from .shared import App
 from .terminal import Terminal, duration, memory
@@ -59,24 +60,9 @@ def carry_out(
         kept = f"weights of epoch {results['student']['chosen_epoch'] + 1} of {results['epochs']}"
         terminal.result(f"wrote {path} in {duration(results['seconds'])} ({kept})")
     if report:
-        _report(folder, catalog, app)
+        report_at_end(folder, catalog, app)
     stronger = [f" --attack {name}" for name in ("pgd-trades", "autoattack") if name in catalog.names("attack")]
     terminal.message(f"next: rkd eval {path}{''.join(stronger)}")
-
-
-def _report(folder: RunFolder, catalog: Catalog, app: App) -> None:
-    """The run's page. The run is finished: whatever goes wrong with a picture must not make it look failed."""
-    from .report import report_on
-
-    try:
-        with app.terminal.guarded():
-            page, left_out = report_on(folder, catalog, app)
-    except Exception as error:
-        app.terminal.warning(f"the report could not be written ({error}); `rkd report {folder.path}` tries again")
-        return
-    for line in left_out:
-        app.terminal.message(f"left out of the report: {line}")
-    app.terminal.message(f"report: {page}")
 
 
 def _title(table: Mapping[str, Any]) -> str:

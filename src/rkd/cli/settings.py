@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from rkd.core.errors import ConfigError, RkdError
 from rkd.core.runfolder import RunFolder, safe_name
 
-from .shared import split_names
+from .shared import split_attacks
 
 if TYPE_CHECKING:
     from rkd.core.distributed import Ranks
@@ -82,9 +82,8 @@ def option_table(options: Mapping[str, Any]) -> Table:
     for kind, option in (("schedulers", "scheduler"), ("augments", "augment"), ("extensions", "extension")):
         for name in options[option]:
             put(f"{kind}.{name}", {})
-    if options["evaluate"]:
-        names = split_names(options["evaluate"])
-        put("evaluate.attacks", [] if names == ["none"] else names)
+    if (attacks := split_attacks("--evaluate", options["evaluate"])) is not None:
+        put("evaluate.attacks", attacks)
     return table
 
 

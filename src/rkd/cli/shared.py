@@ -88,12 +88,23 @@ json_option = click.option(
 )  # fmt: skip
 
 
-def find_run(text: str, out: str = RUNS) -> Path:
-    """A run by its folder, or by its name under `out`. Raises RkdError."""
-    for path in (Path(text), Path(out) / text):
-        if (path / "config.toml").is_file():
+def find_run(text: str, out: str = RUNS, evaluations: bool = False) -> Path:
+    """A run by its folder, or by its name under `out`; with `evaluations` also what `rkd eval --save` wrote.
+
+    Raises RkdError.
+    """
+    places = (Path(text), Path(out) / text)
+    names = ("config.toml", "evaluation.json") if evaluations else ("config.toml",)
+    for path in places:
+        if any((path / name).is_file() for name in names):
             return path
-    known = [path.parent.name for path in sorted(Path(out).glob("*/config.toml"))]
+    for path in places:
+        if (path / "evaluation.json").is_file():
+            raise RkdError(
+                f"{path} is not a run's folder: it is an evaluation saved by `rkd eval`, and holds no net. "
+                f"`rkd report {path}` shows it, `rkd compare` puts it beside others"
+            )
+    known = list(dict.fromkeys(path.parent.name for name in names for path in sorted(Path(out).glob(f"*/{name}"))))
     there = f" Runs in {out}: {', '.join(known)}." if known else ""
     raise RkdError(f"{text} is not a run's folder, nor a name under {out}.{did_you_mean(text, known)}{there}")
 
@@ -101,6 +112,17 @@ def find_run(text: str, out: str = RUNS) -> Path:
 def split_names(texts: tuple[str, ...]) -> list[str]:
     """`("fgsm,cw", "pgd")` to `["fgsm", "cw", "pgd"]`, each once."""
     return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
+
+
+def split_attacks(option: str, texts: tuple[str, ...]) -> list[str] | None:
+    """The attacks of an option: [] for `none`, None where it was not given. Raises RkdError for `none` among others."""
+    names = split_names(texts)
+    if "none" in names and len(names) > 1:
+        others = ", ".join(name for name in names if name != "none")
+        raise RkdError(
+            f"{option} none stands alone: it asks for clean accuracy and no attack; leave out none, or {others}"
+        )
+    return None if not names else [] if names == ["none"] else names
 
 
 def _verbosity(context: click.Context, parameter: click.Parameter, value: bool) -> None:

@@ -35,6 +35,9 @@ class RunFolder:
     epoch; `student.safetensors` and `student.json` the result; `evaluation.json`, with the images of its gallery in
     `examples.safetensors`; `checkpoints/` with `last.safetensors`, `previous-1.safetensors` (the one before it; more
     of them if more are kept) while the run goes on, and `best.safetensors`, the weights of the best epoch so far.
+
+    What `rkd eval --save` writes is a folder without `config.toml`: `evaluation.json` and the images of its gallery;
+    `evaluation.toml` the evaluation's settings; `net.json` which net it was; `manifest.json`.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -82,6 +85,20 @@ class RunFolder:
         folder.check_links()
         return folder
 
+    @classmethod
+    def open_results(cls, path: Path | str) -> RunFolder:
+        """An existing run, or the folder of a saved evaluation. Raises RkdError if it is neither."""
+        folder = cls(path)
+        if not folder.is_evaluation:
+            return cls.open(path)
+        folder.check_links()
+        return folder
+
+    @property
+    def is_evaluation(self) -> bool:
+        """Whether it is what `rkd eval --save` wrote, and no run."""
+        return self.evaluation.is_file() and not self.config.exists()
+
     def check_links(self) -> None:
         """Raise RkdError for a link out of the folder: a stranger's run would have other files read, shown or written.
 
@@ -114,6 +131,14 @@ class RunFolder:
     @property
     def evaluation(self) -> Path:
         return self.path / "evaluation.json"
+
+    @property
+    def evaluation_settings(self) -> Path:
+        return self.path / "evaluation.toml"
+
+    @property
+    def net_card(self) -> Path:
+        return self.path / "net.json"
 
     @property
     def examples(self) -> Path:
@@ -164,7 +189,10 @@ class RunFolder:
             raise RkdError(f"cannot read {path}: {error}") from None
 
     def write_config(self, text: str) -> None:
-        write_atomic(self.config, text.encode())
+        self.write_text(self.config, text)
+
+    def write_text(self, path: Path, text: str) -> None:
+        write_atomic(path, text.encode())
 
     def log(self, line: dict[str, Any]) -> None:
         """Append one line to metrics.jsonl."""

@@ -192,7 +192,12 @@ class RunConfig(_Section):
 
     def text(self) -> str:
         """The configuration as TOML; reading it again gives the same configuration."""
-        return tomli_w.dumps(_without_none(self.model_dump(by_alias=True)))
+        return toml(self.model_dump(by_alias=True))
+
+
+def toml(table: Mapping[str, Any]) -> str:
+    """A table as TOML, which has no None: what is None is left out."""
+    return tomli_w.dumps(_without_none(table))
 
 
 M = TypeVar("M", bound=BaseModel)

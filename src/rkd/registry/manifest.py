@@ -26,26 +26,35 @@ from .teachers import Found
 
 def manifest_of(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
     """What is known before the training starts, but for the teachers and the cost."""
-    packages = ("rkd-toolkit", "torch", "torchvision", "timm", "numpy", "safetensors", "pluggy", "pydantic")
+    found = surroundings(catalog, run.device, run.ranks.size)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed": 0,
         "process": f"{os.getpid()} on {platform.node() or 'this machine'}",
         "seed": plan.config.seed,
+        **{key: found[key] for key in ("versions", "plugins", "hardware")},
+        "precision": str(plan.config.precision),
+        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
+        "git": found["git"],
+        "command": sys.argv,
+        "launch": run.ranks.launch,
+    }
+
+
+def surroundings(catalog: Catalog, device: torch.device, processes: int) -> dict[str, Any]:
+    """Software and hardware of this process."""
+    packages = ("rkd-toolkit", "torch", "torchvision", "timm", "numpy", "safetensors", "pluggy", "pydantic")
+    return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in packages},
         "plugins": {p.key: p.version for p in catalog.plugins.plugins.values() if not p.error and not p.disabled},
         "hardware": {
             "system": f"{platform.system()} {platform.machine()}",
             "cpu_threads": torch.get_num_threads(),
-            "device": torch.cuda.get_device_name(run.device) if run.device.type == "cuda" else str(run.device),
-            "tf32": _tf32(run.device),
-            "processes": run.ranks.size,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+            "tf32": _tf32(device),
+            "processes": processes,
         },
-        "precision": str(plan.config.precision),
-        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
         "git": _git(),
-        "command": sys.argv,
-        "launch": run.ranks.launch,
     }
 
 

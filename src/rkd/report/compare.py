@@ -1,4 +1,7 @@
-"""Several runs side by side: one row a group of runs that differ by seed alone, and reasons not to compare them."""
+"""Several runs side by side: one row a group of runs that differ by seed alone, and reasons not to compare them.
+
+Saved evaluations stand among them, each in a row of its own: how their nets were trained they do not say.
+"""
 
 from __future__ import annotations
 
@@ -112,7 +115,7 @@ def _value(values: Sequence[float]) -> Value:
 
 
 def compare(folders: Iterable[RunFolder], attack: str | None = None) -> Comparison:
-    """Put finished runs side by side. `attack`: the measure of robustness instead of the worst case.
+    """Put finished runs and saved evaluations side by side. `attack`: the measure of robustness for the worst case.
 
     A run without an evaluation is left out with a warning. Raises RkdError if none is left, or none has the attack.
     """
@@ -148,7 +151,12 @@ def _why(data: RunData) -> str:
 
 
 def _name_apart(runs: Sequence[Run]) -> None:
-    """Folders of one name in different places get their parents' names in front."""
+    """Evaluations of one net, or of a run that is there itself, get their folders' names behind; folders of one name in
+    different places their parents' names in front."""
+    names = [run.name for run in runs]
+    for run in runs:
+        if run.data.evaluated and names.count(run.name) > 1:
+            run.data.name = f"{run.name} ({text(run.data.folder.resolve().name, 60)})"
     names = [run.name for run in runs]
     for run in runs:
         if names.count(run.name) > 1:
@@ -197,7 +205,9 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def _identity(run: RunData) -> str:
-    """What makes a run: its settings without the seed, its data and its threat."""
+    """What makes a run: its settings without the seed, its data and its threat. An evaluation is like no other."""
+    if run.evaluated:
+        return f"evaluation {run.folder.resolve()}"
     config = {key: value for key, value in run.config.items() if key not in ALIKE}
     if "evaluate" in config:
         config["evaluate"] = {key: value for key, value in table(config["evaluate"]).items() if key not in LOOKS}
@@ -228,10 +238,11 @@ def _doubts(runs: Sequence[Run]) -> list[str]:
 def _incomparable(runs: Sequence[Run]) -> list[str]:
     """Why numbers of these runs are not measured alike."""
     found = []
-    data = {" ".join(filter(None, (r.data.data, _fingerprint(r.data)))): r.data.data or "?" for r in runs}
-    if len(set(data.values())) > 1:
-        found.append(f"the numbers are not comparable: different data sets ({', '.join(sorted(set(data.values())))})")
-    elif len(data) > 1:
+    data = {r.data.data or "?" for r in runs}
+    images = {found_print for r in runs if (found_print := _fingerprint(r.data)) or not r.data.evaluated}
+    if len(data) > 1:
+        found.append(f"the numbers are not comparable: different data sets ({', '.join(sorted(data))})")
+    elif len(images) > 1:
         found.append("the numbers are not comparable: the data sets share a name, but not their images")
     threats = {radius(*r.data.threat) or "none" for r in runs}
     if len(threats) > 1:
@@ -255,11 +266,17 @@ def _fingerprint(run: RunData) -> str:
 
 
 def _differences(groups: Sequence[Group]) -> dict[str, list[str]]:
-    """Settings in which the groups differ: by dotted key, a value for each group, "" where it has none."""
+    """Settings in which the groups differ: by dotted key, a value for each group, "" where it has none. What an
+    evaluation does not say is no difference."""
     flat = [dict(_flat(group.first.config)) for group in groups]
     keys = dict.fromkeys(key for one in flat for key in one)
     rows = {key: [one.get(key, "") for one in flat] for key in keys if key.split(".")[0] not in ALIKE}
-    differing = {key: values for key, values in rows.items() if len(set(values)) > 1}
+    silent = [group.first.evaluated for group in groups]
+
+    def said(values: list[str]) -> set[str]:
+        return {value for value, unsaid in zip(values, silent, strict=True) if value or not unsaid}
+
+    differing = {key: values for key, values in rows.items() if len(said(values)) > 1}
     return dict(list(differing.items())[:MOST_DIFFERENCES])
 
 

@@ -71,6 +71,17 @@ class Corruptions:
 
 
 @dataclass(frozen=True)
+class Transfer:
+    """Accuracy of nets on images that an attack made on others: `rows[source][net]`, both in the order of `nets`."""
+
+    attack: str
+    samples: int | None
+    nets: list[str]
+    clean: list[float | None]
+    rows: list[list[float | None]]
+
+
+@dataclass(frozen=True)
 class Seen:
     """What the net said to an image."""
 
@@ -112,6 +123,7 @@ class Net:
     curve: Curve | None = None
     rounded: dict[str, float] = field(default_factory=dict)
     corruptions: Corruptions | None = None
+    transfer: Transfer | None = None
     examples: list[Example] = field(default_factory=list)
 
     def accuracy(self, name: str) -> float | None:
@@ -123,7 +135,8 @@ class Net:
 
 @dataclass
 class RunData:
-    """All that a run's folder says."""
+    """All that a run's folder says, or the folder of a saved evaluation (`evaluated`): that has no history and no
+    teachers, `student` is the net, `card` says which one it was, and `config` holds the evaluation's settings alone."""
 
     name: str
     folder: Path
@@ -135,6 +148,7 @@ class RunData:
     student: Net | None
     teachers: list[Net]
     left_out: list[str]
+    evaluated: bool = False
 
     @property
     def finished(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from rkd.core.errors import RkdError
@@ -21,6 +21,7 @@ from .data import (
     RunData,
     Search,
     Seen,
+    Transfer,
 )
 from .values import block, interval, items, number, setting, shallow, share, shortened, table, text, whole
 
@@ -29,6 +30,9 @@ T = TypeVar("T")
 MOST = 64
 """Entries of one table (attacks, teachers, loss terms) that are read."""
 
+MOST_NETS = 32
+"""Nets of a transfer matrix that are shown: it has as many rows as columns."""
+
 MOST_BYTES = 64 << 20
 """Size of a history that is read."""
 
@@ -36,8 +40,11 @@ MOST_EPOCHS = 200_000
 
 
 def read_run(folder: RunFolder) -> RunData:
-    """Read a run, finished or not. Raises RkdError if it has no readable configuration, or links out of its folder."""
+    """Read a run, finished or not, or a saved evaluation. Raises RkdError if a run has no readable configuration, an
+    evaluation no readable result, or the folder links out of itself."""
     folder.check_links()
+    if folder.is_evaluation:
+        return _read_evaluation(folder)
     left_out: list[str] = []
     config_text = _text_of(folder.config)
     try:
@@ -60,6 +67,37 @@ def read_run(folder: RunFolder) -> RunData:
     return RunData(
         name, folder.path, table(config), block(config_text), manifest, card, _history(folder, left_out),
         student, teachers, left_out,
+    )  # fmt: skip
+
+
+def _read_evaluation(folder: RunFolder) -> RunData:
+    """What `rkd eval --save` wrote. Only evaluation.json has to be there: it says by itself what was evaluated."""
+    left_out: list[str] = []
+    found = _json_of(folder.evaluation, left_out)
+    if number(found.get("samples")) is None or "clean" not in found:
+        why = f": {left_out[0]}" if left_out else ""
+        raise RkdError(f"{folder.path} holds neither a run nor an evaluation that `rkd eval --save` wrote{why}")
+    config: dict[str, Any] = {}
+    config_text = ""
+    if folder.evaluation_settings.exists():
+        try:
+            config_text = _text_of(folder.evaluation_settings)
+            config = shallow(parse_toml(config_text))
+        except (RkdError, OSError, ValueError) as error:
+            left_out.append(f"{folder.evaluation_settings.name}: {_reason(error)}")
+    card = _json_of(folder.net_card, left_out)
+    about = ("model", "data", "classes", "threat", "parameters")
+    # As the weights' own card says it of a run's student, so that the same pages can be made of both.
+    card |= {key: found[key] for key in about if key in found}
+    card["loss"] = table(card.get("trained")).get("method")
+    source = text(card.get("source"), 400) or text(found.get("net"), 400)
+    card["source"] = source
+    name = text(card.get("name")) or PurePath(source).name or text(folder.path.resolve().name) or "net"
+    config = {"seed": found.get("seed")} | table(config)
+    student = _Reader(left_out, "the net's").net(found)
+    return RunData(
+        shortened(name, 100), folder.path, config, block(config_text), _json_of(folder.manifest, left_out), card, [],
+        student, [], left_out, True,
     )  # fmt: skip
 
 
@@ -156,8 +194,13 @@ class _Reader:
             curve=self._one(source, "curve", _curve),
             rounded=self._each(source, "rounded", share),
             corruptions=self._one(source, "corruptions", _corruptions),
+            transfer=self._one(source, "transfer", _transfer),
             examples=self._examples(source),
         )
+        if source.get("attacks") == {}:  # the worst of no attack is no measure of robustness
+            net.worst_case = None
+            for part in (net.intervals, net.per_class):
+                part.pop("worst_case", None)
         # "clean" and "worst_case" have places of their own: as attacks' names they would stand for two things.
         for name in ("clean", "worst_case"):
             if net.attacks.pop(name, None) is not None:
@@ -297,3 +340,19 @@ def _corruptions(value: Any) -> Corruptions | None:
         if isinstance(levels, list) and levels
     }
     return Corruptions(text(entry.get("source")), rows, share(entry.get("mean"))) if rows else None
+
+
+def _transfer(value: Any) -> Transfer | None:
+    entry = table(value)
+    rows, clean = table(entry.get("accuracy")), table(entry.get("clean"))
+    nets = list(rows)[:MOST_NETS]
+    if not nets or not all(isinstance(rows[name], Mapping) for name in nets):
+        return None
+    found = [table(rows[name]) for name in nets]
+    return Transfer(
+        text(entry.get("attack"), 40),
+        whole(entry.get("samples")),
+        nets,
+        [share(clean.get(name)) for name in nets],
+        [[share(row.get(name)) for name in nets] for row in found],
+    )

@@ -1,4 +1,4 @@
-"""The report of one run."""
+"""The report of one run, or of one saved evaluation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ class Report:
 
 
 def write_report(folder: RunFolder, citations: Mapping[str, str] | None = None) -> Path:
-    """Write `report.html` and `plots/` into a run's folder, finished or not; what was there is replaced.
+    """Write `report.html` and `plots/` into a run's folder, finished or not, or into the folder of a saved evaluation;
+    what was there is replaced.
 
     `citations`: BibTeX entries by their keys; without them the page says how to get them. Returns the page's path.
     Raises RkdError if the folder is no run or cannot be written.
@@ -47,7 +48,7 @@ def save_report(report: Report, folder: RunFolder) -> Path:
 
 
 def build_report(folder: RunFolder, citations: Mapping[str, str] | None = None) -> Report:
-    """The report of a run, unwritten. Raises RkdError if the folder is no run."""
+    """The report of a run or a saved evaluation, unwritten. Raises RkdError if the folder is no run."""
     run = read_run(folder)
     net, classes = run.student, run.classes
     training = _drawn(
@@ -62,16 +63,22 @@ def build_report(folder: RunFolder, citations: Mapping[str, str] | None = None) 
             bars = (found, charts.per_class(found))
         reliability = charts.reliability(net)
         gallery = _gallery(folder, net, run.left_out)
+    kind = "evaluation" if run.evaluated else "run"
     html = render_page(
-        "run.html.jinja",
+        f"{kind}.html.jinja",
         version=__version__,
+        kind=kind,
+        made_from=f"the {kind}",
+        whose="net" if run.evaluated else "student",
+        cited=summary.place(run),
+        evaluated=summary.evaluated(run) if run.evaluated else [],
         run=run,
         net=net,
         title=run.name,
         badge=summary.badge(run),
         facts=summary.facts(run),
         tiles=summary.tiles(run) if net else [],
-        origin=origin(run),
+        origin=None if run.evaluated else origin(run),
         table=summary.results(net, run.teachers) if net else None,
         doubts=summary.doubts(run),
         training=training,
@@ -80,11 +87,11 @@ def build_report(folder: RunFolder, citations: Mapping[str, str] | None = None) 
         reliability=reliability,
         gallery=gallery,
         named=lambda label: _named(classes, label),
-        cost=summary.cost(run),
+        cost=None if run.evaluated else summary.cost(run),
         commands=summary.commands(run),
         citations=None if citations is None else list(citations.values()),
         machine=summary.machine(run),
-        absent=summary.absent(net, gallery),
+        absent=summary.absent(run, gallery),
         left_out=list(dict.fromkeys(run.left_out)),
     )
     pictures = [*training, *_drawn(eps, bars[1] if bars else None, reliability)]

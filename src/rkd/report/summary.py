@@ -9,7 +9,20 @@ from pathlib import PurePath
 
 from .data import Net, RunData
 from .gallery import Gallery
-from .values import attack_name, between, items, percent, radius, setting, shortened, table, text, whole
+from .values import (
+    attack_name,
+    between,
+    grouped,
+    items,
+    number,
+    percent,
+    radius,
+    setting,
+    shortened,
+    table,
+    text,
+    whole,
+)
 
 
 def badge(run: RunData) -> tuple[str, str]:
@@ -22,7 +35,17 @@ def badge(run: RunData) -> tuple[str, str]:
     return "unfinished" if status in ("", "finished") else f"unfinished: {shortened(status, 60)}", "open"
 
 
+def place(run: RunData) -> str:
+    """How its folder is called, as commands name it: an evaluation's own name is its net's."""
+    return shortened(text(run.folder.resolve().name), 100) if run.evaluated else run.name
+
+
 def facts(run: RunData) -> list[str]:
+    if run.evaluated:
+        several = f"under {len(run.student.attacks)} attacks" if run.student and len(run.student.attacks) > 1 else ""
+        samples = f"{run.student.samples:,} test images" if run.student and run.student.samples else ""
+        seed = f"seed {run.seed}" if run.seed is not None else ""
+        return [fact for fact in (text(run.manifest.get("started"), 40)[:10], samples, several, seed) if fact]
     done = int(run.history[-1]["epoch"]) if run.history else 0
     epochs = run.epochs or done
     found = [
@@ -32,6 +55,54 @@ def facts(run: RunData) -> list[str]:
         f"{run.student.samples:,} test images" if run.student and run.student.samples else "",
     ]
     return [fact for fact in found if fact]
+
+
+def evaluated(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(heading, [(name, value)]) on what an evaluation was of: the net, its images, the attacker."""
+    net, card, rules = run.student, run.card, table(run.config.get("evaluate"))
+    assert net is not None
+    trained, data = table(card.get("trained")), table(run.manifest.get("data"))
+    limited = rules.get("limit") is not None
+    epochs, seed = whole(trained.get("epochs")), whole(trained.get("seed"))
+    training = [
+        text(trained.get("method")),
+        f"on {text(trained.get('data'))}" if text(trained.get("data")) else "",
+        radius(text(table(trained.get("threat")).get("norm"), 20), number(table(trained.get("threat")).get("eps"))),
+        f"{epochs} epochs" if epochs else "",
+        f"seed {seed}" if seed is not None else "",
+    ]
+    options = [f"{key} = {setting(key, value)}" for key, value in list(table(card.get("options")).items())[:64]]
+    shape = " × ".join(text(side) for side in items(card.get("shape"))[:3])
+    corrupted, others = text(rules.get("corruptions")), items(rules.get("transfer"))
+    found = [
+        ("the net", [
+            ("from", text(card.get("source"), 400)),
+            ("model", net.model),
+            ("options", shortened(", ".join(options), 400)),
+            ("parameters", grouped(count) if (count := whole(card.get("parameters"))) else ""),
+            ("weights", text(card.get("weights"), 40)),
+            ("trained by", ", ".join(filter(None, training))),
+            ("mean", setting("mean", card.get("mean"))),
+            ("std", setting("std", card.get("std"))),
+        ]),
+        ("the images", [
+            ("data", run.data),
+            ("fingerprint", text(data.get("fingerprint"))),
+            ("test images", f"{net.samples:,}{' (a fixed subset)' if limited else ''}" if net.samples else ""),
+            ("shape", shape),
+            ("classes", f"{len(run.classes):,}" if run.classes else ""),
+            ("corruptions", "rkd's own" if corrupted == "own" else corrupted),
+        ]),
+        ("the attacker", [
+            ("threat", radius(*run.threat)),
+            ("attacks", ", ".join(attack_name(name) for name in net.attacks) or "none"),
+            ("seed", str(run.seed) if run.seed is not None else ""),
+            ("self-checks", text(rules.get("checks"))),
+            ("engine", text(rules.get("engine"))),
+            ("transfer", shortened(", ".join(text(other) for other in others[:64]), 400)),
+        ]),
+    ]  # fmt: skip
+    return [(heading, [(name, value) for name, value in lines if value]) for heading, lines in found]
 
 
 @dataclass(frozen=True)
@@ -62,11 +133,12 @@ def tiles(run: RunData) -> list[Tile]:
             assert best.worst_case is not None
             line = f"worst case; the {best.role} teacher keeps {percent(best.worst_case)}".replace("the  ", "the ")
             found.append(Tile("against its teacher", net.worst_case - best.worst_case, line, signed=True))
-    worst = [(a, place) for place, a in enumerate(net.per_class.get("worst_case", [])) if a is not None]
+    measure, under = ("worst_case", "worst case") if net.attacks else ("clean", "clean")
+    worst = [(a, place) for place, a in enumerate(net.per_class.get(measure, [])) if a is not None]
     if len(worst) > 1:
         share, place = min(worst)
         name = run.classes[place] if place < len(run.classes) else str(place)
-        found.append(Tile("weakest class", share, f"class {shortened(name, 24)}, worst case"))
+        found.append(Tile("weakest class", share, f"class {shortened(name, 24)}, {under}"))
     return found
 
 
@@ -177,6 +249,8 @@ class Command:
 
 
 def commands(run: RunData) -> list[Command]:
+    if run.evaluated:
+        return _commands_evaluated(run)
     name = shlex.quote(run.name)
     plugins = table(run.manifest.get("plugins"))
     files = "".join(f" --plugin {shlex.quote(text(plugins[key]))}" for key in plugins if key.startswith("file/"))
@@ -194,6 +268,29 @@ def commands(run: RunData) -> list[Command]:
     return found
 
 
+def _commands_evaluated(run: RunData) -> list[Command]:
+    """From the words that started it: what they do not say is written out in evaluation.toml."""
+    words = _without_save([text(word, 500) for word in items(run.manifest.get("command"))[:200]][1:])
+    name = shlex.quote(place(run))
+    found = []
+    if words:
+        found.append(Command("repeat it, from the folder that it was started in", shlex.join(["rkd", *words])))
+    found.append(Command("beside other evaluations or runs", f"rkd compare {name} OTHER"))
+    found.append(Command("what to cite", f"rkd cite {name}"))
+    return found
+
+
+def _without_save(words: list[str]) -> list[str]:
+    """A folder that exists is refused, so that what repeats the command names none."""
+    kept = []
+    skip = False
+    for word in words:
+        if not (skip or word == "--save" or word.startswith("--save=")):
+            kept.append(word)
+        skip = word == "--save" and not skip
+    return kept
+
+
 def machine(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     """(heading, [(name, value)]) of all that the manifest says of software and hardware."""
     manifest = run.manifest
@@ -207,8 +304,10 @@ def machine(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
         ("threat", radius(*run.threat)),
         ("git revision", text(manifest.get("git"), 60)),
     ]
+    if run.evaluated:  # what it was of has a section of its own
+        about = [(name, value) for name, value in about if name not in ("data", "threat")]
     found = [
-        ("run", [(name, value) for name, value in about if value]),
+        ("evaluation" if run.evaluated else "run", [(name, value) for name, value in about if value]),
         ("versions", [(k, text(v)) for k, v in list(table(manifest.get("versions")).items())[:64] if v is not None]),
         (
             "hardware",
@@ -219,16 +318,17 @@ def machine(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
     return [(heading, lines) for heading, lines in found if lines]
 
 
-def absent(net: Net | None, gallery: Gallery | None) -> list[str]:
-    """What the evaluation did not measure."""
+def absent(run: RunData, gallery: Gallery | None) -> list[str]:
+    """What the evaluation did not measure. A run's own never looks at other nets."""
+    net = run.student
     if net is None:
         return []
-    parts = {
+    parts: dict[str, object] = {
         "accuracy against eps": net.curve,
         "accuracy by class": net.per_class,
         "calibration": net.calibration,
         "accuracy on corrupted images": net.corruptions,
         "accuracy after rounding to 8 bits": net.rounded,
         "a gallery": gallery,
-    }
+    } | ({"transfer to other nets": net.transfer} if run.evaluated else {})
     return [name for name, value in parts.items() if not value]
