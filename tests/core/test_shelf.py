@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from rkd.core import shelf as module
 from rkd.core.random import row_hash
 from rkd.core.shelf import SEAL, Answers, InFile, InMemory, Shelf, make_room, size_of
 
@@ -136,10 +137,10 @@ def test_little_in_memory_much_in_a_file_and_nothing_on_a_full_disk(
     said: list[str] = []
     shelf = Shelf(10**9, tmp_path / "cache", said.append)
     assert isinstance(shelf.rows("teacher robust", 1, COUNT, CLASSES), InMemory) and said == []
-    monkeypatch.setattr(shelf, "IN_MEMORY", size_of(COUNT, CLASSES) - 1)
+    monkeypatch.setattr(module, "IN_MEMORY", size_of(COUNT, CLASSES) - 1)
     assert isinstance(shelf.rows("teacher robust", 1, COUNT, CLASSES), InFile)
     assert "teacher robust: answers to clean images are kept in" in said[0]
-    monkeypatch.setattr(shelf, "RESERVE", 2**62)
+    monkeypatch.setattr(module, "RESERVE", 2**62)
     rows = shelf.rows("teacher robust", 2, COUNT, CLASSES)
     rows.write(torch.tensor([1]), torch.ones(1, CLASSES + SEAL, dtype=torch.int32))
     assert not rows.read(torch.tensor([1])).any() and "too little of the disk" in said[1]

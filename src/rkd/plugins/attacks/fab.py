@@ -167,7 +167,7 @@ def _lead(now: _Walk) -> tuple[Tensor, Tensor]:
 
     _, value, gradient = slope(now.target, now.x_adv, lead)
     # One pixel without a number, and the walk would never come back from there.
-    return value, gradient.nan_to_num_(0, 0, 0)
+    return value, gradient.nan_to_num(0, 0, 0)
 
 
 def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:
