@@ -256,7 +256,10 @@ def row(chunks: list[dict[str, Any]]) -> str:
     reference, found = together(THEIRS), together(OURS)
     again = together(AGAIN) if all(AGAIN in chunk for chunk in chunks) else None
     engine = statistics.mode(chunk[OURS]["engine"].split("; ")[0] for chunk in chunks).split(", ")
-    rough = "; APGD in bfloat16" if "bfloat16" in chunks[0][OURS]["engine"] else ""
+    parts = dict.fromkeys(
+        part.split(":")[0] for chunk in chunks for part in chunk[OURS]["engine"].split("; ") if ": " in part
+    )
+    rough = f"; in bfloat16: {', '.join(parts)}" if parts else ""
     cells = [
         chunks[0]["net"], ", ".join(part for part in engine if "times" not in part) + rough, str(len(found)),
         accuracy(together(OURS, "clean")), accuracy(reference), "-" if again is None else accuracy(again),

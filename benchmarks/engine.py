@@ -33,7 +33,6 @@ from rkd.core.engine.choose import PIECES, choose  # noqa: E402
 from rkd.core.engine.fused import RELU  # noqa: E402
 from rkd.core.engine.measure import gradient  # noqa: E402
 from rkd.core.engine.packing import Packed  # noqa: E402
-from rkd.core.engine.products import packed_product, product  # noqa: E402
 from rkd.core.engine.slopes import slope_of  # noqa: E402
 from rkd.core.engine.ways import Precision, made, ways  # noqa: E402
 from rkd.core.machine import cpu_name  # noqa: E402
@@ -121,10 +120,9 @@ def layer_pairs(dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], Cal
     weight = deep.weight.to(dtype)
     deep_slope = slope_of(deep, weight)
     pixels, single = planes(32, 64, 8, 8), torch.randn(384, 64, 1, 1).to(dtype)
-    packed_rows = packed_product(single)
     small, square = planes(32, 256, 8, 8), planes(256, 256, 3, 3)
     unsized_single, unsized_square = unsized(single, 0), unsized(square, 1)
-    packed_square = Packed(square)
+    packed_single, packed_square = Packed(single), Packed(square)
     y, h = planes(64, 16, 32, 32).relu_(), planes(64, 16, 32, 32)
     return {
         "gradient of a depthwise 3x3 layer, 144 planes of 32x32, stride 2, 128 images": (
@@ -135,7 +133,7 @@ def layer_pairs(dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], Cal
         ),
         "1x1 layer, 64 planes of 8x8 to 384, 32 images": (
             lambda: convolved(pixels, unsized_single, 0),
-            lambda: product(pixels, packed_rows),
+            lambda: packed_single.convolve(pixels),
         ),
         "3x3 layer, 256 planes of 8x8, 32 images": (
             lambda: convolved(small, unsized_square, 1),

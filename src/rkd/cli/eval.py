@@ -65,7 +65,7 @@ from .shared import App, json_option, pass_app, plugin_option, verbosity_options
     "--engine",
     type=click.Choice(["auto", "bfloat16", "plain"]),
     help="auto (the default): autoattack searches on the fastest copy of the net, and confirms on the net; "
-    "bfloat16: APGD in reduced precision besides.",
+    "bfloat16: in reduced precision besides, where that is faster.",
 )
 @click.option("--batch-size", type=int)
 @click.option(

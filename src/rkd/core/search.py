@@ -14,7 +14,7 @@ from .errors import Refused, RkdError
 from .interfaces import Probe
 from .nets import NetStudent
 from .step import AttackPlan, Step
-from .types import Batch, Mode, ThreatModel, View
+from .types import Batch, Mode, RoughPart, ThreatModel, View
 from .windows import Windows
 
 
@@ -123,11 +123,10 @@ class _Counted:
     def exact(self, x: Tensor) -> Tensor:
         return self._student.counted(self._exact(x))
 
-    @property
-    def rough(self) -> _Counted:
-        """The same in reduced precision, if there is such a way."""
-        rough = self._fast.rough if self._fast else None
-        return _Counted(self._student, self._exact, rough) if rough else self
+    def rough(self, part: RoughPart) -> _Counted:
+        """The same with this part in reduced precision, if there is such a way."""
+        way = self._fast.rough.get(part) if self._fast else None
+        return _Counted(self._student, self._exact, way) if way else self
 
     def _windows(self, x: Tensor) -> Windows:
         assert self._maker is not None

@@ -15,7 +15,7 @@ from .interfaces import Attack, Objective, Probe, Student, Teacher
 from .nets import NetStudent
 from .random import Noise, forked, key
 from .slope import pieces
-from .types import Batch, Mode, ThreatModel, View
+from .types import Batch, Mode, RoughPart, ThreatModel, View
 from .windows import Asked, Windows
 
 
@@ -301,7 +301,6 @@ class Step:
         on_query = self._on_query
         if on_query is None:
             return probe
-        rough = getattr(probe, "rough", probe)
 
         def watched(x: Tensor) -> Tensor:
             logits = probe(x)
@@ -310,8 +309,14 @@ class Step:
 
         watched.exact = getattr(probe, "exact", probe)  # type: ignore[attr-defined]
         watched.piece = getattr(probe, "piece", None)  # type: ignore[attr-defined]
-        watched.rough = watched if rough is probe else self._watched(rough, view)  # type: ignore[attr-defined]
+        watched.rough = lambda part: self._watched(rough_side(probe, part), view)  # type: ignore[attr-defined]
         return watched
+
+
+def rough_side(probe: Probe, part: RoughPart) -> Probe:
+    """The probe with this part in reduced precision, if it has such a side."""
+    side: Callable[[RoughPart], Probe] | None = getattr(probe, "rough", None)
+    return side(part) if side else probe
 
 
 def _ordinary(batch: Batch) -> Batch:
@@ -345,12 +350,10 @@ class StepTarget:
     def exact(self, x: Tensor) -> Tensor:
         return getattr(self._probe, "exact", self._probe)(x)
 
-    def rough(self) -> StepTarget:
-        """The same target, its `logits` and gradients in reduced precision if the user asked for it and it is faster:
-        for a search with `confirms = True` that climbs by gradients, and does not live on small differences. Not every
-        target has such a side."""
-        probe = getattr(self._probe, "rough", self._probe)
-        return StepTarget(self._step, self._objective, probe, self.noise)
+    def rough(self, part: RoughPart = "gradient") -> StepTarget:
+        """The same target with this part of what it is asked in reduced precision, if the user asked for that and it
+        is faster. For a search with `confirms = True`. Not every target has such a side."""
+        return StepTarget(self._step, self._objective, rough_side(self._probe, part), self.noise)
 
     @property
     def piece(self) -> int | None:

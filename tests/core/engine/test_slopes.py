@@ -19,9 +19,9 @@ LAYERS = {
     ],
     "turned": [
         nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(20, 24, 3), nn.Conv2d(6, 7, (1, 3), padding=(0, 1)),
-        nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(20, 8, 5, padding=2),
+        nn.Conv2d(12, 12, 3, padding=1, groups=12), nn.Conv2d(20, 8, 5, padding=2), nn.Conv2d(5, 4, 1),
+        nn.Conv2d(3, 40, 1),
     ],
-    "pixels": [nn.Conv2d(5, 4, 1), nn.Conv2d(3, 40, 1)],
     "spread after": [nn.Conv2d(8, 12, 1, stride=2), nn.Conv2d(3, 4, 1, stride=(1, 3))],
     "phases": [nn.Conv2d(8, 16, 3, stride=2, padding=1), nn.Conv2d(1, 3, 3, stride=2, padding=1)],
     "spread before": [nn.Conv2d(12, 12, 3, stride=2, padding=1, groups=12)],
@@ -32,7 +32,7 @@ LAYERS = {
     ],
 }  # fmt: skip
 WAYS = {
-    "taps": "_taps", "turned": "_turned", "pixels": "_pixels", "spread after": "_spread_after", "phases": "_phases",
+    "taps": "_taps", "turned": "_turned", "spread after": "_spread_after", "phases": "_phases",
     "spread before": "_spread_before", "torch's": "_torchs",
 }  # fmt: skip
 

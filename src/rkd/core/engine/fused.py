@@ -21,7 +21,6 @@ from .areas import Kernel
 from .ending import Ending, ending
 from .fold import plain
 from .packing import Packed
-from .products import is_product, packed_product, product
 from .reading import module_of, padding_of, shapes_of
 from .slopes import Slope, slope_of
 from .thinned import thin
@@ -40,8 +39,10 @@ class _Activation:
         """The gradient before the activation, of which `y` came out. `here`: in the place of `g`."""
         if self.name == "none":
             return g
-        if self.name == "relu" and g.dtype == y.dtype == torch.bfloat16:
-            return relu_backward(g, y, g if here else None)
+        if self.name == "relu" and g.dtype == torch.bfloat16:
+            return relu_backward(g, y.to(g.dtype), g if here else None)  # what is positive stays so
+        if g.dtype != y.dtype:
+            return g * ((y > self.limits[0]) & (y < self.limits[1]))
         place = {"grad_input": g} if here else {}
         if self.name == "relu":
             how = torch.ops.aten.threshold_backward
@@ -57,10 +58,12 @@ class Fused(nn.Module):
     """`layer` with the activation behind it, between them the sum with a second input if one is given.
 
     It reads the layer's weights when it is first asked, and again after `take`, which has to follow whenever they move.
-    `gives`: the dtype of what it puts out, where that is not its own; it may be set.
+    `gives`: the dtype of what it puts out, `back`: that in which gradients go back through it, where these are not its
+    own; they may be set.
     """
 
     gives: torch.dtype | None = None
+    back: torch.dtype | None = None
 
     def __init__(self, layer: nn.Conv2d, activation: _Activation = _NONE) -> None:
         super().__init__()
@@ -73,8 +76,7 @@ class Fused(nn.Module):
         layer = self.layer
         self._weight = Packed(layer.weight.detach(), layer.stride, layer.dilation, layer.groups)
         self._bias = None if layer.bias is None else layer.bias.detach().clone()
-        # Packed when they are first wanted: teachers are often asked for no gradient.
-        self._product: Tensor | None = None
+        # Packed when it is first wanted: teachers are often asked for no gradient.
         self._slope: Slope | None = None
 
     def slope(self, g: Tensor, shape: torch.Size, there: Tensor | None = None) -> Tensor:
@@ -82,9 +84,10 @@ class Fused(nn.Module):
 
         `there`: what others send back to the inputs, to be added; it may be overwritten.
         """
+        dtype = self.back or self.layer.weight.dtype
         if self._slope is None:
-            self._slope = slope_of(self.layer, self.layer.weight.detach())
-        return self._slope(g.to(self.layer.weight.dtype), shape, there)
+            self._slope = slope_of(self.layer, self.layer.weight.detach().to(dtype))
+        return self._slope(g.to(dtype), shape, there)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         found: Tensor = _Convolve.apply(x, other, self)
@@ -95,17 +98,9 @@ class Fused(nn.Module):
 
         `padded`: `x` has its padding, or the inputs in its place, around it.
         """
-        found = self._compute(x, other, padded)
+        padding, then = (0, 0) if padded else padding_of(self.layer), self.activation
+        found = self._weight.convolve(x, padding, self._bias, other, then.name, then.limits)
         return found if self.gives is None else found.to(self.gives)
-
-    def _compute(self, x: Tensor, other: Tensor | None, padded: bool) -> Tensor:
-        layer, then = self.layer, self.activation
-        if other is None and is_product(layer):
-            if self._product is None:
-                self._product = packed_product(layer.weight.detach())
-            return product(x, self._product, self._bias, then.name, then.limits)
-        padding = (0, 0) if padded else padding_of(layer)
-        return self._weight.convolve(x, padding, self._bias, other, then.name, then.limits)
 
 
 class _Convolve(torch.autograd.Function):

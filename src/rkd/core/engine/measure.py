@@ -71,11 +71,11 @@ def race(tries: Sequence[tuple[Probe, Tensor]], budget: float) -> list[float]:
     rounds = 0
     while rounds < 2 or (rounds < 5 and time.perf_counter() - started < budget):
         for place, (net, x) in enumerate(tries):
-            _wait(x.device)
+            wait(x.device)
             begun = time.perf_counter()
             for _ in range(often[place]):
                 gradient(net, x)
-            _wait(x.device)
+            wait(x.device)
             taken = (time.perf_counter() - begun) / often[place]
             best[place] = min(best[place], taken / len(x))
             often[place] = min(max(int(LONG_ENOUGH / taken), 1), 8)
@@ -85,6 +85,7 @@ def race(tries: Sequence[tuple[Probe, Tensor]], budget: float) -> list[float]:
     return best
 
 
-def _wait(device: torch.device) -> None:
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -16,9 +16,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from ..layout import in_channels_last
-from .packing import Packed, turned
-from .products import is_product, packed_product, product
+from .packing import Packed
 from .reading import padding_of
 
 Slope = Callable[[Tensor, torch.Size, Tensor | None], Tensor]
@@ -39,8 +37,6 @@ def slope_of(layer: nn.Conv2d, weight: Tensor) -> Slope:
     single = layer.groups == layer.in_channels == layer.out_channels  # depthwise
     if near and stride == (1, 1) and layer.in_channels == 1 and layer.out_channels <= NARROW:
         return _taps(weight, padding)
-    if is_product(layer):
-        return _pixels(weight)
     if near and stride == (1, 1) and (layer.groups == 1 or single):
         return _turned(layer, weight, padding)
     if kernel == (1, 1) and padding == (0, 0) and layer.groups == 1:
@@ -68,12 +64,6 @@ def _turned(layer: nn.Conv2d, weight: Tensor, padding: tuple[int, int]) -> Slope
     return lambda g, shape, there: packed.convolve(g, around, other=there)
 
 
-def _pixels(weight: Tensor) -> Slope:
-    """Of a kernel of one pixel."""
-    rows = packed_product(turned(weight))
-    return lambda g, shape, there: _and(product(in_channels_last(g), rows), there)
-
-
 def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
     """Of one input plane: what each tap of the kernel sends back is a matrix product, and is added where it belongs."""
     height, width = weight.shape[2:]
@@ -96,11 +86,11 @@ def _taps(weight: Tensor, padding: tuple[int, int]) -> Slope:
 
 def _spread_after(layer: nn.Conv2d, weight: Tensor) -> Slope:
     """Of a kernel of one pixel: most inputs behind a stride are never seen."""
-    rows = packed_product(turned(weight))
+    packed = Packed(weight, turned=True)
     down, right = layer.stride
 
     def slope(g: Tensor, shape: torch.Size, there: Tensor | None) -> Tensor:
-        return _and(spread(product(in_channels_last(g), rows), shape, down, right), there)
+        return _and(spread(packed.convolve(g), shape, down, right), there)
 
     return slope
 

@@ -60,9 +60,8 @@ class Tape(nn.Module):
 
         The weights have to be read anew. False, and nothing changed, where others than single layers see the images.
         """
-        first = [step for step in self.steps if 0 in (step.source, step.other)]
-        layers = [step.layer for step in first if step.other is None and isinstance(step.layer, Fused)]
-        if len(layers) < len(first) or self.source == 0:
+        layers = self._first()
+        if layers is None:
             return False
         for layer in layers:
             layer.layer.float()
@@ -70,6 +69,21 @@ class Tape(nn.Module):
         self.end.layer.float()
         self.end.takes = inside
         return True
+
+    def go_back_in(self, inside: torch.dtype) -> None:
+        """Let gradients go back in `inside`, but through the layers that see the images, where these are known, and
+        through the end."""
+        layers = self._first() or []
+        for step in self.steps:
+            if isinstance(step.layer, Fused) and step.layer not in layers:
+                step.layer.back = inside
+        self.end.takes = inside
+
+    def _first(self) -> list[Fused] | None:
+        """The layers that see the images, unless others than single layers do."""
+        first = [step for step in self.steps if 0 in (step.source, step.other)]
+        layers = [step.layer for step in first if step.other is None and isinstance(step.layer, Fused)]
+        return None if len(layers) < len(first) or self.source == 0 else layers
 
     def finish(self, values: list[Any], begin: int) -> Tensor:
         """The logits, from those of the `values` before step `begin` that are needed from there on.

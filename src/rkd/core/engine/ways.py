@@ -5,8 +5,8 @@ With batch norms folded (`fold`), with channels last in memory, with convolution
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..bfloat16 import packs
 from ..layout import channels_last
 from ..nets import Net
-from ..types import View
+from ..types import RoughPart, View
 from ..windows import Windows
 from .compiled import Compiled
 from .ending import Ending
@@ -50,24 +50,25 @@ class Choice:
     """That the gradient of one image takes, as measured."""
     arch: nn.Module | None = None
     """What `net` computes of normalised images, layer by layer, before layers were fused. None: `net` can be read."""
-    rough: Choice | None = None
-    """A faster way in reduced precision, for searches that can do with it."""
+    rough: Mapping[RoughPart, Choice] = field(default_factory=dict)
+    """Faster ways in reduced precision, for searches that can do with it, by what of them is in it."""
     tape: Tape | None = None
     """The same as a tape of fused layers, if it is one."""
 
     def __str__(self) -> str:
         found = self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
-        return found if self.rough is None else f"{found}; APGD: {self.rough}"
+        return "; ".join([found, *(f"{part}: {way}" for part, way in self.rough.items())])
 
 
-Precision = Literal["float32", "bfloat16", "bfloat16 inside"]
+Precision = Literal["float32", "bfloat16", "bfloat16 inside", "bfloat16 back"]
 """What a copy computes in. `bfloat16 inside`: the layers at both ends in float32 where they are known, so that neither
-what is small in the images nor what is small in the logits is lost."""
+what is small in the images nor what is small in the logits is lost. `bfloat16 back`: logits in float32 throughout,
+their gradients as inside; only of tapes."""
 
 
 def ways(device: torch.device, precision: Precision = "float32") -> list[str]:
     """What `made` can make on this device."""
-    kinds = ["", ", channels last"]
+    kinds = [] if precision == "bfloat16 back" else ["", ", channels last"]
     if device.type == "cpu" and (torch.backends.mkldnn.is_available() if precision == "float32" else packs()):
         kinds.append(", fused")
     return [f"folded{'' if precision == 'float32' else ', ' + precision}{kind}" for kind in kinds]
@@ -79,21 +80,27 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
     Raises whatever a module raises that cannot be copied or read.
     """
     twin = Twin(net, x[:2], view)
-    exact = "bfloat16" not in way
+    back, exact = "bfloat16 back" in way, "bfloat16" not in way
+    half = not exact and not back
     names = ["folded"] if twin.pairs else []
     layers: list[Fused | Ending] = []
     tape: Tape | None = None
     arch, mean, std = parts(twin.net)
     run: nn.Module = arch
     normalised = (x[:2] - mean) / std
-    if not exact:
+    if half:
         arch, normalised = arch.to(torch.bfloat16), normalised.to(torch.bfloat16)
     if "fused" in way:
         twin.refresh()
         graph, layers = fuse(arch, channels_last(normalised))
         tape = taped(graph)
         run = tape or graph
-    if not exact:
+    if back:
+        if tape is None:
+            raise ValueError("only the gradients of a tape go back in another precision")
+        tape.go_back_in(torch.bfloat16)
+        names.append("back in bfloat16")
+    if half:
         inside = "inside" in way and tape is not None and tape.keep_ends(torch.bfloat16)
         names.append("bfloat16 inside" if inside else "bfloat16")
         seen = torch.float32 if inside else torch.bfloat16

@@ -17,7 +17,7 @@ from torch import Tensor
 from rkd.core import ops
 from rkd.core.interfaces import Target
 from rkd.core.random import Noise, key
-from rkd.core.types import Mode, Norm, Schedule, ThreatModel
+from rkd.core.types import Mode, Norm, RoughPart, Schedule, ThreatModel
 
 from .pgd import _direction, _per_image, check_pixels, check_positive, check_word
 
@@ -59,9 +59,10 @@ def goals(x: Tensor, target: Target, limit: int) -> Tensor:
     return others.topk(min(limit, logits.shape[1] - 1), dim=1).indices
 
 
-def rough(target: Target) -> Target:
-    """The target in reduced precision, where it has such a side; targets of others' making may know none."""
-    found: Target = getattr(target, "rough", lambda: target)()
+def rough(target: Target, part: RoughPart) -> Target:
+    """The target with this part in reduced precision, where it has such a side; targets of others' making may know
+    none."""
+    found: Target = getattr(target, "rough", lambda part: target)(part)
     return found
 
 

@@ -111,7 +111,7 @@ class ApgdCe:
             if not len(rest):
                 break
             found = climb(
-                x[rest], part(rough(target), rest, "apgd", self.objective, restart), self.loss, threat,
+                x[rest], part(rough(target, "gradient"), rest, "apgd", self.objective, restart), self.loss, threat,
                 steps=self.steps, rho=self.rho, stop=self.stop,
             )  # fmt: skip
             caught.add(rest[found.fooled], found.images[found.fooled])
@@ -173,7 +173,7 @@ class ApgdT:
         threat = attacker(target, self.eps, self.norm)
         caught = begin(x, target)
         aims = goals(x, target, self.targets)
-        for rest, chosen, goal, _ in rounds(caught, rough(target), aims, self.restarts, "apgd-t"):
+        for rest, chosen, goal, _ in rounds(caught, rough(target, "gradient"), aims, self.restarts, "apgd-t"):
             found = climb(x[rest], chosen, self.loss, threat, steps=self.steps, rho=self.rho, goal=goal)
             caught.add(rest[found.fooled], found.images[found.fooled])
         return caught.images

@@ -31,6 +31,9 @@ The way to the plane: with a_j >= 0 the weight of a pixel and r_j the room it ha
 The left side is concave and piecewise linear, so that Newton's steps from 0 come from below and end at the solution
 exactly, after a few sums over the pixels of all samples at once; the authors sort the pixels and bisect.
 
+Where the user allows reduced precision, ∇f alone is taken in it. f itself is not: near the boundary it is small, and
+with its last digits wrong the walk ends beside the boundary, not on it.
+
 Deviations from the authors' code (pyautoattack 0.2.0):
 
 - There each target takes all its steps before anyone looks at the radius. The verdict is the same.
@@ -63,6 +66,7 @@ from ._survivors import (
     fewer_targets,
     goals,
     misses,
+    rough,
     rounds,
     surface,
 )
@@ -165,7 +169,7 @@ def _lead(now: _Walk) -> tuple[Tensor, Tensor]:
         ahead, label = logits.float().gather(1, pairs[rows]).unbind(1)
         return ahead - label
 
-    _, value, gradient = slope(now.target, now.x_adv, lead)
+    _, value, gradient = slope(rough(now.target, "backward"), now.x_adv, lead)
     # One pixel without a number, and the walk would never come back from there.
     return value, gradient.nan_to_num(0, 0, 0)
 

@@ -27,6 +27,9 @@ alone, so that a sample's result does not depend on the batch. A window is chang
 did not help (`rkd.core.windows`), so that a query costs hardly more than its forward, and less where the target knows
 how to compute a changed window alone.
 
+Where the user allows reduced precision, margins are computed in it, if that is faster. The search then takes other turns,
+as it does with another seed.
+
 Deviations from the authors' code (pyautoattack 0.2.0, as AutoAttack calls it: margin, no rescaled schedule):
 
 - A window may touch the lower and the right border. There it never does, though the paper says so: its positions are
@@ -52,7 +55,7 @@ from rkd.core.random import Noise, key
 from rkd.core.types import Mode, Norm, Schedule, ThreatModel
 from rkd.core.windows import Windows, windows
 
-from ._survivors import Catch, Flight, begin, check_search, label_lead, part
+from ._survivors import Catch, Flight, begin, check_search, label_lead, part, rough
 from .pgd import _per_image, attacker
 
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -98,7 +101,7 @@ class Square:
             rest = caught.rest()
             if not len(rest):
                 break
-            chosen = part(target, rest, "square", restart)
+            chosen = part(rough(target, "forward"), rest, "square", restart)
             found = search(x[rest], chosen, threat, self.queries, self.p_init)
             caught.add(rest[found.fooled], found.images[found.fooled])
             left = ~found.fooled & (found.margin < least[rest])
