@@ -27,8 +27,8 @@ alone, so that a sample's result does not depend on the batch. A window is chang
 did not help (`rkd.core.windows`), so that a query costs hardly more than its forward, and less where the target knows
 how to compute a changed window alone.
 
-Where the user allows reduced precision, margins are computed in it, if that is faster. The search then takes other turns,
-as it does with another seed.
+Where the user allows reduced precision, margins are computed in it, if that is faster. The search then takes other
+turns, as it does with another seed.
 
 Deviations from the authors' code (pyautoattack 0.2.0, as AutoAttack calls it: margin, no rescaled schedule):
 
