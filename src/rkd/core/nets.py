@@ -14,6 +14,7 @@ from .errors import Refused
 from .interfaces import Probe
 from .modes import frozen_parameters, running
 from .norm import Router, drop_auxiliary
+from .recompute import recomputing
 from .types import Mode, View
 
 if TYPE_CHECKING:  # the engine copies nets
@@ -53,10 +54,11 @@ class Net(nn.Module):
         if frozen:
             x = _Scaled.apply(x, 1 / HALF_SCALE)
         if self.autocast is None:
-            logits = self.arch(x)
+            with recomputing(self, x):
+                logits = self.arch(x)
         else:
             # The weight cache would keep casts of frozen weights for a later forward that needs gradients.
-            with torch.autocast(x.device.type, self.autocast, cache_enabled=False), OnCpu():
+            with torch.autocast(x.device.type, self.autocast, cache_enabled=False), OnCpu(), recomputing(self, x):
                 logits = self.arch(x)
         if not isinstance(logits, Tensor):
             what = f"{type(self.arch).__name__} returned {type(logits).__name__}"
