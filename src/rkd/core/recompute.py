@@ -29,6 +29,8 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
+from .bfloat16 import relu_again_
+
 LEAST = 2**18
 """Bytes of an output from which on it is not kept: for less, the bookkeeping would take longer than the pass."""
 
@@ -120,7 +122,10 @@ class Again:
         found = self._made
         if found is None:
             found = self._norm.again()
-            found = found.relu_() if self._high is None else F.hardtanh(found, self._low, self._high, inplace=True)
+            if self._high is not None:
+                found = F.hardtanh(found, self._low, self._high, inplace=True)
+            else:
+                found = relu_again_(found) if found.dtype is torch.bfloat16 else found.relu_()
         self._made = None if last else found
         return found
 
