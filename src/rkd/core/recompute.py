@@ -2,7 +2,7 @@
 
 Of `convolution -> batch norm -> ReLU -> convolution` autograd keeps the norm's inputs and ReLU's outputs, which are as
 large. The second follow from the first, element by element: y = max(0, x * scale + shift). So only x is kept, and y is
-made once more when the backward comes to the layers that took it. They share it, and ReLU, the last of them, lets it go.
+made once more when the backward comes to the layers that took it. They share it; ReLU, the last of them, lets it go.
 
 It is made by the kernels that made it first, so each bit is the same, and with it each gradient. The price is one more
 pass over x for each y. This is done for:
