@@ -61,6 +61,8 @@ class Recompute(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_compiling():  # a part of the net that its author compiles
+            return func(*args, **kwargs)
         if func is F.batch_norm:
             found = func(*args, **kwargs)
             if (norm := _norm(found, *args, **kwargs)) is not None:
