@@ -70,10 +70,9 @@ def give_back(seconds: float) -> bool:
 class _Counted(ctypes.Structure):
     """glibc's `struct mallinfo2`; `fordblks`: bytes of the heap that are free."""
 
-    _fields_ = [
-        (name, ctypes.c_size_t)
-        for name in "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
-    ]
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )]  # fmt: skip
 
 
 def wait_briefly() -> None:
