@@ -50,6 +50,31 @@ def test_blocks_come_back_without_new_pages() -> None:
     assert few < 100 < many
 
 
+HOLES = """
+from rkd.core import allocator
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+
+early = allocator.give_back(1000.0)
+allocator.keep_freed_memory()
+blocks = [bytearray(b"x" * (4 << 20)) for _ in range(64)]
+del blocks[::2]
+full = resident()
+soon = allocator.give_back(0.1)
+print(early, soon, allocator.give_back(1000.0), full - resident())
+"""
+
+
+@pytest.mark.skipif(not (is_glibc() and hasattr(ctypes.CDLL(None), "mallinfo2")), reason="of glibc from 2.33 on")
+def test_holes_are_given_back_after_enough_work() -> None:
+    done = subprocess.run([sys.executable, "-c", HOLES], capture_output=True, text=True, check=True)
+    early, soon, late, given = done.stdout.split()
+    # Never where nothing is kept, and not after a tenth of a second's work.
+    assert (early, soon, late) == ("False", "False", "True")
+    assert int(given) > 100
+
+
 def test_another_c_library_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: object) -> object:
         return object()

@@ -17,6 +17,13 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 _LARGE = 1 << 30
 _OLD_LIMIT = 32 << 20  # what glibc before 2.35 accepts for the second
 
+WORTH = 5.0
+"""Seconds of work for each GiB that is free, from which on giving it back is a small part of that work: the pages take
+a third of a second to come again, on the machine where this was tried."""
+
+_kept: ctypes.CDLL | None = None
+"""The C library that was told to keep memory."""
+
 
 def keep_freed_memory() -> bool:
     """Let glibc keep what tensors give back instead of returning it to the system. Returns whether it does.
@@ -34,7 +41,38 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     kept = mallopt(_MMAP_THRESHOLD, _LARGE) or mallopt(_MMAP_THRESHOLD, _OLD_LIMIT)
-    return bool(kept and mallopt(_TRIM_THRESHOLD, _LARGE))
+    if not (kept and mallopt(_TRIM_THRESHOLD, _LARGE)):
+        return False
+    global _kept
+    _kept = libc
+    return True
+
+
+def give_back(seconds: float) -> bool:
+    """Give what is free to the system, if it was kept and if `seconds` of work went by since the last time that make
+    up for it. Returns whether it was done.
+
+    Between a search and the training that follows, what is free lies in holes between what is not, and much of it in
+    pieces that fit nothing to come: kept, it would be there besides the training's memory.
+    """
+    if _kept is None:
+        return False
+    try:
+        counted = _kept.mallinfo2
+    except AttributeError:  # glibc before 2.33
+        return False
+    counted.restype = _Counted
+    if seconds < WORTH * counted().fordblks / (1 << 30):
+        return False
+    return bool(_kept.malloc_trim(ctypes.c_size_t(0)))
+
+
+class _Counted(ctypes.Structure):
+    """glibc's `struct mallinfo2`; `fordblks`: bytes of the heap that are free."""
+
+    _fields_ = [(name, ctypes.c_size_t) for name in (
+        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
+    )]  # fmt: skip
 
 
 def wait_briefly() -> None:

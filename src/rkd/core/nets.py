@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from .bfloat16 import OnCpu
+from .engine.measure import alone
 from .errors import Refused
 from .interfaces import Probe
 from .modes import frozen_parameters, running
 from .norm import Router, drop_auxiliary
+from .recompute import recomputing
+from .slope import pieces
 from .types import Mode, View
 
 if TYPE_CHECKING:  # the engine copies nets
@@ -53,10 +56,11 @@ class Net(nn.Module):
         if frozen:
             x = _Scaled.apply(x, 1 / HALF_SCALE)
         if self.autocast is None:
-            logits = self.arch(x)
+            with recomputing(self, x):
+                logits = self.arch(x)
         else:
             # The weight cache would keep casts of frozen weights for a later forward that needs gradients.
-            with torch.autocast(x.device.type, self.autocast, cache_enabled=False), OnCpu():
+            with torch.autocast(x.device.type, self.autocast, cache_enabled=False), OnCpu(), recomputing(self, x):
                 logits = self.arch(x)
         if not isinstance(logits, Tensor):
             what = f"{type(self.arch).__name__} returned {type(logits).__name__}"
@@ -77,11 +81,17 @@ class _Scaled(torch.autograd.Function):
         return gradient * context.factor, None
 
 
+PIECE = 32
+"""Images that a teacher on a CPU is asked about at once: the activations of more take memory and save no time."""
+
+
 class NetTeacher:
     """A frozen `nn.Module` that takes images in [0, 1]. `searches`, once it is set, runs it faster."""
 
     searches: Searches | None = None
     _fast: Probe | None = None
+    _alone: bool | None = None
+    """Whether it says of an image what it says of it among others."""
 
     def __init__(self, net: nn.Module, role: str) -> None:
         self.role = role
@@ -89,11 +99,22 @@ class NetTeacher:
 
     def logits(self, x: Tensor) -> Tensor:
         """`(B, K)`; eval mode, weights frozen, differentiable in x."""
+        ask = self._probe(x)
+        if len(x) <= PIECE or x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+            return ask(x)
+        if self._alone is None:
+            exact = getattr(self.net, "autocast", None) is None
+            self._alone = alone(ask, x[:PIECE], PIECE // 2, exact)
+        return torch.cat([ask(x[rows]) for rows in pieces(len(x), PIECE)]) if self._alone else ask(x)
+
+    def _probe(self, x: Tensor) -> Probe:
         if self.searches is None:
-            return self.net(x)
+            return self.net
         if self._fast is None:  # one search without end: its weights never move
             self._fast = self.searches.probe(self.net, None, self.net)
-        return self._fast(x)
+            if prepare := getattr(self._fast, "prepare", None):
+                prepare(x)  # how it runs is settled by a whole batch
+        return self._fast
 
 
 class NetStudent:

@@ -51,10 +51,11 @@ class AdaAD:
         return {"adv": self.alpha, "clean": lambda progress: 1 - at(self.alpha, progress)}
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
+        on_adv, on_clean = step.teacher(view="adv"), step.teacher(view="clean")  # before the student's graph
         clean, adv = step.students("clean", "adv")
         return {
-            "adv": ops.kl(adv, step.teacher(view="adv"), reduction=self.reduction),
-            "clean": ops.kl(clean, step.teacher(view="clean"), reduction=self.reduction),
+            "adv": ops.kl(adv, on_adv, reduction=self.reduction),
+            "clean": ops.kl(clean, on_clean, reduction=self.reduction),
         }
 
 

@@ -57,9 +57,10 @@ class Ard:
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         T = at(self.T, step.progress)
+        soft = step.teacher()  # before the student, whose graph takes memory from then on
         adv, clean = step.students("adv", "clean")
         return {
-            "kd": T**2 * ops.kl(adv, step.teacher(), T, self.reduction),
+            "kd": T**2 * ops.kl(adv, soft, T, self.reduction),
             "ce": ops.cross_entropy(clean, step.y),
         }
 

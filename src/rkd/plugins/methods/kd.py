@@ -51,9 +51,10 @@ class KnowledgeDistillation:
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         T = at(self.T, step.progress)
+        soft = step.teacher()  # before the student, whose graph takes memory from then on
         student = step.student("clean")
         return {
-            "kd": T**2 * ops.kl(student, step.teacher(), T, self.reduction),
+            "kd": T**2 * ops.kl(student, soft, T, self.reduction),
             "ce": ops.cross_entropy(student, step.y),
         }
 

@@ -53,9 +53,9 @@ class Mtard:
             check_range(f"weights.{name}", weight, 0)
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
-        adv, clean = step.students("adv", "clean")
         robust = step.teacher("robust", "adv") / step.knob("T.robust")
         natural = step.teacher("clean", "clean") / step.knob("T.clean")
+        adv, clean = step.students("adv", "clean")  # after the teachers: from here on its graph takes memory
         return {
             "adv": self.scale * ops.kl(adv, robust, reduction=self.reduction),
             "clean": self.scale * ops.kl(clean, natural, reduction=self.reduction),

@@ -51,8 +51,8 @@ class Rslad:
         return {"adv": self.alpha, "clean": lambda progress: 1 - at(self.alpha, progress)}
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
+        soft = step.teacher()  # before the student, whose graph takes memory from then on
         adv, clean = step.students("adv", "clean")
-        soft = step.teacher()
         return {
             "adv": self.scale * ops.kl(adv, soft, reduction=self.reduction),
             "clean": self.scale * ops.kl(clean, soft, reduction=self.reduction),

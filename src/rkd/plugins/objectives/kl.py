@@ -71,7 +71,8 @@ class KlTeacher:
     role: str | None = None
 
     def __call__(self, step: Step, probe: Probe, x: Tensor) -> Tensor:
-        return ops.kl(probe(x), step.teacher(step.role(self.role), "clean"))
+        wanted = step.teacher(step.role(self.role), "clean")  # before the student's graph takes its memory
+        return ops.kl(probe(x), wanted)
 
 
 @dataclass
