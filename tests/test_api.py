@@ -82,6 +82,44 @@ def test_full_checks_flag_a_defended_net() -> None:
     }  # fmt: skip
 
 
+ITERATED = ["pgd-sat", "cw", "apgd-ce", "apgd-t", "fab-t"]
+
+
+class Grey(nn.Module):
+    """Two classes by the mean grey: no image of `greys` falls at a radius below 1/100."""
+
+    def forward(self, x):
+        grey = 60 * (x.mean((1, 2, 3)) - 0.5)
+        return torch.stack((-grey, grey), 1)
+
+
+def greys() -> tuple[torch.Tensor, torch.Tensor]:
+    y = torch.arange(24) % 2
+    return 0.5 + 0.02 * (2 * y - 1).view(-1, 1, 1, 1) + 0.1 * (tiny_batch(24, seed=3).x - 0.5), y
+
+
+@pytest.mark.parametrize("eps", [0.01 / 255, 1 / 255])
+def test_a_radius_at_which_nothing_falls(eps: float) -> None:
+    """No reproach for a sound net; a net that rounds, or whose softmax is saturated, still gets it."""
+
+    class Rounded(Grey):
+        def forward(self, x):
+            return super().forward((x * 255).round() / 255)
+
+    class Saturated(Grey):
+        def forward(self, x):
+            return 1e4 * super().forward(x)
+
+    def silent(net: nn.Module) -> set[str]:
+        result = rkd.evaluate(net.eval(), greys(), ITERATED, eps=eps)
+        assert all(result.accuracy(name) == 1 for name in ITERATED)
+        return {doubt.finding.split()[0] for doubt in result.warnings if doubt.check == "no-effect"}
+
+    assert silent(Grey()) == set()
+    assert silent(Rounded()) == set(ITERATED)
+    assert {"pgd-sat", "apgd-ce"} <= silent(Saturated())
+
+
 def test_journal(tmp_path: Path) -> None:
     net = tiny_net()
     rkd.evaluate(net, data(net), ["pgd"], eps=EPS, journal=tmp_path / "j")

@@ -12,12 +12,12 @@ from torch import nn
 from rkd.core.curve import curve
 from rkd.core.data import Split
 from rkd.core.distributed import ALONE, Ranks
-from rkd.core.doubts import Doubt
+from rkd.core.doubts import Doubt, doubts
 from rkd.core.engine.choose import engine_of
 from rkd.core.evaluate import evaluate
 from rkd.core.journal import Journal
 from rkd.core.outcomes import Evaluation
-from rkd.core.selfcheck import look, probe
+from rkd.core.selfcheck import look, probe, slope
 from rkd.core.step import AttackPlan
 from rkd.core.types import Shape, ThreatModel
 
@@ -81,8 +81,11 @@ def doubted(
             "clean": probed.accuracy(),
             "attacks": {name: probed.accuracy(name) for name in probed.attacks},
         }
+    said = result.warnings
+    if checks != "off" and any(doubt.check == "no-effect" for doubt in said):
+        said = doubts(result, slope(net, split, threat=threat, device=device))
     known = {doubt.check for doubt in found}
-    return found + [doubt for doubt in result.warnings if doubt.check not in known]
+    return found + [doubt for doubt in said if doubt.check not in known]
 
 
 def curve_attack(plan: Plan) -> str:
