@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .errors import DataError, Refused
+from .errors import DataError, Refused, RkdError
 from .modes import running
 from .nets import check_logits
 
@@ -45,3 +45,19 @@ def check_answer(logits: Tensor, y: Tensor, classes: int | None, who: str = "the
     if high >= (classes or 0):
         raise DataError(f"a label is {high}, but {who} knows {classes} classes")
     return classes or 0
+
+
+def check_numbers(logits: Tensor) -> None:
+    """Raise RkdError for logits of clean images, `(B, K)`, that hold NaN or infinity. Classes that a net rules out for
+    all images are none of these by now: see `ready`."""
+    if bool(logits.isfinite().all()):
+        return
+    if bool((logits.isfinite() | logits.isneginf()).all()):
+        images, some = int(logits.isneginf().any(1).sum()), logits.isneginf().any(0).nonzero().flatten().tolist()
+        which = ", ".join([*map(str, some[:5]), *(["..."] if len(some) > 5 else [])])
+        raise RkdError(
+            f"the net's logits are -inf for {images} of {len(logits)} clean images (class {which}): a net may rule "
+            "classes out, but the same ones for all images; elsewhere give them a low finite logit, such as the lowest "
+            "other one less 1000"
+        )
+    raise RkdError("the net's logits for clean images hold NaN or infinity: nothing can be said of such a net")

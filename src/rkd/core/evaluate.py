@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .answers import ask as ask_net
-from .answers import check_answer
+from .answers import check_answer, check_numbers
 from .ball import check_inside, check_threat, reach, to_eight_bits
 from .data import Split, check_images, fetch
 from .distributed import ALONE, Ranks
@@ -24,7 +24,8 @@ from .journal import Journal, fingerprint
 from .modes import running
 from .outcomes import Evaluation, Gallery, Outcome
 from .random import key
-from .search import Evaluated, in_float32
+from .ready import FEW, ready
+from .search import Evaluated
 from .step import AttackPlan, Step
 from .types import ThreatModel, fraction
 
@@ -82,7 +83,7 @@ def evaluate(
     positions = choose(len(split), limit) if positions is None else positions
     if ranks.size > 1:  # a batch for every process
         batch_size = max(1, min(batch_size, -(-len(positions) // ranks.size)))
-    net = in_float32(net)
+    net = ready(net, fetch(split, positions[:FEW], device).x)
     ask = _Questions(net, split, positions, threat, torch.device(device), rounded, classes, engine)
     if journal is not None:
         journal.open(_fingerprint(ask, attacks, seed, batch_size, examples, ranks.size))
@@ -126,8 +127,7 @@ class _Questions:
         check_images(batch.x)
         logits = ask_net(self.net, batch.x)
         self.classes = check_answer(logits, batch.y, self.classes)
-        if not bool(logits.isfinite().all()):
-            raise RkdError("the net's logits for clean images hold NaN or infinity: nothing can be said of such a net")
+        check_numbers(logits)
         return _read(logits, batch.y)
 
     def attacked(

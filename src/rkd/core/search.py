@@ -57,23 +57,6 @@ def rehearse(
             raise Refused(f"the attack {name!r} could not be run in the evaluation: {error}") from None
 
 
-def in_float32(net: nn.Module) -> nn.Module:
-    """`net`, or around one with weights of another type something that takes and gives float32."""
-    kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
-    return net if not kinds or torch.float32 in kinds else _InFloat32(net, kinds.pop())
-
-
-class _InFloat32(nn.Module):
-    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.net, self.dtype = net, dtype
-        self.training = net.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.net(x.to(self.dtype))
-        return logits.float() if isinstance(logits, Tensor) else logits
-
-
 class Evaluated(NetStudent):
     """A net that learns nothing any more: not even its running statistics move. Counts what a search asks of it.
 

@@ -23,7 +23,8 @@ from .evaluate import choose, evaluate
 from .modes import frozen_parameters, running
 from .outcomes import Evaluation
 from .random import key
-from .search import in_float32, search
+from .ready import ready
+from .search import search
 from .step import AttackPlan
 from .types import ThreatModel
 
@@ -45,8 +46,8 @@ def look(
     the same both times. The net is left as it was. A net handed over in train mode is reported, and looked at in eval
     mode."""
     found = _train_mode(net)
-    net = in_float32(net)
     batch = fetch(split, choose(len(split), min(samples, len(split))), device)
+    net = ready(net, batch.x)
     with running(net, "eval"), torch.no_grad():
         first, second = net(batch.x), net(batch.x)
         part = net(batch.x[: max(1, len(batch) // 3)])
@@ -178,8 +179,8 @@ def slope(
     None where the gradients cannot be what decides: if of more than a tenth of the images they would let the net stand
     when every pixel may change to anything, which no net survives.
     """
-    net = in_float32(net)
     batch = fetch(split, choose(len(split), min(samples, len(split))), device)
+    net = ready(net, batch.x)
     x = batch.x.detach().requires_grad_()
     with running(net, "eval"), frozen_parameters(net), torch.enable_grad():
         logits = net(x)
