@@ -111,8 +111,8 @@ def evaluate(
 
 class _Questions:
     """What is asked of the net, by rows of the evaluated samples. Each answer is a dict of tensors, one row a sample:
-    `right`, `prediction`, `confidence`, and of attacks also `count` (forwards, backwards) and `engine`, which way the
-    net ran (a text's UTF-8)."""
+    `right`, `prediction`, `confidence`, and of attacks also `count` (forwards and backwards of the net, then those of
+    other nets) and `engine`, which way the net ran (a text's UTF-8)."""
 
     def __init__(
         self, net: nn.Module, split: Split, positions: Tensor, threat: ThreatModel, device: torch.device,
@@ -152,7 +152,8 @@ class _Questions:
             if bool(here.any()):
                 found |= {"kept": rows[here], "images": x_adv[here.to(self.device)].cpu()}
             way = str(fast or PLAIN).encode()
-            counts = torch.tensor([student.forwards, student.backwards])
+            asked, others = student.asked, student.asked_of_others
+            counts = torch.tensor([asked.forwards, asked.backwards, others.forwards, others.backwards])
             return found | {"count": counts, "engine": torch.tensor(list(way), dtype=torch.uint8)}
 
         return answer
@@ -176,7 +177,7 @@ def _fits(found: Mapping[str, Tensor], count: int, other: Mapping[str, Tensor]) 
         elif name == "images":
             sound = value.dtype == torch.float32 and value.ndim == 4 and len(value) == len(found["kept"])
         else:
-            sound = (name, tuple(value.shape)) in (("seconds", (1,)), ("count", (2,))) or name == "kept"
+            sound = (name, tuple(value.shape)) in (("seconds", (1,)), ("count", (4,))) or name == "kept"
         if not sound:
             return False
     return True
@@ -239,14 +240,14 @@ class _Notes:
         self.engine = "; ".join(ways) or PLAIN
         rounding = bool(answers) and "rounded" in answers[0]
         counts = [answer["count"] for answer in answers if "count" in answer]
-        forwards, backwards = torch.stack(counts).sum(0).tolist() if counts else (0, 0)
+        forwards, backwards, *others = torch.stack(counts).sum(0).tolist() if counts else (0, 0, 0, 0)
         return Outcome(
             column("right", clean.right if clean else None),
             column("prediction", clean.prediction if clean else None),
             column("confidence", clean.confidence if clean else None),
             column("rounded", clean.right if clean else None) if rounding else None,
             forwards, backwards, float(sum(float(answer["seconds"]) for answer in answers)),
-            margin=column("margin", clean.margin if clean else None),
+            margin=column("margin", clean.margin if clean else None), others=tuple(others),
         )  # fmt: skip
 
 

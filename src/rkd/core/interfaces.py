@@ -93,7 +93,8 @@ class Target(Protocol):
 
     def on(self, net: nn.Module, mode: Mode = "eval") -> AbstractContextManager[Target]:
         """A context that gives the same target with another net under attack: labels, ball, objective and random
-        numbers stay. The other net is left as it was; its running statistics move in no mode."""
+        numbers stay. The other net is left as it was; its running statistics move in no mode. An evaluation counts what
+        is asked of it, too, apart from the questions to the net under attack."""
         ...
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .errors import Refused
 from .interfaces import Attack, Objective, Probe, Student, Teacher
+from .nets import NetStudent
 from .random import Noise, forked, key
 from .target import StepTarget
 from .types import Batch, Mode, ThreatModel, View
@@ -215,6 +216,11 @@ class Step:
         part._teacher_logits = {name: logits[keep] for name, logits in self._teacher_logits.items()}
         part._probed = {name: logits[keep] for name, logits in self._probed.items()}
         return part
+
+    def stand_in(self, net: nn.Module) -> NetStudent:
+        """`net` as a student for `on`: one that counts what is asked of it, if the step's own does."""
+        other: Callable[[nn.Module], NetStudent] = getattr(self._student, "other", NetStudent)
+        return other(net)
 
     def on(self, student: Student, view: View, mode: Mode) -> Step:
         """This step for another student, in the middle of a search for `view`. Images and teacher logits are kept."""

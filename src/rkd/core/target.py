@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from .errors import Refused
 from .interfaces import Objective, Probe
-from .nets import NetStudent
 from .random import Noise, forked, key
 from .slope import pieces
 from .types import Mode
@@ -94,7 +93,7 @@ class StepTarget:
         mode = "frozen" if mode == "train" else mode
         view = self._step.searching[0] if self._step.searching else "adv"
         random = forked(key(self.noise.key, "net"), self.y.device) if mode != "eval" else nullcontext()
-        student = NetStudent(net)
+        student = self._step.stand_in(net)
         with random, student.attacked(view, mode) as probe:
             step = self._step.on(student, view, mode)
             yield StepTarget(step, self._objective, step.watched(probe, view), self.noise)

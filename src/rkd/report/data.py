@@ -32,7 +32,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Search:
-    """What an attack was: its class, options and cost. `forwards` and `backwards` count images through the net.
+    """What an attack was: its class, options and cost. `forwards` and `backwards` count images through the net, the
+    `other` ones images through the net that it made its images on instead.
     `counts`: it keeps to the threat model, and so belongs into the worst case."""
 
     implementation: str
@@ -48,6 +49,8 @@ class Search:
     fooled: int | None = None
     counts: bool = True
     black_box: bool = False
+    other_forwards: int | None = None
+    other_backwards: int | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ weights file, and any search can run on it:
     x_adv = search(x, score of the source net)
 
 with the labels, the ball and the random numbers that the search would have on the attacked net: with that net itself
-as the source, `transfer` is the search. The attacked net is asked nothing.
+as the source, `transfer` is the search. The attacked net is asked nothing; what the source is asked, the evaluation
+counts as `other_forwards` and `other_backwards`.
 
 ```bibtex
 @article{papernot2016transferability,
