@@ -232,8 +232,12 @@ def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attacks", "drawn"), [("cw-l2,fgsm,pgd", "pgd"), ("deepfool,fgsm", "fgsm"), ("cw-l2", "cw-l2")]
-)
+    ("attacks", "drawn"),
+    [
+        ("cw-l2,fgsm,pgd", "pgd"), ("deepfool,fgsm", "fgsm"), ("cw-l2", "cw-l2"), ("fab-t,pgd", "pgd"),
+        ("fab-t,fgsm", "fgsm"), ("fab-t", "fab-t"), ("noise,fgsm,pgd", "pgd"), ("fab-t,noise", "noise"),
+    ],
+)  # fmt: skip
 def test_the_curve_is_of_an_attack_that_searches_in_a_ball(rkd, finished, attacks: str, drawn: str) -> None:
     run, _ = finished
     short = ("--set", "attack.cw-l2.steps=2") if "cw-l2" in attacks else ()

@@ -30,6 +30,7 @@ from rkd.plugins.attacks.transfer import Transfer
 from rkd.plugins.objectives.ce import ce
 from rkd.plugins.objectives.margin import Margin
 from rkd.registry.catalog import Entry, load_catalog
+from rkd.registry.evaluation import seeks_nearest
 from rkd.registry.parts import PlanParts, create_attack
 from rkd.registry.resolve import Plan, resolve
 from rkd.testing import LinearNet, tiny_batch, tiny_dataset, tiny_net, tiny_step, untouched
@@ -170,6 +171,7 @@ def test_what_the_evaluation_says_of_it() -> None:
     assert about["notes"][0].endswith(f") by pgd steps=2 eps={16 / 255}")
     assert about["notes"] != again["notes"], "other weights are another attack"
     assert not transfer(tiny_net(), "jsma").bounded
+    assert seeks_nearest(transfer(tiny_net(), "fab-t")) and not seeks_nearest(transfer(tiny_net(), "pgd"))
 
 
 def test_questions_to_the_source_are_counted_apart(tmp_path: Path) -> None:

@@ -89,18 +89,21 @@ def doubted(
 
 
 def curve_attack(plan: Plan) -> str:
-    """The attack whose accuracy is drawn against eps: of those that keep to a ball the first that is more than one step
-    and looks for no nearest image. Such a search knows no radius, and repeats at each the same, often long, way."""
+    """The attack whose accuracy is drawn against eps, of those that keep to a ball: the first that climbs by gradients
+    in more than one step, else one that does not, else one that looks for the nearest image. Such a search knows no
+    radius: it repeats at each the same, often long, way."""
 
     def rank(name: str) -> int:
-        return 2 if seeks_nearest(plan.evaluation[name].attack) else int(name == "fgsm")
+        attack = plan.evaluation[name].attack
+        return 2 if seeks_nearest(attack) else int(name == "fgsm" or getattr(attack, "black_box", False))
 
     return min(bounded(plan.evaluation), key=rank)
 
 
 def seeks_nearest(attack: Any) -> bool:
-    """Whether an attack looks for the nearest image that fools the net: those have the option to keep to no ball."""
-    return "bounded" in getattr(type(attack), "__dataclass_fields__", {})
+    """Whether an attack looks for the nearest image that fools the net. One that does not say so does if it has the
+    option to keep to no ball."""
+    return bool(getattr(attack, "seeks_nearest", "bounded" in getattr(type(attack), "__dataclass_fields__", {})))
 
 
 def check_plans(threat: ThreatModel, shape: Shape, catalog: Catalog) -> dict[str, AttackPlan]:

@@ -108,6 +108,10 @@ class Transfer:
         return getattr(self._search, "own_objective", False)
 
     @property
+    def seeks_nearest(self) -> bool:
+        return getattr(self._search, "seeks_nearest", False)
+
+    @property
     def eps(self) -> Schedule | None:
         return getattr(self._search, "eps", None)
 
