@@ -18,6 +18,7 @@ from rkd.core.engine.ways import Choice
 from rkd.core.transfer import identity
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.registry.catalog import load_catalog
+from rkd.registry.config import toml
 from rkd.registry.load import load_run
 
 
@@ -260,6 +261,25 @@ def test_saved(rkd, finished) -> None:
     said = rkd("eval", run, "--attack", "pgd", "--save", "kept")
     assert said.exit_code == 2
     assert "kept exists already" in said.stderr
+
+
+def test_saved_says_of_which_training_it_is_a_draw(rkd, finished) -> None:
+    """A run of another seed has the same key, one of other settings has not: `rkd compare` goes by it."""
+    run, _ = finished
+    for name, change in (("same", {"seed": 5}), ("other", {"epochs": 77})):
+        copied = Path(name)
+        shutil.copytree(run, copied)
+        config = tomllib.loads((copied / "config.toml").read_text())
+        (copied / "config.toml").write_text(toml(config | change))
+    for net in (run, "same", "other"):
+        words = ("--attack", "none", "--limit", "10", "--no-report", "--save", f"kept-{Path(net).name}")
+        assert rkd("eval", net, *words).exit_code == 0
+    kept = [f"kept-{name}" for name in (Path(run).name, "same", "other")]
+    first, same, other = (json.loads(Path(name, "net.json").read_text())["trained"] for name in kept)
+    assert first["settings"] == same["settings"] != other["settings"]
+    assert (same["seed"], other["epochs"]) == (5, 77)
+    found = rkd("compare", *kept, "--json").json
+    assert [len(group["runs"]) for group in found["groups"]] == [2, 1]
 
 
 def test_saved_is_all_that_a_page_needs(rkd, finished) -> None:

@@ -195,6 +195,12 @@ class RunData:
         return whole(self.config.get("seed"))
 
     @property
+    def training_seed(self) -> int | None:
+        """The seed that the net was trained with; the evaluation's own where that does not say."""
+        trained = whole(table(self.card.get("trained")).get("seed")) if self.evaluated else None
+        return self.seed if trained is None else trained
+
+    @property
     def epochs(self) -> int | None:
         return whole(self.config.get("epochs"))
 
