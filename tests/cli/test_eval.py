@@ -372,6 +372,7 @@ def test_a_killed_evaluation_goes_on(rkd, finished, cache: Path, monkeypatch: py
         (("--curve", "much"), "expected a number such as 0.3 or 8/255"),
         (("--curve", "8"), "at most 1"),
         (("--curve", "--attack", "none"), "--curve needs an attack"),
+        (("--attack", ""), "--attack names no attack; for clean accuracy alone type --attack none"),
         (("--attack", "jsma", "--curve"), "needs an attack that keeps to a ball; there is jsma"),
         (("--corruptions", "nowhere"), "there is no folder nowhere"),
         (("--transfer", "nothing"), "nothing is not a run's folder"),
