@@ -178,11 +178,18 @@ X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
         (None, (X, Y), {"engine": "fast"}, "engine is one of auto, bfloat16, plain; got 'fast'"),
         (None, (X, Y), {"device": "abacus"}, "the device 'abacus' cannot be used"),
         (None, (X, Y), {"attacks": ["pgdd"]}, "there is no attack 'pgdd'"),
+        (None, (X, Y), {"attacks": None}, "attacks are names, .*or \\[\\] for clean accuracy alone; got None"),
+        (None, (X, Y), {"attacks": [1]}, "attacks are names"),
+        (None, (X, Y), {"attacks": {"mine": "pgd"}}, "'mine' is str"),
+        (None, (X, Y), {"threat": "Linf"}, "threat must be a ThreatModel.*got 'Linf'"),
+        (None, (X, Y), {"eps": True}, "eps must be a number.*got True"),
         (lambda x: x, (X, Y), {}, "expected \\(8"),
         (lambda x: x.flatten(1)[:4, :5], (X, Y), {}, "returned \\(4, 5\\) for 8 images"),
         (lambda x: x.flatten(1)[:, :5] * float("nan"), (X, Y), {}, "NaN or infinity"),
         (lambda x: x.flatten(1).argmax(1), (X, Y), {}, "float tensor of logits, got torch.int64"),
         (lambda x: x.mean((1, 2, 3)), (X, Y), {}, "returned \\(8,\\) for 8 images; expected \\(8, K\\)"),
+        (lambda x: x.mul_(0.5).flatten(1)[:, :5], (X.clone(), Y), {}, "changes the images .* x -= mean"),
+        (lambda x: x.flatten(1)[:, :1], (X, Y + 1), {}, "but the net knows 1 class$"),
         (lambda x: x[:, :2] @ torch.rand(3, 3), (X, Y), {}, "cannot take images \\(3, 8, 8\\)"),
     ],
 )
@@ -190,6 +197,11 @@ def test_wrong_use_gets_one_clear_message(net, pair, options, problem: str) -> N
     module = tiny_net() if net is None else Wrong(net)
     with pytest.raises(rkd.RkdError, match=problem):
         rkd.evaluate(module, pair, **{"attacks": ["fgsm"], "eps": EPS, **options})
+
+
+def test_settings_that_are_no_table(tmp_path: Path) -> None:
+    with pytest.raises(rkd.RkdError, match=r"settings are a table.*got list"):
+        rkd.train(settings=[1], out=tmp_path / "it")  # type: ignore[arg-type]
 
 
 def test_what_is_no_module() -> None:

@@ -13,16 +13,24 @@ from .nets import check_logits
 def ask(net: nn.Module, x: Tensor, who: str = "the net") -> Tensor:
     """The net's answer to images `x`, in eval mode and without gradients.
 
-    Raises Refused where the net cannot take such images: torch's own message would not say whose fault that is.
+    Raises Refused where the net cannot take such images: torch's own message would not say whose fault that is. And for
+    a net that changes them: it would be attacked on other images than those it is judged by.
     """
+    changes = None if x.is_inference() else x._version
     try:
         with running(net, "eval"), torch.no_grad():
-            return net(x)
+            answer = net(x)
     except RuntimeError as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
         first = str(error).split("\n")[0]
         raise Refused(f"{who} cannot take images {tuple(x.shape[1:])}: {first}") from error
+    if changes is not None and x._version != changes:
+        raise Refused(
+            f"{who} changes the images that it is given, as x.sub_(mean) or x -= mean does: let it compute new ones "
+            "(x = x - mean)"
+        )
+    return answer
 
 
 def check_answer(logits: Tensor, y: Tensor, classes: int | None, who: str = "the net") -> int:
@@ -43,7 +51,7 @@ def check_answer(logits: Tensor, y: Tensor, classes: int | None, who: str = "the
     if low < 0:
         raise DataError(f"a label is {low}; labels are classes from 0")
     if high >= (classes or 0):
-        raise DataError(f"a label is {high}, but {who} knows {classes} classes")
+        raise DataError(f"a label is {high}, but {who} knows {classes} class{'' if classes == 1 else 'es'}")
     return classes or 0
 
 
