@@ -141,7 +141,7 @@ def _check_attacks(attacks: Any) -> None:
             )
     elif not isinstance(attacks, Sequence) or not all(isinstance(name, str) for name in attacks):
         raise RkdError(
-            f"attacks are names, such as ['pgd-sat', 'cw']; for clean accuracy alone give []; got {attacks!r}"
+            f"attacks are names, such as ['pgd-sat', 'cw'], or [] for clean accuracy alone; got {attacks!r}"
         )
 
 
