@@ -82,6 +82,44 @@ def test_full_checks_flag_a_defended_net() -> None:
     }  # fmt: skip
 
 
+ITERATED = ["pgd-sat", "cw", "apgd-ce", "apgd-t", "fab-t"]
+
+
+class Grey(nn.Module):
+    """Two classes by the mean grey: no image of `greys` falls at a radius below 1/100."""
+
+    def forward(self, x):
+        grey = 60 * (x.mean((1, 2, 3)) - 0.5)
+        return torch.stack((-grey, grey), 1)
+
+
+def greys() -> tuple[torch.Tensor, torch.Tensor]:
+    y = torch.arange(24) % 2
+    return 0.5 + 0.02 * (2 * y - 1).view(-1, 1, 1, 1) + 0.1 * (tiny_batch(24, seed=3).x - 0.5), y
+
+
+@pytest.mark.parametrize("eps", [0.01 / 255, 1 / 255])
+def test_a_radius_at_which_nothing_falls(eps: float) -> None:
+    """No reproach for a sound net; a net that rounds, or whose softmax is saturated, still gets it."""
+
+    class Rounded(Grey):
+        def forward(self, x):
+            return super().forward((x * 255).round() / 255)
+
+    class Saturated(Grey):
+        def forward(self, x):
+            return 1e4 * super().forward(x)
+
+    def silent(net: nn.Module) -> set[str]:
+        result = rkd.evaluate(net.eval(), greys(), ITERATED, eps=eps)
+        assert all(result.accuracy(name) == 1 for name in ITERATED)
+        return {doubt.finding.split()[0] for doubt in result.warnings if doubt.check == "no-effect"}
+
+    assert silent(Grey()) == set()
+    assert silent(Rounded()) == set(ITERATED)
+    assert {"pgd-sat", "apgd-ce"} <= silent(Saturated())
+
+
 def test_journal(tmp_path: Path) -> None:
     net = tiny_net()
     rkd.evaluate(net, data(net), ["pgd"], eps=EPS, journal=tmp_path / "j")
@@ -140,11 +178,18 @@ X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
         (None, (X, Y), {"engine": "fast"}, "engine is one of auto, bfloat16, plain; got 'fast'"),
         (None, (X, Y), {"device": "abacus"}, "the device 'abacus' cannot be used"),
         (None, (X, Y), {"attacks": ["pgdd"]}, "there is no attack 'pgdd'"),
+        (None, (X, Y), {"attacks": None}, "attacks are names, .*for clean accuracy alone; got None"),
+        (None, (X, Y), {"attacks": [1]}, "attacks are names"),
+        (None, (X, Y), {"attacks": {"mine": "pgd"}}, "'mine' is str"),
+        (None, (X, Y), {"threat": "Linf"}, "threat must be a ThreatModel.*got 'Linf'"),
+        (None, (X, Y), {"eps": True}, "eps must be a number.*got True"),
         (lambda x: x, (X, Y), {}, "expected \\(8"),
         (lambda x: x.flatten(1)[:4, :5], (X, Y), {}, "returned \\(4, 5\\) for 8 images"),
         (lambda x: x.flatten(1)[:, :5] * float("nan"), (X, Y), {}, "NaN or infinity"),
         (lambda x: x.flatten(1).argmax(1), (X, Y), {}, "float tensor of logits, got torch.int64"),
         (lambda x: x.mean((1, 2, 3)), (X, Y), {}, "returned \\(8,\\) for 8 images; expected \\(8, K\\)"),
+        (lambda x: x.mul_(0.5).flatten(1)[:, :5], (X.clone(), Y), {}, "changes the images .* x -= mean"),
+        (lambda x: x.flatten(1)[:, :1], (X, Y + 1), {}, "but the net knows 1 class$"),
         (lambda x: x[:, :2] @ torch.rand(3, 3), (X, Y), {}, "cannot take images \\(3, 8, 8\\)"),
     ],
 )
@@ -152,6 +197,11 @@ def test_wrong_use_gets_one_clear_message(net, pair, options, problem: str) -> N
     module = tiny_net() if net is None else Wrong(net)
     with pytest.raises(rkd.RkdError, match=problem):
         rkd.evaluate(module, pair, **{"attacks": ["fgsm"], "eps": EPS, **options})
+
+
+def test_settings_that_are_no_table(tmp_path: Path) -> None:
+    with pytest.raises(rkd.RkdError, match=r"settings are a table.*got list"):
+        rkd.train(settings=[1], out=tmp_path / "it")  # type: ignore[arg-type]
 
 
 def test_what_is_no_module() -> None:

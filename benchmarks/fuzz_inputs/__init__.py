@@ -13,6 +13,7 @@ from pathlib import Path
 
 from .configs import recipe, settings
 from .data import cifar_pickle, corrupted_files, idx_files, image_folder, npz_file
+from .evaluations import evaluation_commands, evaluation_page
 from .plugin_files import plugin_file
 from .run_folders import Page, checkpoint, command_line, journal, report_page, run_folder
 from .strange import Evil, catalog
@@ -30,6 +31,8 @@ READERS: dict[str, Reader] = {
     "run folder": run_folder,
     "report": report_page,
     "command line": command_line,
+    "saved evaluation": evaluation_page,
+    "commands on it": evaluation_commands,
     "checkpoint": checkpoint,
     "journal": journal,
     "MNIST idx": idx_files,

@@ -109,33 +109,13 @@ def _student() -> bytes:
 
 
 @cache
-def _gallery() -> bytes:
+def gallery() -> bytes:
     return save({"clean": torch.rand(1, 1, 8, 8), "adversarial": torch.rand(1, 1, 8, 8)})
 
 
-def make_run(rng: random.Random, path: Path) -> RunFolder:
-    """A run's folder with one to three of its files spoilt: other values, other bytes, or links."""
-    lines = [EPOCH | {"epoch": number} for number in range(3)]
-    spoilt = rng.sample(
-        ("config", "card", "manifest", "evaluation", "metrics", "weights", "examples", "links"), rng.randint(1, 3)
-    )
-
-    def tree(name: str, content: Any) -> Any:
-        return mutated(rng, content, 5) if name in spoilt else content
-
-    (path / "checkpoints").mkdir(parents=True)
-    files: dict[str, bytes] = {
-        "config.toml": tomli_w.dumps(tree("config", CONFIG)).encode(errors="replace"),
-        "student.json": json.dumps(tree("card", CARD)).encode(),
-        "manifest.json": json.dumps(tree("manifest", MANIFEST)).encode(),
-        "evaluation.json": json.dumps(tree("evaluation", {"student": NET, "teachers": [NET]})).encode(),
-        "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in tree("metrics", lines)).encode(),
-        "student.safetensors": _student(),
-        "examples.safetensors": _gallery(),
-    }
-    for name in ("student.safetensors", "examples.safetensors"):
-        if ("weights" if name.startswith("student") else "examples") in spoilt:
-            files[name] = scribbled(rng, files[name])
+def put(rng: random.Random, path: Path, files: dict[str, bytes], links: bool) -> None:
+    """Write `files` into the folder `path`: most of them, at times one that is garbage, with `links` some that lead
+    elsewhere."""
     if rng.random() < 0.3:
         name = rng.choice(list(files))
         files[name] = rng.choice(
@@ -154,7 +134,7 @@ def make_run(rng: random.Random, path: Path) -> RunFolder:
     for name, content in files.items():
         if rng.random() < 0.95:
             (path / name).write_bytes(content)
-    if "links" in spoilt:
+    if links:
         outside = path.parent / "outside"
         for name in rng.sample(
             [
@@ -176,6 +156,32 @@ def make_run(rng: random.Random, path: Path) -> RunFolder:
                 (outside, outside / "secret.toml", outside / "new", "/dev/zero", place, "/proc/self/mem")
             )
             place.symlink_to(target)
+
+
+def make_run(rng: random.Random, path: Path) -> RunFolder:
+    """A run's folder with one to three of its files spoilt: other values, other bytes, or links."""
+    lines = [EPOCH | {"epoch": number} for number in range(3)]
+    spoilt = rng.sample(
+        ("config", "card", "manifest", "evaluation", "metrics", "weights", "examples", "links"), rng.randint(1, 3)
+    )
+
+    def tree(name: str, content: Any) -> Any:
+        return mutated(rng, content, 5) if name in spoilt else content
+
+    (path / "checkpoints").mkdir(parents=True)
+    files: dict[str, bytes] = {
+        "config.toml": tomli_w.dumps(tree("config", CONFIG)).encode(errors="replace"),
+        "student.json": json.dumps(tree("card", CARD)).encode(),
+        "manifest.json": json.dumps(tree("manifest", MANIFEST)).encode(),
+        "evaluation.json": json.dumps(tree("evaluation", {"student": NET, "teachers": [NET]})).encode(),
+        "metrics.jsonl": "".join(json.dumps(line) + "\n" for line in tree("metrics", lines)).encode(),
+        "student.safetensors": _student(),
+        "examples.safetensors": gallery(),
+    }
+    for name in ("student.safetensors", "examples.safetensors"):
+        if ("weights" if name.startswith("student") else "examples") in spoilt:
+            files[name] = scribbled(rng, files[name])
+    put(rng, path, files, links="links" in spoilt)
     return RunFolder(path)
 
 
@@ -206,7 +212,12 @@ def report_page(rng: random.Random, folder: Path) -> None:
     """`rkd report` on a run's folder: the page is written, holds no script and nothing from outside."""
     from rkd.report.run_page import write_report
 
-    page = write_report(make_run(rng, folder / "run")).read_text()
+    check_page(write_report(make_run(rng, folder / "run")))
+
+
+def check_page(file: Path) -> None:
+    """Raise AssertionError for a page with a script, with anything from outside, or with a stranger's file."""
+    page = file.read_text()
     Page().feed(page)
     if "not for other eyes" in page:
         raise AssertionError("the page shows a file that lies outside the run's folder")
@@ -216,8 +227,6 @@ def report_page(rng: random.Random, folder: Path) -> None:
 
 def command_line(rng: random.Random, folder: Path) -> None:
     """`rkd eval`, `cite`, `compare`, `run --resume`, `run --dry-run` on it: exit code 0 or 2, no control characters."""
-    from rkd.cli import cli
-
     run = str(make_run(rng, folder / "run").path)
     words = rng.choice(
         (
@@ -233,6 +242,13 @@ def command_line(rng: random.Random, folder: Path) -> None:
             ["cite", str(strange(rng, 0)) or "x"],
         )
     )
+    run_words(words)
+
+
+def run_words(words: list[str]) -> None:
+    """`rkd` with these words: exit code 0 or 2, and no control characters. Raises RkdError for 2."""
+    from rkd.cli import cli
+
     words = [word.replace("\0", "") for word in words]  # no command line holds NUL
     result = CliRunner().invoke(cli, words, catch_exceptions=False)
     if result.exit_code not in (0, 2):

@@ -52,6 +52,8 @@ def train(
     `recipe` is a shipped recipe's name or a TOML file; `settings` go on top. In a script that torchrun started, all
     its processes carry out the one run together. Raises `rkd.RkdError`.
     """
+    if settings is not None and not isinstance(settings, Mapping):
+        raise RkdError(f"settings are a table, such as {{'loss': {{'name': 'rslad'}}}}; got {type(settings).__name__}")
     table = merge(read_recipe(recipe) if recipe else {}, settings or {})
     return execute(table, catalog(), Path(out), reporter, ranks=join())
 
@@ -95,8 +97,10 @@ def evaluate(
     for what, given, known in (("checks", checks, get_args(Checks)), ("engine", engine, get_args(EngineName))):
         if given not in known:
             raise RkdError(f"{what} is one of {', '.join(known)}; got {given!r}")
-    if eps is not None and not isinstance(eps, Real):
+    if eps is not None and (not isinstance(eps, Real) or isinstance(eps, bool)):
         raise RkdError(f"eps must be a number, such as 8 / 255; got {eps!r}")
+    if threat is not None and not isinstance(threat, ThreatModel):
+        raise RkdError(f'threat must be a ThreatModel, such as ThreatModel("Linf", 8 / 255, 2 / 255); got {threat!r}')
     device = choose_device(device) if isinstance(device, str) else device
     split: Split
     if isinstance(data, Dataset):
@@ -111,6 +115,7 @@ def evaluate(
     if eps is not None:
         threat = threat.with_eps(eps)
     attacks = [attacks] if isinstance(attacks, str) else attacks
+    _check_attacks(attacks)
     plans = attacks if isinstance(attacks, Mapping) else {name: attack_plan(name) for name in attacks}
     if engine != "plain":
         keep_freed_memory()
@@ -124,6 +129,18 @@ def evaluate(
     if book is not None:
         book.close()
     return result
+
+
+def _check_attacks(attacks: Any) -> None:
+    if isinstance(attacks, Mapping):
+        wrong = [name for name, plan in attacks.items() if not isinstance(plan, AttackPlan)]
+        if wrong:
+            raise RkdError(
+                f"attacks by name are AttackPlans, such as {{'mine': rkd.attack_plan('pgd', steps=50)}}; "
+                f"{wrong[0]!r} is {type(attacks[wrong[0]]).__name__}"
+            )
+    elif not isinstance(attacks, Sequence) or not all(isinstance(name, str) for name in attacks):
+        raise RkdError(f"attacks are names, such as ['pgd-sat', 'cw'], or [] for clean accuracy alone; got {attacks!r}")
 
 
 def attack_plan(attack: str, objective: str | None = None, **options: Any) -> AttackPlan:

@@ -31,5 +31,6 @@ def test_as_a_table(rkd, empty_folder: Path) -> None:
 
 def test_what_says_nothing_about_a_step_is_no_option(rkd, empty_folder: Path) -> None:
     assert rkd(*BENCH, "--resume", "x").exit_code == 2
+    assert rkd("bench", "--seconds", "-1").exit_code == 2
     said = rkd("bench", "--loss", "rsladd")
     assert said.exit_code == 2 and "rslad" in said.stderr

@@ -18,6 +18,7 @@ from rkd.core.engine.ways import Choice
 from rkd.core.transfer import identity
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.registry.catalog import load_catalog
+from rkd.registry.config import toml
 from rkd.registry.load import load_run
 
 
@@ -232,8 +233,12 @@ def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
 
 
 @pytest.mark.parametrize(
-    ("attacks", "drawn"), [("cw-l2,fgsm,pgd", "pgd"), ("deepfool,fgsm", "fgsm"), ("cw-l2", "cw-l2")]
-)
+    ("attacks", "drawn"),
+    [
+        ("cw-l2,fgsm,pgd", "pgd"), ("deepfool,fgsm", "fgsm"), ("cw-l2", "cw-l2"), ("fab-t,pgd", "pgd"),
+        ("fab-t,fgsm", "fgsm"), ("fab-t", "fab-t"), ("noise,fgsm,pgd", "pgd"), ("fab-t,noise", "noise"),
+    ],
+)  # fmt: skip
 def test_the_curve_is_of_an_attack_that_searches_in_a_ball(rkd, finished, attacks: str, drawn: str) -> None:
     run, _ = finished
     short = ("--set", "attack.cw-l2.steps=2") if "cw-l2" in attacks else ()
@@ -256,6 +261,25 @@ def test_saved(rkd, finished) -> None:
     said = rkd("eval", run, "--attack", "pgd", "--save", "kept")
     assert said.exit_code == 2
     assert "kept exists already" in said.stderr
+
+
+def test_saved_says_of_which_training_it_is_a_draw(rkd, finished) -> None:
+    """A run of another seed has the same key, one of other settings has not: `rkd compare` goes by it."""
+    run, _ = finished
+    for name, change in (("same", {"seed": 5}), ("other", {"epochs": 77})):
+        copied = Path(name)
+        shutil.copytree(run, copied)
+        config = tomllib.loads((copied / "config.toml").read_text())
+        (copied / "config.toml").write_text(toml(config | change))
+    for net in (run, "same", "other"):
+        words = ("--attack", "none", "--limit", "10", "--no-report", "--save", f"kept-{Path(net).name}")
+        assert rkd("eval", net, *words).exit_code == 0
+    kept = [f"kept-{name}" for name in (Path(run).name, "same", "other")]
+    first, same, other = (json.loads(Path(name, "net.json").read_text())["trained"] for name in kept)
+    assert first["settings"] == same["settings"] != other["settings"]
+    assert (same["seed"], other["epochs"]) == (5, 77)
+    found = rkd("compare", *kept, "--json").json
+    assert [len(group["runs"]) for group in found["groups"]] == [2, 1]
 
 
 def test_saved_is_all_that_a_page_needs(rkd, finished) -> None:
@@ -348,6 +372,7 @@ def test_a_killed_evaluation_goes_on(rkd, finished, cache: Path, monkeypatch: py
         (("--curve", "much"), "expected a number such as 0.3 or 8/255"),
         (("--curve", "8"), "at most 1"),
         (("--curve", "--attack", "none"), "--curve needs an attack"),
+        (("--attack", ""), "--attack names no attack; for clean accuracy alone type --attack none"),
         (("--attack", "jsma", "--curve"), "needs an attack that keeps to a ball; there is jsma"),
         (("--corruptions", "nowhere"), "there is no folder nowhere"),
         (("--transfer", "nothing"), "nothing is not a run's folder"),
@@ -374,5 +399,5 @@ def test_how_the_net_runs_in_a_search_can_be_said(rkd, finished, engine: str, mo
     words = ("--attack", "apgd-ce", "--set", "attack.apgd-ce.steps=2", "--limit", "8", "--checks", "off")
     said = rkd("eval", run, *words, "--engine", engine, "--json")
     assert said.exit_code == 0, said.stderr
-    expected = {"auto": ["float32"], "bfloat16": ["float32", "bfloat16 inside"], "plain": []}
+    expected = {"auto": ["float32"], "bfloat16": ["float32", "bfloat16 inside", "bfloat16 back"], "plain": []}
     assert asked == expected[engine]

@@ -66,6 +66,16 @@ def test_a_sweep_goes_on_and_compares(half_done: Path) -> None:
         ((), "needs an axis"),
         (("a", "b", "seed=1"), "one recipe"),
         (("--grid", "seed=1,1"), "twice"),
+        (("nosuch",), "there is no recipe 'nosuch'"),
+        (("digits-rslad",), "needs an axis"),
+        ((".",), ". is no folder of a sweep"),
+        (("--grid", "loss=ard,tpyo"), "there is no loss 'tpyo'"),
+        (("--grid", "loss=ard,tpyo seed=0..4"), "(in loss=tpyo_seed=0, loss=tpyo_seed=1, loss=tpyo_seed=2 and 2 more)"),
+        (("--grid", "foo=1,2"), "foo"),
+        (("--grid", "epochs=3,x"), "'x' is not a valid integer. (in epochs=x)"),
+        (("--grid", "student.width=4,-1", "--set", "student=small-cnn"), "width = -1"),
+        (("--grid", "attack.steps=1,many", "--set", "loss=pgd-at"), "steps"),
+        (("--grid", "evaluate=fgsm,pgdd"), "there is no attack 'pgdd'"),
     ],
 )
 def test_mistakes(words: tuple[str, ...], what: str) -> None:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
+from torch import Tensor
 
 from rkd.core.curve import curve, usual_radii
 from rkd.core.data import ArraySplit
 from rkd.core.errors import RkdError
 from rkd.core.evaluate import evaluate
+from rkd.core.interfaces import Target
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
+from rkd.plugins.attacks.cw_l2 import CwL2
 from rkd.plugins.attacks.jsma import Jsma
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
@@ -63,6 +68,40 @@ def test_it_never_rises() -> None:
     split = ArraySplit(x, net.eval()(x).argmax(1).detach())
     found = curve(net, split, "pgd", AttackPlan(Pgd(steps=1, start="uniform"), ce), usual_radii(THREAT), threat=THREAT)
     assert found["accuracy"] == sorted(found["accuracy"], reverse=True)
+
+
+@pytest.mark.parametrize("threat", [THREAT, ThreatModel("L2", 0.3, 0.1)], ids=["Linf", "L2"])
+def test_one_search_serves_all_radii(threat: ThreatModel) -> None:
+    """Of an attack whose nearest images are the same at every radius: the points are those of a search at each."""
+    calls = []
+
+    class Watched(CwL2):
+        def __call__(self, x: Tensor, target: Target) -> Tensor:
+            calls.append(len(x))
+            return super().__call__(x, target)
+
+    net, x, split = setting()
+    split = ArraySplit(x, torch.where(torch.arange(60) % 10 > 0, split.labels, 1 - split.labels))  # some are wrong
+    plan = AttackPlan(Watched(steps=60, searches=3, c=1.0, eps=0.01), ce)
+    radii = [0.25 * threat.eps, 0.5 * threat.eps, threat.eps, 2 * threat.eps]
+    done: list[tuple[int, int]] = []
+    found = curve(
+        net, split, "cw-l2", plan, radii, threat=threat, batch_size=16, progress=lambda *told: done.append(told[1:])
+    )
+    assert sum(calls) == 54, "each image that is right, once"
+    assert (max(done), {total for _, total in done}) == ((60, 60), {60})
+    each = [
+        evaluate(net, split, {"cw-l2": replace_plan(plan)}, threat=threat.with_eps(eps)).accuracy("cw-l2")
+        for eps in radii
+    ]
+    assert found["accuracy"] == [0.9, *each]
+    assert len(set(each)) > 2
+    assert [bounds[0] < right < bounds[1] or right in bounds for right, bounds in
+            zip(found["accuracy"], found["interval_95"], strict=True)] == [True] * 5  # fmt: skip
+
+
+def replace_plan(plan: AttackPlan) -> AttackPlan:
+    return AttackPlan(replace(plan.attack, eps=None), plan.objective)  # type: ignore[type-var]
 
 
 def test_wrong_use() -> None:

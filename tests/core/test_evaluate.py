@@ -348,6 +348,36 @@ def test_doubts() -> None:
     assert doubts(made(clean * 10, pgd=half * 10)) == []
 
 
+def stood(margins: list[float], lost: float, fell: int = 0, eps: float = 0.01) -> Evaluation:
+    """All images right, all but the first few under an attack that took `lost` off each margin."""
+    count = len(margins)
+    result = made([True] * count, pgd=[place >= fell for place in range(count)])
+    result.outcomes["clean"].margin = torch.tensor(margins)
+    result.outcomes["pgd"].margin = torch.tensor(margins) - lost
+    result.outcomes["pgd"].about = {"norm": "Linf", "eps": eps}
+    return result
+
+
+def test_an_attack_without_effect_where_none_is_expected() -> None:
+    """With a slope of 10 a radius of 0.01 lowers margins by 0.1."""
+
+    def said(result: Evaluation, slope: float | None) -> list[str]:
+        return [doubt.check for doubt in doubts(result, slope) if doubt.check == "no-effect"]
+
+    far, near = [5.0] * 100, [0.05] * 4 + [5.0] * 96
+    assert said(stood(far, 0.1), None) == ["no-effect"], "nobody knows the slope"
+    assert said(stood(far, 0.1), 10.0) == []
+    assert said(stood(far, 0.0), 10.0) == [], "it hands the images out as they were: what the slope says stands"
+    assert said(stood(near[2:], 0.1), 10.0) == [], "two falls expected: none may be luck"
+    assert said(stood(near, 0.1), 10.0) == ["no-effect"], "four falls expected: none is odd"
+    assert said(stood(near * 6, 0.1, fell=1), 10.0) == ["no-effect"], "24 expected, one found"
+    assert said(stood(far, 0.01), 10.0) == ["no-effect"], "margins hardly fell: the attack does not climb"
+    assert said(stood(far, 0.1), 1000.0) == ["no-effect"], "with that slope all should have fallen"
+    elsewhere = stood(far, 0.1)
+    elsewhere.outcomes["pgd"].about["norm"] = "L2"
+    assert said(elsewhere, 10.0) == ["no-effect"], "a slope in another norm"
+
+
 def test_an_attack_of_another_norm_is_none_to_be_measured_by() -> None:
     """The nearest image in L2 is hardly ever inside an Linf ball: that FGSM does better there says nothing."""
     clean = [True] * 100

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from rkd.core.data import ArraySplit
-from rkd.core.selfcheck import look, probe
+from rkd.core.selfcheck import look, probe, slope
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.plugins.attacks.pgd import Pgd
@@ -213,3 +213,40 @@ def test_probing_a_jagged_loss(catalog: Catalog) -> None:
 
     found, _ = probe(Rippled().eval(), near(), check_plans(THREAT, (3, 8, 8), catalog), threat=THREAT, samples=32)
     assert {doubt.check for doubt in found} & {"black-box-beats-pgd", "unbounded", "larger-eps"}
+
+
+# How far a margin falls
+
+
+class Rounded(Linear):
+    def forward(self, x):
+        return super().forward((x * 255).round() / 255)
+
+
+def test_the_slope_of_a_linear_net() -> None:
+    """Its margin is 2 scale (grey - 1/2): a pixel's share of it is 2 scale / n."""
+    net, dimensions = Linear().eval(), 3 * 8 * 8
+    with untouched(net):
+        assert slope(net, split(), threat=THREAT) == pytest.approx(120, rel=1e-4)
+    l2 = ThreatModel("L2", 0.5, 0.1)
+    assert slope(net, split(), threat=l2) == pytest.approx(120 / dimensions**0.5, rel=1e-4)
+
+
+def test_gradients_that_lead_nowhere_have_no_slope() -> None:
+    class Detached(Linear):
+        def forward(self, x):
+            return super().forward(x.detach())
+
+    class Faint(Linear):  # right, and by its gradient still right when every pixel may be anything
+        def forward(self, x):
+            z = super().forward(x.detach())
+            return z + 0.001 * super().forward(x)
+
+    class Rooted(Linear):
+        def forward(self, x):
+            return super().forward(x) + 0 * (x.flatten(1)[:, :1] * 0).sqrt()
+
+    for net in (Rounded(), Detached(), Faint(), Rooted()):
+        assert slope(net.eval(), split(), threat=THREAT) is None
+    wrong = ArraySplit(split().images(torch.arange(48)), 1 - split().labels)
+    assert slope(Linear().eval(), wrong, threat=THREAT) is None, "no image is right"

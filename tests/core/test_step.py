@@ -14,8 +14,7 @@ from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack, Student, Target, Teacher
 from rkd.core.nets import NetStudent
 from rkd.core.random import Noise, key
-from rkd.core.step import AttackPlan, Step, StepTarget
-from rkd.core.types import ThreatModel
+from rkd.core.step import AttackPlan, Step
 from rkd.testing import OneStep, StubTeacher, tiny_batch, tiny_net, tiny_step, tiny_teachers, untouched
 from rkd.testing.search import cross_entropy
 
@@ -204,21 +203,6 @@ def test_noise_follows_from_step_view_and_sample() -> None:
     assert torch.equal(start[0], Noise(key(5, "adv"), tiny_batch().index).uniform((3, 8, 8)))
 
 
-def test_what_a_target_offers() -> None:
-    batch, net = tiny_batch(), tiny_net().eval()
-    step = tiny_step(batch, net, threat=ThreatModel("L2", 0.5, 0.1), progress=0.25)
-    target = StepTarget(step, cross_entropy, net, Noise(1, batch.index))
-    assert (target.threat.norm, target.progress) == ("L2", 0.25)
-    assert torch.equal(target.logits(batch.x), net(batch.x))
-    x = batch.x.clone().requires_grad_()
-    score = ops.cross_entropy(net(x), batch.y)
-    value, gradient = target.gradient(batch.x)
-    assert torch.allclose(value, score)
-    assert torch.allclose(gradient, torch.autograd.grad(score.sum(), x)[0])
-    assert not value.requires_grad
-    assert not gradient.requires_grad
-
-
 def test_a_net_that_ignores_its_images_has_a_gradient_of_zero() -> None:
     class Deaf(torch.nn.Module):
         def forward(self, x: Tensor) -> Tensor:
@@ -242,16 +226,6 @@ def test_select_is_the_step_of_a_part(keep: Tensor) -> None:
     assert torch.allclose(part.image("weak"), step.image("weak")[keep], atol=1e-6)
     assert (part.knob("a"), part.progress, part.threat) == (2.0, 0.3, step.threat)
     assert part.used is step.used
-
-
-def test_a_target_of_a_part() -> None:
-    batch, net = tiny_batch(), tiny_net().eval()
-    target = StepTarget(tiny_step(batch, net), cross_entropy, net, Noise(1, batch.index))
-    keep = torch.tensor([3, 0])
-    part = target.select(keep)
-    assert torch.equal(part.y, batch.y[keep])
-    assert torch.allclose(part.score(batch.x[keep]), target.score(batch.x)[keep])
-    assert torch.equal(part.noise.uniform((2,)), target.noise.uniform((2,))[keep])
 
 
 def test_listeners_hear_every_forward_of_a_search() -> None:

@@ -656,6 +656,29 @@ def test_a_loss_that_is_not_finite_at_once() -> None:
     assert "the loss is nan" in refusal(tiny_run(Nan({})))
 
 
+def test_a_teacher_that_rules_a_class_out() -> None:
+    """There is no divergence from -inf; the message says whose logits these are, and what to give instead."""
+
+    class Distilled(Clean):
+        roles = ("robust",)
+
+        def __call__(self, step: Step) -> dict[str, Tensor]:
+            return {"a": ops.kl(step.student("clean"), step.teacher())}
+
+    teachers = tiny_teachers(["robust"])
+    _mask(teachers["robust"].net)
+    said = refusal(tiny_run(Distilled({}), teachers=teachers))
+    assert "logits of the teacher 'robust' are NaN or infinite" in said and "low finite logit" in said
+    assert "student" not in said
+
+
+def _mask(net: torch.nn.Module) -> None:
+    def masked(module: object, x: object, logits: Tensor) -> Tensor:
+        return logits.masked_fill(torch.arange(logits.shape[1]) == 2, -torch.inf)
+
+    net.register_forward_hook(masked)
+
+
 def test_nets_for_other_data() -> None:
     run = tiny_run(Clean(), data=tiny_dataset(classes=4))
     run.student.net.arch.head = torch.nn.Linear(24, 7)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -17,6 +18,7 @@ from rkd.core.cost import counting
 from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.evaluate import evaluate
 from rkd.core.interfaces import Attack, Parts
+from rkd.core.journal import Journal
 from rkd.core.nets import Net
 from rkd.core.random import forked
 from rkd.core.runfolder import RunFolder
@@ -28,6 +30,7 @@ from rkd.plugins.attacks.transfer import Transfer
 from rkd.plugins.objectives.ce import ce
 from rkd.plugins.objectives.margin import Margin
 from rkd.registry.catalog import Entry, load_catalog
+from rkd.registry.evaluation import seeks_nearest
 from rkd.registry.parts import PlanParts, create_attack
 from rkd.registry.resolve import Plan, resolve
 from rkd.testing import LinearNet, tiny_batch, tiny_dataset, tiny_net, tiny_step, untouched
@@ -168,6 +171,45 @@ def test_what_the_evaluation_says_of_it() -> None:
     assert about["notes"][0].endswith(f") by pgd steps=2 eps={16 / 255}")
     assert about["notes"] != again["notes"], "other weights are another attack"
     assert not transfer(tiny_net(), "jsma").bounded
+    assert seeks_nearest(transfer(tiny_net(), "fab-t")) and not seeks_nearest(transfer(tiny_net(), "pgd"))
+
+
+def test_questions_to_the_source_are_counted_apart(tmp_path: Path) -> None:
+    """As many as the source runs on, and none to the attacked net; also where a journal remembers them."""
+    net, source, data = tiny_net().eval(), tiny_net(seed=1).eval(), tiny_dataset()
+    plans = {
+        "transfer": AttackPlan(transfer(source, "pgd", steps=3), ce),
+        "apgd": AttackPlan(transfer(source, "apgd-t", steps=3), ce),
+        "pgd": AttackPlan(Pgd(steps=3), ce),
+    }
+    with through(source) as counted:
+        found = evaluate(net, data.test, plans, threat=LINF, batch_size=7, journal=Journal(tmp_path))
+    searches = found.summary()["searches"]
+    right = int(found.clean.sum())
+    assert right > 0
+    for name in ("transfer", "apgd"):
+        assert (searches[name]["forwards"], searches[name]["backwards"]) == (0, 0)
+    assert (searches["transfer"]["other_forwards"], searches["transfer"]["other_backwards"]) == (3 * right, 3 * right)
+    assert (searches["pgd"]["forwards"], searches["pgd"]["backwards"]) == (3 * right, 3 * right)
+    assert "other_forwards" not in searches["pgd"]
+    assert counted[0] == 3 * right + searches["apgd"]["other_forwards"]
+    again = evaluate(net, data.test, plans, threat=LINF, batch_size=7, journal=Journal(tmp_path))
+    assert again.outcomes["apgd"].others == found.outcomes["apgd"].others
+
+
+@contextmanager
+def through(net: nn.Module) -> Iterator[list[int]]:
+    """How many images went through a net."""
+    counted = [0]
+
+    def note(module: nn.Module, args: tuple[torch.Tensor], logits: object) -> None:
+        counted[0] += len(args[0])
+
+    handle = net.register_forward_hook(note)
+    try:
+        yield counted
+    finally:
+        handle.remove()
 
 
 # From a configuration

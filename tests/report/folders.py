@@ -190,16 +190,21 @@ TRANSFER: dict[str, Any] = {
 }
 
 
-def make_evaluation(path: Path, *, found: dict[str, Any] | None = None, bare: bool = False) -> RunFolder:
-    """What `rkd eval --save` writes; `found` goes on top of the usual result. `bare`: evaluation.json alone."""
+def make_evaluation(
+    path: Path, *, found: dict[str, Any] | None = None, bare: bool = False, trained: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> RunFolder:  # fmt: skip
+    """What `rkd eval --save` writes; `found` goes on top of the usual result, `trained` and `settings` on top of what
+    it says of the training and of itself. `bare`: evaluation.json alone."""
     path.mkdir(parents=True)
     folder = RunFolder(path)
     about = {"net": "runs/my-run", "model": "small-cnn", "parameters": 25978, "data": "digits", "seed": 5,
              "classes": CARD["classes"], "threat": CARD["threat"], "transfer": TRANSFER}  # fmt: skip
     folder.write_json(folder.evaluation, about | full_net() | (found or {}))
     if not bare:
-        folder.write_text(folder.evaluation_settings, tomli_w.dumps(SETTINGS))
-        folder.write_json(folder.net_card, NET_CARD)
+        folder.write_text(folder.evaluation_settings, tomli_w.dumps(SETTINGS | (settings or {})))
+        card = NET_CARD | {"name": path.name} if trained else NET_CARD
+        folder.write_json(folder.net_card, card | {"trained": NET_CARD["trained"] | (trained or {})})
         words = ["--attack", "fgsm,pgd-sat", "--save", "kept", "--transfer", "runs/other"]
         kept = ("started", "versions", "plugins", "hardware", "data", "status", "seconds")
         manifest = {key: MANIFEST[key] for key in kept} | {"command": ["rkd", "eval", "runs/my-run", *words]}

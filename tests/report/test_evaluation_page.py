@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from rkd.core.draws import training_key
 from rkd.core.errors import RkdError
 from rkd.core.runfolder import RunFolder
 from rkd.report import build_report, cells, compare, to_csv, to_json, write_report
 from rkd.report.read import MOST_NETS, read_run
 
-from .folders import CARD, TRANSFER, make_evaluation, make_run, net
+from .folders import CARD, SETTINGS, TRANSFER, make_evaluation, make_run, net
 from .test_run_page import POISON, Page, poisoned
 
 
@@ -174,6 +175,54 @@ def test_evaluations_are_no_seeds_of_one_another(tmp_path: Path) -> None:
     found = compare(folders)
     assert [group.name for group in found.groups] == ["a", "b"] and found.robust == "worst_case"
     assert found.warnings == [line for line in found.warnings if "FGSM" in line or "plain" in line]
+
+
+def drawn(path: Path, seed: int | None, key: str = "one", **more: Any) -> RunFolder:
+    """An evaluation of a run of that seed and those settings."""
+    rules = SETTINGS["evaluate"] | {"transfer": [f"runs/{path.name}"]} | more.pop("rules", {})
+    found = {"clean": 0.9 + (seed or 0) / 100} | more
+    settings = {"seed": seed or 0, "evaluate": rules}
+    return make_evaluation(path, found=found, trained={"seed": seed, "settings": key}, settings=settings)
+
+
+def test_evaluations_of_several_seeds_share_a_row(tmp_path: Path) -> None:
+    """As their runs do: those of one training, evaluated alike."""
+    folders = [drawn(tmp_path / f"kept-{seed}", seed) for seed in (1, 2, 3)]
+    found = compare([*folders, drawn(tmp_path / "other", 1, "two"), drawn(tmp_path / "third", 2, "two")])
+    assert [[run.name for run in group.runs] for group in found.groups] == [
+        ["kept-1", "kept-2", "kept-3"], ["other", "third"],
+    ]  # fmt: skip
+    assert found.groups[0].seeds == [1, 2, 3]
+    value = found.groups[0].value("clean")
+    assert value is not None and value.mean == pytest.approx(0.92) and value.std == pytest.approx(0.01)
+    assert [row["seed"] for row in to_json(found)["runs"]] == [1, 2, 3, 1, 2]
+    assert len({group.name for group in found.groups}) == 2
+
+
+def test_what_keeps_evaluations_apart(tmp_path: Path) -> None:
+    """Other attacks or images, the same net twice, a net of unknown seed, and a run of these very settings."""
+    first = drawn(tmp_path / "first", 1)
+
+    def rows(*others: RunFolder) -> int:
+        return len(compare([first, *others]).groups)
+
+    assert rows(drawn(tmp_path / "a", 2)) == 1
+    assert rows(drawn(tmp_path / "b", 2, rules={"limit": 100})) == 2
+    assert rows(drawn(tmp_path / "c", 2, rules={"options": {"pgd-sat": {"steps": 3}}})) == 2
+    assert rows(drawn(tmp_path / "d", 2, threat={"norm": "L2", "eps": 0.5})) == 2
+    assert rows(drawn(tmp_path / "e", 1)) == 2, "the same net, or another of the same seed"
+    assert rows(drawn(tmp_path / "f", 2, "two")) == 2
+    assert rows(make_run(tmp_path / "run", epochs=0)) == 2
+    unknown = drawn(tmp_path / "g", 2, "")
+    assert len(compare([unknown, drawn(tmp_path / "h", 3, "")]).groups) == 2, "kept by a version without the key"
+
+
+def test_the_key_of_a_training() -> None:
+    config = {"seed": 0, "epochs": 3, "loss": {"name": "ard"}, "evaluate": {"limit": 5}, "device": "cpu"}
+    assert training_key(config) == training_key(config | {"seed": 1, "evaluate": {}, "device": "cuda", "name": "x"})
+    assert training_key(config) == training_key(dict(reversed(config.items())))
+    assert training_key(config) != training_key(config | {"epochs": 4})
+    assert training_key(config) != training_key(config | {"loss": {"name": "ard", "alpha": 1.0}})
 
 
 def test_other_images(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from rkd.report import build_report, write_report
 from rkd.report.data import Example, Seen
 from rkd.report.gallery import read_gallery
 
-from .folders import CONFIG, MANIFEST, epoch, full_net, make_run, net, write_examples
+from .folders import CONFIG, MANIFEST, epoch, full_net, make_run, net, search, write_examples
 
 VOID = {"meta", "link", "img", "br", "path", "use", "rect", "circle"}
 POISON = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>\"'><b>{{7*7}}"
@@ -160,6 +160,16 @@ def test_tiles_and_warnings(page: Page) -> None:
         "a plain warning",
     ):
         assert words in top, words
+
+
+def test_questions_to_another_net_are_shown(tmp_path: Path) -> None:
+    searches = {
+        "fgsm": search("fgsm"),
+        "transfer": search("transfer", forwards=0, backwards=0, other_forwards=4321, other_backwards=1234),
+    }
+    folder = make_run(tmp_path / "a", student=full_net() | {"searches": searches}, examples=False)
+    text = Page(build_report(folder).html).text("results")
+    assert text.count("other net") == 1 and "0 / 0 other net 4,321 / 1,234" in text
 
 
 def test_a_warning_of_several_nets_is_one(tmp_path: Path) -> None:

@@ -35,7 +35,8 @@ def compare(
     """Clean and attacked accuracy of finished runs, side by side.
 
     RUN is a run's folder, or its name under --out; EVALUATION a folder that `rkd eval --save` wrote. Runs that differ
-    by seed alone share a row: mean ± standard deviation. A single run has its 95 % interval.
+    by seed alone share a row, and so do evaluations of such runs: mean ± standard deviation. A single one has its 95 %
+    interval.
     """
     if app.json + as_csv + as_latex > 1:
         raise RkdError("--json, --csv and --latex each fill stdout: give one of them")

@@ -10,7 +10,7 @@ import click
 from rkd.core.errors import RkdError
 
 from .many import among_many, in_processes
-from .shared import App, json_option, pass_app, plugin_option, verbosity_options
+from .shared import RUNS, App, json_option, pass_app, plugin_option, verbosity_options
 
 
 @click.command("eval", short_help="Evaluate a run or a weights file under attack.")
@@ -112,7 +112,7 @@ def evaluate(app: App, net: str, **options: Any) -> None:
     if is_file and not (options["model"] and options["dataset"]):
         missing = [f"--{name}" for name in ("model", "dataset") if not options[name]]
         raise RkdError(f"{path} is a weights file, which does not say what it is for: give {' and '.join(missing)}")
-    if options["model"] and not path.exists():
+    if options["model"] and not path.exists() and not (Path(RUNS) / net).is_dir():
         raise RkdError(f"there is no weights file {path}")
     if not is_file and (options["model"] or options["normalize"] != "auto"):
         raise RkdError(f"--model and --normalize belong to weights files; {path} is none")

@@ -14,6 +14,7 @@ from typing import Any
 from rkd.core.corruption import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
 from rkd.core.curve import usual_radii
 from rkd.core.distributed import ALONE, leave
+from rkd.core.draws import training_key
 from rkd.core.errors import ConfigError, RkdError
 from rkd.core.journal import MONTH, Journal
 from rkd.core.nets import Net
@@ -71,7 +72,7 @@ def of_run(text: str, options: Mapping[str, Any], catalog: Catalog) -> Subject:
         )
     trained = {
         "method": _name_in(config.get("loss")), "epochs": config.get("epochs"), "seed": config.get("seed"),
-        "data": _name_in(config.get("data")), "threat": asdict(loaded.card.threat),
+        "data": _name_in(config.get("data")), "threat": asdict(loaded.card.threat), "settings": training_key(config),
     }  # fmt: skip
     trained = {key: value for key, value in trained.items() if value is not None}
     return Subject(str(folder.path), loaded.card.model, loaded.net, plan, loaded.card.options, trained)

@@ -117,6 +117,8 @@ def split_names(texts: tuple[str, ...]) -> list[str]:
 def split_attacks(option: str, texts: tuple[str, ...]) -> list[str] | None:
     """The attacks of an option: [] for `none`, None where it was not given. Raises RkdError for `none` among others."""
     names = split_names(texts)
+    if texts and not names:
+        raise RkdError(f"{option} names no attack; for clean accuracy alone type {option} none")
     if "none" in names and len(names) > 1:
         others = ", ".join(name for name in names if name != "none")
         raise RkdError(

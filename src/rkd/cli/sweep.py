@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 import click
 
-from rkd.core.errors import RkdError
+from rkd.core.errors import ConfigError, RkdError
 
 from .interrupts import Interrupts, Terminated
 from .shared import RUNS, App, json_option, pass_app, plugin_option, verbosity_options
@@ -70,6 +70,7 @@ def sweep(app: App, words: tuple[str, ...], grid: tuple[str, ...], sets: tuple[s
     points = found.points()
     states = {point.name: state_of(folder / point.name) for point in points}
     open_ones = [point for point in points if states[point.name] != "finished"]
+    _check(found, [point for point in points if states[point.name] == "new"], folder, app)
     if dry_run:
         for point in points:
             files = [word for file in app.files for word in ("--plugin", file)]
@@ -117,8 +118,49 @@ def _asked(words: Sequence[str], grid: Sequence[str], sets: Sequence[str], name:
             found.recipe = str(start.resolve()) if start.is_file() else str(start)
     found.axes |= axes
     found.settings |= settings
+    if start is not None and found.recipe and not found.axes:
+        from rkd.registry.config import read_recipe
+
+        if start.is_dir():
+            raise RkdError(f"{start} is no folder of a sweep: it has no sweep.toml")
+        read_recipe(str(start))  # a misspelt one is what has to be told, not that axes are missing
     found.points()
     return found, Path(out) / safe_name(name or found.default_name())
+
+
+def _check(sweep: Sweep, points: Sequence[Point], folder: Path, app: App) -> None:
+    """Raise ConfigError for misspelt names and wrong options of any run, before the first begins: each once, with the
+    runs that it stops."""
+    from rkd.registry.resolve import check_names
+
+    from .run import run
+    from .settings import run_table
+
+    stops: dict[str, list[str]] = {}
+    catalog = app.catalog() if points else None
+    for point in points:
+        try:
+            words = sweep.words(point, folder)[1:]
+            options = run.make_context("rkd run", words, parent=click.get_current_context()).params
+            assert catalog is not None
+            check_names(run_table(options.pop("recipe"), options, options.pop("sets"), catalog), catalog)
+        except ConfigError as error:
+            for problem in error.problems:
+                stops.setdefault(problem, []).append(point.name)
+        except (RkdError, click.UsageError) as error:
+            stops.setdefault(error.message if isinstance(error, click.UsageError) else str(error), []).append(
+                point.name
+            )
+    if stops:
+        all_of_them = len(points)
+        raise ConfigError([
+            what + ("" if len(names) == all_of_them else f" (in {', '.join(names[:3])}{_more(len(names) - 3)})")
+            for what, names in stops.items()
+        ])  # fmt: skip
+
+
+def _more(count: int) -> str:
+    return f" and {count} more" if count > 0 else ""
 
 
 def _is_sweep(path: Path) -> bool:

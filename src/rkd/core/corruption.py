@@ -29,7 +29,7 @@ from .evaluate import Progress, choose
 from .interfaces import Corruption
 from .modes import running
 from .random import Noise, key
-from .search import in_float32
+from .ready import Finite, in_float32
 from .text import expanded
 
 T = TypeVar("T")
@@ -224,7 +224,7 @@ def _accuracy(
     if not names:
         raise RkdError("there is no corruption to evaluate under")
     report = progress or (lambda what, done, total: None)
-    net = in_float32(net)
+    net = Finite(in_float32(net))
     accuracy: dict[str, list[float]] = {}
     with running(net, "eval"), torch.no_grad():
         for name in names:

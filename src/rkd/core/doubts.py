@@ -33,9 +33,13 @@ class Doubt:
         return f"{self.finding}: {self.meaning}; {self.advice}"
 
 
-def doubts(result: Evaluation) -> list[Doubt]:
-    """What is odd about these numbers (Athalye et al. 2018, Carlini et al. 2019)."""
-    return [*_not_numbers(result), *_fgsm(result), *_black_box(result), *_no_effect(result), *_few(result)]
+def doubts(result: Evaluation, slope: float | None = None) -> list[Doubt]:
+    """What is odd about these numbers (Athalye et al. 2018, Carlini et al. 2019).
+
+    `slope`: by how much a margin falls per unit of the radius, as `selfcheck.slope` measures it. With it an attack that
+    changes nothing is odd only where it should have changed something.
+    """
+    return [*_not_numbers(result), *_fgsm(result), *_black_box(result), *_no_effect(result, slope), *_few(result)]
 
 
 def missed_by(result: Evaluation, attacks: Sequence[str], other: str) -> int:
@@ -95,12 +99,13 @@ def _black_box(result: Evaluation) -> list[Doubt]:
     ]
 
 
-def _no_effect(result: Evaluation) -> list[Doubt]:
+def _no_effect(result: Evaluation, slope: float | None) -> list[Doubt]:
     found = []
     for name in result.attacks:
         outcome, clean = result.outcomes[name], result.accuracy()
         weak = name == "fgsm" or outcome.about.get("black_box") or not result.measures(name)
-        if not weak and clean > 0.2 and result.accuracy(name) > clean - 0.002:
+        silent = result.accuracy(name) > clean - 0.002
+        if not weak and clean > 0.2 and silent and not (slope and _too_small(result, name, slope)):
             found.append(
                 Doubt(
                     "no-effect",
@@ -110,6 +115,27 @@ def _no_effect(result: Evaluation) -> list[Doubt]:
                 )
             )
     return found
+
+
+def _too_small(result: Evaluation, name: str, slope: float) -> bool:
+    """Whether an attack's radius is so small that its few falls are what a sound net would show.
+
+    Expected are as many falls as images whose margin is below slope x eps; too few to tell them from what was found
+    are those of which a Poisson number is as small in one case of twenty (fewer than 3, where nothing fell). And an
+    attack that hands out the images it tried must have lowered their margins about as far as the slope says.
+    """
+    start, end = result.outcomes["clean"].margin, result.outcomes[name].margin
+    about, threat = result.outcomes[name].about, result.threat
+    if start is None or end is None or about.get("norm", threat.norm) != threat.norm:
+        return False
+    shift = slope * about.get("eps", threat.eps)
+    right, standing = result.clean, result.attacks[name]
+    expected = (start[right] <= shift).sum().double()
+    fell = (right & ~standing).sum().double()
+    lost = (start - end)[standing]
+    handed_out = bool((lost != 0).any())
+    lowered = not handed_out or float(lost.median()) >= 0.5 * shift
+    return lowered and float(torch.special.gammaincc(fell + 1, expected)) > 0.05  # P(Poisson(expected) <= fell)
 
 
 def _few(result: Evaluation) -> list[Doubt]:

@@ -76,11 +76,27 @@ def dry_step(run: Run, samples: int = 2) -> CostCard:
         except DataError as error:
             raise Refused(f"what makes the view {view!r} is at fault: {error}") from None
     if not bool(loss.isfinite()):
-        raise Refused(f"the loss is {float(loss.detach()):g} on the first images, before any training")
+        raise Refused(
+            f"the loss is {float(loss.detach()):g} on the first images, before any training{_infinite(trial, batch)}"
+        )
     if not finite({str(n): p.grad for n, p in enumerate(trial.student.net.parameters()) if p.grad is not None}):
         raise Refused("a gradient is not finite on the first images, though the loss is: it cannot be trained")
     _check_used(trial, step)
     return CostCard(counts, len(batch), seconds, clean=frozenset(step.used.clean))
+
+
+def _infinite(run: Run, batch: Batch) -> str:
+    """Which nets answer with logits that are not numbers, as the end of a sentence."""
+    with torch.no_grad():
+        answers = {"the student": run.student.logits({"clean": batch.x}, "eval")["clean"]}
+        answers |= {f"the teacher {role!r}": teacher.logits(batch.x) for role, teacher in run.teachers.items()}
+    guilty = [who for who, logits in answers.items() if not bool(logits.isfinite().all())]
+    if not guilty:
+        return ""
+    what = f": logits of {' and '.join(guilty)} are NaN or infinite"
+    if any(bool(answers[who].isneginf().any()) for who in guilty):
+        what += "; a class that a net rules out needs a low finite logit for training (-inf has no divergence)"
+    return what
 
 
 def _check_nets(run: Run, batch: Batch) -> None:

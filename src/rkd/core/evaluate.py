@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from . import ops
 from .answers import ask as ask_net
-from .answers import check_answer
+from .answers import check_answer, check_numbers
 from .ball import check_inside, check_threat, reach, to_eight_bits
 from .data import Split, check_images, fetch
 from .distributed import ALONE, Ranks
@@ -24,7 +24,8 @@ from .journal import Journal, fingerprint
 from .modes import running
 from .outcomes import Evaluation, Gallery, Outcome
 from .random import key
-from .search import Evaluated, in_float32
+from .ready import FEW, ready
+from .search import Evaluated
 from .step import AttackPlan, Step
 from .types import ThreatModel, fraction
 
@@ -82,7 +83,7 @@ def evaluate(
     positions = choose(len(split), limit) if positions is None else positions
     if ranks.size > 1:  # a batch for every process
         batch_size = max(1, min(batch_size, -(-len(positions) // ranks.size)))
-    net = in_float32(net)
+    net = ready(net, fetch(split, positions[:FEW], device).x)
     ask = _Questions(net, split, positions, threat, torch.device(device), rounded, classes, engine)
     if journal is not None:
         journal.open(_fingerprint(ask, attacks, seed, batch_size, examples, ranks.size))
@@ -110,8 +111,8 @@ def evaluate(
 
 class _Questions:
     """What is asked of the net, by rows of the evaluated samples. Each answer is a dict of tensors, one row a sample:
-    `right`, `prediction`, `confidence`, and of attacks also `count` (forwards, backwards) and `engine`, which way the
-    net ran (a text's UTF-8)."""
+    `right`, `prediction`, `confidence`, and of attacks also `count` (forwards and backwards of the net, then those of
+    other nets) and `engine`, which way the net ran (a text's UTF-8)."""
 
     def __init__(
         self, net: nn.Module, split: Split, positions: Tensor, threat: ThreatModel, device: torch.device,
@@ -126,8 +127,7 @@ class _Questions:
         check_images(batch.x)
         logits = ask_net(self.net, batch.x)
         self.classes = check_answer(logits, batch.y, self.classes)
-        if not bool(logits.isfinite().all()):
-            raise RkdError("the net's logits for clean images hold NaN or infinity: nothing can be said of such a net")
+        check_numbers(logits)
         return _read(logits, batch.y)
 
     def attacked(
@@ -152,7 +152,8 @@ class _Questions:
             if bool(here.any()):
                 found |= {"kept": rows[here], "images": x_adv[here.to(self.device)].cpu()}
             way = str(fast or PLAIN).encode()
-            counts = torch.tensor([student.forwards, student.backwards])
+            asked, others = student.asked, student.asked_of_others
+            counts = torch.tensor([asked.forwards, asked.backwards, others.forwards, others.backwards])
             return found | {"count": counts, "engine": torch.tensor(list(way), dtype=torch.uint8)}
 
         return answer
@@ -176,7 +177,7 @@ def _fits(found: Mapping[str, Tensor], count: int, other: Mapping[str, Tensor]) 
         elif name == "images":
             sound = value.dtype == torch.float32 and value.ndim == 4 and len(value) == len(found["kept"])
         else:
-            sound = (name, tuple(value.shape)) in (("seconds", (1,)), ("count", (2,))) or name == "kept"
+            sound = (name, tuple(value.shape)) in (("seconds", (1,)), ("count", (4,))) or name == "kept"
         if not sound:
             return False
     return True
@@ -239,14 +240,14 @@ class _Notes:
         self.engine = "; ".join(ways) or PLAIN
         rounding = bool(answers) and "rounded" in answers[0]
         counts = [answer["count"] for answer in answers if "count" in answer]
-        forwards, backwards = torch.stack(counts).sum(0).tolist() if counts else (0, 0)
+        forwards, backwards, *others = torch.stack(counts).sum(0).tolist() if counts else (0, 0, 0, 0)
         return Outcome(
             column("right", clean.right if clean else None),
             column("prediction", clean.prediction if clean else None),
             column("confidence", clean.confidence if clean else None),
             column("rounded", clean.right if clean else None) if rounding else None,
             forwards, backwards, float(sum(float(answer["seconds"]) for answer in answers)),
-            margin=column("margin", clean.margin if clean else None),
+            margin=column("margin", clean.margin if clean else None), others=tuple(others),
         )  # fmt: skip
 
 

@@ -93,7 +93,8 @@ class Target(Protocol):
 
     def on(self, net: nn.Module, mode: Mode = "eval") -> AbstractContextManager[Target]:
         """A context that gives the same target with another net under attack: labels, ball, objective and random
-        numbers stay. The other net is left as it was; its running statistics move in no mode."""
+        numbers stay. The other net is left as it was; its running statistics move in no mode. An evaluation counts what
+        is asked of it, too, apart from the questions to the net under attack."""
         ...
 
 
@@ -109,7 +110,10 @@ class Attack(Protocol):
             return (x + target.threat.eps * gradient.sign()).clamp(0, 1)
 
     One with a loss of its own, which never asks for the score, says `own_objective = True` among its class attributes:
-    then a user who chooses another objective is told that it makes no difference.
+    then a user who chooses another objective is told that it makes no difference. One that looks for the nearest image
+    that fools the net, whatever the radius, says `seeks_nearest = True`: accuracy against eps is drawn of others, if
+    there are any. If besides it has an option `bounded`, which does no more than withhold what lies outside the ball,
+    it may say `any_radius = True`: then one search without a ball serves all radii.
     """
 
     mode: Mode

@@ -18,8 +18,8 @@ class Outcome:
 
     `confidence`: the largest probability, 0 where the logits are not numbers (such an answer counts as wrong).
     `margin`: the label's logit minus the largest other one. `forwards` and `backwards` count images through the net
-    during the search; `about` says what was run. `rounded`: right after rounding to 8 bits inside the ball, if that
-    was asked for.
+    during the search, `others` those through other nets that it ran on (`transfer`); `about` says what was run.
+    `rounded`: right after rounding to 8 bits inside the ball, if that was asked for.
     """
 
     right: Tensor
@@ -31,6 +31,7 @@ class Outcome:
     seconds: float = 0.0
     about: dict[str, Any] = field(default_factory=dict)
     margin: Tensor | None = None
+    others: tuple[int, ...] = (0, 0)
 
 
 @dataclass
@@ -147,6 +148,8 @@ class Evaluation:
         attacked = int(self.clean.sum())
         fell = int((self.clean & ~outcome.right).sum())
         counts = {"attacked": attacked, "fooled": fell, "forwards": outcome.forwards, "backwards": outcome.backwards}
+        if any(outcome.others):
+            counts |= dict(zip(("other_forwards", "other_backwards"), outcome.others, strict=True))
         return outcome.about | counts | {"seconds": round(outcome.seconds, 2)}
 
     def _examples(self, gallery: Gallery) -> list[dict[str, Any]]:

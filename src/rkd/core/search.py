@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -57,36 +58,35 @@ def rehearse(
             raise Refused(f"the attack {name!r} could not be run in the evaluation: {error}") from None
 
 
-def in_float32(net: nn.Module) -> nn.Module:
-    """`net`, or around one with weights of another type something that takes and gives float32."""
-    kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
-    return net if not kinds or torch.float32 in kinds else _InFloat32(net, kinds.pop())
+@dataclass
+class Asked:
+    """How many images went through a net, and back."""
 
-
-class _InFloat32(nn.Module):
-    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.net, self.dtype = net, dtype
-        self.training = net.training
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits = self.net(x.to(self.dtype))
-        return logits.float() if isinstance(logits, Tensor) else logits
+    forwards: int = 0
+    backwards: int = 0
 
 
 class Evaluated(NetStudent):
     """A net that learns nothing any more: not even its running statistics move. Counts what a search asks of it.
 
     `fast`: how a search in eval mode may run it instead; such a search gets at the net itself by `Target.exact`.
+    `asked` counts images through this net, `asked_of_others` those through nets that `Target.on` puts in its place:
+    an attacker pays for both, but only the first are questions to the net under attack.
     """
 
     def __init__(self, net: nn.Module, fast: Choice | None = None) -> None:
         super().__init__(net)
         self.fast = fast
-        self.forwards = self.backwards = 0
+        self.asked, self.asked_of_others = Asked(), Asked()
+
+    def other(self, net: nn.Module) -> Evaluated:
+        """`net` in this one's place, in the middle of a search."""
+        found = Evaluated(net)
+        found.asked = found.asked_of_others = self.asked_of_others
+        return found
 
     def logits(self, images: Mapping[View, Tensor], mode: Mode) -> dict[View, Tensor]:
-        self.forwards += sum(map(len, images.values()))
+        self.asked.forwards += sum(map(len, images.values()))
         return super().logits(images, mode)
 
     @contextmanager
@@ -95,13 +95,13 @@ class Evaluated(NetStudent):
             yield _Counted(self, probe, self.fast if mode == "eval" else None)
 
     def count(self, forwards: int) -> None:
-        self.forwards += forwards
+        self.asked.forwards += forwards
 
     def counted(self, logits: Tensor) -> Tensor:
         def backward(gradient: Tensor) -> None:
-            self.backwards += len(gradient)
+            self.asked.backwards += len(gradient)
 
-        self.forwards += len(logits)
+        self.asked.forwards += len(logits)
         if logits.requires_grad:
             logits.register_hook(backward)
         return logits

@@ -8,6 +8,7 @@ is no weaker than one that does not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import torch
@@ -22,7 +23,8 @@ from .evaluate import choose, evaluate
 from .modes import frozen_parameters, running
 from .outcomes import Evaluation
 from .random import key
-from .search import in_float32, search
+from .ready import ready
+from .search import search
 from .step import AttackPlan
 from .types import ThreatModel
 
@@ -44,8 +46,8 @@ def look(
     the same both times. The net is left as it was. A net handed over in train mode is reported, and looked at in eval
     mode."""
     found = _train_mode(net)
-    net = in_float32(net)
     batch = fetch(split, choose(len(split), min(samples, len(split))), device)
+    net = ready(net, batch.x)
     with running(net, "eval"), torch.no_grad():
         first, second = net(batch.x), net(batch.x)
         part = net(batch.x[: max(1, len(batch) // 3)])
@@ -165,6 +167,34 @@ def judge(result: Evaluation) -> list[Doubt]:
                 )
             )
     return found
+
+
+@torch.inference_mode(False)
+def slope(
+    net: nn.Module, split: Split, *, threat: ThreatModel, samples: int = 64, device: torch.device | str = "cpu"
+) -> float | None:
+    """By how much the margin of an image falls per unit of the threat's radius, for a net that is nearly linear in
+    the ball: the median of its gradient's dual norm, over a few images that are right.
+
+    None where the gradients cannot be what decides: if of more than a tenth of the images they would let the net stand
+    when every pixel may change to anything, which no net survives.
+    """
+    batch = fetch(split, choose(len(split), min(samples, len(split))), device)
+    net = ready(net, batch.x)
+    x = batch.x.detach().requires_grad_()
+    with running(net, "eval"), frozen_parameters(net), torch.enable_grad():
+        logits = net(x)
+        margin = ops.margin(logits, batch.y)
+        if not margin.requires_grad:
+            return None
+        (gradient,) = torch.autograd.grad(margin.sum(), x)
+    right = ops.correct(logits, batch.y)
+    order, most = (1, 1.0) if threat.norm == "Linf" else (2, math.sqrt(x[0].numel()))
+    steep, margin = gradient.flatten(1).norm(order, dim=1)[right], margin.detach()[right]
+    reached = margin <= most * steep  # False for what is no number, too
+    if not len(steep) or float(reached.double().mean()) < 0.9:
+        return None
+    return float(steep.median())
 
 
 def _gains(result: Evaluation, attack: str, larger: str) -> bool:

@@ -16,9 +16,8 @@ from .errors import Refused
 from .interfaces import Attack, Objective, Probe, Student, Teacher
 from .nets import NetStudent
 from .random import Noise, forked, key
-from .slope import pieces
-from .types import Batch, Mode, RoughPart, ThreatModel, View
-from .windows import Asked, Windows
+from .target import StepTarget, rough_side
+from .types import Batch, Mode, ThreatModel, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +82,8 @@ class Step:
         self.synchronised = False
         """Whether batch norms in train mode wait for other processes: then all must ask the net equally often."""
         self._parts: list[Step] = []
-        self._searching: tuple[View, Mode] | None = None
+        self.searching: tuple[View, Mode] | None = None
+        """View and mode of the search that is running, if one is."""
         self._open: tuple[View, ...] = ()
         if twice := [view for view in batch.views if view in self._attacks]:
             raise Refused(
@@ -123,7 +123,7 @@ class Step:
 
     def students(self, *views: View, mode: Mode = "train") -> tuple[Tensor, ...]:
         """The student's logits on several views. The order named is the order run."""
-        if self._searching:  # memoised, they would reach the loss without a gradient to the weights
+        if self.searching:  # memoised, they would reach the loss without a gradient to the weights
             raise Refused(
                 "an objective asked for the student's logits in the middle of an attack, where its weights are frozen; "
                 "use step.probe_logits(view)"
@@ -204,7 +204,7 @@ class Step:
 
     def probe_logits(self, view: View = "clean") -> Tensor:
         """The attacked student's logits on a view in the attack's own mode, without gradient, once per mode."""
-        mode: Mode = self._searching[1] if self._searching else "eval"
+        mode: Mode = self.searching[1] if self.searching else "eval"
         if (view, mode) not in self._probed:
             with torch.no_grad():
                 self._probed[view, mode] = self._student.logits({view: self.image(view)}, mode)[view].detach()
@@ -218,11 +218,16 @@ class Step:
             on_query=self._on_query, on_query_others=self._on_query_others,
         )  # fmt: skip
         part.used, part.synchronised = self.used, self.synchronised
-        part._searching, part._open = self._searching, self._open
+        part.searching, part._open = self.searching, self._open
         part._images = {view: x[keep] for view, x in self._images.items()}
         part._teacher_logits = {name: logits[keep] for name, logits in self._teacher_logits.items()}
         part._probed = {name: logits[keep] for name, logits in self._probed.items()}
         return part
+
+    def stand_in(self, net: nn.Module) -> NetStudent:
+        """`net` as a student for `on`: one that counts what is asked of it, if the step's own does."""
+        other: Callable[[nn.Module], NetStudent] = getattr(self._student, "other", NetStudent)
+        return other(net)
 
     def on(self, student: Student, view: View, mode: Mode) -> Step:
         """This step for another student, in the middle of a search for `view`. Images and teacher logits are kept."""
@@ -233,10 +238,26 @@ class Step:
             on_query_others=self._on_query_others,
         )  # fmt: skip
         other.used = self.used
-        other._searching, other._open = (view, mode), self._open
+        other.searching, other._open = (view, mode), self._open
         other._images = dict(self._images)
         other._teacher_logits = dict(self._teacher_logits)
         return other
+
+    def watched(self, probe: Probe, view: View) -> Probe:
+        """`probe`, a net under attack, with each of its forwards told to `on_query`."""
+        on_query = self._on_query
+        if on_query is None:
+            return probe
+
+        def watched(x: Tensor) -> Tensor:
+            logits = probe(x)
+            on_query(self, view, logits.detach())
+            return logits
+
+        watched.exact = getattr(probe, "exact", probe)  # type: ignore[attr-defined]
+        watched.piece = getattr(probe, "piece", None)  # type: ignore[attr-defined]
+        watched.rough = lambda part: self.watched(rough_side(probe, part), view)  # type: ignore[attr-defined]
+        return watched
 
     # Inside
 
@@ -276,7 +297,7 @@ class Step:
             )
         plan = self._attacks[view]
         mode: Mode = getattr(plan.attack, "mode", "eval")
-        outer, self._searching = self._searching, (view, mode)
+        outer, self.searching = self.searching, (view, mode)
         self._open = (*self._open, view)
         noise = Noise(key(self.noise_key, view), self.batch.index)
         device = self.batch.x.device
@@ -293,10 +314,10 @@ class Step:
                 x = self.batch.x.detach()
                 if prepare := getattr(probe, "prepare", None):
                     prepare(x)
-                target = StepTarget(self, plan.objective, self._watched(probe, view), noise)
+                target = StepTarget(self, plan.objective, self.watched(probe, view), noise)
                 x_adv = plan.attack(x, target).detach()
         finally:
-            self._searching = outer
+            self.searching = outer
             self._open = self._open[:-1]
             self._searched += time.perf_counter() - started
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
@@ -306,27 +327,6 @@ class Step:
             )
         return x_adv
 
-    def _watched(self, probe: Probe, view: View) -> Probe:
-        on_query = self._on_query
-        if on_query is None:
-            return probe
-
-        def watched(x: Tensor) -> Tensor:
-            logits = probe(x)
-            on_query(self, view, logits.detach())
-            return logits
-
-        watched.exact = getattr(probe, "exact", probe)  # type: ignore[attr-defined]
-        watched.piece = getattr(probe, "piece", None)  # type: ignore[attr-defined]
-        watched.rough = lambda part: self._watched(rough_side(probe, part), view)  # type: ignore[attr-defined]
-        return watched
-
-
-def rough_side(probe: Probe, part: RoughPart) -> Probe:
-    """The probe with this part in reduced precision, if it has such a side."""
-    side: Callable[[RoughPart], Probe] | None = getattr(probe, "rough", None)
-    return side(part) if side else probe
-
 
 def _ordinary(batch: Batch) -> Batch:
     """The batch, in copies if it was made in inference mode: such tensors take no part in gradients."""
@@ -335,80 +335,3 @@ def _ordinary(batch: Batch) -> Batch:
     with torch.inference_mode(False):
         views = {name: images.clone() for name, images in batch.views.items()}
         return Batch(batch.x.clone(), batch.y.clone(), batch.index.clone(), views)
-
-
-class StepTarget:
-    """The attack's side of a step: an objective to raise. Implements `rkd.core.interfaces.Target`."""
-
-    def __init__(self, step: Step, objective: Objective, probe: Probe, noise: Noise) -> None:
-        self._step = step
-        self._objective = objective
-        self._probe = probe
-        self.noise = noise
-        self.y = step.y
-        self.threat = step.threat
-        self.progress = step.progress
-        self._parts: list[tuple[slice, StepTarget]] = []
-
-    def score(self, x: Tensor) -> Tensor:
-        return self._objective(self._step, self._probe, x)
-
-    def logits(self, x: Tensor) -> Tensor:
-        return self._probe(x)
-
-    def exact(self, x: Tensor) -> Tensor:
-        return getattr(self._probe, "exact", self._probe)(x)
-
-    def rough(self, part: RoughPart = "gradient") -> StepTarget:
-        """The same target with this part of what it is asked in reduced precision, if the user asked for that and it
-        is faster. For a search with `confirms = True`. Not every target has such a side."""
-        return StepTarget(self._step, self._objective, rough_side(self._probe, part), self.noise)
-
-    @property
-    def piece(self) -> int | None:
-        """How many images at once suit the engine that runs the net; None: all."""
-        return getattr(self._probe, "piece", None)
-
-    def windows(self, x: Tensor) -> Windows:
-        """The images `x`, for a search that changes one window of them at a time."""
-        maker = getattr(self._probe, "windows", None)
-        return maker(x) if maker else Asked(self, x)
-
-    def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if not self._parts:
-            # The first time in one go: what the objective asks of teachers and of other views is then known, and
-            # the parts get it from here.
-            first = self._gradient(x)
-            if self.piece is not None and len(x) > self.piece:
-                positions = torch.arange(len(x), device=x.device)
-                self._parts = [(rows, self.select(positions[rows])) for rows in pieces(len(x), self.piece)]
-            return first
-        found = [part._gradient(x[rows]) for rows, part in self._parts]
-        score, gradient = (torch.cat(column) for column in zip(*found, strict=True))
-        return score, gradient
-
-    def _gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        x = x.detach().requires_grad_()
-        score = self.score(x)
-        if not score.requires_grad:  # a net whose logits do not depend on the images
-            return score, torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(score.sum(), x)
-        return score.detach(), gradient
-
-    def select(self, keep: Tensor) -> StepTarget:
-        if self._step.synchronised and self._step._searching and self._step._searching[1] != "eval":
-            raise Refused(
-                "with --sync-bn, an attack in train mode must run the same queries in every process, and this one lets "
-                "samples leave early: type --set attack.mode=eval, or take --sync-bn out"
-            )
-        return StepTarget(self._step.select(keep), self._objective, self._probe, self.noise.select(keep))
-
-    @contextmanager
-    def on(self, net: nn.Module, mode: Mode = "eval") -> Iterator[StepTarget]:
-        mode = "frozen" if mode == "train" else mode
-        view = self._step._searching[0] if self._step._searching else "adv"
-        random = forked(key(self.noise.key, "net"), self.y.device) if mode != "eval" else nullcontext()
-        student = NetStudent(net)
-        with random, student.attacked(view, mode) as probe:
-            step = self._step.on(student, view, mode)
-            yield StepTarget(step, self._objective, step._watched(probe, view), self.noise)

@@ -34,7 +34,8 @@ from .errors import RkdError
 from .evaluate import Progress, choose
 from .journal import fingerprint
 from .random import key
-from .search import in_float32, search
+from .ready import FEW, ready
+from .search import search
 from .step import AttackPlan
 from .types import ThreatModel
 
@@ -66,7 +67,8 @@ def transfer_matrix(
         raise RkdError("there is no net to make images on")
     positions = choose(len(split), limit)
     report = progress or (lambda what, done, total: None)
-    nets = {who: in_float32(net) for who, net in nets.items()}
+    first = fetch(split, positions[:FEW], device).x
+    nets = {who: ready(net, first, f"the net {who!r}") for who, net in nets.items()}
     clean: dict[str, list[Tensor]] = {who: [] for who in nets}
     for rows in positions.split(batch_size):
         batch = fetch(split, rows, device)

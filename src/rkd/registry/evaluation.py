@@ -12,12 +12,12 @@ from torch import nn
 from rkd.core.curve import curve
 from rkd.core.data import Split
 from rkd.core.distributed import ALONE, Ranks
-from rkd.core.doubts import Doubt
+from rkd.core.doubts import Doubt, doubts
 from rkd.core.engine.choose import engine_of
 from rkd.core.evaluate import evaluate
 from rkd.core.journal import Journal
 from rkd.core.outcomes import Evaluation
-from rkd.core.selfcheck import look, probe
+from rkd.core.selfcheck import look, probe, slope
 from rkd.core.step import AttackPlan
 from rkd.core.types import Shape, ThreatModel
 
@@ -81,23 +81,29 @@ def doubted(
             "clean": probed.accuracy(),
             "attacks": {name: probed.accuracy(name) for name in probed.attacks},
         }
+    said = result.warnings
+    if checks != "off" and any(doubt.check == "no-effect" for doubt in said):
+        said = doubts(result, slope(net, split, threat=threat, device=device))
     known = {doubt.check for doubt in found}
-    return found + [doubt for doubt in result.warnings if doubt.check not in known]
+    return found + [doubt for doubt in said if doubt.check not in known]
 
 
 def curve_attack(plan: Plan) -> str:
-    """The attack whose accuracy is drawn against eps: of those that keep to a ball the first that is more than one step
-    and looks for no nearest image. Such a search knows no radius, and repeats at each the same, often long, way."""
+    """The attack whose accuracy is drawn against eps, of those that keep to a ball: the first that climbs by gradients
+    in more than one step, else one that does not, else one that looks for the nearest image. Such a search knows no
+    radius: it repeats at each the same, often long, way."""
 
     def rank(name: str) -> int:
-        return 2 if seeks_nearest(plan.evaluation[name].attack) else int(name == "fgsm")
+        attack = plan.evaluation[name].attack
+        return 2 if seeks_nearest(attack) else int(name == "fgsm" or getattr(attack, "black_box", False))
 
     return min(bounded(plan.evaluation), key=rank)
 
 
 def seeks_nearest(attack: Any) -> bool:
-    """Whether an attack looks for the nearest image that fools the net: those have the option to keep to no ball."""
-    return "bounded" in getattr(type(attack), "__dataclass_fields__", {})
+    """Whether an attack looks for the nearest image that fools the net. One that does not say so does if it has the
+    option to keep to no ball."""
+    return bool(getattr(attack, "seeks_nearest", "bounded" in getattr(type(attack), "__dataclass_fields__", {})))
 
 
 def check_plans(threat: ThreatModel, shape: Shape, catalog: Catalog) -> dict[str, AttackPlan]:

@@ -246,6 +246,19 @@ def _all_options(section: Mapping[str, Any], instances: Mapping[str, Any]) -> di
     return {name: False if given is False else values_of(instances[name]) for name, given in section.items()}
 
 
+def check_names(table: Mapping[str, Any], catalog: Catalog) -> None:
+    """What `resolve` says of a configuration without a look at its data: sections, names, options. Raises
+    ConfigError."""
+    problems = _Problems()
+    problems.catch(parse, with_names(table))
+    table = sound(table)
+    section = table.get("loss")
+    options = {k: v for k, v in section.items() if k != "name"} if isinstance(section, Mapping) else {}
+    loss = problems.catch(catalog.create, "loss", name_of(section) or "mtard-anl", options, "loss")
+    _check_names(table, loss, catalog, problems)
+    problems.stop()
+
+
 def _check_names(table: Mapping[str, Any], loss: Any, catalog: Catalog, problems: _Problems) -> None:
     """Check the components that a broken configuration mentions: their problems belong to the same message."""
     wanted: list[tuple[str, Any, Any, str]] = []

@@ -1,6 +1,7 @@
 """Several runs side by side: one row a group of runs that differ by seed alone, and reasons not to compare them.
 
-Saved evaluations stand among them, each in a row of its own: how their nets were trained they do not say.
+Saved evaluations stand among them. How its net was trained an evaluation does not say; but of a run's student it holds
+a key of the run's settings (`core.draws`), and those of one key, evaluated alike, are seeds of one another.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from rkd.core.draws import ALIKE
 from rkd.core.errors import RkdError
 from rkd.core.runfolder import RunFolder
 
@@ -19,10 +21,7 @@ from .read import read_run
 from .values import attack_name, radius, setting, shortened, table, text
 
 WORST = "worst_case"
-ALIKE = ("seed", "name", "device", "prepare_minutes")
-"""Settings that do not make two runs different: they say which draw it was, its folder, and where it ran."""
-
-LOOKS = ("batch_size", "rounded", "checks", "curve", "engine", "examples")
+LOOKS = ("batch_size", "rounded", "checks", "curve", "engine", "examples", "corruptions", "transfer")
 """Settings of the evaluation that leave its accuracies as they are."""
 
 MOST_DIFFERENCES = 60
@@ -65,7 +64,7 @@ class Group:
 
     @property
     def seeds(self) -> list[int | None]:
-        return [run.data.seed for run in self.runs]
+        return [run.data.training_seed for run in self.runs]
 
     def value(self, name: str) -> Value | None:
         """By `clean`, `worst_case` or an attack's name; None unless every run of the group has it."""
@@ -190,9 +189,10 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
     found: dict[str, list[Run]] = {}
     for run in runs:
         found.setdefault(_identity(run.data), []).append(run)
+    rows = [row for members in found.values() for row in _drawn_apart(members)]
     groups: list[Group] = []
-    labels = [_label(members) for members in found.values()]
-    for label, members in zip(labels, found.values(), strict=True):
+    labels = [_label(members) for members in rows]
+    for label, members in zip(labels, rows, strict=True):
         if labels.count(label) > 1:
             label = f"{label} ({', '.join(run.name for run in members)})"
         taken = [group.name for group in groups]
@@ -205,13 +205,25 @@ def _groups(runs: Sequence[Run]) -> list[Group]:
 
 
 def _identity(run: RunData) -> str:
-    """What makes a run: its settings without the seed, its data and its threat. An evaluation is like no other."""
-    if run.evaluated:
-        return f"evaluation {run.folder.resolve()}"
+    """What makes a run: its settings without the seed, its data and its threat; and a saved evaluation: those of the
+    run that its net comes from, and its own. Without the first it is like no other."""
     config = {key: value for key, value in run.config.items() if key not in ALIKE}
     if "evaluate" in config:
         config["evaluate"] = {key: value for key, value in table(config["evaluate"]).items() if key not in LOOKS}
-    return json.dumps([config, run.data, run.threat, table(run.manifest.get("data"))], sort_keys=True, default=str)
+    trained = text(table(run.card.get("trained")).get("settings"), 80) if run.evaluated else ""
+    if run.evaluated and not trained:
+        return f"evaluation {run.folder.resolve()}"
+    about = [run.evaluated, trained, config, run.data, run.threat, table(run.manifest.get("data"))]
+    return json.dumps(about, sort_keys=True, default=str)
+
+
+def _drawn_apart(members: list[Run]) -> list[list[Run]]:
+    """Rows for runs that are alike. Evaluations share one only if each is of another seed's net: one net evaluated
+    several times is no spread over seeds."""
+    seeds = {run.data.training_seed for run in members}
+    if members[0].data.evaluated and (None in seeds or len(seeds) < len(members)):
+        return [[run] for run in members]
+    return [members]
 
 
 def _label(members: Sequence[Run]) -> str:

@@ -32,7 +32,8 @@ class Calibration:
 
 @dataclass(frozen=True)
 class Search:
-    """What an attack was: its class, options and cost. `forwards` and `backwards` count images through the net.
+    """What an attack was: its class, options and cost. `forwards` and `backwards` count images through the net, the
+    `other` ones images through the net that it made its images on instead.
     `counts`: it keeps to the threat model, and so belongs into the worst case."""
 
     implementation: str
@@ -48,6 +49,8 @@ class Search:
     fooled: int | None = None
     counts: bool = True
     black_box: bool = False
+    other_forwards: int | None = None
+    other_backwards: int | None = None
 
 
 @dataclass(frozen=True)
@@ -190,6 +193,12 @@ class RunData:
     @property
     def seed(self) -> int | None:
         return whole(self.config.get("seed"))
+
+    @property
+    def training_seed(self) -> int | None:
+        """The seed that the net was trained with; the evaluation's own where that does not say."""
+        trained = whole(table(self.card.get("trained")).get("seed")) if self.evaluated else None
+        return self.seed if trained is None else trained
 
     @property
     def epochs(self) -> int | None:

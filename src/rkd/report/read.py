@@ -312,6 +312,8 @@ def _search(value: Any) -> Search | None:
         whole(entry.get("fooled")),
         entry.get("in_threat") is not False,
         entry.get("black_box") is True,
+        whole(entry.get("other_forwards")),
+        whole(entry.get("other_backwards")),
     )
 
 

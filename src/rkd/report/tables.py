@@ -25,7 +25,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "data": run.data.data,
                 "norm": run.data.threat[0],
                 "eps": run.data.threat[1],
-                "seed": run.data.seed,
+                "seed": run.data.training_seed,
                 "epochs": run.data.epochs,
                 "seconds": run.data.seconds,
                 "samples": run.net.samples,
@@ -78,8 +78,8 @@ def to_csv(comparison: Comparison) -> str:
     for group in comparison.groups:
         for run in group.runs:
             data = run.data
-            row: list[Any] = [run.name, group.name, data.method, data.student_name, data.data, *data.threat, data.seed,
-                              data.epochs, data.seconds, run.net.samples]  # fmt: skip
+            row: list[Any] = [run.name, group.name, data.method, data.student_name, data.data, *data.threat,
+                              data.training_seed, data.epochs, data.seconds, run.net.samples]  # fmt: skip
             for name in measures:
                 row += [run.measure(name), *(run.net.intervals.get(name) or (None, None))]
             writer.writerow(["" if cell is None else _guarded(cell) for cell in row])

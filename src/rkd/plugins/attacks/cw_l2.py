@@ -68,6 +68,8 @@ class CwL2:
 
     objective: ClassVar[str] = "margin"
     own_objective: ClassVar[bool] = True
+    seeks_nearest: ClassVar[bool] = True
+    any_radius: ClassVar[bool] = True
     measure: ClassVar[str] = "L2"
 
     def __post_init__(self) -> None:

@@ -63,6 +63,7 @@ class DeepFool:
 
     objective: ClassVar[str] = "margin"
     own_objective: ClassVar[bool] = True
+    seeks_nearest: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps)

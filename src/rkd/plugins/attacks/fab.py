@@ -99,6 +99,7 @@ class FabT:
     objective: ClassVar[str] = "margin"
     own_objective: ClassVar[bool] = True
     confirms: ClassVar[bool] = True
+    seeks_nearest: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts, targets=self.targets)

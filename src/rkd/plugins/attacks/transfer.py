@@ -6,7 +6,8 @@ weights file, and any search can run on it:
     x_adv = search(x, score of the source net)
 
 with the labels, the ball and the random numbers that the search would have on the attacked net: with that net itself
-as the source, `transfer` is the search. The attacked net is asked nothing.
+as the source, `transfer` is the search. The attacked net is asked nothing; what the source is asked, the evaluation
+counts as `other_forwards` and `other_backwards`.
 
 ```bibtex
 @article{papernot2016transferability,
@@ -39,6 +40,7 @@ from torch import Tensor, nn
 from rkd.core.errors import Refused, RkdError
 from rkd.core.hookspecs import hookimpl
 from rkd.core.interfaces import Parts, Target
+from rkd.core.ready import Finite
 from rkd.core.transfer import identity
 from rkd.core.types import Mode, Norm, Schedule
 
@@ -68,6 +70,7 @@ class Transfer:
 
     def __post_init__(self) -> None:
         self._net: nn.Module | None = None
+        self._asked: nn.Module | None = None
         self._search: Any = None
 
     def assemble(self, parts: Parts) -> None:
@@ -79,13 +82,15 @@ class Transfer:
             )
         self._search = parts.attack(self.attack, self.options)
         self.objective = getattr(self._search, "objective", "ce")
-        self._net = parts.net(self.source, self.normalize, self.model)
+        self._net, self._asked = parts.net(self.source, self.normalize, self.model), None
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the search's ball around `x`. The search's cost, on the source."""
         if self._net is None or self._search is None:
             raise Refused("transfer has no source: it must be assemble()d, as rkd does for a configuration")
-        with target.on(self._net.to(x.device), getattr(self._search, "mode", "eval")) as other:
+        if self._asked is None:
+            self._asked = Finite(self._net)
+        with target.on(self._asked.to(x.device), getattr(self._search, "mode", "eval")) as other:
             return self._search(x, other)
 
     def notes(self, classes: int) -> list[str]:
@@ -101,6 +106,10 @@ class Transfer:
     @property
     def own_objective(self) -> bool:
         return getattr(self._search, "own_objective", False)
+
+    @property
+    def seeks_nearest(self) -> bool:
+        return getattr(self._search, "seeks_nearest", False)
 
     @property
     def eps(self) -> Schedule | None:

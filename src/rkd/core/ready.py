@@ -1,0 +1,83 @@
+"""A net as searches and figures can take it: images and logits in float32, and logits that are numbers.
+
+A net may rule classes out by logits of -inf: their probability is 0, and cross-entropy is what it is without them.
+But differences with such a logit are not numbers (DLR, the way to that class's boundary, the difference of two
+answers), and an infinite logit elsewhere means that a net is broken. So where a class is ruled out from the start, its
+-inf becomes a number that is as good: so far below the others that no float32 softmax sees it, and without a gradient.
+The class is never predicted, and a search that aims at it finds nothing. Every other infinity, and NaN, stays what it
+is, and counts as wrong.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from .answers import ask
+
+FEW = 8
+"""Images on which to see whether a net rules classes out."""
+
+BELOW = 1000.0
+"""How far a class that is ruled out is put below the others: exp(-1000) is 0 in every precision, and a difference of
+logits over 1000 (DLR among less than three classes) is still a good number."""
+
+
+def ready(net: nn.Module, x: Tensor, who: str = "the net") -> nn.Module:
+    """`net`, or something around it that takes and gives float32 and, where the net rules classes out for all of the
+    first images of `x (B, C, H, W)`, gives numbers for them. Raises Refused for a net that cannot take the images."""
+    net = in_float32(net)
+    finite = Finite(net)
+    ask(finite, x[:FEW], who)
+    return net if finite.out is None else finite
+
+
+def in_float32(net: nn.Module) -> nn.Module:
+    """`net`, or around one with weights of another type something that takes and gives float32."""
+    kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    return net if not kinds or torch.float32 in kinds else _InFloat32(net, kinds.pop())
+
+
+class Finite(nn.Module):
+    """`net` with numbers instead of -inf, in the classes that it rules out for all images it is asked about first.
+
+    `out (K,)`: which these are, None if there are none. In an image where the net does not rule such a class out, the
+    class keeps its logit.
+    """
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.out: Tensor | None = None
+        self.training = net.training
+        self.autocast = getattr(net, "autocast", None)  # an engine asks
+        self._settled = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x)
+        if not self._settled:
+            self._settled, self.out = True, _ruled_out(logits)
+        if self.out is None:
+            return logits
+        away = logits.isneginf()
+        lowest = logits.detach().where(~away, torch.inf).amin(1, keepdim=True)  # +inf where nothing is left
+        return torch.where(away & self.out, lowest - BELOW, logits)
+
+
+def _ruled_out(logits: Tensor) -> Tensor | None:
+    """The classes that are -inf in all rows, if there are some and others besides."""
+    if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
+        return None  # whoever evaluates such a net says so
+    out = logits.isneginf().all(0)
+    return out if bool(out.any()) and not bool(out.all()) else None
+
+
+class _InFloat32(nn.Module):
+    def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.net, self.dtype = net, dtype
+        self.training = net.training
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = self.net(x.to(self.dtype))
+        return logits.float() if isinstance(logits, Tensor) else logits
