@@ -26,6 +26,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rkd.core.allocator import settled
+
 STUDENTS = {"mobilenetv2": "resnet56", "resnet20": "resnet56", "resnet18": "wrn34-10"}
 """Student and its robust teacher. The small students get a small one, so that their own part dominates."""
 CLEAN_TEACHER = "resnet56"
@@ -232,6 +234,8 @@ def start(job: dict[str, Any]) -> subprocess.Popen[str]:
     # A cache of its own: what the engine once chose on a busy machine shall not come back.
     cache = str(Path(job["images"]).with_name("cache"))
     environment = dict(os.environ, OMP_NUM_THREADS=str(job["threads"]), RKD_CACHE=cache)
+    if job["kind"] != "plain":
+        environment = settled(environment)
     command = [sys.executable, __file__, "--worker", json.dumps(job)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 

@@ -10,7 +10,7 @@ import sys
 import click
 
 from rkd import __version__
-from rkd.core.allocator import keep_freed_memory, wait_briefly
+from rkd.core.allocator import keep_freed_memory, start_settled, wait_briefly
 
 from . import bench, cite, compare, info, list_plugins, recipes, report, submit, sweep
 from . import eval as evaluate
@@ -44,8 +44,19 @@ for command in (
     cli.add_command(command)
 
 
+COMPUTING = {"run", "eval", "bench", "sweep"}
+"""Commands whose tensors take memory, in this process or in those that it starts."""
+
+
+def start() -> None:
+    """The console script: of a process that is nothing but `rkd`."""
+    if COMPUTING & set(sys.argv[1:]):
+        start_settled()
+    main()
+
+
 def main() -> None:
-    """The console script."""
+    """The command line, in a process that may be somebody else's too."""
     wait_briefly()
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):

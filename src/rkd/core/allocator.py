@@ -7,22 +7,25 @@ number that is computed.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
+import sys
+from collections.abc import Mapping
 
 SWITCH = "RKD_ALLOCATOR"
 """Environment variable; `system` leaves the allocator as it is."""
+TUNABLES = "GLIBC_TUNABLES"
+"""glibc's own environment variable: name=value, separated by colons."""
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 _LARGE = 1 << 30
 _OLD_LIMIT = 32 << 20  # what glibc before 2.35 accepts for the second
 
-WORTH = 5.0
-"""Seconds of work for each GiB that is free, from which on giving it back is a small part of that work: the pages take
-a third of a second to come again, on the machine where this was tried."""
-
-_kept: ctypes.CDLL | None = None
-"""The C library that was told to keep memory."""
+_TUNABLES = {"glibc.malloc.tcache_count": "0", "glibc.malloc.mxfast": "0"}
+"""torch asks for blocks that begin at multiples of 64 bytes. glibc cuts such a block out of a larger one, and puts what
+is left into lists of small pieces, which are not joined with their neighbours: when the block is free again, another
+of the same size does not fit. Without these lists it mostly does."""
 
 
 def keep_freed_memory() -> bool:
@@ -41,38 +44,33 @@ def keep_freed_memory() -> bool:
     except (OSError, AttributeError, TypeError):
         return False
     kept = mallopt(_MMAP_THRESHOLD, _LARGE) or mallopt(_MMAP_THRESHOLD, _OLD_LIMIT)
-    if not (kept and mallopt(_TRIM_THRESHOLD, _LARGE)):
-        return False
-    global _kept
-    _kept = libc
-    return True
+    return bool(kept and mallopt(_TRIM_THRESHOLD, _LARGE))
 
 
-def give_back(seconds: float) -> bool:
-    """Give what is free to the system, if it was kept and if `seconds` of work went by since the last time that make
-    up for it. Returns whether it was done.
+def settled(environment: Mapping[str, str]) -> dict[str, str]:
+    """The environment with the settings of glibc that hold from a process's start alone, for one that trains: blocks
+    that were given back fit again, and memory does not grow by holes. A setting that is there stays."""
+    given = environment.get(TUNABLES, "")
+    known = {setting.partition("=")[0] for setting in given.split(":")}
+    added = [f"{name}={value}" for name, value in _TUNABLES.items() if name not in known]
+    return {**environment, TUNABLES: ":".join([*filter(None, [given]), *added])} if added else dict(environment)
 
-    Between a search and the training that follows, what is free lies in holes between what is not, and much of it in
-    pieces that fit nothing to come: kept, it would be there besides the training's memory.
+
+def start_settled() -> None:
+    """Start this process anew, as what it is, with `settled` in its environment; for a program's first line.
+
+    Returns where that was done already, where there is no glibc or another order was given (`RKD_ALLOCATOR=system`),
+    and where the system does not let it. Whatever the process did before is lost or done twice: it must be nothing.
     """
-    if _kept is None:
-        return False
+    environment = settled(os.environ)
+    if environment == dict(os.environ) or os.environ.get(SWITCH) == "system" or not sys.executable:
+        return
     try:
-        counted = _kept.mallinfo2
-    except AttributeError:  # glibc before 2.33
-        return False
-    counted.restype = _Counted
-    if seconds < WORTH * counted().fordblks / (1 << 30):
-        return False
-    return bool(_kept.malloc_trim(ctypes.c_size_t(0)))
-
-
-class _Counted(ctypes.Structure):
-    """glibc's `struct mallinfo2`; `fordblks`: bytes of the heap that are free."""
-
-    _fields_ = [(name, ctypes.c_size_t) for name in (
-        "arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost",
-    )]  # fmt: skip
+        os.confstr("CS_GNU_LIBC_VERSION")
+    except (AttributeError, ValueError, OSError):  # Windows, macOS, musl
+        return
+    with contextlib.suppress(OSError):
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 
 def wait_briefly() -> None:

@@ -4,12 +4,16 @@ Of `convolution -> batch norm -> ReLU -> convolution` autograd keeps the norm's 
 large. The second follow from the first, element by element: y = max(0, x * scale + shift). So only x is kept, and y is
 made once more when the backward comes to the layers that took it. They share it; ReLU, the last of them, lets it go.
 
+Behind a residual's sum, y = max(0, norm + skip), the skip has to be there as well: another norm, or what an earlier
+ReLU gave, made again for it too or, if that followed a sum itself, kept. So of a chain of blocks every second ReLU
+keeps its outputs, and none has to go back further than one block.
+
 It is made by the kernels that made it first, so each bit is the same, and with it each gradient. The price is one more
 pass over x for each y. This is done for:
 
 - A training's forward on a CPU, in float32 or under autocast. On a GPU it was never tried, and the net runs as it is.
 - Norms that torch's own kernel computes with the batch's statistics: not those of several processes together.
-- ReLU, ReLU6 and Hardtanh, in place or not, of a norm's output itself: not of a sum.
+- ReLU, ReLU6 and Hardtanh, in place or not, of a norm's output, or of its sum with a second one's or with a ReLU's.
 - Convolutions, linear layers, products and max pooling that take y. Whatever else needs y keeps it, as ever.
 
 Not where other hooks on saved tensors are at work (`torch.utils.checkpoint` has some), nor in what functorch or a
@@ -34,6 +38,7 @@ from .bfloat16 import relu_again_
 LEAST = 2**18
 """Bytes of an output from which on it is not kept: for less, the bookkeeping would take longer than the pass."""
 
+SUMS = {torch.add, Tensor.add, Tensor.add_}
 RELUS = {F.relu, torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, F.relu6, F.hardtanh}
 USERS = {F.conv1d, F.conv2d, F.conv3d, F.linear, torch.max_pool2d, torch.mul, Tensor.mul}
 """What keeps its inputs, and no outputs that anyone could change."""
@@ -56,8 +61,12 @@ class Recompute(TorchFunctionMode):
         super().__init__()
         self._norms: Any = WeakTensorKeyDictionary()
         """Outputs of norms: their version, and the norm."""
+        self._sums: Any = WeakTensorKeyDictionary()
+        """Sums of a norm's outputs and a skip's: their version, and how to make them again."""
         self._known: Any = WeakTensorKeyDictionary()
         """Outputs of ReLU: their version, and how to make them again."""
+        self._kept: Any = WeakTensorKeyDictionary()
+        """Outputs of ReLU that stay: their version, and that they do."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -68,8 +77,17 @@ class Recompute(TorchFunctionMode):
             if (norm := _norm(found, *args, **kwargs)) is not None:
                 self._norms[found] = found._version, norm
             return found
-        if func in RELUS and args and (norm := _current(self._norms, args[0])) is not None:
-            return self._relu(norm, func, args, kwargs)
+        if func in SUMS and len(args) == 2 and not kwargs and (total := self._sum(*args)) is not None:
+            found = func(*args)
+            self._sums[found] = found._version, total
+            return found
+        if func in RELUS and args:
+            source = _current(self._norms, args[0]) or _current(self._sums, args[0])
+            if source is not None and _free():
+                return self._relu(source, func, args, kwargs)
+            found = func(*args, **kwargs)
+            self._kept[found] = found._version, True
+            return found
         if func in USERS:
             known = [(x, again) for x in args[:2] if (again := _current(self._known, x)) is not None]
             if known and _free():
@@ -81,17 +99,28 @@ class Recompute(TorchFunctionMode):
                 return found
         return func(*args, **kwargs)
 
-    def _relu(self, norm: Norm, func: Any, args: Any, kwargs: Any) -> Tensor:
-        if not _free():
-            return func(*args, **kwargs)
+    def _sum(self, one: Any, two: Any) -> Sum | None:
+        """The sum of the two, if one is a norm's outputs and the other can be had again."""
+        for a, b in ((one, two), (two, one)):
+            norm = _current(self._norms, a)
+            if norm is None or type(b) is not Tensor or (b.shape, b.stride(), b.dtype) != norm.kind:
+                continue
+            beside = _current(self._norms, b) or _current(self._known, b)
+            if beside is None and _current(self._kept, b):
+                beside = Still(b)
+            if beside is not None and not (isinstance(beside, Again) and beside.chained):
+                return Sum(norm, beside)
+        return None
+
+    def _relu(self, source: Norm | Sum, func: Any, args: Any, kwargs: Any) -> Tensor:
         low, high = _limits(func, *args, **kwargs)
-        again = Again(norm, low, high)
+        again = Again(source, low, high)
         found, packed = _watched(func, args, kwargs)
         for kept in packed:
             # It keeps its inputs or its outputs, to see where the gradient goes through: the outputs show it as well.
             if kept.tensor.shape == found.shape and kept.tensor.dtype == found.dtype:
                 kept.forget(again, last=True)
-        if found.stride() == norm.x.stride():
+        if (found.shape, found.stride(), found.dtype) == source.kind:
             self._known[found] = found._version, again
         return found
 
@@ -101,6 +130,7 @@ class Norm:
 
     def __init__(self, x: Tensor, mean: Tensor, scale: Tensor, bias: Tensor | None) -> None:
         self.x, self.mean, self.scale, self.bias = x, mean, scale, bias
+        self.kind = x.shape, x.stride(), x.dtype
         self._version = x._version
 
     def again(self) -> Tensor:
@@ -112,18 +142,42 @@ class Norm:
         return torch.native_batch_norm(self.x, self.scale, self.bias, self.mean, one, False, 0.0, 0.0)[0]
 
 
+class Still:
+    """A tensor that is kept anyway."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor, self._version = tensor.detach(), tensor._version
+
+    def again(self) -> Tensor:
+        if self._tensor._version != self._version:
+            raise _modified(self._tensor, self._version)
+        return self._tensor
+
+
+class Sum:
+    """A norm's outputs and what a skip adds to them."""
+
+    def __init__(self, norm: Norm, beside: Norm | Again | Still) -> None:
+        self.norm, self.beside, self.kind = norm, beside, norm.kind
+
+    def again(self) -> Tensor:
+        """The same sum, bit for bit."""
+        return self.norm.again().add_(self.beside.again())
+
+
 class Again:
     """ReLU's outputs: made when they are asked for, and held until the last who needs them has come."""
 
-    def __init__(self, norm: Norm, low: float, high: float | None) -> None:
-        self._norm, self._low, self._high = norm, low, high
+    def __init__(self, source: Norm | Sum, low: float, high: float | None) -> None:
+        self.chained = isinstance(source, Sum)
+        self._source, self._low, self._high = source, low, high
         self._made: Tensor | None = None
 
     @torch.no_grad()
-    def __call__(self, last: bool) -> Tensor:
+    def again(self, last: bool = False) -> Tensor:
         found = self._made
         if found is None:
-            found = self._norm.again()
+            found = self._source.again()
             if self._high is not None:
                 found = F.hardtanh(found, self._low, self._high, inplace=True)
             else:
@@ -152,7 +206,7 @@ class Kept:
 
     def get(self) -> Tensor:
         if self._again is not None:
-            return self._again(self._last)
+            return self._again.again(self._last)
         if self.tensor._version != self._version:  # torch looks at this only where there are no hooks
             raise _modified(self.tensor, self._version)
         return self.tensor
@@ -211,7 +265,10 @@ def _current(known: Any, x: Any) -> Any:
 def _free() -> bool:
     """Whether nobody else has a say in what autograd keeps."""
     autograd: Any = torch._C._autograd
-    return autograd._saved_tensors_hooks_is_enabled() and autograd._top_saved_tensors_default_hooks(True) is None
+    try:
+        return autograd._saved_tensors_hooks_is_enabled() and autograd._top_saved_tensors_default_hooks(True) is None
+    except (AttributeError, TypeError):  # torch's own business, which other versions may arrange otherwise
+        return False
 
 
 def _modified(x: Tensor, version: int) -> RuntimeError:

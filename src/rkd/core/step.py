@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -11,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .allocator import give_back
 from .errors import Refused
 from .interfaces import Attack, Objective, Probe, Student, Teacher
 from .nets import NetStudent
@@ -94,8 +92,6 @@ class Step:
         self._student_logits: dict[tuple[View, Mode], Tensor] = {}
         self._teacher_logits: dict[tuple[str, View], Tensor] = {}
         self._probed: dict[tuple[View, Mode], Tensor] = {}
-        self._searched = 0.0
-        """Seconds of searches since memory was last given back."""
 
     # What every loss needs
 
@@ -130,9 +126,6 @@ class Step:
             )
         missing = {view: self.image(view) for view in views if (view, mode) not in self._student_logits}
         if missing:
-            if mode == "train" and self._searched and self.batch.x.device.type == "cpu":
-                give_back(self._searched)
-                self._searched = 0.0
             run_in: Mode = "frozen" if self._preview and mode == "train" else mode
             for view, logits in self._student.logits(missing, run_in).items():
                 self._student_logits[view, mode] = logits
@@ -301,7 +294,6 @@ class Step:
         self._open = (*self._open, view)
         noise = Noise(key(self.noise_key, view), self.batch.index)
         device = self.batch.x.device
-        started = time.perf_counter()
         # Only a train-mode search (dropout) may touch the global generator: leave it as it was.
         random = forked(key(self.noise_key, view, "net"), device) if mode != "eval" else nullcontext()
         try:
@@ -319,7 +311,6 @@ class Step:
         finally:
             self.searching = outer
             self._open = self._open[:-1]
-            self._searched += time.perf_counter() - started
         if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
             raise Refused(
                 f"the attack that makes the view {view!r} returned {x_adv.dtype} images {tuple(x_adv.shape)} for "
