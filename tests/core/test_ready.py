@@ -246,3 +246,18 @@ def test_a_net_that_loses_a_batch_of_one_image_is_refused() -> None:
 
     with pytest.raises(RkdError, match=r"returned \(6,\) for 1 image, but \(8, 6\) for 8: a squeeze\(\)"):
         ready(Squeezed().eval(), images())
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_attack_runs_where_new_tensors_are_of_another_type(name: str, norm: str, catalog: Catalog) -> None:
+    threat = THREAT if norm == "Linf" else ThreatModel("L2", 0.3, 0.1)
+    net = Masked(()).eval()
+    pair = split(net)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = evaluate(net, pair, {"it": plan(name, catalog)}, threat=threat)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.accuracy() == 1

@@ -57,7 +57,7 @@ class Finite(nn.Module):
         super().__init__()
         self.net = net
         self.out: Tensor | None = None
-        self.training = net.training
+        self.training = getattr(net, "training", False)
         self.autocast = getattr(net, "autocast", None)  # an engine asks
         self._settled = False
 
@@ -78,7 +78,7 @@ class Blind(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.training = net.training
+        self.training = getattr(net, "training", False)
 
     def forward(self, x: Tensor) -> Tensor:
         with torch.no_grad():
@@ -93,8 +93,8 @@ def _check_alone(several: Tensor, one: Tensor, who: str) -> None:
         return
     if one.ndim != 2:
         raise Refused(
-            f"{who} returned {tuple(one.shape)} for 1 image, but {tuple(several.shape)} for {len(several)}: a squeeze() "
-            "takes the batch away; name its dimension, as in squeeze(-1), or write flatten(1)"
+            f"{who} returned {tuple(one.shape)} for 1 image, but {tuple(several.shape)} for {len(several)}: "
+            "a squeeze() takes the batch away; name its dimension, as in squeeze(-1), or write flatten(1)"
         )
 
 
@@ -124,7 +124,7 @@ class _InFloat32(nn.Module):
     def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.net, self.dtype = net, dtype
-        self.training = net.training
+        self.training = getattr(net, "training", False)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.net(x.to(self.dtype))
