@@ -191,6 +191,7 @@ X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
         (lambda x: x.mul_(0.5).flatten(1)[:, :5], (X.clone(), Y), {}, "changes the images .* x -= mean"),
         (lambda x: x.flatten(1)[:, :1], (X, Y + 1), {}, "but the net knows 1 class$"),
         (lambda x: x[:, :2] @ torch.rand(3, 3), (X, Y), {}, "cannot take images \\(3, 8, 8\\)"),
+        (lambda x, more: x, (X, Y), {}, r"cannot take images \(3, 8, 8\): TypeError: .*'more'"),
     ],
 )
 def test_wrong_use_gets_one_clear_message(net, pair, options, problem: str) -> None:

@@ -30,6 +30,13 @@ def test_the_table(rkd, runs: list[Path]) -> None:
     assert lines[3][:4] == ["at", "1", "95.0", "[91.0–98.0]"]
 
 
+def test_it_says_of_what_the_means_are(rkd, runs: list[Path]) -> None:
+    for words in ((), ("--latex",)):
+        said = rkd("compare", *runs, *words, "--attack", "pgd-sat").stdout
+        assert "W-Robust and NRR of PGD-SAT" in " ".join(said.split())
+        assert "NRR of" not in rkd("compare", *runs, *words).stdout
+
+
 def test_json(rkd, runs: list[Path]) -> None:
     said = rkd("compare", *runs, "--json", "--attack", "pgd-sat")
     assert said.json["robust"] == "pgd-sat" and said.json["written"] == []

@@ -162,6 +162,7 @@ def test_data_of_another_shape(rkd, finished) -> None:
         (("--limit", "100000"), "above the 359 test images"),
         (("--limit", "0"), "--limit: Input should be greater than or equal to 1"),
         (("--attack", "pgdd"), "there is no attack 'pgdd'. Did you mean pgd"),
+        (("--attack", "PGD-SAT"), "there is no attack 'PGD-SAT'. Did you mean pgd-sat"),
         (("--set", "attack.pgd.stpes=1"), "there is no such option. Did you mean steps"),
         (("--set", "attack.steps=1"), "name the attack"),
         (("--set", "loss.T=1"), "--set loss: here there is attack.NAME.KEY, model.KEY and data.KEY"),
@@ -372,6 +373,8 @@ def test_a_killed_evaluation_goes_on(rkd, finished, cache: Path, monkeypatch: py
         (("--curve", "much"), "expected a number such as 0.3 or 8/255"),
         (("--curve", "8"), "at most 1"),
         (("--curve", "--attack", "none"), "--curve needs an attack"),
+        (("--rounded", "--attack", "none"), "--rounded needs an attack"),
+        (("--transfer", "{run}", "--attack", "none"), "--transfer needs an attack"),
         (("--attack", ""), "--attack names no attack; for clean accuracy alone type --attack none"),
         (("--attack", "jsma", "--curve"), "needs an attack that keeps to a ball; there is jsma"),
         (("--corruptions", "nowhere"), "there is no folder nowhere"),
@@ -381,7 +384,24 @@ def test_a_killed_evaluation_goes_on(rkd, finished, cache: Path, monkeypatch: py
 )
 def test_further_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -> None:
     run, _ = finished
-    assert problem in refused(rkd, run, "--limit", "30", *words)
+    assert problem in refused(rkd, run, "--limit", "30", *(word.format(run=run) for word in words))
+
+
+def test_a_killed_evaluation_may_be_saved_in_its_folder_the_next_time(
+    rkd, finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(self, x, target):
+        raise KeyboardInterrupt
+
+    run, _ = finished
+    kept = tmp_path / "kept"
+    words = ("eval", run, "--attack", "pgd", "--limit", "20", "--checks", "off", "--save", kept, "--no-report")
+    with monkeypatch.context() as patch:
+        patch.setattr(Pgd, "__call__", killed)
+        assert rkd(*words).exit_code == 130
+    assert rkd(*words).exit_code == 0
+    assert (kept / "evaluation.json").is_file()
+    assert f"{kept} exists already" in rkd(*words).stderr
 
 
 @pytest.mark.parametrize("engine", ["auto", "bfloat16", "plain"])

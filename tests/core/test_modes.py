@@ -116,3 +116,12 @@ def test_parameters_made_in_inference_mode_are_refused_and_stay_as_they_are() ->
     with pytest.raises(Refused, match="inference_mode"), frozen_parameters(net):
         pass
     assert flags == [p.requires_grad for p in net.parameters()]
+
+
+def test_a_module_without_modes() -> None:
+    """As frozen TorchScript is."""
+    net = mixed()
+    del net.arch.head.training
+    for mode in MODES:
+        with untouched(net.arch.norm), running(net, mode):  # type: ignore[arg-type]
+            assert not hasattr(net.arch.head, "training")

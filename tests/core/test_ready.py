@@ -1,4 +1,4 @@
-"""Nets that rule classes out by logits of -inf."""
+"""Nets that rule classes out by logits of -inf, whose gradients lead nowhere, or that lose a batch of one image."""
 
 from __future__ import annotations
 
@@ -194,3 +194,70 @@ def test_infinities_under_attack_still_count_as_wrong(value: float, catalog: Cat
         found = evaluate(net, split(Masked().eval()), {"fgsm": plan("fgsm", catalog)}, threat=THREAT)
         assert (found.accuracy(), found.accuracy("fgsm")) == (1, 0)
         assert "not-numbers" in {doubt.check for doubt in found.warnings}
+
+
+class Nowhere(torch.autograd.Function):
+    """As quantised layers: what comes out looks as if it had a gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return None
+
+
+class Quantised(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net(classes=CLASSES, seed=3).eval()
+
+    def forward(self, x):
+        return Nowhere.apply(self.net(x))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_attack_runs_on_a_net_whose_gradients_lead_nowhere(name: str, catalog: Catalog) -> None:
+    net = Quantised().eval()
+    with untouched(net):
+        found = evaluate(net, split(net), {"it": plan(name, catalog)}, threat=THREAT)
+        doubts = look(net, split(net), threat=THREAT)
+    assert found.accuracy() == 1
+    assert "zero-gradient" in {doubt.check for doubt in doubts}
+
+
+def test_a_net_that_takes_no_gradients_at_all_is_refused_by_whoever_needs_them(catalog: Catalog) -> None:
+    with torch.inference_mode():
+        net = tiny_net(classes=CLASSES, seed=3).eval()
+    assert evaluate(net, split(net), {}, threat=THREAT).accuracy() == 1
+    with pytest.raises(RkdError, match="inference_mode"):
+        evaluate(net, split(net), {"fgsm": plan("fgsm", catalog)}, threat=THREAT)
+
+
+def test_a_net_that_loses_a_batch_of_one_image_is_refused() -> None:
+    class Squeezed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = tiny_net(classes=CLASSES, seed=3)
+
+        def forward(self, x):
+            return self.net(x).squeeze()
+
+    with pytest.raises(RkdError, match=r"returned \(6,\) for 1 image, but \(8, 6\) for 8: a squeeze\(\)"):
+        ready(Squeezed().eval(), images())
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", NAMES)
+def test_every_attack_runs_where_new_tensors_are_of_another_type(name: str, norm: str, catalog: Catalog) -> None:
+    threat = THREAT if norm == "Linf" else ThreatModel("L2", 0.3, 0.1)
+    net = Masked(()).eval()
+    pair = split(net)
+    torch.set_default_dtype(torch.float64)
+    try:
+        found = evaluate(net, pair, {"it": plan(name, catalog)}, threat=threat)
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert found.accuracy() == 1

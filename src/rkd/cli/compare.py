@@ -75,7 +75,7 @@ def show_comparison(paths: Sequence[Path], app: App) -> None:
 
 
 def _show(found: Comparison, app: App) -> None:
-    from rkd.report import cells, where
+    from rkd.report import basis, cells, where
 
     titles, rows = cells(found)
     several = len(found.runs) > len(found.groups)
@@ -84,4 +84,4 @@ def _show(found: Comparison, app: App) -> None:
         [group.name, *([str(len(group.runs))] if several else []), *row]
         for group, row in zip(found.groups, rows, strict=True)
     ]
-    app.terminal.table(head, lines, f"Accuracy in % on {where(found)}")
+    app.terminal.table(head, lines, f"Accuracy in % on {where(found)}{basis(found)}")

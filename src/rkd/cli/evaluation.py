@@ -152,8 +152,6 @@ def _corrupted(net: Net, plan: Plan, where: str, catalog: Catalog, display: Disp
 
 
 def _transfer(nets: dict[str, Net], plan: Plan, display: Display) -> dict[str, Any]:
-    if not plan.evaluation:
-        raise RkdError("--transfer needs an attack")
     name = curve_attack(plan)
     rules = plan.config.evaluate
     return transfer_matrix(
@@ -164,10 +162,13 @@ def _transfer(nets: dict[str, Net], plan: Plan, display: Display) -> dict[str, A
 
 
 def _new_folder(text: str) -> Path:
+    """A folder with nothing in it: also one that is there, as a killed evaluation leaves it."""
     path = Path(text)
     try:
-        path.mkdir(parents=True)
-    except FileExistsError:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise RkdError(f"{path} exists already; choose another --save folder")
+    except FileExistsError:  # a file
         raise RkdError(f"{path} exists already; choose another --save folder") from None
     except OSError as error:
         raise RkdError(f"cannot make the folder {path}: {error.strerror}; choose another --save folder") from None
@@ -264,6 +265,9 @@ def _plan(own: Mapping[str, Any], options: Mapping[str, Any], catalog: Catalog) 
             table[key] = options[key]
     with _by_option(options):
         plan = resolve(table, catalog)
+        for option in ("rounded", "curve", "transfer"):
+            if options["others" if option == "transfer" else option] and not plan.evaluation:
+                raise RkdError(f"--{option} needs an attack")
         if options["curve"]:
             table["evaluate"]["curve"] = _radii(options["curve"], plan)
             plan = resolve(table, catalog)
@@ -297,6 +301,4 @@ def _by_option(options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _radii(text: str, plan: Plan) -> list[Any]:
-    if not plan.evaluation:
-        raise RkdError("--curve needs an attack")
     return usual_radii(plan.data.threat) if text == "usual" else [part.strip() for part in text.split(",")]

@@ -20,17 +20,22 @@ def ask(net: nn.Module, x: Tensor, who: str = "the net") -> Tensor:
     try:
         with running(net, "eval"), torch.no_grad():
             answer = net(x)
-    except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError):
-            raise
-        first = str(error).split("\n")[0]
-        raise Refused(f"{who} cannot take images {tuple(x.shape[1:])}: {first}") from error
+    except (RkdError, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # a transformer asserts that images have its size, a net may want a second argument
+        raise Refused(f"{who} cannot take images {tuple(x.shape[1:])}: {_in_words(error)}") from error
     if changes is not None and x._version != changes:
         raise Refused(
             f"{who} changes the images that it is given, as x.sub_(mean) or x -= mean does: let it compute new ones "
             "(x = x - mean)"
         )
     return answer
+
+
+def _in_words(error: Exception) -> str:
+    """The first line of what a net raised; torch's own errors need no name before them."""
+    first = str(error).split("\n")[0]
+    return first if first and isinstance(error, RuntimeError) else f"{type(error).__name__}: {first}".rstrip(": ")
 
 
 def check_answer(logits: Tensor, y: Tensor, classes: int | None, who: str = "the net") -> int:

@@ -28,8 +28,9 @@ def running(net: nn.Module, mode: Mode) -> Iterator[None]:
     taken: list[tuple[_InstanceNorm, Tensor | None, Tensor | None]] = []
     try:
         for module in net.modules():
-            if module.training != training:
-                flags.append((module, module.training))
+            flag = getattr(module, "training", training)  # a frozen TorchScript module has no modes any more
+            if flag != training:
+                flags.append((module, flag))
                 module.training = training
             if mode == "frozen" and isinstance(module, _NormBase) and module.track_running_stats:
                 tracking.append(module)

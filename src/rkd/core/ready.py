@@ -6,6 +6,10 @@ answers), and an infinite logit elsewhere means that a net is broken. So where a
 -inf becomes a number that is as good: so far below the others that no float32 softmax sees it, and without a gradient.
 The class is never predicted, and a search that aims at it finds nothing. Every other infinity, and NaN, stays what it
 is, and counts as wrong.
+
+The answer of a quantised net looks as if it had a gradient, and torch raises where one is taken: such a net gives its
+logits without one, as a net does that computes under `no_grad`, and the self-checks tell what that means. A net that
+loses its batch where that is a single image is refused: searches let go of images that have fallen, and come to one.
 """
 
 from __future__ import annotations
@@ -14,6 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .answers import ask
+from .errors import Refused
+from .modes import running
 
 FEW = 8
 """Images on which to see whether a net rules classes out."""
@@ -25,11 +31,13 @@ logits over 1000 (DLR among less than three classes) is still a good number."""
 
 def ready(net: nn.Module, x: Tensor, who: str = "the net") -> nn.Module:
     """`net`, or something around it that takes and gives float32 and, where the net rules classes out for all of the
-    first images of `x (B, C, H, W)`, gives numbers for them. Raises Refused for a net that cannot take the images."""
+    first images of `x (B, C, H, W)`, gives numbers for them. Raises Refused for a net that cannot take the images, or
+    not a single one."""
     net = in_float32(net)
     finite = Finite(net)
-    ask(finite, x[:FEW], who)
-    return net if finite.out is None else finite
+    _check_alone(ask(finite, x[:FEW], who), ask(finite, x[:1], who), who)
+    net = net if finite.out is None else finite
+    return Blind(net) if _leads_nowhere(net, x[:1]) else net
 
 
 def in_float32(net: nn.Module) -> nn.Module:
@@ -49,7 +57,7 @@ class Finite(nn.Module):
         super().__init__()
         self.net = net
         self.out: Tensor | None = None
-        self.training = net.training
+        self.training = getattr(net, "training", False)
         self.autocast = getattr(net, "autocast", None)  # an engine asks
         self._settled = False
 
@@ -64,6 +72,46 @@ class Finite(nn.Module):
         return torch.where(away & self.out, lowest - BELOW, logits)
 
 
+class Blind(nn.Module):
+    """`net` without the graph of its answers, which leads nowhere."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.training = getattr(net, "training", False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self.net(x)
+        return logits
+
+
+def _check_alone(several: Tensor, one: Tensor, who: str) -> None:
+    """Raise Refused unless the answer to one image has the form of that to several. Of other forms than `(B, K)`
+    whoever evaluates the net says something."""
+    if not isinstance(several, Tensor) or several.ndim != 2 or not isinstance(one, Tensor):
+        return
+    if one.ndim != 2:
+        raise Refused(
+            f"{who} returned {tuple(one.shape)} for 1 image, but {tuple(several.shape)} for {len(several)}: "
+            "a squeeze() takes the batch away; name its dimension, as in squeeze(-1), or write flatten(1)"
+        )
+
+
+def _leads_nowhere(net: nn.Module, x: Tensor) -> bool:
+    """Whether the logits say that they have a gradient, and have none by the images: quantised layers do."""
+    x = x.detach().clone().requires_grad_()
+    try:
+        with running(net, "eval"), torch.enable_grad():
+            logits = net(x)
+            if not isinstance(logits, Tensor) or not logits.requires_grad:
+                return False
+            (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
+    except (RuntimeError, Refused):  # what torch takes no gradients through says so where an attack asks
+        return False
+    return gradient is None
+
+
 def _ruled_out(logits: Tensor) -> Tensor | None:
     """The classes that are -inf in all rows, if there are some and others besides."""
     if not isinstance(logits, Tensor) or logits.ndim != 2 or not logits.is_floating_point():
@@ -76,7 +124,7 @@ class _InFloat32(nn.Module):
     def __init__(self, net: nn.Module, dtype: torch.dtype) -> None:
         super().__init__()
         self.net, self.dtype = net, dtype
-        self.training = net.training
+        self.training = getattr(net, "training", False)
 
     def forward(self, x: Tensor) -> Tensor:
         logits = self.net(x.to(self.dtype))

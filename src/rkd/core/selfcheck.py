@@ -213,7 +213,7 @@ def _gains(result: Evaluation, attack: str, larger: str) -> bool:
 
 def _train_mode(net: nn.Module) -> list[Doubt]:
     left = [name or type(m).__name__ for name, m in net.named_modules()
-            if m.training and isinstance(m, (_NormBase, _DropoutNd))]  # fmt: skip
+            if isinstance(m, (_NormBase, _DropoutNd)) and m.training]  # fmt: skip
     if not left:
         return []
     return [

@@ -101,7 +101,7 @@ def to_latex(comparison: Comparison) -> str:
         seeds = [str(len(group.runs))] if several else []
         cells = [latex(group.name), *seeds, *(_latex_value(values[place]) for _, values in shown)]
         lines.append(" & ".join(cells) + r" \\")
-    comment = f"% {where(comparison)}; values in %. Needs \\usepackage{{booktabs}}."
+    comment = f"% {where(comparison)}; values in %{basis(comparison)}. Needs \\usepackage{{booktabs}}."
     warnings = [f"% warning: {text}" for text in comparison.warnings]
     begin = r"\begin{tabular}{l" + "r" * (len(head) - 1) + "}"
     top = [comment, *warnings, begin, r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
@@ -117,6 +117,12 @@ def where(comparison: Comparison) -> str:
         {f"{run.net.samples:,} test images" for run in runs if run.net.samples is not None},
     )
     return ", ".join(next(iter(part)) for part in parts if len(part) == 1 and any(part)) or "different settings"
+
+
+def basis(comparison: Comparison) -> str:
+    """`; W-Robust and NRR of PGD-SAT` where they are not of the worst case, which they are unless somebody says so."""
+    named = comparison.robust not in (None, WORST)
+    return f"; W-Robust and NRR of {comparison.robust_name}" if named else ""
 
 
 def columns(comparison: Comparison) -> list[tuple[str, list[Value | None]]]:

@@ -105,7 +105,7 @@ class ApgdCe:
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
         caught = begin(x, target) if self.stop else Catch(x)
-        best = torch.full((len(x),), -torch.inf, device=x.device)
+        best = x.new_full((len(x),), -torch.inf)
         for restart in range(self.restarts):
             rest = caught.rest()
             if not len(rest):
@@ -198,7 +198,7 @@ class Found(Catch):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self.loss = torch.full((len(x),), -torch.inf, device=x.device)
+        self.loss = x.new_full((len(x),), -torch.inf)
 
 
 @dataclass

@@ -23,10 +23,11 @@ An image that nothing fooled is returned as it was, and so is one that the net g
 the targeted parts try the K - 1 others; see `notes`.
 
 The reference draws from torch's global generators, seeds them, switches off any debugger or coverage measurement,
-counts calls in a table that it never clears, logs warnings, adds to the gradients of weights, and writes into the
-logits it is given. Here its random numbers come from a fork of the generators with a seed that follows from the
-attack's noise, and all the rest is undone. Its resuming (broken) and its own check of accuracy are not used. It gets
-as many targets as there are classes; of 3 classes or fewer, its targeted APGD stops with an error and is left out.
+counts calls in a table that it never clears, makes tensors of torch's default type, logs warnings, adds to the
+gradients of weights, and writes into the logits it is given. Here its random numbers come from a fork of the
+generators with a seed that follows from the attack's noise, and all the rest is undone. Its resuming (broken) and its
+own check of accuracy are not used. It gets as many targets as there are classes; of 3 classes or fewer, its targeted
+APGD stops with an error and is left out.
 It stops with an error too where logits are of another type than float32 or do not depend on the images, and where
 square is left with nothing but ties of two logits: it is spared these. Images of it that are no numbers (in L2, where
 gradients are none) are given up.
@@ -211,14 +212,16 @@ def contained(seed: int, device: torch.device) -> Iterator[None]:
 
     logger = logging.getLogger("auto-attack")
     trace, counts, disabled = sys.gettrace(), dict(checks.funcs), logger.disabled
-    seed_cuda = torch.cuda.random.manual_seed
+    seed_cuda, kind = torch.cuda.random.manual_seed, torch.get_default_dtype()
     logger.disabled = True
     if device.type != "cuda":  # it would seed a GPU that takes no part
         torch.cuda.random.manual_seed = lambda seed: None
+    torch.set_default_dtype(torch.float32)  # else its tensors are not of the images' type
     try:
         with forked(seed, device), torch.cuda.device(device) if device.type == "cuda" else nullcontext():
             yield
     finally:
+        torch.set_default_dtype(kind)
         torch.cuda.random.manual_seed = seed_cuda
         logger.disabled = disabled
         checks.funcs.update(counts)

@@ -91,7 +91,7 @@ class CwL2:
             return caught.images
         target, x = target.select(rest), x[rest]
         near = _Nearest(x)
-        c, low, high = (torch.full((len(x),), value, device=x.device) for value in (self.c, 0.0, torch.inf))
+        c, low, high = (x.new_full((len(x),), value) for value in (self.c, 0.0, torch.inf))
         for _ in range(self.searches):
             fooled = self._descend(x, target, c, near)
             high, low = torch.where(fooled, torch.minimum(high, c), high), torch.where(fooled, low, c)
@@ -163,7 +163,7 @@ class _Nearest(Catch):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self.distance = torch.full((len(x),), torch.inf, device=x.device)
+        self.distance = x.new_full((len(x),), torch.inf)
 
     def note(self, now: _Descent, rows: Tensor) -> None:
         place = now.place[rows]

@@ -107,7 +107,7 @@ class DeepFool:
     def _step(self, now: _Walk, norm: Norm) -> Tensor:
         """The way to the nearest boundary of the linearised net."""
         x = now.hit.detach().requires_grad_()
-        nearest = torch.full((len(x),), torch.inf, device=x.device)
+        nearest = x.new_full((len(x),), torch.inf)
         way = torch.zeros_like(x)
         with torch.enable_grad():
             logits = now.target.logits(x).float()

@@ -96,7 +96,7 @@ class Square:
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
         caught = begin(x, target)
-        least = torch.full((len(x),), torch.inf, device=x.device)
+        least = x.new_full((len(x),), torch.inf)
         for restart in range(self.restarts):
             rest = caught.rest()
             if not len(rest):
@@ -115,7 +115,7 @@ class Found(Catch):
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
-        self.margin = torch.full((len(x),), torch.inf, device=x.device)
+        self.margin = x.new_full((len(x),), torch.inf)
 
 
 @dataclass
