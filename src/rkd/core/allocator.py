@@ -22,7 +22,7 @@ _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # names of mallopt(3)
 _LARGE = 1 << 30
 _OLD_LIMIT = 32 << 20  # what glibc before 2.35 accepts for the second
 
-_TUNABLES = {"glibc.malloc.tcache_count": "0", "glibc.malloc.mxfast": "0"}
+_SETTINGS = {"glibc.malloc.tcache_count": "0", "glibc.malloc.mxfast": "0"}
 """torch asks for blocks that begin at multiples of 64 bytes. glibc cuts such a block out of a larger one, and puts what
 is left into lists of small pieces, which are not joined with their neighbours: when the block is free again, another
 of the same size does not fit. Without these lists it mostly does."""
@@ -52,7 +52,7 @@ def settled(environment: Mapping[str, str]) -> dict[str, str]:
     that were given back fit again, and memory does not grow by holes. A setting that is there stays."""
     given = environment.get(TUNABLES, "")
     known = {setting.partition("=")[0] for setting in given.split(":")}
-    added = [f"{name}={value}" for name, value in _TUNABLES.items() if name not in known]
+    added = [f"{name}={value}" for name, value in _SETTINGS.items() if name not in known]
     return {**environment, TUNABLES: ":".join([*filter(None, [given]), *added])} if added else dict(environment)
 
 
