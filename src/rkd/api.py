@@ -101,6 +101,10 @@ def evaluate(
         raise RkdError(f"eps must be a number, such as 8 / 255; got {eps!r}")
     if threat is not None and not isinstance(threat, ThreatModel):
         raise RkdError(f'threat must be a ThreatModel, such as ThreatModel("Linf", 8 / 255, 2 / 255); got {threat!r}')
+    if not isinstance(device, (str, torch.device)):
+        raise RkdError(f"device is a name, such as 'cpu' or 'cuda:1', or a torch.device; got {device!r}")
+    if journal is not None and not isinstance(journal, (str, Path)):
+        raise RkdError(f"journal is a folder's path; got {journal!r}")
     device = choose_device(device) if isinstance(device, str) else device
     split: Split
     if isinstance(data, Dataset):

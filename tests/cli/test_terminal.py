@@ -13,7 +13,7 @@ import torch
 from rkd.cli import progress
 from rkd.cli.progress import Display, Training
 from rkd.cli.results import accuracy_table
-from rkd.cli.terminal import Terminal, attack_name, duration
+from rkd.cli.terminal import Terminal, duration
 
 
 class Screen(io.StringIO):
@@ -160,6 +160,3 @@ def test_durations() -> None:
     assert [duration(s) for s in (0.2, 59.6, 61, 600, 3600, 7500)] == ["1 s", "1 min", "1 min 1 s", "10 min", "1 h",
                                                                       "2 h 5 min"]  # fmt: skip
 
-
-def test_names_of_attacks() -> None:
-    assert [attack_name(n) for n in ("pgd-sat", "autoattack", "cw")] == ["PGD-SAT", "AutoAttack", "CW"]

@@ -129,10 +129,14 @@ def test_nothing_is_sent_by_one_alone() -> None:
     ("count", "most", "processes"), [(197, 125, 2), (810, 256, 2), (5, 100, 4), (3, 2, 8), (9, 4, 1)]
 )
 def test_survivors_are_shared_equally(count: int, most: int, processes: int) -> None:
-    parts = _parts(torch.arange(count), most, processes)
-    assert torch.equal(torch.cat(list(parts)), torch.arange(count))
+    lead = torch.rand(count, generator=torch.Generator().manual_seed(1))
+    parts = _parts(torch.arange(count), lead, most, processes)
+    assert torch.equal(torch.cat(list(parts)).sort().values, torch.arange(count))
+    for first in range(0, len(parts) - processes, processes):
+        now, next_ones = (lead[torch.cat(list(parts[at : at + processes]))] for at in (first, first + processes))
+        assert now.min() >= next_ones.max(), "those that stand longest come first, shared by all"
     sizes = [len(part) for part in parts]
     assert max(sizes) <= most and min(sizes) > 0
     if processes > 1 and count >= processes:
         assert len(parts) % processes == 0 and max(sizes) - min(sizes) <= 1
-    assert not _parts(torch.arange(0), most, processes)
+    assert not _parts(torch.arange(0), torch.rand(0), most, processes)

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from rkd.core.cost import counting
 from rkd.core.data import ArraySplit
 from rkd.core.doubts import doubts
 from rkd.core.errors import DataError, Refused, RkdError
 from rkd.core.evaluate import choose, evaluate
+from rkd.core.interfaces import Target
 from rkd.core.measures import wilson
 from rkd.core.outcomes import Evaluation, Outcome
 from rkd.core.search import rehearse
 from rkd.core.step import AttackPlan
-from rkd.core.types import ThreatModel
+from rkd.core.types import Mode, ThreatModel
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
 from rkd.testing import LinearNet, OneStep, tiny_batch, tiny_net, untouched
@@ -180,7 +183,7 @@ def test_progress_is_told() -> None:
     net = tiny_net()
     run(net, split(net), {"pgd": PLANS["pgd"]}, batch_size=16, progress=lambda *news: told.append(news))
     assert [news for news in told if news[0] == "clean"] == [("clean", done, 40) for done in (0, 16, 32, 40)]
-    assert [news for news in told if news[0] == "pgd"] == [("pgd", 10, 40), ("pgd", 26, 40), ("pgd", 40, 40)]
+    assert [news for news in told if news[0] == "pgd"] == [("pgd", 10, 40), ("pgd", 25, 40), ("pgd", 40, 40)]
 
 
 class RawSplit:
@@ -211,6 +214,7 @@ def test_images_that_are_none(bad: float) -> None:
         (lambda x: x - 0.5, "outside"),
         (lambda x: x * math.nan, "not numbers"),
         (lambda x: x[:1], "returned"),
+        (lambda x: (x + 0.1).clamp(0, 1), "the attack 'bad' left its ball"),
     ],
 )
 def test_an_attack_that_leaves_the_images(bad, word: str) -> None:
@@ -223,6 +227,32 @@ def test_an_attack_that_leaves_the_images(bad, word: str) -> None:
     net = tiny_net()
     with pytest.raises(RkdError, match=word):
         run(net, split(net), {"bad": AttackPlan(Bad(), cross_entropy)})
+
+
+def test_the_gallery_shows_what_came_nearest_to_fooling_the_net() -> None:
+    @dataclass
+    class Moves:
+        """Some way towards what one step finds, in a ball of its own."""
+
+        share: float
+        eps: float | None = None
+        mode: ClassVar[Mode] = "eval"
+
+        def __call__(self, x: Tensor, target: Target) -> Tensor:
+            return x + self.share * (OneStep()(x, target) - x)
+
+    net = tiny_net()
+    shares = {"still": Moves(0.0), "far": Moves(1.0), "near": Moves(0.5), "outside": Moves(1.0, eps=1.0)}
+    attacks = {name: AttackPlan(attack, cross_entropy) for name, attack in shares.items()}
+    result = run(net, split(net), attacks, examples=12)
+    gallery = result.gallery
+    assert gallery is not None and set(gallery.attacks) == {"far", "near"} or set(gallery.attacks) == {"far"}
+    for place, (row, name) in enumerate(zip(gallery.rows.tolist(), gallery.attacks, strict=True)):
+        leads = {name: result.outcomes[name].margin[row].clamp(min=0) for name in ("still", "far", "near")}
+        assert leads[name] == min(leads.values())
+        assert not torch.equal(gallery.adversarial[place], gallery.clean[place])
+    only = run(net, split(net), {"outside": attacks["outside"]}, examples=3).gallery
+    assert only is not None and only.attacks == ["outside"] * 3
 
 
 def test_a_net_for_other_classes() -> None:

@@ -290,7 +290,9 @@ def test_a_search_that_failed_may_be_tried_again() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [lambda x: x[:2], lambda x: x.double(), lambda x: x.flatten(1)], ids=["fewer", "double", "flat"]
+    "bad",
+    [lambda x: x[:2], lambda x: x.double(), lambda x: x.flatten(1), lambda x: None],
+    ids=["fewer", "double", "flat", "nothing"],
 )
 def test_an_attack_that_returns_something_else(bad) -> None:
     class Bad:
@@ -299,8 +301,19 @@ def test_an_attack_that_returns_something_else(bad) -> None:
         def __call__(self, x: Tensor, target: Target) -> Tensor:
             return bad(x)
 
-    with pytest.raises(Refused, match="returned"):
+    with pytest.raises(Refused, match="Bad returned"):
         tiny_step(attacks={"adv": plan(Bad())}).image("adv")
+
+
+def test_an_error_of_an_attack_says_whose_it_is() -> None:
+    class Broken:
+        def __call__(self, x: Tensor, target: Target) -> Tensor:
+            raise ZeroDivisionError("by zero")
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        tiny_step(attacks={"adv": plan(Broken())}).image("adv")
+    (note,) = caught.value.__notes__
+    assert "Broken" in note and "'adv'" in note
 
 
 # Words

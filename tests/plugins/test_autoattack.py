@@ -379,8 +379,7 @@ def test_autoattack_gives_the_verdict_of_the_reference(digits: SimpleNamespace, 
     assert torch.equal(standing["square"], ours)
     assert torch.equal(standing["clean"], right(net, batch.x, batch.y))
     assert standing["apgd-ce"].sum() < standing["clean"].sum()
-    untouched_images = standing["square"] | ~standing["clean"]
-    assert torch.equal(x_adv[untouched_images], batch.x[untouched_images])
+    assert torch.equal(x_adv[~standing["clean"]], batch.x[~standing["clean"]])
     for name, attack in AutoAttack(queries=500).parts().items():
         if name in ("apgd-ce", "fab-t"):
             alone = right(net, run_attack(attack, net, batch, threat), batch.y)
@@ -433,6 +432,15 @@ def test_where_nothing_fools_the_loss_is_highest(digits: SimpleNamespace, name: 
     assert torch.allclose(losses[1][standing], losses[2][standing], atol=1e-5)
     assert losses[2].mean() > losses[1].mean() + 0.01
     assert (stopped - batch.x).abs().amax() <= LINF.eps + 1e-6
+
+
+def test_autoattack_hands_out_what_came_nearest(digits: SimpleNamespace) -> None:
+    batch, net = digits.batch.select(torch.arange(40)), digits.net
+    attack = make("autoattack")
+    standing = right(net, found := run_attack(attack, net, batch, LINF), batch.y)
+    assert standing.any()
+    lead = [ops.margin(net(x), batch.y)[standing] for x in (batch.x, found)]
+    assert (lead[1] < lead[0]).all()
 
 
 def test_the_ratio_of_logits_beats_a_saturated_softmax(digits: SimpleNamespace) -> None:

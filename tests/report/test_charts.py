@@ -128,7 +128,7 @@ def test_reliability(drawn: list[Axes]) -> None:
     picture = charts.reliability(net)
     assert picture is not None and "clean: expected calibration error 12.5 %" in picture.alt
     shown = lines(drawn[0])
-    assert {"clean", "A1", "A2", "A3"} <= set(shown) and "A5" not in shown, "the strongest three"
+    assert {"clean", "a1", "a2", "a3"} <= set(shown) and "a5" not in shown, "the strongest three"
     assert shown["clean"] == [0.5, 0.625], "no line through a single image"
     assert len(drawn[0].collections[0].get_offsets()) == 3, "but a mark"
 

@@ -60,7 +60,9 @@ def test_settings_that_differ(found: Comparison) -> None:
 def test_what_is_measured_besides_does_not_part_seeds(tmp_path: Path) -> None:
     wide = {"seed": 1, "evaluate": CONFIG["evaluate"] | {"examples": 0, "checks": "full"}}
     pair = [make_run(tmp_path / "a", student=net()), make_run(tmp_path / "b", config=wide, student=net())]
-    assert len(compare(pair).groups) == 1
+    assert len(compare(pair).groups) == 1 and not compare(pair).differences
+    apart = make_run(tmp_path / "d", config=wide | {"loss": {"name": "ard"}}, student=net())
+    assert not any(key.startswith("evaluate.") for key in compare([pair[0], apart]).differences)
     other = make_run(tmp_path / "c", config={"seed": 2, "epochs": 4}, student=net())
     assert len(compare([*pair, other]).groups) == 2
 

@@ -65,7 +65,6 @@ def test_how_numbers_are_written() -> None:
     assert [values.plain(x) for x in (0.1, 1234.0, 1.25e-5, None)] == ["0.1", "1234", "1.25e-05", "–"]
     assert values.setting("eps", 8 / 255) == "8/255" and values.setting("steps", 8) == "8"
     assert values.setting("betas", [0.9, 0.99]) == "[0.9, 0.99]"
-    assert values.attack_name("pgd-sat") == "PGD-SAT" and values.attack_name("autoattack") == "AutoAttack"
     assert values.radius("Linf", 8 / 255) == "Linf eps 8/255" and values.radius("L2", None) == ""
 
 

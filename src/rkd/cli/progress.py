@@ -11,9 +11,10 @@ from rich.table import Table
 from rich.text import Text
 
 from rkd.core.hookspecs import hookimpl
+from rkd.core.text import attack_name
 
 from .interrupts import Interrupts
-from .terminal import Terminal, attack_name, duration, memory, percent, safe
+from .terminal import Terminal, duration, memory, percent, safe
 
 if TYPE_CHECKING:
     from rkd.core.dry import CostCard

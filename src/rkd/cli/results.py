@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rkd.core.text import attack_name
 from rkd.core.types import fraction
 
-from .terminal import Terminal, attack_name, percent
+from .terminal import Terminal, percent
 
 Row = tuple[str, Mapping[str, float]]
 """A net's name, and its values by column."""

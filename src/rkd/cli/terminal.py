@@ -167,14 +167,6 @@ def memory(count: float) -> str:
     return f"{count / 2**20:.0f} MiB" if count < 1000 * 2**20 else f"{count / 2**30:.1f} GiB"
 
 
-_NAMES = {"autoattack": "AutoAttack", "square": "Square", "deepfool": "DeepFool"}
-
-
-def attack_name(name: str) -> str:
-    """`PGD-SAT` for `pgd-sat`, as tables of the field write it."""
-    return _NAMES.get(name, name if "/" in name else name.upper())
-
-
 def _console(stream: IO[str]) -> Console:
     # A pipe has no width. A width that somebody sets is theirs.
     width = None if _is_tty(stream) or os.environ.get("COLUMNS", "").isdigit() else 10_000

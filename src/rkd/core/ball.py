@@ -36,19 +36,21 @@ def reach(plan: AttackPlan, threat: ThreatModel) -> ThreatModel | None:
     return ThreatModel(norm, threat.eps if eps is None else at(eps, 1.0), threat.step_size)
 
 
-def check_inside(x: Tensor, x_adv: Tensor, ball: ThreatModel | None) -> None:
-    """Raise RkdError unless the images `x_adv` are numbers in [0, 1] and, if there is one, inside the ball around x."""
-    if x_adv.shape != x.shape or not bool(x_adv.isfinite().all()):
-        raise RkdError("an attack returned images of another shape, or values that are not numbers")
+def check_inside(x: Tensor, x_adv: Tensor, ball: ThreatModel | None, name: str) -> None:
+    """Raise RkdError unless the images `x_adv` that the attack `name` made are numbers in [0, 1] and, if there is one, inside
+    the ball around x."""
+    who = f"the attack {name!r}"
+    if not bool(x_adv.isfinite().all()):
+        raise RkdError(f"{who} returned images with values that are not numbers")
     if float(x_adv.min()) < -SLACK or float(x_adv.max()) > 1 + SLACK:
-        raise RkdError("an attack returned images outside [0, 1]")
+        raise RkdError(f"{who} returned images outside [0, 1]: from {float(x_adv.min()):g} to {float(x_adv.max()):g}")
     if ball is None:
         return
     change = (x_adv.double() - x.double()).flatten(1)
     size = change.abs().amax(1) if ball.norm == "Linf" else change.norm(dim=1)
     if float(size.max()) > ball.eps * (1 + 1e-5) + SLACK:
         raise RkdError(
-            f"an attack left its ball: {ball.norm} {float(size.max()):.6g} from the image, where eps is "
+            f"{who} left its ball: {ball.norm} {float(size.max()):.6g} from the image, where eps is "
             f"{fraction(ball.eps)}; an attack without a ball says so with bounded = False"
         )
 

@@ -95,10 +95,12 @@ def evaluate(
     kept = _spread(clean.right, ask.labels, examples)
     result = Evaluation(positions, ask.labels, {"clean": clean}, ask.classes or 0, threat)
     made: dict[str, Tensor] = {}
+    assert clean.margin is not None
     standing = clean.right.nonzero().squeeze(1)
+    parts = _parts(standing, clean.margin[standing], batch_size, ranks.size)
+    standing = torch.cat(parts) if parts else standing
     for name, plan in attacks.items():
-        parts = _parts(standing, batch_size, ranks.size)
-        jobs = [(rows, ask.attacked(plan, key(seed, name), kept, len(parts))) for rows in parts]
+        jobs = [(rows, ask.attacked(name, plan, key(seed, name), kept, len(parts))) for rows in parts]
         outcome = notes.collect(name, jobs, standing, clean)
         outcome.about = describe(plan, threat, ask.classes or 0) | {"engine": notes.engine}
         result.outcomes[name] = outcome
@@ -131,7 +133,7 @@ class _Questions:
         return _read(logits, batch.y)
 
     def attacked(
-        self, plan: AttackPlan, noise: int, kept: Tensor, batches: int
+        self, name: str, plan: AttackPlan, noise: int, kept: Tensor, batches: int
     ) -> Callable[[Tensor], dict[str, Tensor]]:
         """A search; of the rows in `kept` the images come with the answer."""
 
@@ -142,7 +144,7 @@ class _Questions:
             step = Step(batch, student, attacks={"adv": plan}, threat=self.threat, noise_key=noise)
             x_adv = step.image("adv")
             ball = reach(plan, self.threat)
-            check_inside(batch.x, x_adv, ball)
+            check_inside(batch.x, x_adv, ball, name)
             with running(self.net, "eval"), torch.no_grad():
                 found = _read(self.net(x_adv), batch.y)
                 if self.rounded:
@@ -235,7 +237,8 @@ class _Notes:
             return whole
 
         images = [a["images"] for a in answers if "images" in a]
-        self.images = torch.cat(images) if images else torch.empty(0)
+        order = torch.cat([a["kept"] for a in answers if "kept" in a] or [rows[:0]]).argsort()
+        self.images = torch.cat(images)[order] if images else torch.empty(0)
         ways = dict.fromkeys(bytes(a["engine"].tolist()).decode() for a in answers if "engine" in a)
         self.engine = "; ".join(ways) or PLAIN
         rounding = bool(answers) and "rounded" in answers[0]
@@ -288,14 +291,20 @@ def choose(count: int, limit: int | None) -> Tensor:
     return torch.randperm(count, generator=generator)[:limit].sort().values
 
 
-def _parts(rows: Tensor, most: int, processes: int) -> Sequence[Tensor]:
-    """`rows` in parts of at most `most`, for several processes as many and as large a part for each."""
-    if not len(rows):
-        return ()
-    if processes == 1:
-        return rows.split(most)
-    rounds = -(-len(rows) // (most * processes))
-    return [part for part in rows.tensor_split(rounds * processes) if len(part)]
+PARTING = "by lead"
+"""How images are put into batches: a journal of other batches is another one."""
+
+
+def _parts(rows: Tensor, lead: Tensor, most: int, processes: int) -> Sequence[Tensor]:
+    """`rows` in parts of at most `most`, for several processes as many and as large a part for each.
+
+    Those of a similar `lead` of the label go together: where most fall, a batch soon shrinks, and where most stand, it
+    stays as large as it is fast. The processes are dealt theirs in turn, so that they have as much to do.
+    """
+    rows = rows[lead.argsort(descending=True, stable=True)]
+    rounds = max(-(-len(rows) // (most * processes)), 1)
+    dealt = [part[place::processes] for part in rows.tensor_split(rounds) for place in range(processes)]
+    return [part for part in dealt if len(part)]
 
 
 def _read(logits: Tensor, y: Tensor) -> dict[str, Tensor]:
@@ -322,12 +331,18 @@ def _spread(right: Tensor, labels: Tensor, count: int) -> Tensor:
 
 
 def _gallery(result: Evaluation, kept: Tensor, made: Mapping[str, Tensor], split: Split) -> Gallery:
-    """Of each image kept what the first attack that fooled the net made of it, else what the last one made."""
-    names = [
-        next((name for name in made if not result.outcomes[name].right[row]), list(made)[-1]) for row in kept.tolist()
-    ]
+    """Of each image kept what the first attack that fooled the net made of it, else what came nearest to it. Attacks
+    outside the threat model are shown where there is no other."""
+    shown = [name for name in made if result.counts(name)] or list(made)
+    names = [min(shown, key=lambda name: _lead(result.outcomes[name], row)) for row in kept.tolist()]
     adversarial = torch.stack([made[name][place] for place, name in enumerate(names)])
     return Gallery(kept, names, split.images(result.index[kept]).cpu(), adversarial)
+
+
+def _lead(outcome: Outcome, row: int) -> float:
+    """The label's lead in logits after an attack; none where the net is fooled."""
+    assert outcome.margin is not None
+    return max(float(outcome.margin[row]), 0.0) if outcome.right[row] else -1.0
 
 
 def _options(component: Any) -> dict[str, Any]:
@@ -347,5 +362,5 @@ def _fingerprint(ask: _Questions, attacks: Mapping[str, AttackPlan], *settings: 
     searches = [(name, describe(plan, ask.threat, ask.classes or 0)) for name, plan in attacks.items()]
     first = ask.split.images(ask.positions[:1])
     engine = (ask.engine is not None, ask.engine is not None and ask.engine.bfloat16)
-    return fingerprint(searches, ask.threat, ask.rounded, ask.classes, engine, *settings, ask.positions, ask.labels,
-                       first, repr(ask.net), *weights)  # fmt: skip
+    return fingerprint(PARTING, searches, ask.threat, ask.rounded, ask.classes, engine, *settings, ask.positions,
+                       ask.labels, first, repr(ask.net), *weights)  # fmt: skip

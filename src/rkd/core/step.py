@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .errors import Refused
+from .errors import Refused, RkdError
 from .interfaces import Attack, Objective, Probe, Student, Teacher
 from .nets import NetStudent
 from .random import Noise, forked, key
@@ -307,16 +307,26 @@ class Step:
                 if prepare := getattr(probe, "prepare", None):
                     prepare(x)
                 target = StepTarget(self, plan.objective, self.watched(probe, view), noise)
-                x_adv = plan.attack(x, target).detach()
+                found = plan.attack(x, target)
+        except Exception as error:
+            if not hasattr(error, "__notes__") and not isinstance(error, RkdError):
+                error.add_note(f"while {_words(plan.attack)} made the view {view!r}")
+            raise
         finally:
             self.searching = outer
             self._open = self._open[:-1]
-        if x_adv.shape != x.shape or x_adv.dtype != x.dtype:
+        if not isinstance(found, Tensor):
+            raise Refused(f"{_words(plan.attack)} returned {type(found).__name__}, not images")
+        if found.shape != x.shape or found.dtype != x.dtype:
             raise Refused(
-                f"the attack that makes the view {view!r} returned {x_adv.dtype} images {tuple(x_adv.shape)} for "
-                f"{x.dtype} ones {tuple(x.shape)}"
+                f"{_words(plan.attack)} returned {found.dtype} images {tuple(found.shape)} for {x.dtype} ones "
+                f"{tuple(x.shape)}"
             )
-        return x_adv
+        return found.detach()
+
+
+def _words(attack: Attack) -> str:
+    return f"the attack {getattr(attack, '__qualname__', type(attack).__qualname__)}"
 
 
 def _ordinary(batch: Batch) -> Batch:

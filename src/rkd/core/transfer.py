@@ -88,7 +88,7 @@ def transfer_matrix(
         for places in standing.split(batch_size) if len(standing) else ():  # an empty tensor splits into one part
             batch = fetch(split, positions[places], device)
             x_adv = search(net, batch, plan, threat, key(seed, name))
-            check_inside(batch.x, x_adv, reach(plan, threat))
+            check_inside(batch.x, x_adv, reach(plan, threat), name)
             for who, values in survived.items():
                 values[places] &= ops.correct(ask(nets[who], x_adv), batch.y).cpu()
             done += len(places)

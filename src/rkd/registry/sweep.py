@@ -104,7 +104,7 @@ def read_sweep(path: Path) -> Sweep:
             problems.append(f"{path}: {name} must be a table")
     if problems:
         raise ConfigError(problems)
-    axes = {key: _values(value) for key, value in _flat(table.get("grid", {}))}
+    axes = {key: _values(key, value) for key, value in _flat(table.get("grid", {}))}
     recipe = table.get("recipe")
     return Sweep(axes, None if recipe is None else str(recipe), {k: _text(v) for k, v in _flat(table.get("set", {}))})
 
@@ -120,7 +120,7 @@ def axes_of(texts: Iterable[str]) -> dict[str, list[str]]:
         elif key in axes:
             problems.append(f"--grid {text}: the axis {key!r} is there already")
         else:
-            axes[key] = _values(values)
+            axes[key] = _values(key, values)
     if problems:
         raise ConfigError(problems)
     return axes
@@ -141,7 +141,7 @@ def begin(sweep: Sweep, folder: Path) -> None:
     write_atomic(file, text.encode())
 
 
-def _values(given: Any) -> list[str]:
+def _values(key: str, given: Any) -> list[str]:
     if isinstance(given, Sequence) and not isinstance(given, str):
         return [_text(value) for value in given]
     values = []
@@ -149,8 +149,10 @@ def _values(given: Any) -> list[str]:
         if match := re.fullmatch(r"(\d+)\.\.(\d+)", part):
             first, last = int(match[1]), int(match[2])
             if last < first or last - first >= 10_000:
-                raise ConfigError([f"{part}: a range goes up, over less than ten thousand values"])
+                raise ConfigError([f"{key}={part}: a range goes up, over less than ten thousand values"])
             values += [str(number) for number in range(first, last + 1)]
+        elif re.fullmatch(r"\d*\.\.\d*", part):
+            raise ConfigError([f"{key}={part}: a range has two ends, such as 0..4"])
         else:
             values.append(part)
     return values

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
+from rkd.core.text import attack_name
 from rkd.core.types import fraction
 
 from .data import Curve, Net
 from .draw import ATTACKED, CLEAN, MARKERS, PAPER, QUIET, SERIES, Picture, legend, render
-from .values import attack_name, percent, shortened
+from .values import percent, shortened
 
 MOST_BARS = 20
 """Classes with bars of their own."""

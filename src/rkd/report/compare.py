@@ -15,10 +15,11 @@ from typing import Any
 from rkd.core.draws import ALIKE
 from rkd.core.errors import RkdError
 from rkd.core.runfolder import RunFolder
+from rkd.core.text import attack_name
 
 from .data import Net, RunData
 from .read import read_run
-from .values import attack_name, radius, setting, shortened, table, text
+from .values import radius, setting, shortened, table, text
 
 WORST = "worst_case"
 LOOKS = ("batch_size", "rounded", "checks", "curve", "engine", "examples", "corruptions", "transfer")
@@ -279,10 +280,11 @@ def _fingerprint(run: RunData) -> str:
 
 def _differences(groups: Sequence[Group]) -> dict[str, list[str]]:
     """Settings in which the groups differ: by dotted key, a value for each group, "" where it has none. What an
-    evaluation does not say is no difference."""
+    evaluation does not say is no difference, nor is what leaves its accuracies as they are."""
     flat = [dict(_flat(group.first.config)) for group in groups]
     keys = dict.fromkeys(key for one in flat for key in one)
     rows = {key: [one.get(key, "") for one in flat] for key in keys if key.split(".")[0] not in ALIKE}
+    rows = {key: values for key, values in rows.items() if not _is_look(key)}
     silent = [group.first.evaluated for group in groups]
 
     def said(values: list[str]) -> set[str]:
@@ -290,6 +292,11 @@ def _differences(groups: Sequence[Group]) -> dict[str, list[str]]:
 
     differing = {key: values for key, values in rows.items() if len(said(values)) > 1}
     return dict(list(differing.items())[:MOST_DIFFERENCES])
+
+
+def _is_look(key: str) -> bool:
+    parts = key.split(".")
+    return parts[0] == "evaluate" and parts[1:2] != [] and parts[1] in LOOKS
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

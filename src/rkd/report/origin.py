@@ -7,8 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
+from rkd.core.text import attack_name
+
 from .data import RunData
-from .values import attack_name, items, number, percent, plain, radius, setting, shortened, table, text
+from .values import items, number, percent, plain, radius, setting, shortened, table, text
 
 MOST_CHIPS = 12
 

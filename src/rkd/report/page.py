@@ -9,6 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rkd.core.errors import RkdError
 from rkd.core.files import write_atomic
+from rkd.core.text import attack_name
 from rkd.core.types import fraction
 
 from . import values
@@ -24,7 +25,7 @@ def render_page(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (values.percent, values.between, values.duration, values.plain, values.grouped, values.attack_name)
+    filters = (values.percent, values.between, values.duration, values.plain, values.grouped, attack_name)
     environment.filters |= {function.__name__: function for function in filters}
     environment.globals |= {"fraction": fraction, "radius": values.radius}
     return environment.get_template(template).render(**content)

@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from rkd.core.text import attack_name
+
 from .data import Net, RunData
 from .gallery import Gallery
 from .values import (
-    attack_name,
     between,
     grouped,
     items,

@@ -6,8 +6,10 @@ import csv
 import io
 from typing import Any
 
+from rkd.core.text import attack_name
+
 from .compare import WORST, Comparison, Group, Value
-from .values import attack_name, percent, radius
+from .values import percent, radius
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:

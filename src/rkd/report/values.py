@@ -107,7 +107,7 @@ def setting(name: str, value: Any) -> str:
         inside = ", ".join(f"{key} = {setting(key, inner)}" for key, inner in list(table(value).items())[:20])
         return shortened(f"{{{inside}}}", LINE)
     found = number(value)
-    if found is not None and name in {"eps", "step_size"} and 0 < found < 1:
+    if found is not None and name in {"curve", "eps", "step_size"} and 0 < found < 1:
         return fraction(found)
     return text(value)
 
@@ -148,14 +148,6 @@ def duration(seconds: float | None) -> str:
     if rounded < 3600:
         return f"{rounded // 60} min" + (f" {rounded % 60} s" if rounded % 60 and rounded < 600 else "")
     return f"{rounded // 3600:,} h" + (f" {rounded % 3600 // 60} min" if rounded % 3600 // 60 else "")
-
-
-_NAMES = {"autoattack": "AutoAttack", "square": "Square", "deepfool": "DeepFool", "clean": "clean"}
-
-
-def attack_name(name: str) -> str:
-    """`PGD-SAT` for `pgd-sat`, as tables of the field write it."""
-    return _NAMES.get(name, name if "/" in name or len(name) > 24 else name.upper())
 
 
 def radius(norm: str, eps: float | None) -> str:

@@ -16,6 +16,8 @@ SLOPE = 1e-3
 """The same of its gradient by an image, as a share of its length, on the median image: on some a ReLU turns over."""
 LONG_ENOUGH = 0.02
 """Seconds over which a gradient is timed, if eight of them take as long."""
+BEATEN = 1.25
+"""How many times as long as the fastest one may take in two rounds to go on being timed."""
 NEAR = 0.05
 """Largest deviation of a bfloat16 candidate's logits, whose findings the net itself confirms."""
 
@@ -63,7 +65,8 @@ def race(tries: Sequence[tuple[Probe, Tensor]], budget: float) -> list[float]:
     """Seconds an image, the fastest of a few rounds of each, in turn: all else that the machine does only slows it.
 
     Short gradients are taken several times on end: in a search they follow one another too, and find the processor's
-    caches as the last one left them. `budget`: seconds to spend.
+    caches as the last one left them. After two rounds only those go on that are near the fastest. `budget`: seconds to
+    spend.
     """
     best = [float("inf")] * len(tries)
     often = [1] * len(tries)
@@ -71,6 +74,8 @@ def race(tries: Sequence[tuple[Probe, Tensor]], budget: float) -> list[float]:
     rounds = 0
     while rounds < 2 or (rounds < 5 and time.perf_counter() - started < budget):
         for place, (net, x) in enumerate(tries):
+            if rounds >= 2 and best[place] > BEATEN * min(best):
+                continue
             wait(x.device)
             begun = time.perf_counter()
             for _ in range(often[place]):

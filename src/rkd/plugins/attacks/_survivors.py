@@ -30,14 +30,17 @@ def due(step: int) -> bool:
     return step in (1, 2, 4) or step % 5 == 0
 
 
-def fools(x: Tensor, target: Target) -> Tensor:
-    """Whether the net is wrong on each image, `(B,)` bool.
-
-    Where the target's `logits` come from a faster, less exact net, its `exact` are the original net's in float32.
-    """
+def judged(x: Tensor, target: Target) -> Tensor:
+    """The logits by which an image counts: where the target's `logits` come from a faster, less exact net, its `exact`
+    are the original net's in float32."""
     logits = getattr(target, "exact", target.logits)
     with torch.no_grad():
-        return ~ops.correct(logits(x), target.y)
+        return logits(x)
+
+
+def fools(x: Tensor, target: Target) -> Tensor:
+    """Whether the net is wrong on each image, `(B,)` bool."""
+    return misses(judged(x, target), target.y)
 
 
 def misses(logits: Tensor, y: Tensor) -> Tensor:

@@ -19,8 +19,9 @@ interface: slower, and the yardstick for `autoattack`.
 }
 ```
 
-An image that nothing fooled is returned as it was, and so is one that the net gets wrong as it is. With K < 10 classes
-the targeted parts try the K - 1 others; see `notes`.
+Where nothing fooled the net, the image is returned that came nearest to it: of all parts' the one of the lowest margin.
+One that the net gets wrong as it is, is returned unchanged. With K < 10 classes the targeted parts try the K - 1
+others; see `notes`.
 
 The reference draws from torch's global generators, seeds them, switches off any debugger or coverage measurement,
 counts calls in a table that it never clears, makes tensors of torch's default type, logs warnings, adds to the
@@ -52,7 +53,7 @@ from rkd.core.interfaces import Attack, Target
 from rkd.core.random import forked
 from rkd.core.types import Mode, Norm, Schedule
 
-from ._survivors import MOST_TARGETS, begin, check_search, fools, part
+from ._survivors import MOST_TARGETS, begin, check_search, judged, label_lead, misses, part
 from .apgd import ApgdCe, ApgdT
 from .fab import FabT
 from .pgd import _per_image, attacker
@@ -88,15 +89,21 @@ class AutoAttack:
 
     def run(self, x: Tensor, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
         """The images found, and after `clean` and each part which samples still stand, `(B,)` bool."""
-        caught = begin(x.detach(), target)
+        x = x.detach()
+        caught = begin(x, target)
         standing = {"clean": ~caught.fooled}
+        least = x.new_full((len(x),), torch.inf)
         for name, attack in self.parts().items():
             rest = caught.rest()
             if len(rest):
                 chosen = part(target, rest, name)
-                images = attack(caught.images[rest], chosen)
-                fooled = fools(images, chosen)
-                caught.add(rest[fooled], images[fooled])
+                images = attack(x[rest], chosen)
+                logits = judged(images, chosen)
+                margin, fooled = label_lead(logits, chosen.y), misses(logits, chosen.y)
+                better = fooled | (margin < least[rest])
+                caught.images[rest[better]] = images[better]
+                least[rest[better]] = margin[better]
+                caught.fooled[rest] = fooled
             standing[name] = ~caught.fooled
         return caught.images, standing
 
