@@ -159,4 +159,3 @@ def test_an_evaluation_in_a_pipe(monkeypatch: pytest.MonkeyPatch, capsys: pytest
 def test_durations() -> None:
     assert [duration(s) for s in (0.2, 59.6, 61, 600, 3600, 7500)] == ["1 s", "1 min", "1 min 1 s", "10 min", "1 h",
                                                                       "2 h 5 min"]  # fmt: skip
-

@@ -48,9 +48,9 @@ def test_inside_the_ball_and_on_the_grid(norm: Norm, eps: float, eight_bits: boo
     x = images(eight_bits)
     x_adv = moved(x, norm, eps)
     ball = ThreatModel(norm, eps, eps / 4)
-    check_inside(x, x_adv, ball)
+    check_inside(x, x_adv, ball, "some")
     rounded = to_eight_bits(x, x_adv, ball)
-    check_inside(x, rounded, ball)
+    check_inside(x, rounded, ball, "some")
     if eight_bits:
         assert bool(on_grid(rounded).all())
     else:

@@ -246,11 +246,13 @@ def test_the_gallery_shows_what_came_nearest_to_fooling_the_net() -> None:
     attacks = {name: AttackPlan(attack, cross_entropy) for name, attack in shares.items()}
     result = run(net, split(net), attacks, examples=12)
     gallery = result.gallery
-    assert gallery is not None and set(gallery.attacks) == {"far", "near"} or set(gallery.attacks) == {"far"}
+    assert gallery is not None and set(gallery.attacks) <= {"far", "near"}
     for place, (row, name) in enumerate(zip(gallery.rows.tolist(), gallery.attacks, strict=True)):
         leads = {name: result.outcomes[name].margin[row].clamp(min=0) for name in ("still", "far", "near")}
         assert leads[name] == min(leads.values())
         assert not torch.equal(gallery.adversarial[place], gallery.clean[place])
+    parts = run(net, split(net), attacks, examples=12, batch_size=7).gallery
+    assert parts is not None and torch.allclose(parts.adversarial, gallery.adversarial), "in whatever batches"
     only = run(net, split(net), {"outside": attacks["outside"]}, examples=3).gallery
     assert only is not None and only.attacks == ["outside"] * 3
 

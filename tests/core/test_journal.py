@@ -212,6 +212,7 @@ def with_engine(net, split, journal: Journal, engine: Engine | None) -> str:
 def test_the_engine_is_remembered(tmp_path: Path, monkeypatch) -> None:
     net, split = setting()
     monkeypatch.setattr(engines, "WORTH", 0)
+    monkeypatch.setattr(engines, "asking", lambda choices, x: [1.0] * len(choices))  # times are not for tests
     monkeypatch.setattr(engines, "choose", lambda net, x, **k: Choice("copied", copy.deepcopy(net), 1.5))
     assert with_engine(net, split, Journal(tmp_path), Engine()) == "copied, 1.5 times as fast"
     calls = Counting.calls

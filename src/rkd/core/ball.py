@@ -37,8 +37,8 @@ def reach(plan: AttackPlan, threat: ThreatModel) -> ThreatModel | None:
 
 
 def check_inside(x: Tensor, x_adv: Tensor, ball: ThreatModel | None, name: str) -> None:
-    """Raise RkdError unless the images `x_adv` that the attack `name` made are numbers in [0, 1] and, if there is one, inside
-    the ball around x."""
+    """Raise RkdError unless the images `x_adv`, which the attack `name` made, are numbers in [0, 1] and, if there is
+    one, inside the ball around x."""
     who = f"the attack {name!r}"
     if not bool(x_adv.isfinite().all()):
         raise RkdError(f"{who} returned images with values that are not numbers")
