@@ -419,5 +419,5 @@ def test_how_the_net_runs_in_a_search_can_be_said(rkd, finished, engine: str, mo
     words = ("--attack", "apgd-ce", "--set", "attack.apgd-ce.steps=2", "--limit", "8", "--checks", "off")
     said = rkd("eval", run, *words, "--engine", engine, "--json")
     assert said.exit_code == 0, said.stderr
-    expected = {"auto": ["float32"], "bfloat16": ["float32", "bfloat16 inside", "bfloat16 back"], "plain": []}
+    expected = {"auto": ["float32"], "bfloat16": ["float32", "bfloat16 inside"], "plain": []}
     assert asked == expected[engine]

@@ -16,9 +16,9 @@ View = str
 Mode = Literal["eval", "train", "frozen"]
 """How a net runs. `frozen` uses batch statistics like `train` and leaves the running ones untouched."""
 
-RoughPart = Literal["gradient", "forward", "backward"]
+RoughPart = Literal["gradient", "forward"]
 """What a search can do with in reduced precision: `gradient`, logits and their gradient by the images; `forward`,
-logits without a gradient; `backward`, the gradient alone, of logits in full precision."""
+logits without a gradient."""
 
 Norm = Literal["Linf", "L2"]
 

@@ -81,9 +81,6 @@ class Engine:
             self.tell(f"windows in reduced precision: {before / after:.2f} times as fast")
             if after < MARGIN * before:
                 found["forward"] = inside
-        back = choose(net, x, precision="bfloat16 back", tell=self.tell)
-        if back.net is not net and back.seconds < MARGIN * chosen.seconds:
-            found["backward"] = back
         return found
 
 

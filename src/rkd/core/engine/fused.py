@@ -40,9 +40,7 @@ class _Activation:
         if self.name == "none":
             return g
         if self.name == "relu" and g.dtype == torch.bfloat16:
-            return relu_backward(g, y.to(g.dtype), g if here else None)  # what is positive stays so
-        if g.dtype != y.dtype:
-            return g * ((y > self.limits[0]) & (y < self.limits[1]))
+            return relu_backward(g, y, g if here else None)
         place = {"grad_input": g} if here else {}
         if self.name == "relu":
             how = torch.ops.aten.threshold_backward
@@ -58,12 +56,10 @@ class Fused(nn.Module):
     """`layer` with the activation behind it, between them the sum with a second input if one is given.
 
     It reads the layer's weights when it is first asked, and again after `take`, which has to follow whenever they move.
-    `gives`: the dtype of what it puts out, `back`: that in which gradients go back through it, where these are not its
-    own; they may be set.
+    `gives`: the dtype of what it puts out, where that is not its own; it may be set.
     """
 
     gives: torch.dtype | None = None
-    back: torch.dtype | None = None
 
     def __init__(self, layer: nn.Conv2d, activation: _Activation = _NONE) -> None:
         super().__init__()
@@ -84,10 +80,10 @@ class Fused(nn.Module):
 
         `there`: what others send back to the inputs, to be added; it may be overwritten.
         """
-        dtype = self.back or self.layer.weight.dtype
+        weight = self.layer.weight.detach()
         if self._slope is None:
-            self._slope = slope_of(self.layer, self.layer.weight.detach().to(dtype))
-        return self._slope(g.to(dtype), shape, there)
+            self._slope = slope_of(self.layer, weight)
+        return self._slope(g.to(weight.dtype), shape, there)
 
     def forward(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         found: Tensor = _Convolve.apply(x, other, self)

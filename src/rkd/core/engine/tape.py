@@ -70,15 +70,6 @@ class Tape(nn.Module):
         self.end.takes = inside
         return True
 
-    def go_back_in(self, inside: torch.dtype) -> None:
-        """Let gradients go back in `inside`, but through the layers that see the images, where these are known, and
-        through the end."""
-        layers = self._first() or []
-        for step in self.steps:
-            if isinstance(step.layer, Fused) and step.layer not in layers:
-                step.layer.back = inside
-        self.end.takes = inside
-
     def _first(self) -> list[Fused] | None:
         """The layers that see the images, unless others than single layers do."""
         first = [step for step in self.steps if 0 in (step.source, step.other)]

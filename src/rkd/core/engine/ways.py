@@ -60,15 +60,14 @@ class Choice:
         return "; ".join([found, *(f"{part}: {way}" for part, way in self.rough.items())])
 
 
-Precision = Literal["float32", "bfloat16", "bfloat16 inside", "bfloat16 back"]
+Precision = Literal["float32", "bfloat16", "bfloat16 inside"]
 """What a copy computes in. `bfloat16 inside`: the layers at both ends in float32 where they are known, so that neither
-what is small in the images nor what is small in the logits is lost. `bfloat16 back`: logits in float32 throughout,
-their gradients as inside; only of tapes."""
+what is small in the images nor what is small in the logits is lost."""
 
 
 def ways(device: torch.device, precision: Precision = "float32") -> list[str]:
     """What `made` can make on this device."""
-    kinds = [] if precision == "bfloat16 back" else ["", ", channels last"]
+    kinds = ["", ", channels last"]
     if device.type == "cpu" and (torch.backends.mkldnn.is_available() if precision == "float32" else packs()):
         kinds.append(", fused")
     return [f"folded{'' if precision == 'float32' else ', ' + precision}{kind}" for kind in kinds]
@@ -80,8 +79,7 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
     Raises whatever a module raises that cannot be copied or read.
     """
     twin = Twin(net, x[:2], view)
-    back, exact = "bfloat16 back" in way, "bfloat16" not in way
-    half = not exact and not back
+    half = "bfloat16" in way
     names = ["folded"] if twin.pairs else []
     layers: list[Fused | Ending] = []
     tape: Tape | None = None
@@ -95,11 +93,6 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
         graph, layers = fuse(arch, channels_last(normalised))
         tape = taped(graph)
         run = tape or graph
-    if back:
-        if tape is None:
-            raise ValueError("only the gradients of a tape go back in another precision")
-        tape.go_back_in(torch.bfloat16)
-        names.append("back in bfloat16")
     if half:
         inside = "inside" in way and tape is not None and tape.keep_ends(torch.bfloat16)
         names.append("bfloat16 inside" if inside else "bfloat16")
@@ -125,8 +118,8 @@ def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choic
 
     refresh()  # weights that stay in float32 went through bfloat16
     return Choice(
-        _name(*names), copied.eval(), exact=exact, way=way, refresh=refresh, release=release, current=twin.current,
-        arch=arch if layers and exact else None, tape=tape,
+        _name(*names), copied.eval(), exact=not half, way=way, refresh=refresh, release=release, current=twin.current,
+        arch=arch if layers and not half else None, tape=tape,
     )  # fmt: skip
 
 

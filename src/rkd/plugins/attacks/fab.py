@@ -31,8 +31,10 @@ The way to the plane: with a_j >= 0 the weight of a pixel and r_j the room it ha
 The left side is concave and piecewise linear, so that Newton's steps from 0 come from below and end at the solution
 exactly, after a few sums over the pixels of all samples at once; the authors sort the pixels and bisect.
 
-Where the user allows reduced precision, ∇f alone is taken in it. f itself is not: near the boundary it is small, and
-with its last digits wrong the walk ends beside the boundary, not on it.
+Where the user allows reduced precision, ∇f is taken in it, and so is f where the walk has gone back. Near the
+boundary f is small, and with its last digits wrong the walk would end beside the boundary, not on it: so whether the
+net is fooled, and f where it is not, come from the exact logits that are asked for anyway, and what the other f was
+off by there is added to it from then on.
 
 Deviations from the authors' code (pyautoattack 0.2.0):
 
@@ -111,7 +113,8 @@ class FabT:
             raise ValueError(f"beta must lie between 0 and 1, or the walk never comes back, got {self.beta:g}")
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
-        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` gradients a target."""
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. For each target `steps` gradients, and a forward
+        more than that."""
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
         caught = begin(x, target)
@@ -130,12 +133,14 @@ class FabT:
         """One walk towards the classes `goal`."""
         caught = Catch(x)
         start = (x + surface(x, target, threat) / 2).clamp_(0, 1) if random else x
+        fooled, known = (torch.full((len(x),), value, device=x.device) for value in (False, True))
+        lead = _lead_of(target.logits(start), goal, target.y)
         now = _Walk(
-            target, torch.arange(len(x), device=x.device), x, target.y, hit=x,
-            fooled=torch.zeros(len(x), dtype=torch.bool, device=x.device), goal=goal, x_adv=start,
+            target, torch.arange(len(x), device=x.device), x, target.y, hit=x, fooled=fooled, goal=goal, x_adv=start,
+            lead=lead, known=known, off=torch.zeros_like(lead),
         )  # fmt: skip
         for done in range(1, self.steps + 1):
-            lead, gradient = _lead(now)
+            lead, gradient = _look(now)
             here = torch.stack((now.x_adv.flatten(1), now.x.flatten(1)))
             w = gradient.flatten(1)
             heights = torch.stack((lead, lead + torch.linalg.vecdot(w, here[1] - here[0])))
@@ -145,7 +150,9 @@ class FabT:
             here = here.add_(ways, alpha=self.eta)
             ahead = here[0].lerp_(here[1], share.unsqueeze(1)).clamp_(0, 1).view_as(now.x)
 
-            wrong = misses(now.target.logits(ahead), now.y)
+            logits = now.target.logits(ahead)
+            wrong = misses(logits, now.y)
+            now.lead, now.known = _lead_of(logits, now.goal, now.y), ~wrong
             away = ahead - now.x
             counts = wrong & (_size(away.flatten(1), threat.norm) <= threat.eps)
             now.hit = torch.where(_per_image(counts, x), ahead, now.hit)
@@ -158,21 +165,32 @@ class FabT:
 
 @dataclass
 class _Walk(Flight):
+    """`lead`: f at the last image that was looked at exactly; `known`: whether that is `x_adv`. `off`: by how much the
+    search's f was too small where both were known last."""
+
     goal: Tensor
     x_adv: Tensor
+    lead: Tensor
+    known: Tensor
+    off: Tensor
 
 
-def _lead(now: _Walk) -> tuple[Tensor, Tensor]:
-    """The goal's lead over the label, and its gradient by the image."""
-    pairs = torch.stack((now.goal, ops.hard(now.y)), dim=1)
+def _lead_of(logits: Tensor, goal: Tensor, y: Tensor) -> Tensor:
+    """f: the goal's lead over the label."""
+    goals, labels = logits.float().gather(1, torch.stack((goal, ops.hard(y)), dim=1)).unbind(1)
+    return goals - labels
 
-    def lead(logits: Tensor, rows: slice) -> Tensor:
-        ahead, label = logits.float().gather(1, pairs[rows]).unbind(1)
-        return ahead - label
 
-    _, value, gradient = slope(rough(now.target, "backward"), now.x_adv, lead)
+def _look(now: _Walk) -> tuple[Tensor, Tensor]:
+    """f at `x_adv`, and its gradient by the image."""
+
+    def lead_of(logits: Tensor, rows: slice) -> Tensor:
+        return _lead_of(logits, now.goal[rows], now.y[rows])
+
+    _, found, gradient = slope(rough(now.target, "gradient"), now.x_adv, lead_of)
+    now.off = torch.where(now.known, (now.lead - found).nan_to_num(0, 0, 0), now.off)
     # One pixel without a number, and the walk would never come back from there.
-    return value, gradient.nan_to_num(0, 0, 0)
+    return torch.where(now.known, now.lead, found + now.off), gradient.nan_to_num(0, 0, 0)
 
 
 def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:
