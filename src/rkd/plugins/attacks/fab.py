@@ -113,8 +113,8 @@ class FabT:
             raise ValueError(f"beta must lie between 0 and 1, or the walk never comes back, got {self.beta:g}")
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
-        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. For each target `steps` gradients, and a forward
-        more than that."""
+        """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. For each target `steps` gradients and a
+        forward more."""
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
         caught = begin(x, target)
