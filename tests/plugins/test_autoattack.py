@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 import itertools
 import logging
@@ -592,6 +593,30 @@ def test_only_what_fools_the_exact_net_counts(digits: SimpleNamespace, name: str
     exact = right(net, make(name)(batch.x, FakeTarget(net, batch.y)), batch.y)
     assert int((~wrong).sum()) <= int(exact.sum()) + 4
     assert sum(Hasty.refused) > 0
+
+
+class Rounding(FakeTarget):
+    """`rough` gives logits in steps of an eighth, and their gradient."""
+
+    def rough(self, part: str) -> FakeTarget:
+        assert part == "gradient"
+        rounded = copy.copy(self)
+
+        def logits(x: Tensor) -> Tensor:
+            found = self.net(x)
+            return found + ((8 * found).round() / 8 - found).detach()
+
+        rounded.logits = logits
+        return rounded
+
+
+def test_fab_ends_on_the_boundary_though_its_gradients_are_rough(digits: SimpleNamespace) -> None:
+    """Its own f, off by more than the boundary is crossed by, would leave many standing."""
+    net, batch = digits.net, digits.batch
+    exact, rough = (
+        right(net, make("fab-t")(batch.x, target(net, batch.y)), batch.y) for target in (FakeTarget, Rounding)
+    )
+    assert abs(int(rough.sum()) - int(exact.sum())) <= 1
 
 
 # The reference, contained
