@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rkd.core.hookspecs import hookimpl
-from rkd.core.text import attack_name
+from rkd.core.types import attack_name
 
 from .interrupts import Interrupts
 from .terminal import Terminal, duration, memory, percent, safe

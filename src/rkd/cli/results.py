@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rkd.core.text import attack_name
-from rkd.core.types import fraction
+from rkd.core.types import attack_name, fraction
 
 from .terminal import Terminal, percent
 

@@ -35,6 +35,9 @@ Progress = Callable[[str, int, int], None]
 PLAIN = "plain"
 """The engine of a search that ran on the net as it is."""
 
+PARTING = "by lead"
+"""How images are put into batches: a journal of other batches is another one."""
+
 
 # Tensors of inference mode take no part in gradients, which attacks need, whatever the caller's own mode.
 @torch.inference_mode(False)
@@ -289,10 +292,6 @@ def choose(count: int, limit: int | None) -> Tensor:
         raise DataError(f"the limit of samples must be between 1 and {count}, the size of the test data; got {limit}")
     generator = torch.Generator().manual_seed(key("evaluation subset"))
     return torch.randperm(count, generator=generator)[:limit].sort().values
-
-
-PARTING = "by lead"
-"""How images are put into batches: a journal of other batches is another one."""
 
 
 def _parts(rows: Tensor, lead: Tensor, most: int, processes: int) -> Sequence[Tensor]:

@@ -81,16 +81,6 @@ def check_values(value: Any, deepest: int = DEEPEST) -> None:
     raise ValueError("it is nested too deeply")
 
 
-_SPELT = {"autoattack": "AutoAttack", "deepfool": "DeepFool", "mifgsm": "MI-FGSM", "square": "Square"}
-_ACRONYMS = {"apgd", "bim", "ce", "cw", "dlr", "fab", "fgsm", "jsma", "kl", "l1", "l2", "pgd", "sat", "t", "trades"}
-
-
-def attack_name(name: str) -> str:
-    """`PGD-SAT` for `pgd-sat`, `AutoAttack` for `autoattack`, as tables of the field write them; others as they are."""
-    words = (_SPELT.get(word) or (word.upper() if word in _ACRONYMS else word) for word in name.split("-"))
-    return name if "/" in name else "-".join(words)
-
-
 def printable(value: str, keep: str = "") -> str:
     """Without control, format and private characters: no terminal, browser or XML parser is surprised by the rest."""
     if value.isprintable():

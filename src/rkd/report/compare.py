@@ -15,7 +15,7 @@ from typing import Any
 from rkd.core.draws import ALIKE
 from rkd.core.errors import RkdError
 from rkd.core.runfolder import RunFolder
-from rkd.core.text import attack_name
+from rkd.core.types import attack_name
 
 from .data import Net, RunData
 from .read import read_run
@@ -283,8 +283,9 @@ def _differences(groups: Sequence[Group]) -> dict[str, list[str]]:
     evaluation does not say is no difference, nor is what leaves its accuracies as they are."""
     flat = [dict(_flat(group.first.config)) for group in groups]
     keys = dict.fromkeys(key for one in flat for key in one)
-    rows = {key: [one.get(key, "") for one in flat] for key in keys if key.split(".")[0] not in ALIKE}
-    rows = {key: values for key, values in rows.items() if not _is_look(key)}
+    looks = {key for key in keys if key.startswith("evaluate.") and key.split(".")[1] in LOOKS}
+    told = [key for key in keys if key.split(".")[0] not in ALIKE and key not in looks]
+    rows = {key: [one.get(key, "") for one in flat] for key in told}
     silent = [group.first.evaluated for group in groups]
 
     def said(values: list[str]) -> set[str]:
@@ -292,11 +293,6 @@ def _differences(groups: Sequence[Group]) -> dict[str, list[str]]:
 
     differing = {key: values for key, values in rows.items() if len(said(values)) > 1}
     return dict(list(differing.items())[:MOST_DIFFERENCES])
-
-
-def _is_look(key: str) -> bool:
-    parts = key.split(".")
-    return parts[0] == "evaluate" and parts[1:2] != [] and parts[1] in LOOKS
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

@@ -9,8 +9,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rkd.core.errors import RkdError
 from rkd.core.files import write_atomic
-from rkd.core.text import attack_name
-from rkd.core.types import fraction
+from rkd.core.types import attack_name, fraction
 
 from . import values
 from .draw import Picture

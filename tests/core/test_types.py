@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rkd.core.text import attack_name
+from rkd.core.types import attack_name
 
 
 @pytest.mark.parametrize(
