@@ -22,6 +22,9 @@ def test_axes() -> None:
     for wrong in ("loss", "=3", "loss=", "seed=1 seed=2", "seed=5..1"):
         with pytest.raises(ConfigError):
             axes_of([wrong])
+    for half in ("seed=0..", "seed=..4"):
+        with pytest.raises(ConfigError, match=r"seed=.*two ends"):
+            axes_of([half])
 
 
 def test_points_are_the_product() -> None:
