@@ -89,7 +89,7 @@ def evaluate(
     `rounded`: also the accuracy after rounding adversarial images to 8 bits. `checks`: what to look for before the
     numbers are believed; findings are in `.warnings`, and `full` runs attacks with a known outcome on a few images.
     `engine`: `auto` lets attacks that confirm what they find (autoattack) search on a faster copy, and lets the C
-    library keep what tensors give back (`rkd.keep_freed_memory`); `bfloat16` lets APGD search in reduced precision
+    library keep what tensors give back (`rkd.keep_freed_memory`); `bfloat16` lets them search in reduced precision
     besides. Every image that is counted has fooled the module itself in float32. `journal`: a folder; a killed
     evaluation that is called again goes on there.
     Raises `rkd.RkdError`, `rkd.DataError` for images, labels, radii or nets that are none.

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import rkd
 from rkd.core.corruption import corrupted_accuracy
@@ -233,6 +234,34 @@ def test_a_net_that_takes_no_gradients_at_all_is_refused_by_whoever_needs_them(c
     assert evaluate(net, split(net), {}, threat=THREAT).accuracy() == 1
     with pytest.raises(RkdError, match="inference_mode"):
         evaluate(net, split(net), {"fgsm": plan("fgsm", catalog)}, threat=THREAT)
+
+
+class InNumpy(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = tiny_net(classes=CLASSES, seed=3).eval()
+
+    def forward(self, x):
+        return torch.from_numpy(self.net(x).numpy())
+
+
+class Reentrant(InNumpy):
+    def forward(self, x):
+        return checkpoint(self.net, x, use_reentrant=True)
+
+
+@pytest.mark.parametrize("engine", ["auto", "plain"])
+@pytest.mark.parametrize(("kind", "said"), [(InNumpy, r"numpy\(\)"), (Reentrant, "use_reentrant=False")])
+def test_a_net_that_gives_no_gradient_is_attacked_without_or_not_at_all(kind: type, said: str, engine: str) -> None:
+    net = kind().eval()
+    x, y = images(), net.net(images()).argmax(1)
+    with pytest.raises(RkdError, match=f"no gradient by its images: .*{said}.* square, noise, transfer"):
+        rkd.evaluate(net, (x, y), ["fgsm"], eps=0.1, engine=engine)
+    for checks in ("quick", "full"):
+        found = rkd.evaluate(net, (x, y), ["square"], eps=0.1, engine=engine, checks=checks, classes=CLASSES)
+        assert found.accuracy("square") < found.accuracy() == 1
+        assert "no-gradient" in {doubt.check for doubt in found.warnings}
+    assert net.net(x).requires_grad, "nothing is left frozen"
 
 
 def test_a_net_that_loses_a_batch_of_one_image_is_refused() -> None:

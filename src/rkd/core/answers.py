@@ -23,7 +23,7 @@ def ask(net: nn.Module, x: Tensor, who: str = "the net") -> Tensor:
     except (RkdError, MemoryError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # a transformer asserts that images have its size, a net may want a second argument
-        raise Refused(f"{who} cannot take images {tuple(x.shape[1:])}: {_in_words(error)}") from error
+        raise Refused(f"{who} cannot take images {tuple(x.shape[1:])}: {in_words(error)}") from error
     if changes is not None and x._version != changes:
         raise Refused(
             f"{who} changes the images that it is given, as x.sub_(mean) or x -= mean does: let it compute new ones "
@@ -32,7 +32,7 @@ def ask(net: nn.Module, x: Tensor, who: str = "the net") -> Tensor:
     return answer
 
 
-def _in_words(error: Exception) -> str:
+def in_words(error: Exception) -> str:
     """The first line of what a net raised; torch's own errors need no name before them."""
     first = str(error).split("\n")[0]
     return first if first and isinstance(error, RuntimeError) else f"{type(error).__name__}: {first}".rstrip(": ")

@@ -8,18 +8,22 @@ The class is never predicted, and a search that aims at it finds nothing. Every 
 is, and counts as wrong.
 
 The answer of a quantised net looks as if it had a gradient, and torch raises where one is taken: such a net gives its
-logits without one, as a net does that computes under `no_grad`, and the self-checks tell what that means. A net that
-loses its batch where that is a single image is refused: searches let go of images that have fallen, and come to one.
+logits without one, as a net does that computes under `no_grad`, and the self-checks tell what that means. A net of
+which no gradient can be taken (`.numpy()` in its forward, a reentrant checkpoint) is refused to who asks for one, with
+what torch says about it; attacks without gradients can do with it. A net that loses its batch where that is a single
+image is refused: searches let go of images that have fallen, and come to one.
 """
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
-from .answers import ask
+from .answers import ask, in_words
 from .errors import Refused
-from .modes import running
+from .modes import frozen_parameters, running
 
 FEW = 8
 """Images on which to see whether a net rules classes out."""
@@ -36,8 +40,7 @@ def ready(net: nn.Module, x: Tensor, who: str = "the net") -> nn.Module:
     net = in_float32(net)
     finite = Finite(net)
     _check_alone(ask(finite, x[:FEW], who), ask(finite, x[:1], who), who)
-    net = net if finite.out is None else finite
-    return Blind(net) if _leads_nowhere(net, x[:1]) else net
+    return _as_it_differentiates(net if finite.out is None else finite, x[:1], who)
 
 
 def in_float32(net: nn.Module) -> nn.Module:
@@ -86,6 +89,22 @@ class Blind(nn.Module):
         return logits
 
 
+class NoGradient(nn.Module):
+    """`net`, of which no gradient by the images can be taken: who asks for one is told `why`, as Refused."""
+
+    def __init__(self, net: nn.Module, why: str) -> None:
+        super().__init__()
+        self.net, self.why = net, why
+        self.training = getattr(net, "training", False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.requires_grad and torch.is_grad_enabled():
+            raise Refused(f"{self.why}. Attacks that need none can do with it: square, noise, transfer")
+        with torch.no_grad():
+            logits: Tensor = self.net(x)
+        return logits
+
+
 def _check_alone(several: Tensor, one: Tensor, who: str) -> None:
     """Raise Refused unless the answer to one image has the form of that to several. Of other forms than `(B, K)`
     whoever evaluates the net says something."""
@@ -98,18 +117,24 @@ def _check_alone(several: Tensor, one: Tensor, who: str) -> None:
         )
 
 
-def _leads_nowhere(net: nn.Module, x: Tensor) -> bool:
-    """Whether the logits say that they have a gradient, and have none by the images: quantised layers do."""
+def _as_it_differentiates(net: nn.Module, x: Tensor, who: str) -> nn.Module:
+    """`net`, or around one whose gradient by the images `x` cannot be had what says so."""
     x = x.detach().clone().requires_grad_()
     try:
-        with running(net, "eval"), torch.enable_grad():
+        with running(net, "eval"), frozen_parameters(net), torch.enable_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             logits = net(x)
             if not isinstance(logits, Tensor) or not logits.requires_grad:
-                return False
+                return net
             (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    except (RuntimeError, Refused):  # what torch takes no gradients through says so where an attack asks
-        return False
-    return gradient is None
+    except torch.OutOfMemoryError:
+        raise
+    except Refused:  # says itself what is wrong, to who asks
+        return net
+    except Exception as error:  # a net's own code, in forward and backward
+        return NoGradient(net, f"{who} gives no gradient by its images: {in_words(error).rstrip('.')}")
+    # Quantised layers say that they have one, and have none.
+    return Blind(net) if gradient is None else net
 
 
 def _ruled_out(logits: Tensor) -> Tensor | None:

@@ -23,7 +23,7 @@ from .evaluate import choose, evaluate
 from .modes import frozen_parameters, running
 from .outcomes import Evaluation
 from .random import key
-from .ready import ready
+from .ready import NoGradient, ready
 from .search import search
 from .step import AttackPlan
 from .types import ThreatModel
@@ -54,6 +54,16 @@ def look(
     found += _stochastic(first, second) or _batch_dependent(first, part)
     found += _probabilities(first)
     right = ops.correct(first, batch.y)
+    if isinstance(net, NoGradient):
+        return [
+            *found,
+            Doubt(
+                "no-gradient",
+                net.why,
+                "only attacks that need no gradient can run: on most nets they find far less than those that do",
+                "change what stands in the gradient's way, and evaluate again with autoattack",
+            ),
+        ]
     if bool(right.any()):
         found += _gradients(net, batch.select(right).x, batch.y[right], first[right])
     if again is not None:
@@ -181,6 +191,8 @@ def slope(
     """
     batch = fetch(split, choose(len(split), min(samples, len(split))), device)
     net = ready(net, batch.x)
+    if isinstance(net, NoGradient):
+        return None
     x = batch.x.detach().requires_grad_()
     with running(net, "eval"), frozen_parameters(net), torch.enable_grad():
         logits = net(x)

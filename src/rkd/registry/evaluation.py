@@ -68,7 +68,7 @@ def doubted(
     if checks != "off":
         again = next((plan for name, plan in plans.items() if name != "fgsm"), None)
         found += look(net, split, threat=threat, again=_short(again, catalog), device=device)
-    if checks == "full":
+    if checks == "full" and all(doubt.check != "no-gradient" for doubt in found):  # nothing could be probed with
         shape = tuple(split.images(torch.tensor([0])).shape[1:])
         probed_with = check_plans(threat, shape, catalog)  # type: ignore[arg-type]
         probing, probed = probe(

@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from ..errors import Refused
 from ..interfaces import Probe
 from ..layout import channels_last
 from ..modes import frozen_parameters, running
@@ -114,7 +115,10 @@ def choose(
     found = [plain]
     with running(net, "eval"), frozen_parameters(net):
         checked = x[: PIECES[0]]
-        wanted = gradient(asked, checked)
+        try:
+            wanted = gradient(asked, checked)
+        except Refused:
+            return plain
         for candidate in candidates(net, x, precision, view):
             try:
                 off = apart(candidate.net, checked, wanted, candidate.exact)
