@@ -7,6 +7,7 @@ import inspect
 import itertools
 import logging
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
@@ -596,27 +597,37 @@ def test_only_what_fools_the_exact_net_counts(digits: SimpleNamespace, name: str
 
 
 class Rounding(FakeTarget):
-    """`rough` gives logits in steps of an eighth, and their gradient."""
+    """`rough` gives logits in steps of an eighth, and their gradient. `asked`: images, by which side was asked."""
+
+    asked: ClassVar[Counter[str]] = Counter()
+
+    def logits(self, x: Tensor) -> Tensor:
+        self.asked[type(self).__name__] += len(x)
+        return super().logits(x)
 
     def rough(self, part: str) -> FakeTarget:
-        assert part == "gradient"
-        rounded = copy.copy(self)
-
-        def logits(x: Tensor) -> Tensor:
-            found = self.net(x)
-            return found + ((8 * found).round() / 8 - found).detach()
-
-        rounded.logits = logits
-        return rounded
+        kind = {"gradient": Rounded, "forward": RoundedForward}[part]
+        return kind(self.net, self.y, self.threat, self.progress, self.noise, self.count)
 
 
-def test_fab_ends_on_the_boundary_though_its_gradients_are_rough(digits: SimpleNamespace) -> None:
+class Rounded(Rounding):
+    def logits(self, x: Tensor) -> Tensor:
+        found = super().logits(x)
+        return found + ((8 * found).round() / 8 - found).detach()
+
+
+class RoundedForward(Rounded):
+    pass
+
+
+def test_fab_ends_on_the_boundary_though_most_of_it_is_rough(digits: SimpleNamespace) -> None:
     """Its own f, off by more than the boundary is crossed by, would leave many standing."""
     net, batch = digits.net, digits.batch
     exact, rough = (
         right(net, make("fab-t")(batch.x, target(net, batch.y)), batch.y) for target in (FakeTarget, Rounding)
     )
     assert abs(int(rough.sum()) - int(exact.sum())) <= 1
+    assert Rounding.asked["RoundedForward"] > Rounding.asked["Rounding"] / 2, "the net itself, far outside the ball"
 
 
 # The reference, contained

@@ -15,7 +15,7 @@ from .interfaces import Attack, Objective, Probe, Student, Teacher
 from .nets import NetStudent
 from .random import Noise, forked, key
 from .target import StepTarget, rough_side
-from .types import Batch, Mode, ThreatModel, View
+from .types import Batch, Mode, RoughPart, ThreatModel, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,7 +249,12 @@ class Step:
 
         watched.exact = getattr(probe, "exact", probe)  # type: ignore[attr-defined]
         watched.piece = getattr(probe, "piece", None)  # type: ignore[attr-defined]
-        watched.rough = lambda part: self.watched(rough_side(probe, part), view)  # type: ignore[attr-defined]
+
+        def rough(part: RoughPart) -> Probe:
+            side = rough_side(probe, part)
+            return watched if side is probe else self.watched(side, view)
+
+        watched.rough = rough  # type: ignore[attr-defined]
         return watched
 
     # Inside

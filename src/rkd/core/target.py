@@ -50,8 +50,9 @@ class StepTarget:
 
     def rough(self, part: RoughPart = "gradient") -> StepTarget:
         """The same target with this part of what it is asked in reduced precision, if the user asked for that and it
-        is faster. For a search with `confirms = True`. Not every target has such a side."""
-        return StepTarget(self._step, self._objective, rough_side(self._probe, part), self.noise)
+        is faster, else this one. For a search with `confirms = True`. Not every target has such a side."""
+        side = rough_side(self._probe, part)
+        return self if side is self._probe else StepTarget(self._step, self._objective, side, self.noise)
 
     @property
     def piece(self) -> int | None:

@@ -43,8 +43,10 @@ def test_every_candidate_is_the_same_function(catalog: Catalog, name: str) -> No
     expected = net(X).detach()
     with untouched(net):
         found = [one for precision in get_args(Precision) for one in candidates(net, X, precision)]
-    # Three in float32, and three in each reduced precision or, on a processor that cannot, two.
-    assert len(found) == (9 if packs() else 7)
+    # Three in float32, and three in each reduced precision or, on a processor that cannot, two. With its ends in
+    # float32 the fused one alone, if the net is one that can be read as a tape.
+    inside = 1 if any(one.tape for one in found) else 3
+    assert len(found) == (6 + inside if packs() else 7)
     for label, twin, exact in ((c.name, c.net, c.exact) for c in found):
         apart = float((twin(X).detach() - expected).abs().max() / expected.abs().max())
         assert apart < (1e-5 if exact else 0.05), label
@@ -141,14 +143,14 @@ class Heard(nn.Module):
         return self.net(x)
 
 
-SEARCHES = {"apgd-ce": ("gradient", ApgdCe(steps=5)), "square": ("forward", Square(queries=20)),
-            "fab-t": ("gradient", FabT(steps=5, targets=2))}  # fmt: skip
+SEARCHES = {"apgd-ce": ({"gradient"}, ApgdCe(steps=5)), "square": ({"forward"}, Square(queries=20)),
+            "fab-t": ({"gradient", "forward"}, FabT(steps=5, targets=2))}  # fmt: skip
 
 
 @pytest.mark.parametrize("can", ["gradient", "forward"])
 @pytest.mark.parametrize("attack", SEARCHES)
 def test_only_searches_that_can_run_in_reduced_precision(attack: str, can: str, monkeypatch) -> None:
-    """Each with its own part, and counts the questions there too."""
+    """Each with its own parts, and counts the questions there too."""
     net = tiny_net()
     x = tiny_batch(40, seed=4).x
     with torch.no_grad():
@@ -161,8 +163,8 @@ def test_only_searches_that_can_run_in_reduced_precision(attack: str, can: str, 
     needs, search = SEARCHES[attack]
     plans = {"it": AttackPlan(search, ce)}
     found = evaluate(net, split, plans, threat=THREAT, engine=Engine()).outcomes["it"]
-    assert (rough.count > 0) is (needs == can)
-    assert (fine.count > 0) is (needs != can or attack == "fab-t"), "fab-t looks in float32"
+    assert (rough.count > 0) is (can in needs)
+    assert (fine.count > 0) is (needs != {can}), "fab-t looks in float32 where it is near"
     assert found.about["engine"] == f"fine, 2.0 times as fast; {can}: rough, 3.0 times as fast"
     plain = evaluate(net, split, plans, threat=THREAT).outcomes["it"]
     assert found.forwards == plain.forwards and found.backwards == plain.backwards

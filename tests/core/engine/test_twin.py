@@ -264,7 +264,7 @@ def test_long_runs_compile(catalog: Catalog, monkeypatch) -> None:
 
     monkeypatch.setattr(torch, "compile", compiler)
     monkeypatch.setattr(module, "SHORT", 0)
-    monkeypatch.setattr(module, "race", lambda tries, budget: [1.0])
+    monkeypatch.setattr(module, "forward_effort", lambda net, x: 1.0)
     monkeypatch.setattr(module, "choose", lambda net, x, **k: replace(made("folded", net, x), seconds=0.1))
     monkeypatch.setattr(choosing, "race", lambda tries, budget: [1.0, 0.5])
     kept: dict[str, Any] = {}
@@ -299,7 +299,6 @@ def test_a_teacher_in_a_long_run_is_fused_and_nothing_is_measured(catalog: Catal
     def never(*anything: Any, **more: Any) -> Any:
         raise AssertionError("a gradient was timed")
 
-    monkeypatch.setattr(module, "race", never)
     monkeypatch.setattr(module, "choose", never)
     teacher = NetTeacher(student_of(catalog).net, "robust")
     expected = teacher.logits(X).detach()

@@ -217,14 +217,18 @@ def candidates(net: nn.Module, x: Tensor, precision: Precision, view: View | Non
     found: dict[str, Choice] = {}
     if getattr(net, "autocast", None) is torch.bfloat16 and precision == "float32":
         return []  # another function
-    for way in ways(x.device, precision):
+    # The last one is fused, if there is such a way. It alone can keep a net's ends in float32 while the rest is in
+    # reduced precision: what others there are need not be measured then.
+    for way in reversed(ways(x.device, precision)):
         try:
             choice = made(way, net, x, view)
         except Exception:  # a module that cannot be copied, converted or read runs without it
             continue
         if choice.name:
             found.setdefault(choice.name, choice)
-    return list(found.values())
+        if precision == "bfloat16 inside" and choice.tape is not None:
+            break
+    return list(reversed(found.values()))
 
 
 def improved(choice: Choice, kind: str, x: Tensor, tell: Callable[[str], None]) -> Choice:

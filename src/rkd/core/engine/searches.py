@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,8 +12,9 @@ from torch import Tensor, nn
 from ..interfaces import Probe
 from ..types import View
 from .choose import WORTH, choose, improved
+from .effort import GRADIENT, forward_effort
 from .fold import plain as untouched
-from .measure import apart, gradient, race
+from .measure import apart, gradient
 from .ways import WRAPS, Choice, in_pieces, made, ways, wrapped
 
 WAYS = {"folded": "folded", "channels-last": "folded, channels last", "fused": "folded, fused"}
@@ -22,7 +22,8 @@ WAYS = {"folded": "folded", "channels-last": "folded, channels last", "fused": "
 
 
 SHORT = 120.0
-"""Seconds of searching below which the net runs as it is: a short run's numbers shall not hang on measured times."""
+"""Seconds of searching below which the net runs as it is: a short run's numbers shall not hang on measured times. By
+what is computed, not by the clock (`effort`), or they would hang on what else the machine does."""
 CHECKED = 32
 """Images on which a way that nobody measures is compared with the net."""
 LONG = 600.0
@@ -100,13 +101,9 @@ class Searches:
                 if isinstance(count, int) and found.net is not net:
                     found = self._wrapped(found, kind, torch.Size([count, *x.shape[1:]]))
             return found
-        if self.forwards:
-            seconds = _forward(plain, x)
-        else:
-            (seconds,) = race([(plain, x)], 0.5)
-        ahead = self.queries * len(x) * seconds
+        ahead = self.queries * len(x) * forward_effort(plain, x) * (1 if self.forwards else GRADIENT)
         if ahead < SHORT:
-            self.tell(f"searches: about {ahead:.0f} s are ahead, too few to look for a faster way")
+            self.tell(f"searches: some {ahead:.0f} s are ahead, too few to look for a faster way")
             self.keep(key, {"way": "plain", "speedup": 1.0})
             return Choice("plain", net)
         if self.forwards:  # no more is measured: the backward's memory would be the largest of the training
@@ -150,15 +147,6 @@ class Searches:
             self.tell(f"{way}: off by {off:.1g} times what rounding explains; the net runs as it is")
             return Choice("plain", net)
         return in_pieces(found, piece) if piece else found
-
-
-def _forward(net: Probe, x: Tensor) -> float:
-    """Seconds that a forward of one image takes."""
-    with torch.no_grad():
-        net(x)
-        started = time.perf_counter()
-        net(x)
-    return (time.perf_counter() - started) / len(x)
 
 
 class _Search:
