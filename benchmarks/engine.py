@@ -4,8 +4,9 @@
 
 For each net, batch and precision the engine chooses `--trials` times, as at the first search of a run. Then every way
 that it could have chosen, in every number of images at a time, is timed in turn for `--rounds` rounds, and the median
-gradient of each choice is set beside the best one's. A second table times layers that rkd computes in another way than
-torch. Images and weights are random. Run it on an idle machine.
+gradient of each choice is set beside the best one's. The last column sets the length of the net's own gradient that is
+counted from what it computes (`core/engine/effort.py`) beside the measured one. A second table times layers that rkd
+computes in another way than torch. Images and weights are random. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch import Tensor, nn  # noqa: E402
 from rkd.api import catalog  # noqa: E402
 from rkd.core.bfloat16 import packs  # noqa: E402
 from rkd.core.engine.choose import PIECES, choose  # noqa: E402
+from rkd.core.engine.effort import GRADIENT, forward_effort  # noqa: E402
 from rkd.core.engine.fused import RELU  # noqa: E402
 from rkd.core.engine.measure import gradient  # noqa: E402
 from rkd.core.engine.packing import Packed  # noqa: E402
@@ -97,6 +99,7 @@ def measure(
         "batch": batch,
         "best": named(*best),
         "plain": medians["plain", None] / medians[best],
+        "counted": GRADIENT * forward_effort(net, x) / medians["plain", None],
         "chosen": [(named(*place), medians[place] / medians[best]) for place in chosen],
     }
 
@@ -188,14 +191,15 @@ def named(way: str, size: int | None) -> str:
 def write(done: dict[str, Any], arguments: argparse.Namespace) -> None:
     layer = done.pop("layers")
     lines = [
-        "| net | batch | best | times as fast as plain | chosen | its time over the best's |",
-        "|---|---:|---|---:|---|---:|",
+        "| net | batch | best | times as fast as plain | chosen | its time over the best's | counted over measured |",
+        "|---|---:|---|---:|---|---:|---:|",
     ]
     for row, found in done.items():
         for place, ratio in dict(found["chosen"]).items():
             count = sum(name == place for name, _ in found["chosen"])
             cells = [row, str(found["batch"]), found["best"], f"{found['plain']:.2f}",
-                     f"{place} ({count} of {len(found['chosen'])})", f"{ratio:.3f}"]  # fmt: skip
+                     f"{place} ({count} of {len(found['chosen'])})", f"{ratio:.3f}",
+                     f"{found['counted']:.1f}"]  # fmt: skip
             lines.append(f"| {' | '.join(cells)} |")
     worst = max(ratio for found in done.values() for _, ratio in found["chosen"])
     lines += [

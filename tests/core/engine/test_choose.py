@@ -11,7 +11,7 @@ from torch import nn
 from rkd.core.bfloat16 import packs
 from rkd.core.data import ArraySplit
 from rkd.core.engine import choose as module
-from rkd.core.engine.choose import Engine, candidates, choose
+from rkd.core.engine.choose import PIECES, Engine, candidates, choose
 from rkd.core.engine.measure import gradient
 from rkd.core.engine.ways import Choice, Precision, made
 from rkd.core.evaluate import evaluate
@@ -180,7 +180,8 @@ def test_reduced_precision_serves_where_it_is_faster(
     net = tiny_net().eval()
     seconds = {"float32": 1.0, "bfloat16 inside": gradient}
 
-    def chosen(net, x, *, precision="float32", tell):
+    def chosen(net, x, *, precision="float32", shrinking, tell):
+        assert shrinking, "samples leave"
         return Choice(precision, nn.Identity(), seconds=seconds[precision])
 
     monkeypatch.setattr(module, "choose", chosen)
@@ -189,6 +190,19 @@ def test_reduced_precision_serves_where_it_is_faster(
     found = Engine(bfloat16=True).choice(net, ApgdCe(), tiny_batch(4).x, batches=10)
     assert list(found.rough) == parts
     assert all(way.name == "bfloat16 inside" for way in found.rough.values())
+
+
+def test_pieces_of_batches_that_shrink_have_to_be_clearly_faster(catalog: Catalog, monkeypatch) -> None:
+    """They will be split into smaller ones than were measured."""
+    net, x = net_of(catalog), X.repeat(3, 1, 1, 1)
+    assert len(x) > PIECES[1]
+
+    def race(tries, budget):
+        return [{PIECES[1]: 0.97}.get(len(some), 1.0) * (2.0 if one is net else 1.0) for one, some in tries]
+
+    monkeypatch.setattr(module, "race", race)
+    assert choose(net, x).net.piece == PIECES[1]
+    assert not hasattr(choose(net, x, shrinking=True).net, "piece")
 
 
 class Liar(nn.Module):

@@ -46,6 +46,22 @@ def union(windows: Sequence[Window]) -> Window:
     return min(tops), max(bottoms), min(lefts), max(rights)
 
 
+def common(one: Window, other: Window) -> Window:
+    """What is in both."""
+    top, bottom, left, right = (
+        max(one[0], other[0]),
+        min(one[1], other[1]),
+        max(one[2], other[2]),
+        min(one[3], other[3]),
+    )
+    return (top, bottom, left, right) if top < bottom and left < right else NONE
+
+
+def beside(window: Window, top: int, left: int) -> Window:
+    """The same, counted from this pixel."""
+    return window[0] - top, window[1] - top, window[2] - left, window[3] - left
+
+
 def reached(kernel: Kernel, window: Window, shape: tuple[int, ...]) -> Window:
     """The outputs, of `shape` (O, h, w), whose kernel meets the window."""
     edges: list[int] = []

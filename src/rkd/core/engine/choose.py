@@ -29,6 +29,8 @@ WORTH = 300
 """Gradients of one batch below which a search is over before measuring has paid."""
 PIECES = (32, 16, 64, 128)
 """Numbers of images to ask a net about at once, tried on a CPU."""
+FEWEST, SLOW = 8, 0.05
+"""As many images are enough to compare copies of a net whose gradient takes so many seconds for them."""
 NEARLY, FINALISTS = 1.15, 2
 """How much longer than the fastest a candidate may take over a few images to be measured on more, and how many may."""
 TIMES = 6
@@ -60,7 +62,7 @@ class Engine:
             if batches * questions(attack) < WORTH:
                 return None
             self._nets.append(net)
-            chosen = choose(net, x, tell=self.tell)
+            chosen = choose(net, x, shrinking=True, tell=self.tell)
             if x.device.type == "cuda" and chosen.net is not net:
                 chosen = improved(chosen, "captured", x, self.tell)
             chosen = replace(chosen, windows=followed(chosen, x, self.tell))
@@ -73,7 +75,7 @@ class Engine:
     def _rough(self, net: nn.Module, chosen: Choice, x: Tensor) -> dict[RoughPart, Choice]:
         """The ways in reduced precision that are faster than the one chosen in float32, by what they are faster at."""
         found: dict[RoughPart, Choice] = {}
-        inside = choose(net, x, precision="bfloat16 inside", tell=self.tell)
+        inside = choose(net, x, precision="bfloat16 inside", shrinking=True, tell=self.tell)
         if inside.net is not net:
             inside = replace(inside, windows=followed(inside, x, self.tell))
             if inside.seconds < MARGIN * chosen.seconds:
@@ -101,24 +103,27 @@ def questions(attack: object) -> int:
 @torch.inference_mode(False)
 def choose(
     net: nn.Module, x: Tensor, *, precision: Precision = "float32", budget: float = 2.0, view: View | None = None,
-    probe: Probe | None = None, tell: Callable[[str], None] = lambda text: None,
+    probe: Probe | None = None, shrinking: bool = False, tell: Callable[[str], None] = lambda text: None,
 ) -> Choice:  # fmt: skip
     """The fastest way to the logits of `net` in eval mode and to their gradient by the images, for batches like `x`.
 
     `precision`: only a caller that confirms what it finds on the net itself, or was asked for reduced precision, may
     ask for less than float32. `budget`: seconds to spend on measuring; of a net so slow that it is not
-    enough, the order of the candidates decides. `view`, `probe`: a net with routed norms as this view sees it. The
-    net is left as it was.
+    enough, the order of the candidates decides. `view`, `probe`: a net with routed norms as this view sees it.
+    `shrinking`: batches will lose samples, and their pieces, of equal size, become smaller than was measured: pieces
+    have to be faster by MARGIN. The net is left as it was.
     """
     asked: Probe = probe or net
     plain = Choice("plain", net)
     found = [plain]
     with running(net, "eval"), frozen_parameters(net):
-        checked = x[: PIECES[0]]
+        started = time.perf_counter()
         try:
-            wanted = gradient(asked, checked)
+            gradient(asked, x[:FEWEST])
         except Refused:
             return plain
+        checked = x[: FEWEST if time.perf_counter() - started > SLOW else PIECES[0]]
+        wanted = gradient(asked, checked)
         for candidate in candidates(net, x, precision, view):
             try:
                 off = apart(candidate.net, checked, wanted, candidate.exact)
@@ -132,7 +137,7 @@ def choose(
         # On a CPU a net is slower on many images than on a few (see `pieces`): copies are compared on a few, the best
         # of them whole and in pieces of several sizes.
         cpu = x.device.type == "cpu"
-        few = x[: PIECES[0]] if cpu else x
+        few = checked if cpu else x
         seconds = race([(asked, few), *((other.net, few) for other in found[1:])], budget)
         for choice, taken in zip(found, seconds, strict=True):
             tell(f"{choice.name}: {1e6 * taken:.0f} us an image")
@@ -149,10 +154,11 @@ def choose(
         first, *seconds = race([(asked, x), *tries], budget)
     for (best, size), taken in zip(rows, seconds, strict=True):
         tell(f"{best.name}, {size or len(x)} at a time: {1e6 * taken:.0f} us an image, plain {1e6 * first:.0f}")
-    taken = min(seconds)
+    enough = MARGIN if shrinking else 1.0
+    place = min(range(len(rows)), key=lambda place: seconds[place] / (enough if rows[place][1] else 1.0))
+    taken, (best, size) = seconds[place], rows[place]
     if taken > MARGIN * first:
         return replace(plain, seconds=first)
-    best, size = rows[seconds.index(taken)]
     chosen = replace(best, speedup=first / taken, seconds=taken)
     return in_pieces(chosen, size) if size else chosen
 

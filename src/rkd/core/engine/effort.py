@@ -23,9 +23,11 @@ class Rates:
     bytes: float
 
 
-CPU = Rates(40e9, 3e9)
-"""Two cores, as measured over nets of several sizes (`benchmarks/forecast.py --effort`)."""
+CPU = Rates(160e9, 9e9)
+"""Two cores with AVX512: what an idle machine measures lies near (docs/results/engine.md, the last column), but for the
+smallest nets, on which calls take longer than what is called."""
 ELSEWHERE = Rates(5e12, 500e9)
+"""A GPU, in orders of magnitude."""
 GRADIENT = 3.0
 """How many forwards the gradient by the images costs, with its own forward."""
 

@@ -18,7 +18,7 @@ from ..interfaces import Probe
 from ..layout import in_channels_last
 from ..slope import pieces
 from ..windows import Windows
-from .areas import Kernel, Window, area, cut, looked_at, reached, union
+from .areas import Kernel, Window, area, beside, common, cut, looked_at, reached, union
 from .tape import Step, Tape, computed
 
 SHARE = 0.35
@@ -41,6 +41,9 @@ class Route:
         large = [area(w) > SHARE * shape[1] * shape[2] for w, shape in zip(middle, shapes, strict=True)]
         self.end = 0 if large[0] else (large.index(True) - 1 if any(large) else len(tape.steps))
         self.kept = {place for place in range(self.end + 1) if self._is_kept(place)}
+        later = [place for step in tape.steps[self.end :] for place in (step.source, step.other)]
+        self.whole = self.kept.intersection([*later, tape.source])
+        """The kept values that are looked at as whole planes."""
 
     def windows(self, start: Window) -> list[Window] | None:
         """The window of each value before `end`; None where one that is not kept would have to be known around it."""
@@ -82,14 +85,20 @@ class TapeWindows(Windows):
         """Whose values are kept."""
         self._kept: dict[int, Tensor] = {}
         """By their places, for the images as they are."""
-        self._changed: list[tuple[Tensor, Tensor]] = []
+        self._changed: list[tuple[Tensor, Tensor, Tensor | None]] = []
+        """Windows of what is kept, what they become where the change stays, and what they were if they are that now."""
         with torch.no_grad():
             self._shapes = [tuple(value.shape[1:]) for value in tape.values(before(x[:1]))]
 
     def settle(self, better: Tensor) -> None:
         super().settle(better)
-        for window, old in self._changed:
-            torch.where(better.view(-1, 1, 1, 1), window, old, out=window)
+        # Few changes stay: a mask over all windows would take longer.
+        rows = better.nonzero().squeeze(1)
+        for window, new, old in self._changed:
+            if old is not None:
+                window.copy_(old)
+            if len(rows):
+                window[rows] = new[rows]
         self._changed = []
 
     def select(self, rows: Tensor) -> None:
@@ -130,31 +139,38 @@ class TapeWindows(Windows):
                 self._kept[place][part] = values[place]
 
     def _follow(self, route: Route, where: list[Window]) -> None:
-        """Bring what is kept up to date with a change of the images."""
-        values: dict[int, Tensor] = {}
-
-        def put(place: int, value: Tensor) -> None:
-            values[place] = value
-            if place in self._kept:
-                window = cut(self._kept[place], where[place])
-                self._changed.append((window, window.clone()))
-                window.copy_(value)
-
-        put(0, self._before(cut(self.x, where[0])))
+        """What a change of the images makes of the values before the route's end; those that are looked at as whole
+        planes from there on are put in their place among what is kept."""
+        fresh: dict[int, Tensor] = {0: self._before(cut(self.x, where[0]))}
         for number, step in enumerate(self._tape.steps[: route.end]):
             window = where[number + 1]
             if not area(window):
                 continue
-            other = None if step.other is None else in_channels_last(cut(self._kept[step.other], window))
-            source = self._kept.get(step.source)
-            if source is None:
-                seen = values[step.source]
-            else:
-                place, beyond = looked_at(step.layer.kernel, window, source.shape[2], source.shape[3])
-                seen = cut(source, place)
-                if any(beyond):
-                    seen = F.pad(seen, beyond)
-            put(number + 1, step.layer.compute(in_channels_last(seen), other, padded=True))
+            other = None if step.other is None else self._seen(step.other, window, fresh, where)
+            _, height, width = self._shapes[step.source]
+            around, beyond = looked_at(step.layer.kernel, window, height, width)
+            seen = self._seen(step.source, around, fresh, where)
+            if any(beyond):
+                seen = in_channels_last(F.pad(seen, beyond))
+            fresh[number + 1] = step.layer.compute(seen, other, padded=True)
+        for place in route.kept & fresh.keys():
+            there, old = cut(self._kept[place], where[place]), None
+            if place in route.whole:
+                old = there.clone()
+                there.copy_(fresh[place])
+            self._changed.append((there, fresh[place], old))
+
+    def _seen(self, place: int, window: Window, fresh: dict[int, Tensor], where: list[Window]) -> Tensor:
+        """A value in `window`, with what has changed of it; channels last."""
+        new, changed = fresh.get(place), where[place]
+        if new is not None and changed == window:
+            return in_channels_last(new)
+        last = cut(self._kept[place], window).permute(0, 2, 3, 1)
+        seen = last.clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
+        if new is not None and area(both := common(changed, window)):
+            mine, its = (beside(both, around[0], around[2]) for around in (window, changed))
+            cut(seen, mine).copy_(cut(new, its))
+        return seen
 
     def _finish(self, route: Route, rows: slice) -> Tensor:
         """The logits of the images at `rows`, from the values kept on."""
