@@ -409,7 +409,7 @@ def test_how_the_net_runs_in_a_search_can_be_said(rkd, finished, engine: str, mo
     """And is told of what was asked for: which copies are offered."""
     asked: list[str] = []
 
-    def choose(net, x, precision="float32", tell=None):
+    def choose(net, x, precision="float32", **more):
         asked.append(precision)
         return Choice("plain", net)
 
