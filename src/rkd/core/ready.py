@@ -16,8 +16,6 @@ image is refused: searches let go of images that have fallen, and come to one.
 
 from __future__ import annotations
 
-import warnings
-
 import torch
 from torch import Tensor, nn
 
@@ -121,13 +119,12 @@ def _as_it_differentiates(net: nn.Module, x: Tensor, who: str) -> nn.Module:
     """`net`, or around one whose gradient by the images `x` cannot be had what says so."""
     x = x.detach().clone().requires_grad_()
     try:
-        with running(net, "eval"), frozen_parameters(net), torch.enable_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with running(net, "eval"), frozen_parameters(net), torch.enable_grad():
             logits = net(x)
             if not isinstance(logits, Tensor) or not logits.requires_grad:
                 return net
             (gradient,) = torch.autograd.grad(logits.sum(), x, allow_unused=True)
-    except torch.OutOfMemoryError:
+    except (MemoryError, torch.OutOfMemoryError):
         raise
     except Refused:  # says itself what is wrong, to who asks
         return net

@@ -11,7 +11,7 @@ from torch import nn
 from rkd.core.bfloat16 import packs
 from rkd.core.data import ArraySplit
 from rkd.core.engine import choose as module
-from rkd.core.engine.choose import PIECES, Engine, candidates, choose
+from rkd.core.engine.choose import FEWEST, PIECES, Engine, candidates, choose
 from rkd.core.engine.measure import gradient
 from rkd.core.engine.ways import Choice, Precision, made
 from rkd.core.evaluate import evaluate
@@ -203,6 +203,20 @@ def test_pieces_of_batches_that_shrink_have_to_be_clearly_faster(catalog: Catalo
     monkeypatch.setattr(module, "race", race)
     assert choose(net, x).net.piece == PIECES[1]
     assert not hasattr(choose(net, x, shrinking=True).net, "piece")
+
+
+@pytest.mark.parametrize(("slow", "few"), [(0.0, FEWEST), (1e9, PIECES[0])])
+def test_copies_of_a_slow_net_are_compared_on_few_images(slow: float, few: int, catalog: Catalog, monkeypatch) -> None:
+    counts: list[set[int]] = []
+
+    def race(tries, budget):
+        counts.append({len(some) for _, some in tries})
+        return [1.0] * len(tries)
+
+    monkeypatch.setattr(module, "SLOW", slow)
+    monkeypatch.setattr(module, "race", race)
+    choose(net_of(catalog), X.repeat(3, 1, 1, 1))
+    assert counts[0] == {few} and max(counts[1]) == 48, "the best of them on all"
 
 
 class Liar(nn.Module):

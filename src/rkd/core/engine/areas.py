@@ -48,17 +48,14 @@ def union(windows: Sequence[Window]) -> Window:
 
 def common(one: Window, other: Window) -> Window:
     """What is in both."""
-    top, bottom, left, right = (
-        max(one[0], other[0]),
-        min(one[1], other[1]),
-        max(one[2], other[2]),
-        min(one[3], other[3]),
-    )
+    top, left = max(one[0], other[0]), max(one[2], other[2])
+    bottom, right = min(one[1], other[1]), min(one[3], other[3])
     return (top, bottom, left, right) if top < bottom and left < right else NONE
 
 
-def beside(window: Window, top: int, left: int) -> Window:
-    """The same, counted from this pixel."""
+def inside(window: Window, around: Window) -> Window:
+    """The same, counted from the first pixel of the window `around` it."""
+    top, _, left, _ = around
     return window[0] - top, window[1] - top, window[2] - left, window[3] - left
 
 

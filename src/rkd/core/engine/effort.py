@@ -24,8 +24,8 @@ class Rates:
 
 
 CPU = Rates(160e9, 9e9)
-"""Two cores with AVX512: what an idle machine measures lies near (docs/results/engine.md, the last column), but for the
-smallest nets, on which calls take longer than what is called."""
+"""Two cores with AVX512: what an idle machine measures lies near (docs/results/engine.md, the last column). It is too
+little for tiny nets, since calls take time too."""
 ELSEWHERE = Rates(5e12, 500e9)
 """A GPU, in orders of magnitude."""
 GRADIENT = 3.0

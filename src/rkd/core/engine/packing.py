@@ -1,8 +1,8 @@
 """Weights in the order in which oneDNN's convolution reads them.
 
-Which order that is depends on the inputs' shape, and a weight in another one is sorted anew in each call: where planes
-are small and weights are many that takes longer than the convolution (`benchmarks/engine.py` times 256 planes of 8 x 8
-pixels both ways). So weights are packed when inputs of a shape first come.
+Which order that is depends on the inputs' shape, and a weight in another one is sorted anew in each call: that takes as
+long as the convolution or longer for a layer of single pixels on small planes (`benchmarks/engine.py` times both). So
+weights are packed when inputs of a shape first come.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from ..interfaces import Probe
 from ..layout import in_channels_last
 from ..slope import pieces
 from ..windows import Windows
-from .areas import Kernel, Window, area, beside, common, cut, looked_at, reached, union
+from .areas import Kernel, Window, area, common, cut, inside, looked_at, reached, union
 from .tape import Step, Tape, computed
 
 SHARE = 0.35
@@ -168,8 +168,7 @@ class TapeWindows(Windows):
         last = cut(self._kept[place], window).permute(0, 2, 3, 1)
         seen = last.clone(memory_format=torch.contiguous_format).permute(0, 3, 1, 2)
         if new is not None and area(both := common(changed, window)):
-            mine, its = (beside(both, around[0], around[2]) for around in (window, changed))
-            cut(seen, mine).copy_(cut(new, its))
+            cut(seen, inside(both, window)).copy_(cut(new, inside(both, changed)))
         return seen
 
     def _finish(self, route: Route, rows: slice) -> Tensor:
