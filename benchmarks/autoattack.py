@@ -30,17 +30,17 @@ from torch import Tensor
 
 import rkd
 from rkd.api import attack_plan, catalog
-from rkd.core import allocator
-from rkd.core.distributed import join
-from rkd.core.engine.choose import Engine
-from rkd.core.evaluate import choose, evaluate
-from rkd.core.machine import cpu_name
-from rkd.core.measures import interval
-from rkd.core.runfolder import RunFolder
 from rkd.core.types import ThreatModel, fraction
+from rkd.distributed.ranks import join
+from rkd.engine.choose import Engine
+from rkd.evaluation.evaluate import choose, evaluate
+from rkd.evaluation.measures import interval
+from rkd.profiling import allocator
+from rkd.profiling.machine import cpu_name
 from rkd.registry.config import read_recipe
-from rkd.registry.load import load_run
-from rkd.registry.resolve import load_data, parse
+from rkd.storage.runfolder import RunFolder
+from rkd.workflow.load import load_run
+from rkd.workflow.resolve import load_data, parse
 
 ENGINES = ("plain", "auto", "bfloat16")
 OURS, THEIRS, AGAIN = "rkd", "pyautoattack", "pyautoattack, another seed"

@@ -21,7 +21,7 @@ import matplotlib
 from defensive_nets import INITIAL, JSMA, LINF, Numbers, measure, measured, nets, train
 
 from rkd.api import catalog
-from rkd.core.machine import cpu_name
+from rkd.profiling.machine import cpu_name
 
 matplotlib.use("svg")
 import matplotlib.pyplot as plt

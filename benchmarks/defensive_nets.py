@@ -22,10 +22,10 @@ from torch import Tensor, nn
 
 import rkd
 from rkd.api import attack_plan
-from rkd.core.data import Dataset, fetch
-from rkd.core.evaluate import choose
-from rkd.core.nets import NetStudent
 from rkd.core.step import AttackPlan, Step
+from rkd.data.dataset import Dataset, fetch
+from rkd.evaluation.evaluate import choose
+from rkd.nets.net import NetStudent
 
 CAP = 112 / 784
 """JSMA may change as large a share of the features; an attack that fails counts as this much."""

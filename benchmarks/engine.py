@@ -5,7 +5,7 @@
 For each net, batch and precision the engine chooses `--trials` times, as at the first search of a run. Then every way
 that it could have chosen, in every number of images at a time, is timed in turn for `--rounds` rounds, and the median
 gradient of each choice is set beside the best one's. The last column sets the length of the net's own gradient that is
-counted from what it computes (`core/engine/effort.py`) beside the measured one. A second table times layers that rkd
+counted from what it computes (`engine/effort.py`) beside the measured one. A second table times layers that rkd
 computes in another way than torch. Images and weights are random. Run it on an idle machine.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rkd.core.allocator import keep_freed_memory, wait_briefly
+from rkd.profiling.allocator import keep_freed_memory, wait_briefly
 
 wait_briefly()
 keep_freed_memory()
@@ -29,16 +29,16 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from rkd.api import catalog  # noqa: E402
-from rkd.core.bfloat16 import packs  # noqa: E402
-from rkd.core.engine.choose import PIECES, choose  # noqa: E402
-from rkd.core.engine.effort import GRADIENT, forward_effort  # noqa: E402
-from rkd.core.engine.fused import RELU  # noqa: E402
-from rkd.core.engine.measure import gradient  # noqa: E402
-from rkd.core.engine.packing import Packed  # noqa: E402
-from rkd.core.engine.slopes import slope_of  # noqa: E402
-from rkd.core.engine.ways import Precision, made, ways  # noqa: E402
-from rkd.core.machine import cpu_name  # noqa: E402
-from rkd.core.nets import Net  # noqa: E402
+from rkd.engine.backends import Precision, made, ways  # noqa: E402
+from rkd.engine.choose import PIECES, choose  # noqa: E402
+from rkd.engine.effort import GRADIENT, forward_effort  # noqa: E402
+from rkd.engine.fused import RELU  # noqa: E402
+from rkd.engine.measure import gradient  # noqa: E402
+from rkd.engine.packing import Packed  # noqa: E402
+from rkd.engine.slopes import slope_of  # noqa: E402
+from rkd.nets.cpu_bfloat16 import packs  # noqa: E402
+from rkd.nets.net import Net  # noqa: E402
+from rkd.profiling.machine import cpu_name  # noqa: E402
 
 ROWS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], int]] = {
     "small-cnn": ("small-cnn", {}, (1, 28, 28), 128),

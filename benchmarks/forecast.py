@@ -20,12 +20,12 @@ from typing import Any
 
 import torch
 
-from rkd.core.bench import peak_bytes
-from rkd.core.hookspecs import hookimpl
-from rkd.core.runfolder import RunFolder
+from rkd.core.hooks import hookimpl
+from rkd.profiling.bench import peak_bytes
 from rkd.registry.catalog import load_catalog
 from rkd.registry.config import merge
-from rkd.registry.execute import Silent, execute
+from rkd.storage.runfolder import RunFolder
+from rkd.workflow.train import Silent, execute
 
 SMALL = {"evaluate": {"attacks": [], "limit": 16, "checks": "off", "examples": 0}, "validate": {"limit": 1000}}
 

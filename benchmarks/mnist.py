@@ -18,7 +18,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from rkd.core.machine import cpu_name
+from rkd.profiling.machine import cpu_name
 
 RAMP = ["--set", "attack.eps=ramp(0, 0.3, until=0.5)", "--set", "attack.steps=7"]
 BOTH = ["--teacher", "robust={robust}", "--teacher", "clean={clean}"]

@@ -52,14 +52,14 @@ def used() -> tuple[float, int, float]:
 def work(job: dict[str, Any]) -> None:
     """Steps in this process; one line of JSON with their CPU seconds, page faults and seconds, medians."""
     if job["allocator"]:
-        from rkd.core.allocator import keep_freed_memory
+        from rkd.profiling.allocator import keep_freed_memory
 
         assert keep_freed_memory()
     import torch
 
     torch.set_num_threads(job["threads"])
     if job["hollow"]:
-        from rkd.core import nets
+        from rkd.nets import net as nets
 
         original = nets.Net.__init__
 

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from rkd.core.errors import RkdError
-from rkd.core.runfolder import RunFolder
+from rkd.storage.runfolder import RunFolder
 
 RKD = [sys.executable, "-c", "from rkd.cli import main; main()"]
 BOTH = ["--teacher", "robust={robust}", "--teacher", "clean={clean}"]

@@ -23,14 +23,14 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rkd.core.data import ArraySplit, Dataset
-from rkd.core.distributed import ALONE, Ranks, join, leave
-from rkd.core.gradients import backward
-from rkd.core.nets import NetTeacher
+from rkd.core.objective import backward
 from rkd.core.trainer import Run, update
-from rkd.registry.build import build, build_net
+from rkd.data.dataset import ArraySplit, Dataset
+from rkd.distributed.ranks import ALONE, Ranks, join, leave
+from rkd.nets.net import NetTeacher
 from rkd.registry.catalog import load_catalog
-from rkd.registry.resolve import resolve
+from rkd.workflow.build import build, build_net
+from rkd.workflow.resolve import resolve
 
 GPU_PEAK = 312e12
 """FLOPs a second of an A100 in bfloat16, dense, by its data sheet."""

@@ -22,10 +22,10 @@ from typing import Any
 
 import torch
 
-from rkd.core.allocator import keep_freed_memory
-from rkd.core.hookspecs import hookimpl
+from rkd.core.hooks import hookimpl
+from rkd.profiling.allocator import keep_freed_memory
 from rkd.registry.catalog import load_catalog
-from rkd.registry.execute import Silent, execute
+from rkd.workflow.train import Silent, execute
 
 STEPS_AN_EPOCH = 21
 """Of digits in batches of 64, a tenth held out."""

@@ -26,7 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rkd.core.allocator import settled
+from rkd.profiling.allocator import settled
 
 STUDENTS = {"mobilenetv2": "resnet56", "resnet20": "resnet56", "resnet18": "wrn34-10"}
 """Student and its robust teacher. The small students get a small one, so that their own part dominates."""
@@ -116,14 +116,14 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     import torch
 
     from rkd.api import catalog
-    from rkd.core.guard import Guard
-    from rkd.core.nets import Net, NetTeacher
     from rkd.core.random import forked
     from rkd.core.trainer import advance
-    from rkd.registry.build import build
+    from rkd.nets.net import Net, NetTeacher
     from rkd.registry.config import RunConfig
-    from rkd.registry.engine import attach_teachers
-    from rkd.registry.resolve import resolve
+    from rkd.training.divergence import Guard
+    from rkd.workflow.build import build
+    from rkd.workflow.engine import attach_teachers
+    from rkd.workflow.resolve import resolve
 
     with forked(0):
         nets = {role: catalog().create("model", name)((3, 32, 32), 10) for role, name in
@@ -149,7 +149,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     teachers = {role: NetTeacher(Net(nets[role]), role) for role in roles}
     if job["kind"] == "bf16":
         for teacher in teachers.values():
-            teacher.net.autocast = torch.bfloat16  # as rkd.registry.teachers does
+            teacher.net.autocast = torch.bfloat16  # as rkd.workflow.teachers does
     run = build(plan, catalog(), teachers)
     attach_teachers(run, plan)
     run.hooks.hook.rkd_run_start(run=run)
@@ -175,7 +175,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
 def work(job: dict[str, Any]) -> None:
     """A worker: one step for each line on stdin, one line of JSON about it."""
     if job["kind"] != "plain":
-        from rkd.core.allocator import keep_freed_memory, wait_briefly
+        from rkd.profiling.allocator import keep_freed_memory, wait_briefly
 
         wait_briefly()
         keep_freed_memory()
@@ -241,7 +241,7 @@ def start(job: dict[str, Any]) -> subprocess.Popen[str]:
 
 
 def machine() -> dict[str, Any]:
-    from rkd.core.machine import cpu_name
+    from rkd.profiling.machine import cpu_name
 
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     return {"cpu": cpu_name(), "cores": os.cpu_count(), "load": load, "python": platform.python_version()}

@@ -5,11 +5,11 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from rkd.core.hookspecs import KINDS
+from rkd.core.hooks import KINDS
 from rkd.core.interfaces import Family
 from rkd.registry.catalog import Catalog, Entry
-from rkd.registry.manager import load_plugins
 from rkd.registry.options import describe, plain
+from rkd.registry.plugins import load_plugins
 
 TITLES = {
     "loss": "Losses",

@@ -7,10 +7,10 @@ from dataclasses import fields
 import pytest
 
 from rkd.core.errors import RkdError
-from rkd.registry.build import build
 from rkd.registry.catalog import load_catalog
-from rkd.registry.resolve import resolve
 from rkd.testing import check_trains, tiny_teachers
+from rkd.workflow.build import build
+from rkd.workflow.resolve import resolve
 
 CATALOG = load_catalog()
 EVALUATION_ONLY = {"autoattack-reference", "transfer"}  # no option makes the one short; the other needs a second net

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import pytest
 
-from rkd.core.dry import CostCard, dry_step
 from rkd.core.errors import Refused
-from rkd.registry.build import build
 from rkd.registry.catalog import Catalog
-from rkd.registry.resolve import resolve
 from rkd.testing import tiny_teachers
+from rkd.training.dry_run import CostCard, dry_step
+from rkd.workflow.build import build
+from rkd.workflow.resolve import resolve
 
 STUDENT = {
     "ce": (1, 1),
@@ -85,9 +85,9 @@ def test_restarts_cost_two_more_forwards_each(catalog: Catalog) -> None:
 
 
 def test_training_costs_what_the_dry_step_says(catalog: Catalog) -> None:
-    from rkd.core.cost import counting
-    from rkd.core.nets import PIECE
     from rkd.core.trainer import update
+    from rkd.nets.net import PIECE
+    from rkd.training.cost import counting
 
     # A teacher on a CPU is asked about more images than these in several goes.
     plan = resolve({"loss": {"name": "mtard-anl"}, "batch_size": PIECE}, catalog)

@@ -7,22 +7,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rkd.core.engine import searches as module
-from rkd.core.engine.fused import Fused
-from rkd.core.engine.searches import Searches
-from rkd.core.nets import Net, NetStudent
 from rkd.core.random import forked
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, update
 from rkd.core.types import Batch, ThreatModel
+from rkd.engine import accelerator as module
+from rkd.engine.accelerator import Searches
+from rkd.engine.fused import Fused
+from rkd.nets.net import Net, NetStudent
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.datasets.digits import Digits
 from rkd.plugins.models.small_cnn import SmallCNN
 from rkd.plugins.objectives.ce import ce
-from rkd.registry.build import build
 from rkd.registry.catalog import load_catalog
-from rkd.registry.resolve import resolve
 from rkd.testing import tiny_teachers
+from rkd.workflow.build import build
+from rkd.workflow.resolve import resolve
 
 CATALOG = load_catalog()
 ATTACKED = [name for name in CATALOG.names("loss") if "attack" in CATALOG.find("loss", name).component.defaults]

@@ -23,21 +23,21 @@ from safetensors.torch import save
 
 from rkd.cli import cli
 from rkd.cli.terminal import Terminal
-from rkd.core.card import read_card
-from rkd.core.checkpoint import save_weights
 from rkd.core.errors import ConfigError, DataError, RkdError, WeightsError
-from rkd.core.files import append_line, write_atomic
-from rkd.core.journal import Journal
-from rkd.core.runfolder import RunFolder
-from rkd.core.text import parse_toml, read_text
-from rkd.core.weights import built_for, load_into, read_weights
+from rkd.evaluation.journal import Journal
+from rkd.nets.weights import built_for, load_into, read_weights
 from rkd.plugins.datasets import imagefolder, npz
 from rkd.plugins.datasets._cifar import ArrayUnpickler
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.config import assignments, read_recipe
-from rkd.registry.load import load_run
-from rkd.registry.resolve import resolve
+from rkd.storage.card import read_card
+from rkd.storage.files import append_line, write_atomic
+from rkd.storage.runfolder import RunFolder
+from rkd.storage.serialize import save_weights
+from rkd.storage.text import parse_toml, read_text
 from rkd.testing import TinyNet
+from rkd.workflow.load import load_run
+from rkd.workflow.resolve import resolve
 
 # Recipes and settings
 
@@ -356,9 +356,7 @@ def test_no_control_characters_on_the_terminal(capsys: pytest.CaptureFixture[str
 def test_names_that_no_plugin_may_give(name: str, tmp_path: Path) -> None:
     file = tmp_path / "odd.py"
     file.write_text(
-        "from rkd.core.hookspecs import hookimpl\n@hookimpl\ndef rkd_losses():\n    return {"
-        + repr(name)
-        + ": object}\n"
+        "from rkd.core.hooks import hookimpl\n@hookimpl\ndef rkd_losses():\n    return {" + repr(name) + ": object}\n"
     )
     found = load_catalog([file])
     assert [plugin.name for plugin in found.plugins.broken] == ["odd"] and name not in found.entries["loss"]
@@ -367,7 +365,7 @@ def test_names_that_no_plugin_may_give(name: str, tmp_path: Path) -> None:
 def test_a_family_without_a_pattern_takes_nothing_away(tmp_path: Path) -> None:
     file = tmp_path / "odd.py"
     file.write_text(
-        "from rkd.core.hookspecs import hookimpl\nfrom rkd.core.interfaces import Family\n"
+        "from rkd.core.hooks import hookimpl\nfrom rkd.core.interfaces import Family\n"
         "@hookimpl\ndef rkd_models():\n    return {'odd:NAME': Family('(', object, ())}\n"
     )
     found = load_catalog([file])
@@ -378,7 +376,7 @@ def test_a_family_without_a_pattern_takes_nothing_away(tmp_path: Path) -> None:
 @pytest.mark.parametrize("body", ["raise SystemExit(0)", "raise KeyError('x')", "print('spam')", "return 3", "1 / 0"])
 def test_a_plugin_that_fails_where_it_adds_commands(body: str, tmp_path: Path) -> None:
     file = tmp_path / "odd.py"
-    file.write_text(f"from rkd.core.hookspecs import hookimpl\n@hookimpl\ndef rkd_commands(cli):\n    {body}\n")
+    file.write_text(f"from rkd.core.hooks import hookimpl\n@hookimpl\ndef rkd_commands(cli):\n    {body}\n")
     said = CliRunner().invoke(cli, ["--plugin", str(file), "no-such-command"])
     assert said.exit_code == 2
     assert "there is no command 'no-such-command'" in said.output
@@ -386,7 +384,7 @@ def test_a_plugin_that_fails_where_it_adds_commands(body: str, tmp_path: Path) -
 
 def test_one_file_twice_and_two_owners_of_one_name(tmp_path: Path) -> None:
     text = (
-        "from rkd.core.hookspecs import hookimpl\n"
+        "from rkd.core.hooks import hookimpl\n"
         "@hookimpl\ndef rkd_losses():\n    return {'twice': lambda step: {}, 'rslad': lambda step: {}}\n"
     )
     for name in ("one", "two"):

@@ -13,10 +13,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rkd.core.trainer import update
-from rkd.registry.build import build
 from rkd.registry.catalog import load_catalog
-from rkd.registry.resolve import resolve
 from rkd.testing import tiny_teachers
+from rkd.workflow.build import build
+from rkd.workflow.resolve import resolve
 
 CATALOG = load_catalog()
 WAITING = {

@@ -11,7 +11,7 @@ from typing import Any
 import tomli_w
 
 from rkd.registry.config import assignments, merge, parse, read_recipe, recipes
-from rkd.registry.resolve import resolve
+from rkd.workflow.resolve import resolve
 
 from .strange import NASTY_TEXT, catalog, mutated, scribbled, strange
 

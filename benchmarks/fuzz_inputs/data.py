@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from rkd.core.corruption import open_corrupted
 from rkd.core.errors import DataError
+from rkd.evaluation.corruptions import open_corrupted
 from rkd.plugins.datasets import imagefolder, npz
 from rkd.plugins.datasets import torchvision as published
 from rkd.plugins.datasets._cifar import ArrayUnpickler

@@ -10,7 +10,7 @@ from typing import Any
 
 import tomli_w
 
-from rkd.core.runfolder import RunFolder
+from rkd.storage.runfolder import RunFolder
 
 from .run_folders import MANIFEST, NET, check_page, gallery, put, run_words
 from .strange import mutated, scribbled

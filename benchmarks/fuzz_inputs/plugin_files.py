@@ -44,7 +44,7 @@ def plugin_file(rng: random.Random, folder: Path) -> None:
     for number in range(rng.randint(1, 2)):
         body = rng.choice(BODIES)
         if "def rkd" in body:
-            body = "from rkd.core.hookspecs import hookimpl\n" + body.replace("def rkd", "@hookimpl\ndef rkd")
+            body = "from rkd.core.hooks import hookimpl\n" + body.replace("def rkd", "@hookimpl\ndef rkd")
         file = folder / rng.choice((f"p{number}.py", "same.py", "<b>.py", "a b.py"))
         content = body.encode()
         file.write_bytes(scribbled(rng, content) if rng.random() < 0.2 else content)

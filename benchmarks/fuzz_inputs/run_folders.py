@@ -17,14 +17,14 @@ from click.testing import CliRunner
 from safetensors import safe_open
 from safetensors.torch import save
 
-from rkd.core.checkpoint import load_state, pack, save_state
 from rkd.core.errors import RkdError
-from rkd.core.evaluate import evaluate
-from rkd.core.journal import Journal
-from rkd.core.runfolder import RunFolder
 from rkd.core.types import ThreatModel
-from rkd.registry.load import load_run
+from rkd.evaluation.evaluate import evaluate
+from rkd.evaluation.journal import Journal
+from rkd.storage.runfolder import RunFolder
+from rkd.storage.serialize import load_state, pack, save_state
 from rkd.testing import TinyNet
+from rkd.workflow.load import load_run
 
 from .strange import catalog, mutated, scribbled, strange, weights
 
@@ -287,7 +287,7 @@ def checkpoint(rng: random.Random, folder: Path) -> None:
 
 def journal(rng: random.Random, folder: Path) -> None:
     """What a killed evaluation left behind."""
-    from rkd.core.data import ArraySplit
+    from rkd.data.dataset import ArraySplit
 
     book = Journal(folder / "journal")
     split = ArraySplit(torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4)

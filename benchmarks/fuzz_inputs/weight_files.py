@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from rkd.core.weights import load_into, read_weights
+from rkd.nets.weights import load_into, read_weights
 from rkd.testing import TinyNet
 
 from .strange import Evil, mutated, scribbled, weights

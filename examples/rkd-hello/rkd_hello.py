@@ -6,7 +6,7 @@ L = CE(S(x), y) + w KL(T(x) ‖ S(x')),    w grows from 0 to `top` with the sche
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rkd import hookimpl, ops
+from rkd.plugin import hookimpl, ops
 
 
 @dataclass

@@ -9,15 +9,15 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "Batch": "rkd.core.types",
-    "Evaluation": "rkd.core.outcomes",
+    "Evaluation": "rkd.evaluation.result",
     "Family": "rkd.core.interfaces",
     "RkdError": "rkd.core.errors",
     "Step": "rkd.core.step",
     "ThreatModel": "rkd.core.types",
     "attack_plan": "rkd.api",
     "evaluate": "rkd.api",
-    "hookimpl": "rkd.core.hookspecs",
-    "keep_freed_memory": "rkd.core.allocator",
+    "hookimpl": "rkd.core.hooks",
+    "keep_freed_memory": "rkd.profiling.allocator",
     "load_student": "rkd.api",
     "ops": "rkd.core.ops",
     "train": "rkd.api",

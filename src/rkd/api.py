@@ -11,22 +11,22 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from rkd.core.allocator import keep_freed_memory
-from rkd.core.data import ArraySplit, Dataset, Split
-from rkd.core.distributed import join
-from rkd.core.engine.choose import engine_of
 from rkd.core.errors import DataError, RkdError
-from rkd.core.evaluate import evaluate as _evaluate
-from rkd.core.journal import Journal
-from rkd.core.outcomes import Evaluation
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
-from rkd.registry.build import choose_device
+from rkd.data.dataset import ArraySplit, Dataset, Split
+from rkd.distributed.ranks import join
+from rkd.engine.choose import engine_of
+from rkd.evaluation.evaluate import evaluate as _evaluate
+from rkd.evaluation.journal import Journal
+from rkd.evaluation.result import Evaluation
+from rkd.profiling.allocator import keep_freed_memory
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.config import merge, read_recipe
-from rkd.registry.evaluation import doubted
-from rkd.registry.execute import Reporter, execute
-from rkd.registry.load import load_run
+from rkd.workflow.build import choose_device
+from rkd.workflow.evaluate import doubted
+from rkd.workflow.load import load_run
+from rkd.workflow.train import Reporter, execute
 
 Checks = Literal["off", "quick", "full"]
 EngineName = Literal["auto", "bfloat16", "plain"]

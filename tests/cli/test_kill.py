@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from rkd.core.runfolder import RunFolder
+from rkd.storage.runfolder import RunFolder
 
 from .conftest import TINY, digest
 

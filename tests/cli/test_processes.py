@@ -13,7 +13,7 @@ from .conftest import TINY, invoke
 DIES = '''
 from dataclasses import dataclass
 from rkd.core.errors import RkdError
-from rkd.core.hookspecs import hookimpl
+from rkd.core.hooks import hookimpl
 
 @dataclass
 class Dies:

@@ -12,14 +12,14 @@ import torch
 
 from rkd import testing
 from rkd.core import ops
-from rkd.core.cost import counting
 from rkd.core.errors import RkdError
-from rkd.core.hookspecs import KINDS
+from rkd.core.hooks import KINDS
 from rkd.core.interfaces import Family, TeacherReference
-from rkd.core.nets import NetStudent
-from rkd.core.search import rehearse
 from rkd.core.step import AttackPlan, Step
+from rkd.evaluation.counting import rehearse
+from rkd.nets.net import NetStudent
 from rkd.registry.catalog import Catalog, load_catalog
+from rkd.training.cost import counting
 
 CATALOG = load_catalog()
 HEAVY = {"resnet101", "resnet152"}  # the same code as resnet50, at three times the cost

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from rkd.core import ops
-from rkd.core.cost import counting
 from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack, Student, Target, Teacher
-from rkd.core.nets import NetStudent
 from rkd.core.random import Noise, key
 from rkd.core.step import AttackPlan, Step
+from rkd.nets.net import NetStudent
 from rkd.testing import OneStep, StubTeacher, tiny_batch, tiny_net, tiny_step, tiny_teachers, untouched
 from rkd.testing.search import cross_entropy
+from rkd.training.cost import counting
 
 
 @dataclasses.dataclass

@@ -13,20 +13,20 @@ import torch
 from torch import Tensor
 
 from rkd.core import ops
-from rkd.core.data import ArraySplit, Loader
-from rkd.core.dry import dry_step
 from rkd.core.errors import DataError, Refused, RkdError, Stopped, TrainingFailed
-from rkd.core.gradients import total
-from rkd.core.hookspecs import hookimpl
-from rkd.core.nets import NetStudent
-from rkd.core.runfolder import RunFolder
-from rkd.core.schedules import Drops, Ramp
-from rkd.core.state import Saving, copied
+from rkd.core.hooks import hookimpl
+from rkd.core.objective import total
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, Validation, chosen_net, fit, run_hooks, update
+from rkd.data.dataset import ArraySplit, Loader
+from rkd.nets.net import NetStudent
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
+from rkd.registry.schedules import Drops, Ramp
+from rkd.storage.runfolder import RunFolder
 from rkd.testing import OneStep, check_trains, tiny_batch, tiny_dataset, tiny_run, tiny_teachers, untouched
 from rkd.testing.search import cross_entropy
+from rkd.training.checkpoints import Saving, copied
+from rkd.training.dry_run import dry_step
 
 
 @dataclass
@@ -554,7 +554,7 @@ def test_a_checkpoint_of_other_data_is_refused() -> None:
 def test_checkpoints_by_epochs_and_by_minutes(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The minutes are the monotonic clock's: the wall clock may jump as it likes."""
     now = [1000.0]
-    monkeypatch.setattr("rkd.core.state.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("rkd.training.checkpoints.time.monotonic", lambda: now[0])
     monkeypatch.setattr("time.time", lambda: -now[0])
     places = []
 

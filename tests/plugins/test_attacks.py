@@ -18,7 +18,6 @@ from rkd.core import ops
 from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack, Target
 from rkd.core.random import Noise
-from rkd.core.schedules import Ramp
 from rkd.core.types import Batch, Mode, ThreatModel
 from rkd.plugins.attacks import cw, fgsm, pgd, presets
 from rkd.plugins.attacks.apgd import ApgdCe
@@ -27,6 +26,7 @@ from rkd.plugins.attacks.fgsm import Fgsm
 from rkd.plugins.attacks.mifgsm import MiFgsm
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.attacks.presets import Cw30, PgdSat, PgdTrades
+from rkd.registry.schedules import Ramp
 from rkd.testing.search import run_attack
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)

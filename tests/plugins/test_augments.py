@@ -6,12 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rkd.core.data import ArraySplit, Loader
 from rkd.core.errors import ConfigError, Refused
 from rkd.core.random import Noise
 from rkd.core.types import Batch
-from rkd.core.variants import Variants, share_met_before
+from rkd.data.dataset import ArraySplit, Loader
 from rkd.plugins.augments import crop, cutout, flip, mixup
+from rkd.training.variants import Variants, share_met_before
 
 ALL = {
     "crop": crop.Crop(),

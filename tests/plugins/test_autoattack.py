@@ -25,10 +25,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from rkd.core import ops
 from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack
-from rkd.core.nets import Net
 from rkd.core.random import Noise, forked
-from rkd.core.schedules import Ramp
 from rkd.core.types import Batch, ThreatModel
+from rkd.nets.net import Net
 from rkd.plugins.attacks import _survivors, apgd, autoattack, fab, square
 from rkd.plugins.attacks.apgd import ApgdCe, ApgdDlr, ApgdT
 from rkd.plugins.attacks.autoattack import AutoAttack, Reference
@@ -37,6 +36,7 @@ from rkd.plugins.attacks.square import Square
 from rkd.plugins.datasets.digits import Digits
 from rkd.plugins.models.small_cnn import SmallCNN
 from rkd.plugins.objectives import dlr
+from rkd.registry.schedules import Ramp
 from rkd.testing import LinearNet, check_attack, check_objective, tiny_batch, tiny_net, untouched
 from rkd.testing.search import run_attack
 from rkd.testing.tiny import Scaled

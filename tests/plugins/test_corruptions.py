@@ -14,9 +14,9 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.stats import norm
 from torch import Tensor
 
-from rkd.core.corruption import SEVERITIES, at_severity
 from rkd.core.errors import RkdError
 from rkd.core.random import Noise
+from rkd.evaluation.corruptions import SEVERITIES, at_severity
 from rkd.plugins.corruptions import blur, contrast, jpeg, noise, resampling, weather
 from rkd.testing import check_corruption, tiny_batch
 

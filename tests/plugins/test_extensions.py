@@ -7,9 +7,9 @@ import copy
 import torch
 from torch import nn
 
-from rkd.core.data import ArraySplit, Dataset, Loader
-from rkd.core.nets import NetStudent
 from rkd.core.trainer import Run, run_hooks, update
+from rkd.data.dataset import ArraySplit, Dataset, Loader
+from rkd.nets.net import NetStudent
 from rkd.plugins.extensions.awp import Awp
 from rkd.plugins.extensions.ema import Ema
 from rkd.plugins.methods.ce import CrossEntropy

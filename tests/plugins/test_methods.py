@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from rkd.core.errors import Refused
-from rkd.core.gradients import total
-from rkd.core.nets import NetStudent
-from rkd.core.schedules import Drops, Ramp
+from rkd.core.objective import total
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, update
 from rkd.core.types import Batch
+from rkd.nets.net import NetStudent
 from rkd.plugins.methods.adaad import AdaAD
 from rkd.plugins.methods.advprop import AdvProp
 from rkd.plugins.methods.ard import Ard
@@ -32,6 +31,7 @@ from rkd.plugins.methods.rslad import Rslad
 from rkd.plugins.methods.trades import Trades
 from rkd.plugins.objectives.kl import KlAdaptive, KlTeacher, kl_student
 from rkd.plugins.schedulers.anl import AdaptiveNormalization
+from rkd.registry.schedules import Drops, Ramp
 from rkd.testing import LinearNet, OneStep, TinyNet, tiny_batch, tiny_net, tiny_run, tiny_teachers
 from rkd.testing.tiny import CLASSES, MEAN, STD
 

@@ -13,28 +13,28 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core import ops
-from rkd.core.checkpoint import save_weights
-from rkd.core.cost import counting
 from rkd.core.errors import ConfigError, Refused, RkdError
-from rkd.core.evaluate import evaluate
 from rkd.core.interfaces import Attack, Parts
-from rkd.core.journal import Journal
-from rkd.core.nets import Net
 from rkd.core.random import forked
-from rkd.core.runfolder import RunFolder
-from rkd.core.search import rehearse
 from rkd.core.step import AttackPlan
 from rkd.core.types import Batch, ThreatModel
+from rkd.evaluation.counting import rehearse
+from rkd.evaluation.evaluate import evaluate
+from rkd.evaluation.journal import Journal
+from rkd.nets.net import Net
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.attacks.transfer import Transfer
 from rkd.plugins.objectives.ce import ce
 from rkd.plugins.objectives.margin import Margin
 from rkd.registry.catalog import Entry, load_catalog
-from rkd.registry.evaluation import seeks_nearest
-from rkd.registry.parts import PlanParts, create_attack
-from rkd.registry.resolve import Plan, resolve
+from rkd.storage.runfolder import RunFolder
+from rkd.storage.serialize import save_weights
 from rkd.testing import LinearNet, tiny_batch, tiny_dataset, tiny_net, tiny_step, untouched
 from rkd.testing.search import run_attack
+from rkd.training.cost import counting
+from rkd.workflow.evaluate import seeks_nearest
+from rkd.workflow.parts import PlanParts, create_attack
+from rkd.workflow.resolve import Plan, resolve
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)
 CATALOG = load_catalog()

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName
-from rkd.core.hookspecs import KINDS, hookimpl
+from rkd.core.hooks import KINDS, hookimpl
 from rkd.core.interfaces import Family
 from rkd.registry.catalog import Catalog
-from rkd.registry.manager import Plugin, Plugins
+from rkd.registry.plugins import Plugin, Plugins
 
 
 @dataclass

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Literal
 import pytest
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.schedules import Cosine, Ramp, parse_schedule
 from rkd.core.types import Schedule, at
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.options import describe, plain, validate, values_of
+from rkd.registry.schedules import Cosine, Ramp, parse_schedule
 
 CATALOG = load_catalog()
 

@@ -11,7 +11,7 @@ import numpy as np
 import tomli_w
 from safetensors.numpy import save_file
 
-from rkd.core.runfolder import RunFolder
+from rkd.storage.runfolder import RunFolder
 
 EPS = 38 / 255
 

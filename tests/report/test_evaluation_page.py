@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from rkd.core.draws import training_key
 from rkd.core.errors import RkdError
-from rkd.core.runfolder import RunFolder
 from rkd.report import build_report, cells, compare, to_csv, to_json, write_report
 from rkd.report.read import MOST_NETS, read_run
+from rkd.storage.config_key import training_key
+from rkd.storage.runfolder import RunFolder
 
 from .folders import CARD, SETTINGS, TRANSFER, make_evaluation, make_run, net
 from .test_run_page import POISON, Page, poisoned

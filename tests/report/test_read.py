@@ -10,8 +10,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from rkd.core.errors import RkdError
-from rkd.core.runfolder import RunFolder
 from rkd.report.read import read_run
+from rkd.storage.runfolder import RunFolder
 
 from .folders import EPS, epoch, full_net, make_run, net
 from .test_values import JSON

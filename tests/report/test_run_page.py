@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 
 from rkd.core.errors import RkdError
-from rkd.core.runfolder import RunFolder
 from rkd.report import build_report, write_report
 from rkd.report.data import Example, Seen
 from rkd.report.gallery import read_gallery
+from rkd.storage.runfolder import RunFolder
 
 from .folders import CONFIG, MANIFEST, epoch, full_net, make_run, net, search, write_examples
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from rkd import testing
 from rkd.core import ops
-from rkd.core.data import ArraySplit
-from rkd.core.hookspecs import hookimpl
+from rkd.core.hooks import hookimpl
 from rkd.core.interfaces import Target
-from rkd.core.nets import NetStudent
 from rkd.core.types import Batch
+from rkd.data.dataset import ArraySplit
+from rkd.nets.net import NetStudent
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.testing import LinearNet, OneStep, TinyNet, tiny_dataset, tiny_net, tiny_run
 

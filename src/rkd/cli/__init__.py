@@ -10,11 +10,11 @@ import sys
 import click
 
 from rkd import __version__
-from rkd.core.allocator import keep_freed_memory, start_settled, wait_briefly
+from rkd.profiling.allocator import keep_freed_memory, start_settled, wait_briefly
 
-from . import bench, cite, compare, info, list_plugins, recipes, report, submit, sweep
-from . import eval as evaluate
-from . import run as train
+from .commands import bench, cite, compare, info, list_plugins, recipes, report, submit, sweep
+from .commands import eval as evaluate
+from .commands import run as train
 from .group import Commands
 from .shared import App, plugin_option
 

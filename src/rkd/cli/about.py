@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rkd.core.errors import UnknownName, did_you_mean
-from rkd.core.hookspecs import KINDS
+from rkd.core.hooks import KINDS
 from rkd.core.interfaces import Family
 from rkd.registry import options
 from rkd.registry.catalog import Catalog, Entry

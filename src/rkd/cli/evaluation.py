@@ -11,27 +11,27 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rkd.core.corruption import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
-from rkd.core.curve import usual_radii
-from rkd.core.distributed import ALONE, leave
-from rkd.core.draws import training_key
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.journal import MONTH, Journal
-from rkd.core.nets import Net
-from rkd.core.outcomes import Evaluation
-from rkd.core.runfolder import RunFolder
-from rkd.core.search import rehearse
-from rkd.core.transfer import identity, transfer_matrix
-from rkd.registry.build import choose_device
-from rkd.registry.cache import cache_folder
+from rkd.distributed.ranks import ALONE, leave
+from rkd.evaluation.corruptions import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
+from rkd.evaluation.counting import rehearse
+from rkd.evaluation.curve import usual_radii
+from rkd.evaluation.journal import MONTH, Journal
+from rkd.evaluation.result import Evaluation
+from rkd.evaluation.transfer import identity, transfer_matrix
+from rkd.nets.net import Net
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import assignments, merge, parse, read_recipe, toml
-from rkd.registry.evaluation import curve_attack
-from rkd.registry.evaluation import evaluate_net as run_attacks
-from rkd.registry.foreign import settle_normalization
-from rkd.registry.load import load_file, load_run
-from rkd.registry.manifest import surroundings
-from rkd.registry.resolve import Plan, resolve
+from rkd.storage.config_key import training_key
+from rkd.storage.runfolder import RunFolder
+from rkd.workflow.build import choose_device
+from rkd.workflow.cache import cache_folder
+from rkd.workflow.evaluate import curve_attack
+from rkd.workflow.evaluate import evaluate_net as run_attacks
+from rkd.workflow.foreign import settle_normalization
+from rkd.workflow.load import load_file, load_run
+from rkd.workflow.manifest import surroundings
+from rkd.workflow.resolve import Plan, resolve
 
 from .interrupts import Interrupts
 from .progress import Display

@@ -7,18 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rkd.core.distributed import ALONE, leave
 from rkd.core.errors import TrainingFailed
-from rkd.core.runfolder import RunFolder
-from rkd.core.state import place_of
+from rkd.distributed.ranks import ALONE, leave
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig
-from rkd.registry.execute import execute
-from rkd.registry.resume import before_of
+from rkd.storage.runfolder import RunFolder
+from rkd.training.checkpoints import place_of
+from rkd.workflow.resume import before_of
+from rkd.workflow.train import execute
 
+from .commands.report import report_at_end
 from .interrupts import Interrupts
 from .progress import Display
-from .report import report_at_end
 from .results import show_run
 from .shared import App
 from .terminal import Terminal, duration, memory

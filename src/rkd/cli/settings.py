@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.runfolder import RunFolder, safe_name
+from rkd.storage.runfolder import RunFolder, safe_name
 
 from .shared import split_attacks
 
 if TYPE_CHECKING:
-    from rkd.core.distributed import Ranks
+    from rkd.distributed.ranks import Ranks
 
 Table = dict[str, Any]
 

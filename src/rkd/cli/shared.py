@@ -13,7 +13,7 @@ import click
 from rkd.core.errors import RkdError, did_you_mean
 
 if TYPE_CHECKING:
-    from rkd.core.distributed import Ranks
+    from rkd.distributed.ranks import Ranks
     from rkd.registry.catalog import Catalog
 
     from .terminal import Terminal
@@ -43,7 +43,7 @@ class App:
 
     def meet(self) -> Ranks:
         """Meet the other processes, if torchrun started any. All but the first are silent from then on."""
-        from rkd.core.distributed import join
+        from rkd.distributed.ranks import join
 
         self.ranks = join()
         if not self.ranks.first:

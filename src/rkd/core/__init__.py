@@ -1,1 +1,1 @@
-"""What everything rests on: interfaces, the Step, the training loop, evaluation. Imports torch, pluggy, stdlib."""
+"""The contract of rkd's parts, the Step and the training loop. Imports torch, pluggy and the standard library."""

@@ -17,8 +17,8 @@ from .types import Batch, Mode, Schedule, Shape, ThreatModel, View
 if TYPE_CHECKING:  # the registry reads these without torch
     from torch import Tensor, nn
 
-    from .data import Dataset
-    from .nets import NetStudent
+    from ..data.dataset import Dataset
+    from ..nets.net import NetStudent
     from .random import Noise
     from .step import Step
 
@@ -29,7 +29,7 @@ Probe = Callable[["Tensor"], "Tensor"]
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A frozen net that teaches. `rkd.core.nets.NetTeacher` makes one of any `nn.Module`.
+    """A frozen net that teaches. `rkd.nets.net.NetTeacher` makes one of any `nn.Module`.
 
     class Constant:                     # knows nothing, and says so
         role = "clean"
@@ -46,7 +46,7 @@ class Teacher(Protocol):
 
 @runtime_checkable
 class Student(Protocol):
-    """The net that is trained. `rkd.core.nets.NetStudent` makes one of any `nn.Module`."""
+    """The net that is trained. `rkd.nets.net.NetStudent` makes one of any `nn.Module`."""
 
     def logits(self, images: Mapping[View, Tensor], mode: Mode) -> Mapping[View, Tensor]:
         """`(B, K)` per view. Views run in the order of the mapping: batch norm's running statistics see it."""
@@ -315,7 +315,7 @@ class TeacherSource(Protocol):
     def __call__(self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset) -> nn.Module | None:
         """The teacher's net, taking images in [0, 1]; None if the reference is not for this source.
 
-        `build(NAME, options={})` makes an untrained `rkd.core.nets.Net` of that model, normalised for `data`.
+        `build(NAME, options={})` makes an untrained `rkd.nets.net.Net` of that model, normalised for `data`.
         """
         ...
 

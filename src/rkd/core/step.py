@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..nets.net import NetStudent
+from .attack import StepTarget, rough_side
 from .errors import Refused, RkdError
 from .interfaces import Attack, Objective, Probe, Student, Teacher
-from .nets import NetStudent
 from .random import Noise, forked, key
-from .target import StepTarget, rough_side
 from .types import Batch, Mode, RoughPart, ThreatModel, View
 
 

@@ -13,24 +13,24 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import to_cpu
-from .data import Dataset, Loader, Split
-from .distributed import ALONE, Ranks
+from ..data.dataset import Dataset, Loader, Split
+from ..distributed.ranks import ALONE, Ranks
+from ..distributed.sync_batchnorm import synchronised
+from ..evaluation.evaluate import evaluate
+from ..nets.memory_format import follow
+from ..nets.memory_format import restore as as_kept
+from ..nets.net import Net, NetStudent
+from ..storage.runfolder import RunFolder
+from ..storage.serialize import to_cpu
+from ..training.checkpoints import Keeper, Saving, copied, restore, state_of
+from ..training.divergence import ADVICE, Guard, OnNan, RolledBack
+from ..training.metrics import Meter
 from .errors import RkdError, TrainingFailed
-from .evaluate import evaluate
-from .gradients import backward, share_gradients, weight
-from .guard import ADVICE, Guard, OnNan, RolledBack
-from .hookspecs import RunHooks
+from .hooks import RunHooks
 from .interfaces import Loss, Scheduler, Teacher
-from .layout import follow
-from .layout import restore as as_kept
-from .meter import Meter
-from .nets import Net, NetStudent
+from .objective import backward, share_gradients, weight
 from .random import forked, key
-from .runfolder import RunFolder
-from .state import Keeper, Saving, copied, restore, state_of
 from .step import AttackPlan, Step
-from .syncnorm import synchronised
 from .types import Batch, Schedule, View, at
 
 

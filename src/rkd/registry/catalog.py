@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from rkd.core.errors import RkdError, UnknownName, did_you_mean, shown
-from rkd.core.hookspecs import KINDS
+from rkd.core.hooks import KINDS
 from rkd.core.interfaces import Family
 
 from . import options
-from .manager import Plugin, Plugins, load_plugins
+from .plugins import Plugin, Plugins, load_plugins
 
 LONGEST = 80
 """Characters of a component's name."""

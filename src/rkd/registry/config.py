@@ -15,8 +15,8 @@ import tomli_w
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown, with_input
-from rkd.core.schedules import parse_number, parse_schedule
-from rkd.core.text import DEEPEST, parse_toml, read_text
+from rkd.registry.schedules import parse_number, parse_schedule
+from rkd.storage.text import DEEPEST, parse_toml, read_text
 
 Table = dict[str, Any]
 

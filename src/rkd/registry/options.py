@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
 from pydantic import BeforeValidator, ConfigDict, ValidationError, create_model
 
 from rkd.core.errors import ConfigError, RkdError, did_you_mean, with_input
-from rkd.core.schedules import parse_number, parse_schedule
 from rkd.core.types import fraction
+from rkd.registry.schedules import parse_number, parse_schedule
 
 if TYPE_CHECKING:
     from .catalog import Entry

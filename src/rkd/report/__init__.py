@@ -1,4 +1,4 @@
-"""Pages, pictures and tables from run folders. Reads through `rkd.core.runfolder`, never touches a net.
+"""Pages, pictures and tables from run folders. Reads through `rkd.storage.runfolder`, never touches a net.
 
 `write_report(folder)` writes one run's page; `compare(folders)` puts several runs side by side. Importing this package
 costs the import of matplotlib and jinja2: do so inside the command that needs it.

@@ -8,8 +8,8 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rkd.core.errors import RkdError
-from rkd.core.files import write_atomic
 from rkd.core.types import attack_name, fraction
+from rkd.storage.files import write_atomic
 
 from . import values
 from .draw import Picture

@@ -7,22 +7,10 @@ from pathlib import Path, PurePath
 from typing import Any, TypeVar
 
 from rkd.core.errors import RkdError
-from rkd.core.runfolder import RunFolder
-from rkd.core.text import MOST_JSON, parse_json, parse_toml, read_text
+from rkd.storage.runfolder import RunFolder
+from rkd.storage.text import MOST_JSON, parse_json, parse_toml, read_text
 
-from .data import (
-    MOST_CLASSES,
-    Calibration,
-    Corruptions,
-    Curve,
-    Doubt,
-    Example,
-    Net,
-    RunData,
-    Search,
-    Seen,
-    Transfer,
-)
+from .data import MOST_CLASSES, Calibration, Corruptions, Curve, Doubt, Example, Net, RunData, Search, Seen, Transfer
 from .values import block, interval, items, number, setting, shallow, share, shortened, table, text, whole
 
 T = TypeVar("T")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rkd import __version__
 from rkd.core.errors import RkdError
-from rkd.core.runfolder import RunFolder
+from rkd.storage.runfolder import RunFolder
 
 from . import charts, epochs, summary
 from .data import Net

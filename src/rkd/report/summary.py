@@ -11,19 +11,7 @@ from rkd.core.types import attack_name
 
 from .data import Net, RunData
 from .gallery import Gallery
-from .values import (
-    between,
-    grouped,
-    items,
-    number,
-    percent,
-    radius,
-    setting,
-    shortened,
-    table,
-    text,
-    whole,
-)
+from .values import between, grouped, items, number, percent, radius, setting, shortened, table, text, whole
 
 
 def badge(run: RunData) -> tuple[str, str]:

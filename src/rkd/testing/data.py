@@ -8,14 +8,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from rkd.core.corruption import SEVERITIES
-from rkd.core.data import Dataset, Split, check_images
 from rkd.core.errors import RkdError
 from rkd.core.interfaces import Augment, Corruption, FiniteAugment
 from rkd.core.random import Noise
 from rkd.core.types import Batch
+from rkd.data.dataset import Dataset, Split, check_images
+from rkd.evaluation.corruptions import SEVERITIES
 from rkd.registry.config import parse
-from rkd.registry.customs import with_names
+from rkd.registry.defaults import with_names
 
 from .state import promise, require, untouched
 from .tiny import SHAPE, tiny_batch
@@ -25,7 +25,7 @@ from .tiny import SHAPE, tiny_batch
 def check_dataset(data: Dataset) -> None:
     """Raise AssertionError unless `data`, what a source returns, is fit to train on. Looks at a few images only."""
     who = f"data set {data.name!r}"
-    require(isinstance(data, Dataset), f"a source must return an rkd.core.data.Dataset, got {type(data).__name__}")
+    require(isinstance(data, Dataset), f"a source must return an rkd.data.dataset.Dataset, got {type(data).__name__}")
     require(data.name, "a data set needs a name")
     require(len(data.classes) >= 2, f"{who} needs two or more classes, got {data.classes!r}")
     require(len(set(data.classes)) == len(data.classes), f"{who}: two classes share a name")

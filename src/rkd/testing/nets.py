@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from rkd.core.interfaces import Conversion, Model
-from rkd.core.modes import running
-from rkd.core.nets import Net, NetStudent
 from rkd.core.random import forked
 from rkd.core.types import Shape
+from rkd.nets.modes import running
+from rkd.nets.net import Net, NetStudent
 
 from .state import promise, require, untouched
 from .tiny import tiny_batch, tiny_net

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core import ops
-from rkd.core.data import check_images
 from rkd.core.errors import Refused, RkdError
 from rkd.core.interfaces import Attack, Objective, Probe, Target
-from rkd.core.nets import NetStudent
 from rkd.core.step import AttackPlan, Step
 from rkd.core.types import Batch, Mode, ThreatModel
+from rkd.data.dataset import check_images
+from rkd.nets.net import NetStudent
 
 from .state import promise, require, untouched
 from .tiny import FlatNet, LinearNet, Scaled, tiny_batch, tiny_net, tiny_step, tiny_teachers

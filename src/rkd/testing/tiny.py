@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rkd.core.data import ArraySplit, Dataset, Loader
 from rkd.core.interfaces import Attack, Loss, Objective, Scheduler, Teacher
-from rkd.core.nets import Net, NetStudent, NetTeacher
 from rkd.core.random import forked
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, run_hooks
 from rkd.core.types import Batch, Shape, ThreatModel
+from rkd.data.dataset import ArraySplit, Dataset, Loader
+from rkd.nets.net import Net, NetStudent, NetTeacher
 from rkd.registry.catalog import Catalog
 
 SHAPE: Shape = (3, 8, 8)

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core import ops
-from rkd.core.checkpoint import load_state, save_state
-from rkd.core.dry import dry_step
 from rkd.core.errors import RkdError
-from rkd.core.hookspecs import hookimpl
+from rkd.core.hooks import hookimpl
 from rkd.core.interfaces import Loss, Scheduler, Teacher
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, fit, run_hooks, update
 from rkd.core.types import Batch, at
+from rkd.storage.serialize import load_state, save_state
+from rkd.training.dry_run import dry_step
 
 from .search import OneStep, cross_entropy
 from .state import promise, require, untouched

@@ -14,10 +14,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.interfaces import Target
-from rkd.core.random import Noise, key
-from rkd.core.types import Mode, Norm, RoughPart, Schedule, ThreatModel
+from rkd.plugin import Mode, Noise, Norm, RoughPart, Schedule, Target, ThreatModel, key, ops
 
 from .pgd import _direction, _per_image, check_pixels, check_positive, check_word
 

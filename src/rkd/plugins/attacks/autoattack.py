@@ -47,11 +47,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Attack, Target
-from rkd.core.random import forked
-from rkd.core.types import Mode, Norm, Schedule
+from rkd.plugin import Attack, Mode, Norm, Schedule, Target, forked, hookimpl, ops
 
 from ._survivors import MOST_TARGETS, begin, check_search, judged, label_lead, misses, part
 from .apgd import ApgdCe, ApgdT

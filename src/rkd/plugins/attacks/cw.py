@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rkd.core.hookspecs import hookimpl
+from rkd.plugin import hookimpl
 
 from .pgd import Pgd
 

@@ -37,9 +37,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Target
-from rkd.core.types import Mode, Norm, Schedule
+from rkd.plugin import Mode, Norm, Schedule, Target, hookimpl
 
 from ._survivors import Catch, Flight, begin, check_search, label_lead
 from .pgd import _per_image, attacker

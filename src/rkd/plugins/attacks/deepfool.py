@@ -36,10 +36,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Target
-from rkd.core.types import Mode, Norm, Schedule
+from rkd.plugin import Mode, Norm, Schedule, Target, hookimpl, ops
 
 from ._survivors import Flight, begin, check_search, due, goals, misses
 from .pgd import _TINY, _per_image, _projection, attacker

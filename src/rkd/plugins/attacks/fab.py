@@ -53,11 +53,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Target
-from rkd.core.slope import slope
-from rkd.core.types import Mode, Norm, Schedule, ThreatModel
+from rkd.plugin import Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, slope
 
 from ._survivors import (
     MOST_TARGETS,

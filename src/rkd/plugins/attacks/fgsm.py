@@ -26,9 +26,7 @@ from typing import ClassVar, get_args
 
 from torch import Tensor
 
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Target
-from rkd.core.types import Mode, Schedule
+from rkd.plugin import Mode, Schedule, Target, hookimpl
 
 from .pgd import Start, attacker, check_positive, check_word, search
 

@@ -57,10 +57,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Target
-from rkd.core.types import Mode
+from rkd.plugin import Mode, Target, hookimpl, ops
 
 from ._survivors import Flight
 from .pgd import check_word

@@ -28,9 +28,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Target
-from rkd.core.types import Mode, Norm, Schedule, at
+from rkd.plugin import Mode, Norm, Schedule, Target, at, hookimpl
 
 from ._survivors import check_search
 from .pgd import _TINY, _direction, _per_image, _projection, _scaled, attacker, check_positive

@@ -47,11 +47,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.errors import Refused
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Target
-from rkd.core.types import Mode, Norm, Schedule, ThreatModel, at, fraction
+from rkd.plugin import Mode, Norm, Refused, Schedule, Target, ThreatModel, at, fraction, hookimpl, ops
 
 Start = Literal["uniform", "gaussian", "none"]
 Clip = Literal["each", "end"]

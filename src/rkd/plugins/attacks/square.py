@@ -48,12 +48,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.core.errors import Refused
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Target
-from rkd.core.random import Noise, key
-from rkd.core.types import Mode, Norm, Schedule, ThreatModel
-from rkd.core.windows import Windows, windows
+from rkd.plugin import Mode, Noise, Norm, Refused, Schedule, Target, ThreatModel, Windows, hookimpl, key, windows
 
 from ._survivors import Catch, Flight, begin, check_search, label_lead, part, rough
 from .pgd import _per_image, attacker

@@ -37,12 +37,7 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from rkd.core.errors import Refused, RkdError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Parts, Target
-from rkd.core.ready import Finite
-from rkd.core.transfer import identity
-from rkd.core.types import Mode, Norm, Schedule
+from rkd.plugin import Finite, Mode, Norm, Parts, Refused, RkdError, Schedule, Target, hookimpl, identity
 
 
 @dataclass

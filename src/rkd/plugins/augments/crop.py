@@ -28,10 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rkd.core.errors import ConfigError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.random import Noise
-from rkd.core.types import Batch, Shape
+from rkd.plugin import Batch, ConfigError, Noise, Shape, hookimpl
 
 
 def shifted(x: Tensor, down: Tensor, right: Tensor, padding: int) -> Tensor:

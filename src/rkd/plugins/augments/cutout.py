@@ -23,10 +23,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rkd.core.errors import ConfigError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.random import Noise
-from rkd.core.types import Batch, Shape
+from rkd.plugin import Batch, ConfigError, Noise, Shape, hookimpl
 
 
 @dataclass

@@ -16,10 +16,7 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
-from rkd.core.errors import ConfigError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.random import Noise
-from rkd.core.types import Batch, Shape
+from rkd.plugin import Batch, ConfigError, Noise, Shape, hookimpl
 
 
 @dataclass

@@ -39,10 +39,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rkd.core.errors import ConfigError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.random import Noise
-from rkd.core.types import Batch
+from rkd.plugin import Batch, ConfigError, Noise, hookimpl
 
 
 def symmetric_beta(alpha: float, u: Tensor, v: Tensor) -> Tensor:

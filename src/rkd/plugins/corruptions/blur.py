@@ -34,10 +34,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rkd.core.corruption import at_severity
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Corruption
-from rkd.core.random import Noise
+from rkd.plugin import Corruption, Noise, at_severity, hookimpl
 
 
 def gaussian_blur(x: Tensor, severity: int, noise: Noise) -> Tensor:

@@ -18,10 +18,7 @@ from io import BytesIO
 import torch
 from torch import Tensor
 
-from rkd.core.corruption import at_severity
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Corruption
-from rkd.core.random import Noise
+from rkd.plugin import Corruption, Noise, at_severity, hookimpl
 
 
 def jpeg(x: Tensor, severity: int, noise: Noise) -> Tensor:

@@ -28,10 +28,7 @@ import math
 import torch
 from torch import Tensor
 
-from rkd.core.corruption import at_severity
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Corruption
-from rkd.core.random import Noise
+from rkd.plugin import Corruption, Noise, at_severity, hookimpl
 
 from .blur import enlarged, streaked
 

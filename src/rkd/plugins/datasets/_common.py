@@ -9,10 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from rkd.core.data import Split
-from rkd.core.random import Noise, key
-from rkd.core.text import expanded
-from rkd.core.types import Shape, ThreatModel
+from rkd.plugin import Noise, Shape, Split, ThreatModel, expanded, key
 
 
 def locate(path: str, dir: str | None) -> Path:

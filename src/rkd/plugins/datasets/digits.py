@@ -21,9 +21,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rkd.core.data import ArraySplit, Dataset
-from rkd.core.hookspecs import hookimpl
-from rkd.core.types import ThreatModel
+from rkd.plugin import ArraySplit, Dataset, ThreatModel, hookimpl
 
 from ._common import fingerprint_of, statistics, stratified
 

@@ -33,11 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rkd.core.data import ArraySplit, Dataset, Split
-from rkd.core.errors import ConfigError, DataError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Family
-from rkd.core.types import Shape
+from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, Split, hookimpl
 
 from ._common import customary_threat, fingerprint, locate, spread, statistics, stratified
 

@@ -28,11 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rkd.core.data import ArraySplit, Dataset, check_images
-from rkd.core.errors import ConfigError, DataError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Family
-from rkd.core.types import Shape
+from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, check_images, hookimpl
 
 from ._common import compact, customary_threat, fingerprint_of, locate, statistics
 

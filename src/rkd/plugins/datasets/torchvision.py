@@ -56,11 +56,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rkd.core.data import ArraySplit, Dataset
-from rkd.core.errors import DataError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.text import expanded
-from rkd.core.types import ThreatModel
+from rkd.plugin import ArraySplit, DataError, Dataset, ThreatModel, expanded, hookimpl
 
 from ._cifar import read_cifar
 from ._common import fingerprint_of

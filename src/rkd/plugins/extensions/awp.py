@@ -25,11 +25,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rkd.core.gradients import backward
-from rkd.core.hookspecs import hookimpl
-from rkd.core.step import Step
-from rkd.core.trainer import Run
-from rkd.core.types import Schedule, at
+from rkd.plugin import Run, Schedule, Step, at, backward, hookimpl
 
 
 @dataclass

@@ -26,9 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rkd.core.hookspecs import hookimpl
-from rkd.core.nets import NetStudent
-from rkd.core.trainer import Run
+from rkd.plugin import NetStudent, Run, hookimpl
 
 
 @dataclass

@@ -26,11 +26,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.hookspecs import hookimpl
-from rkd.core.ops import Reduction
-from rkd.core.step import Step
-from rkd.core.types import Schedule, at, check_range
+from rkd.plugin import Reduction, Schedule, Step, at, check_range, hookimpl, ops
 
 
 @dataclass

@@ -17,9 +17,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.hookspecs import hookimpl
-from rkd.core.step import Step
+from rkd.plugin import Step, hookimpl, ops
 
 
 @dataclass

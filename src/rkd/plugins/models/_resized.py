@@ -17,8 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core.errors import ConfigError, Refused, RkdError
-from rkd.core.types import Shape
+from rkd.plugin import ConfigError, Refused, RkdError, Shape
 
 SIDES = (32, 64, 128, 224)
 LARGEST = 1024

@@ -26,9 +26,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core.errors import ConfigError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.types import Shape
+from rkd.plugin import ConfigError, Shape, hookimpl
 
 STAGES = (
     # expansion, planes, blocks, stride of the first block

@@ -33,9 +33,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core.errors import ConfigError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.types import Shape
+from rkd.plugin import ConfigError, Shape, hookimpl
 
 
 class PreActBlock(nn.Module):

@@ -29,9 +29,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core.errors import ConfigError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.types import Shape
+from rkd.plugin import ConfigError, Shape, hookimpl
 
 
 def shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:

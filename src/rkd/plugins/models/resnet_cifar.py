@@ -29,10 +29,7 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core.errors import ConfigError, shown
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Family
-from rkd.core.types import Shape
+from rkd.plugin import ConfigError, Family, Shape, hookimpl, shown
 
 
 class PadShortcut(nn.Module):

@@ -34,9 +34,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core.errors import ConfigError, Refused
-from rkd.core.hookspecs import hookimpl
-from rkd.core.types import Shape
+from rkd.plugin import ConfigError, Refused, Shape, hookimpl
 
 
 class SmallNet(nn.Module):

@@ -27,10 +27,7 @@ from typing import Any
 
 from torch import nn
 
-from rkd.core.errors import UnknownName, WeightsError, did_you_mean
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Family
-from rkd.core.types import Shape
+from rkd.plugin import Family, Shape, UnknownName, WeightsError, did_you_mean, hookimpl
 
 from ._resized import Size, fit
 

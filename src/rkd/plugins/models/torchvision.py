@@ -32,10 +32,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rkd.core.errors import Refused, UnknownName, WeightsError, did_you_mean
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Family
-from rkd.core.types import Shape
+from rkd.plugin import Family, Refused, Shape, UnknownName, WeightsError, did_you_mean, hookimpl
 
 from ._resized import Size, fit
 

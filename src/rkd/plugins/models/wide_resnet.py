@@ -42,10 +42,7 @@ from typing import ClassVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core.errors import ConfigError, shown
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import Family
-from rkd.core.types import Shape
+from rkd.plugin import ConfigError, Family, Shape, hookimpl, shown
 
 
 class Block(nn.Module):

@@ -48,12 +48,10 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.hookspecs import hookimpl
+from rkd.plugin import hookimpl, ops
 
 if TYPE_CHECKING:
-    from rkd.core.interfaces import Probe
-    from rkd.core.step import Step
+    from rkd.plugin import Probe, Step
 
 
 def kl_student(step: Step, probe: Probe, x: Tensor) -> Tensor:

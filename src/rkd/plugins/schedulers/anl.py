@@ -29,10 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rkd.core.errors import Refused
-from rkd.core.hookspecs import hookimpl
-from rkd.core.step import Step
-from rkd.core.types import Schedule, at, check_range
+from rkd.plugin import Refused, Schedule, Step, at, check_range, hookimpl
 
 
 @dataclass

@@ -20,10 +20,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from rkd.core.errors import Refused
-from rkd.core.hookspecs import hookimpl
-from rkd.core.nets import NetStudent
-from rkd.core.norm import Router, add_auxiliary
+from rkd.plugin import NetStudent, Refused, Router, add_auxiliary, hookimpl
 
 
 @dataclass

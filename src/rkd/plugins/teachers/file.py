@@ -1,7 +1,7 @@
 """Teachers from weights files: `MODEL@FILE`, such as `wrn34@trades.pt`.
 
 `.safetensors`, or `.pt`, `.pth`, `.th`, `.t7`, `.tar` read with `weights_only=True`. The file's names must be those
-of the architecture; see `rkd.core.weights` for the wrappers and prefixes that are taken off. A normalisation that
+of the architecture; see `rkd.nets.weights` for the wrappers and prefixes that are taken off. A normalisation that
 the file stores (`mean` and `std`, or `mu` and `sigma`) becomes the teacher's.
 """
 
@@ -12,12 +12,17 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from rkd.core.data import Dataset
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import TeacherReference
-from rkd.core.nets import Net
-from rkd.core.text import expanded
-from rkd.core.weights import built_for, load_into, read_weights, take_normalization
+from rkd.plugin import (
+    Dataset,
+    Net,
+    TeacherReference,
+    built_for,
+    expanded,
+    hookimpl,
+    load_into,
+    read_weights,
+    take_normalization,
+)
 
 
 @dataclass

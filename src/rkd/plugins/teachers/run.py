@@ -11,14 +11,18 @@ from pathlib import Path
 
 from torch import nn
 
-from rkd.core.card import read_card
-from rkd.core.data import Dataset
-from rkd.core.errors import WeightsError
-from rkd.core.hookspecs import hookimpl
-from rkd.core.interfaces import TeacherReference
-from rkd.core.nets import Net
-from rkd.core.runfolder import RunFolder
-from rkd.core.weights import built_for, load_into, without_download
+from rkd.plugin import (
+    Dataset,
+    Net,
+    RunFolder,
+    TeacherReference,
+    WeightsError,
+    built_for,
+    hookimpl,
+    load_into,
+    read_card,
+    without_download,
+)
 
 
 @dataclass

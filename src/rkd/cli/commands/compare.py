@@ -1,0 +1,87 @@
+"""`rkd compare`: several runs, or evaluations that `rkd eval --save` kept, in one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rkd.core.errors import RkdError
+
+from ..shared import RUNS, App, find_run, json_option, pass_app, verbosity_options
+
+if TYPE_CHECKING:
+    from rkd.report import Comparison
+
+    from ..terminal import Column
+
+
+@click.command("compare", short_help="Put several runs into one table.")
+@click.argument("runs", metavar="RUN|EVALUATION...", nargs=-1, required=True, type=click.Path())
+@click.option("--attack", metavar="NAME", help="Measure of robustness for W-Robust, NRR and the trade-off; the worst "
+              "case unless given.")  # fmt: skip
+@click.option("--csv", "as_csv", is_flag=True, help="The runs as CSV on stdout.")
+@click.option("--latex", "as_latex", is_flag=True, help="The table in LaTeX (booktabs) on stdout.")
+@click.option("--html", metavar="FILE", type=click.Path(), help="Also write a page with the clean/robust trade-off.")
+@click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where runs named without a path are.")
+@json_option
+@verbosity_options
+@pass_app
+def compare(
+    app: App, runs: tuple[str, ...], attack: str | None, as_csv: bool, as_latex: bool, html: str | None, out: str
+) -> None:
+    """Clean and attacked accuracy of finished runs, side by side.
+
+    RUN is a run's folder, or its name under --out; EVALUATION a folder that `rkd eval --save` wrote. Runs that differ
+    by seed alone share a row, and so do evaluations of such runs: mean ± standard deviation. A single one has its 95 %
+    interval.
+    """
+    if app.json + as_csv + as_latex > 1:
+        raise RkdError("--json, --csv and --latex each fill stdout: give one of them")
+    folders = [find_run(run, out, evaluations=True) for run in runs]
+    with app.terminal.guarded():
+        from rkd import report
+        from rkd.storage.runfolder import RunFolder
+
+        found = report.compare([RunFolder.open_results(path) for path in folders], attack)
+        written = report.write_comparison(found, Path(html)) if html else []
+    if app.json:
+        app.terminal.json(report.to_json(found) | {"written": [str(path) for path in written]})
+    elif as_csv or as_latex:
+        app.terminal.result((report.to_csv(found) if as_csv else report.to_latex(found)).rstrip("\n"))
+    else:
+        _show(found, app)
+    for warning in found.warnings:
+        app.terminal.warning(warning)
+    if written:
+        app.terminal.message(f"wrote {', '.join(map(str, written))}")
+
+
+def show_comparison(paths: Sequence[Path], app: App) -> None:
+    """The table of runs that are known to be finished, with its warnings; one JSON object with --json."""
+    with app.terminal.guarded():
+        from rkd import report
+        from rkd.storage.runfolder import RunFolder
+
+        found = report.compare([RunFolder.open(path) for path in paths])
+    if app.json:
+        app.terminal.json(report.to_json(found))
+    else:
+        _show(found, app)
+    for warning in found.warnings:
+        app.terminal.warning(warning)
+
+
+def _show(found: Comparison, app: App) -> None:
+    from rkd.report import basis, cells, where
+
+    titles, rows = cells(found)
+    several = len(found.runs) > len(found.groups)
+    head: list[Column] = ["", *([("seeds", "right")] if several else []), *((title, "right") for title in titles)]
+    lines = [
+        [group.name, *([str(len(group.runs))] if several else []), *row]
+        for group, row in zip(found.groups, rows, strict=True)
+    ]
+    app.terminal.table(head, lines, f"Accuracy in % on {where(found)}{basis(found)}")

@@ -1,0 +1,73 @@
+"""`rkd info`: all there is to know about a component."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rkd.core.hooks import KINDS
+
+from ..shared import App, json_option, pass_app, plugin_option
+
+if TYPE_CHECKING:
+    from ..terminal import Terminal
+
+
+@click.command("info", short_help="Describe a component and its options.")
+@click.argument("name")
+@click.option("--kind", type=click.Choice(list(KINDS)), help="Where several kinds have a component of that name.")
+@json_option
+@plugin_option
+@pass_app
+def info(app: App, name: str, kind: str | None) -> None:
+    """Show a component's description, options and defaults."""
+    from ..about import about, find
+
+    with app.terminal.guarded():
+        found = [about(entry) for entry in find(app.catalog(), name, kind)]
+    if app.json:
+        app.terminal.json(found[0] if len(found) == 1 else {"components": found})
+        return
+    for number, item in enumerate(found):
+        if number:
+            app.terminal.result()
+        _show(item, app.terminal)
+
+
+def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
+    terminal.result(f"{item['kind']} {item['name']}", "bold")
+    terminal.result(f"from {item['distribution']} {item['version']} ({item['module']})", "dim")
+    if item["examples"]:
+        terminal.result(f"such as {', '.join(item['examples'])}")
+    # BibTeX is for `rkd cite`.
+    about = re.sub(r"\n*```bibtex\n.*?```", "", item["about"], flags=re.DOTALL)
+    for text in (item["description"], about):
+        if text:
+            terminal.result(f"\n{text}", wrap=True)
+    if about != item["about"]:
+        terminal.result(f"\nto cite it: rkd cite {item['name']}")
+    if item["roles"]:
+        terminal.result(f"\nteachers, by role: {', '.join(item['roles'])}")
+    if item["defaults"]:
+        defaults = ", ".join(f"{key} = {value}" for key, value in item["defaults"].items())
+        terminal.result(f"\nthe method's defaults: {defaults}", wrap=True)
+    if item["options"]:
+        terminal.result()
+        rows = [[o["name"], _default(o), o["type"]] for o in item["options"]]
+        terminal.table(["option", "default", ("type", "wrap")], rows)
+    else:
+        terminal.result("\nno options")
+
+
+def _default(option: Mapping[str, Any]) -> str:
+    if "fixed" in option:
+        return f"{option['fixed']} (by the name)"
+    if option["required"]:
+        return "required"
+    value = option["default"]
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}={inner}" for key, inner in value.items()) or "-"
+    return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

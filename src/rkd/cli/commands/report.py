@@ -1,0 +1,86 @@
+"""`rkd report`: one page about a run, or about an evaluation that `rkd eval --save` kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from ..shared import RUNS, App, find_run, json_option, pass_app, plugin_option, verbosity_options
+
+if TYPE_CHECKING:
+    from rkd.registry.catalog import Catalog
+    from rkd.storage.runfolder import RunFolder
+
+
+@click.command("report", short_help="Write a page about a run or a saved evaluation, with pictures.")
+@click.argument("run", metavar="RUN|EVALUATION", type=click.Path())
+@click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where runs named without a path are.")
+@json_option
+@verbosity_options
+@plugin_option
+@pass_app
+def report(app: App, run: str, out: str) -> None:
+    """Write RUN/report.html, one page that needs no network, and its pictures to RUN/plots.
+
+    RUN is a run's folder, or its name under --out. Of a run that is not finished the page shows what there is.
+    EVALUATION is a folder that `rkd eval --save` wrote.
+    """
+    path = find_run(run, out, evaluations=True)
+    with app.terminal.guarded():
+        from rkd.storage.runfolder import RunFolder
+
+        folder = RunFolder.open_results(path)
+        page, left_out = report_on(folder, app.catalog(), app)
+    pictures = sorted(str(file) for file in (path / "plots").glob("*.*"))
+    for line in left_out:
+        app.terminal.message(f"left out: {line}", always=True)
+    if app.json:
+        app.terminal.json({"run": str(path), "report": str(page), "pictures": pictures, "left_out": left_out})
+    else:
+        app.terminal.result(
+            f"wrote {page}" + (f" and {len(pictures)} pictures in {path / 'plots'}" if pictures else "")
+        )
+
+
+def report_on(folder: RunFolder, catalog: Catalog, app: App) -> tuple[Path, list[str]]:
+    """Write a run's report with its citations. Returns the page, and what of the folder could not be shown."""
+    from rkd.report import build_report, save_report
+
+    citations, problem = citations_of(folder, catalog, app)
+    made = build_report(folder, citations)
+    return save_report(made, folder), [*made.left_out, *([problem] if problem else [])]
+
+
+def report_at_end(folder: RunFolder, catalog: Catalog, app: App) -> None:
+    """The page of what just ended. The results are there: whatever goes wrong with a picture must not make it look
+    failed."""
+    try:
+        with app.terminal.guarded():
+            page, left_out = report_on(folder, catalog, app)
+    except Exception as error:
+        app.terminal.warning(f"the report could not be written ({error}); `rkd report {folder.path}` tries again")
+        return
+    for line in left_out:
+        app.terminal.message(f"left out of the report: {line}")
+    app.terminal.message(f"report: {page}")
+
+
+def citations_of(folder: RunFolder, catalog: Catalog, app: App) -> tuple[dict[str, str] | None, str]:
+    """BibTeX entries of a run's parts by their keys, as `rkd cite` gives them; None and the reason where its
+    configuration cannot be read for parts."""
+    from rkd.core.errors import ConfigError
+
+    from .cite import citations, parts_of
+
+    found: dict[str, str] = {}
+    try:
+        for entry in parts_of(folder.path, catalog, app):
+            for key, text in citations(entry).items():
+                found.setdefault(key, text)
+    except (ConfigError, KeyError, TypeError, AttributeError, ValueError) as error:
+        # A configuration that no run wrote; `rkd run` would say what is wrong with it.
+        name = (folder.evaluation if folder.is_evaluation else folder.config).name
+        return None, f"citations: {name} names no parts that can be read ({type(error).__name__})"
+    return found, ""

@@ -1,0 +1,1 @@
+"""Data sets, loaders and what keeps images ready for the device."""

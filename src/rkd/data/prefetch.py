@@ -1,0 +1,153 @@
+"""Images on their way to a training: on the device already, or read ahead while the step before runs.
+
+Whichever way they come, the same batches come: an image follows from its position alone.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from ..core.errors import RkdError
+
+if TYPE_CHECKING:
+    from .dataset import Split
+
+AHEAD = 2
+"""Batches that are read while a step runs, of each worker."""
+
+SHARE = 0.25
+"""Images are kept on a GPU if they take at most this share of its free memory: the training needs the rest."""
+
+
+class Feed:
+    """The images of a split, batch by batch, for a training on `device`.
+
+    Images in memory go to a GPU once, as they are kept (8-bit ones as bytes), if they fit there. All others are read
+    ahead: by a thread, or by `workers` processes (for files whose decoding holds Python's lock), into pinned memory for
+    a GPU. Images in the memory of a CPU that trains need none of that.
+    """
+
+    def __init__(self, split: Split, device: torch.device, workers: int = 0) -> None:
+        self.split = split
+        self.device = device
+        self.workers = workers
+        self._pin = device.type == "cuda"
+        self.direct = getattr(split, "in_memory", False)
+        """Whether a batch is there when it is asked for, without reading ahead."""
+        self._kept: Tensor | None = None
+        if self.direct and device.type != "cpu":
+            self._kept = _kept(split, device)
+            self.direct = self._kept is not None
+
+    def batches(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        """The images at each of `indices`, `(B, C, H, W)` float32 in [0, 1] on the device, in order."""
+        if self.direct:
+            for index in indices:
+                yield self.images(index)
+        else:
+            found = self._by_workers(indices) if self.workers else self._by_a_thread(indices)
+            for raw in found:
+                yield as_images(raw.to(self.device, non_blocking=True))
+
+    def images(self, index: Tensor) -> Tensor:
+        """The images at `index (B,)`, at once."""
+        if self._kept is not None:
+            return as_images(self._kept[send(index, self.device)])
+        return as_images(send(pixels(self.split, index), self.device))
+
+    def _by_a_thread(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        with ThreadPoolExecutor(1, "rkd-feed") as pool:
+            pending: deque[Future[Tensor]] = deque()
+            try:
+                for index in indices:
+                    pending.append(pool.submit(self._read, index))
+                    if len(pending) > AHEAD:
+                        yield pending.popleft().result()
+                while pending:
+                    yield pending.popleft().result()
+            finally:
+                for future in pending:
+                    future.cancel()
+
+    def _by_workers(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        # A generator of its own: DataLoader would draw its workers' seeds from the global one.
+        loader = DataLoader(
+            _Pixels(self.split),
+            sampler=_Given(indices),
+            batch_size=None,
+            num_workers=self.workers,
+            prefetch_factor=AHEAD,
+            pin_memory=self._pin,
+            generator=torch.Generator(),
+        )
+        try:
+            yield from loader
+        # Without a connection: it died between announcing an image and handing it over.
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            if isinstance(error, RuntimeError) and "worker" not in str(error).lower():
+                raise
+            first = (str(error) or type(error).__name__).splitlines()[0]
+            raise RkdError(
+                f"a process that reads images died (killed, or out of memory?): {first}; "
+                "continue with rkd run --resume, with fewer of them (--set data.workers=1) or none (0)"
+            ) from None
+
+    def _read(self, index: Tensor) -> Tensor:
+        raw = pixels(self.split, index)
+        return raw.pin_memory() if self._pin else raw
+
+
+class _Pixels(Dataset[Tensor]):
+    """A split for DataLoader, a batch at a time. What a file's reader raises comes back as it is."""
+
+    def __init__(self, split: Split) -> None:
+        self.split = split
+
+    def __getitem__(self, index: Tensor) -> Tensor:
+        return pixels(self.split, index)
+
+
+class _Given(torch.utils.data.Sampler[Tensor]):
+    def __init__(self, indices: Sequence[Tensor]) -> None:
+        self.indices = indices
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.indices)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on the device; the host does not wait for a GPU to get it."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
+
+
+def pixels(split: Split, index: Tensor) -> Tensor:
+    """The images at `index` as the split keeps them: bytes, where it has `pixels(index)`, else `images(index)`."""
+    return split.pixels(index) if hasattr(split, "pixels") else split.images(index)
+
+
+def as_images(raw: Tensor) -> Tensor:
+    """Bytes to float32 in [0, 1]; floats as they are."""
+    return raw.float() / 255 if raw.dtype == torch.uint8 else raw
+
+
+def _kept(split: Split, device: torch.device) -> Tensor | None:
+    """All images on the device; None if they would take too much of its memory."""
+    one = pixels(split, torch.zeros(1, dtype=torch.int64))
+    if one.nbytes * len(split) > SHARE * free_bytes(device):
+        return None
+    return pixels(split, torch.arange(len(split))).to(device)
+
+
+def free_bytes(device: torch.device) -> float:
+    """Free memory of a device; without bound where it does not tell."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else float("inf")

@@ -1,0 +1,107 @@
+"""What a long evaluation has found so far, so that a killed one goes on where it was."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from torch import Tensor
+
+from ..core.errors import RkdError
+from ..storage.files import write_atomic
+from ..storage.serialize import pack, unpack
+
+MONTH = 30 * 24 * 3600.0
+"""Seconds."""
+
+
+class Journal:
+    """Under `root` a folder for each evaluation, named by what is evaluated, with one file a batch.
+
+    One object serves several evaluations, one after the other. Two processes may write the same one: a file is there
+    whole or not at all, and both would write the same. `kept`: seconds after which an evaluation in the same folder
+    that nobody goes on with is removed; None: never.
+    """
+
+    def __init__(self, root: Path | str, kept: float | None = None) -> None:
+        self.root = Path(root)
+        self.kept = kept
+        self.path = self.root
+        self._opened: list[Path] = []
+
+    def open(self, fingerprint: str) -> int:
+        """How many batches of that evaluation are there already. Raises RkdError if the folder cannot be made."""
+        self.path = self.root / fingerprint
+        if self.path.is_symlink() or self.root.is_symlink():
+            raise RkdError(f"{self.path} is a link to somewhere else: nothing is written there; remove it first")
+        self._opened.append(self.path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            os.utime(self.path)
+        except OSError as error:
+            raise RkdError(f"cannot make the folder {self.path}: {error.strerror}") from None
+        if self.kept is not None:
+            self._prune(time.time() - self.kept)
+        return sum(1 for _ in self.path.glob("*.safetensors"))
+
+    def read(self, what: str, number: int) -> dict[str, Tensor] | None:
+        """Batch `number` of `what`, or None: not there, or broken, and to be done again."""
+        path = self._file(what, number)
+        if path.is_symlink() or not path.is_file():
+            return None
+        try:
+            return unpack(path)[0]
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
+            return None
+
+    def write(self, what: str, number: int, found: Mapping[str, Tensor]) -> None:
+        """Keep a batch. Raises RkdError if the disk is full."""
+        with suppress(OSError):  # another process may have pruned it; what cannot be made, cannot be written either
+            self.path.mkdir(exist_ok=True)
+        write_atomic(self._file(what, number), pack(found))
+
+    def close(self) -> None:
+        """All evaluations that were opened are over and their results kept: their batches are needed no more."""
+        for path in self._opened:
+            shutil.rmtree(path, ignore_errors=True)
+        self._opened.clear()
+        with suppress(OSError):  # others' evaluations may be there
+            self.root.rmdir()
+
+    def _prune(self, oldest: float) -> None:
+        """Remove what nobody has written to since then: evaluations that were killed and never taken up.
+
+        Only folders that are called like a fingerprint. Opening an evaluation makes it new again, so only one that is
+        opened in the very moment of its removal loses what it had, and does it again.
+        """
+        with suppress(OSError):  # another process may be at it as well
+            for path in list(self.root.iterdir()):
+                ours = re.fullmatch(r"[0-9a-f]{32}", path.name) and path.is_dir() and not path.is_symlink()
+                if ours and path != self.path and path.stat().st_mtime < oldest:
+                    shutil.rmtree(path, ignore_errors=True)
+
+    def _file(self, what: str, number: int) -> Path:
+        # A name may be anything a plugin thought of: the file is called by its hash.
+        return self.path / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}-{number:06d}.safetensors"
+
+
+def fingerprint(*parts: object) -> str:
+    """A hash of texts, numbers and tensors."""
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu().contiguous()
+            digest.update(f"{part.dtype}{tuple(part.shape)}".encode())
+            digest.update(part.flatten().view(torch.uint8).numpy().tobytes() if part.numel() else b"")
+        else:
+            digest.update(repr(part).encode())
+        digest.update(b"\0")
+    return digest.hexdigest()[:32]

@@ -1,0 +1,164 @@
+"""What an evaluation found, sample by sample, and the numbers made of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..core.types import ThreatModel
+from .measures import calibration, interval, nrr, per_class, w_robust
+from .warnings import Doubt
+
+
+@dataclass
+class Outcome:
+    """What the net says to some version of the evaluated images. All tensors `(N,)`, on the CPU.
+
+    `confidence`: the largest probability, 0 where the logits are not numbers (such an answer counts as wrong).
+    `margin`: the label's logit minus the largest other one. `forwards` and `backwards` count images through the net
+    during the search, `others` those through other nets that it ran on (`transfer`); `about` says what was run.
+    `rounded`: right after rounding to 8 bits inside the ball, if that was asked for.
+    """
+
+    right: Tensor
+    prediction: Tensor
+    confidence: Tensor
+    rounded: Tensor | None = None
+    forwards: int = 0
+    backwards: int = 0
+    seconds: float = 0.0
+    about: dict[str, Any] = field(default_factory=dict)
+    margin: Tensor | None = None
+    others: tuple[int, ...] = (0, 0)
+
+
+@dataclass
+class Gallery:
+    """Some images with what an attack made of them: `clean` and `adversarial` `(M, C, H, W)`, and `(M,)` positions
+    among the evaluated samples with the attack's name."""
+
+    rows: Tensor
+    attacks: list[str]
+    clean: Tensor
+    adversarial: Tensor
+
+
+@dataclass
+class Evaluation:
+    """Which samples a net gets right: `clean` and, under each attack, `attacks[name]`, `(N,)` bool.
+
+    A sample counts as right under an attack if it is right both clean and attacked: an image that is already
+    wrong needs no attack, and none is run on it. `index`: positions in the data; `outcomes`: all that is known,
+    under `clean` and the attacks' names.
+    """
+
+    index: Tensor
+    labels: Tensor
+    outcomes: dict[str, Outcome]
+    classes: int
+    threat: ThreatModel = field(default_factory=ThreatModel)
+    warnings: list[Doubt] = field(default_factory=list)
+    gallery: Gallery | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Further findings by name (`curve`, `corruptions`, ...), plain values for JSON."""
+
+    @property
+    def samples(self) -> int:
+        return len(self.index)
+
+    @property
+    def clean(self) -> Tensor:
+        return self.outcomes["clean"].right
+
+    @property
+    def attacks(self) -> dict[str, Tensor]:
+        return {name: outcome.right for name, outcome in self.outcomes.items() if name != "clean"}
+
+    def accuracy(self, attack: str | None = None) -> float:
+        """A fraction in [0, 1]: clean, or under an attack."""
+        return float(self.outcomes[attack or "clean"].right.double().mean())
+
+    def w_robust(self, attack: str) -> float:
+        """(clean + robust) / 2, the measure of Zhao et al. (MTARD, ECCV 2022)."""
+        return w_robust(self.accuracy(), self.accuracy(attack))
+
+    def nrr(self, attack: str) -> float:
+        """The harmonic mean of clean and robust accuracy."""
+        return nrr(self.accuracy(), self.accuracy(attack))
+
+    def counts(self, attack: str) -> bool:
+        """Whether an attack keeps to the threat model, and so belongs into the worst case."""
+        return self.outcomes[attack].about.get("in_threat", True)
+
+    def worst(self) -> Tensor:
+        """Samples that every attack of the threat model left right, `(N,)` bool."""
+        right = self.clean.clone()
+        for name, survived in self.attacks.items():
+            if self.counts(name):
+                right &= survived
+        return right
+
+    def measures(self, attack: str) -> bool:
+        """Whether an attack's distance is that of the threat's norm: one that looks for the nearest image in L2 has
+        little to say about an Linf ball."""
+        return self.outcomes[attack].about.get("measure", self.threat.norm) == self.threat.norm
+
+    def summary(self) -> dict[str, Any]:
+        """Plain numbers for JSON."""
+        names = list(self.attacks)
+        worst = self.worst()
+        rights = {"clean": self.clean, **self.attacks, "worst_case": worst}
+        found: dict[str, Any] = {
+            "samples": self.samples,
+            "clean": self.accuracy(),
+            "attacks": {name: self.accuracy(name) for name in names},
+            "w_robust": {name: self.w_robust(name) for name in names},
+            "nrr": {name: self.nrr(name) for name in names},
+            "worst_case": float(worst.double().mean()),
+            "interval_95": {name: interval(right) for name, right in rights.items()},
+            "seconds": {name: round(outcome.seconds, 2) for name, outcome in self.outcomes.items()},
+            "warnings": [doubt.plain() for doubt in self.warnings],
+            "per_class": {name: per_class(right, self.labels, self.classes) for name, right in rights.items()},
+            "calibration": {name: calibration(o.confidence, o.right) for name, o in self.outcomes.items()},
+            "searches": {name: self._search(name) for name in names},
+        }
+        found["worst_class"] = {
+            name: min((a for a in accuracies if a is not None), default=None)
+            for name, accuracies in found["per_class"].items()
+        }
+        if any(o.rounded is not None for o in self.outcomes.values()):
+            found["rounded"] = self._rounded()
+        if self.gallery is not None:
+            found["examples"] = self._examples(self.gallery)
+        return found | self.extra
+
+    def _rounded(self) -> dict[str, float]:
+        """Accuracies on the images rounded to 8 bits: of each attack, and under all of the threat model."""
+        rights = {name: outcome.rounded for name, outcome in self.outcomes.items() if outcome.rounded is not None}
+        worst = self.clean.clone()
+        for name, right in rights.items():
+            if self.counts(name):
+                worst &= right
+        return {name: float(right.double().mean()) for name, right in {**rights, "worst_case": worst}.items()}
+
+    def _search(self, name: str) -> dict[str, Any]:
+        outcome = self.outcomes[name]
+        attacked = int(self.clean.sum())
+        fell = int((self.clean & ~outcome.right).sum())
+        counts = {"attacked": attacked, "fooled": fell, "forwards": outcome.forwards, "backwards": outcome.backwards}
+        if any(outcome.others):
+            counts |= dict(zip(("other_forwards", "other_backwards"), outcome.others, strict=True))
+        return outcome.about | counts | {"seconds": round(outcome.seconds, 2)}
+
+    def _examples(self, gallery: Gallery) -> list[dict[str, Any]]:
+        def said(name: str, row: int) -> dict[str, Any]:
+            outcome = self.outcomes[name]
+            return {"prediction": int(outcome.prediction[row]), "confidence": float(outcome.confidence[row])}
+
+        return [
+            {"index": int(self.index[row]), "label": int(self.labels[row]), "attack": name}
+            | {"clean": said("clean", row), "adversarial": said(name, row)}
+            for row, name in zip(gallery.rows.tolist(), gallery.attacks, strict=True)
+        ]

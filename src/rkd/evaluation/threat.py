@@ -1,0 +1,76 @@
+"""The ball that an attack keeps to: which it is, whether images are inside, and its 8-bit images."""
+
+from __future__ import annotations
+
+import math
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from ..core.errors import RkdError
+from ..core.step import AttackPlan
+from ..core.types import Norm, ThreatModel, at, fraction
+
+SLACK = 1e-6
+"""How far an adversarial image may stand outside its ball and [0, 1]: rounding."""
+
+
+def check_threat(threat: ThreatModel) -> None:
+    """Raise RkdError for a radius that no attacker has, or a norm that there is none of."""
+    if threat.norm not in get_args(Norm):
+        raise RkdError(f"the norm of a threat is one of {', '.join(get_args(Norm))}; got {threat.norm!r}")
+    if not 0 < threat.eps < math.inf:
+        raise RkdError(f"eps must be above 0 and finite, got {threat.eps:g}; for clean accuracy alone give no attack")
+    if threat.norm == "Linf" and threat.eps > 1:
+        raise RkdError(f"eps is in units of [0, 1] images, got {threat.eps:g}; 8/255 is meant by 8 of 255 levels")
+
+
+def reach(plan: AttackPlan, threat: ThreatModel) -> ThreatModel | None:
+    """The ball that an attack keeps to: its own `eps` and `norm`, else the threat's; None if it keeps to none."""
+    attack = plan.attack
+    if not getattr(attack, "bounded", True):
+        return None
+    eps = getattr(attack, "eps", None)
+    norm = getattr(attack, "norm", None) or threat.norm
+    return ThreatModel(norm, threat.eps if eps is None else at(eps, 1.0), threat.step_size)
+
+
+def check_inside(x: Tensor, x_adv: Tensor, ball: ThreatModel | None, name: str) -> None:
+    """Raise RkdError unless the images `x_adv`, which the attack `name` made, are numbers in [0, 1] and, if there is
+    one, inside the ball around x."""
+    who = f"the attack {name!r}"
+    if not bool(x_adv.isfinite().all()):
+        raise RkdError(f"{who} returned images with values that are not numbers")
+    if float(x_adv.min()) < -SLACK or float(x_adv.max()) > 1 + SLACK:
+        raise RkdError(f"{who} returned images outside [0, 1]: from {float(x_adv.min()):g} to {float(x_adv.max()):g}")
+    if ball is None:
+        return
+    change = (x_adv.double() - x.double()).flatten(1)
+    size = change.abs().amax(1) if ball.norm == "Linf" else change.norm(dim=1)
+    if float(size.max()) > ball.eps * (1 + 1e-5) + SLACK:
+        raise RkdError(
+            f"{who} left its ball: {ball.norm} {float(size.max()):.6g} from the image, where eps is "
+            f"{fraction(ball.eps)}; an attack without a ball says so with bounded = False"
+        )
+
+
+def to_eight_bits(x: Tensor, x_adv: Tensor, ball: ThreatModel | None) -> Tensor:
+    """`x_adv` as an 8-bit image, `(B, C, H, W)` in [0, 1] and still inside the ball.
+
+    Each pixel goes to the nearest of the levels 0, 1/255, ..., 1, or where that is outside (in L2: wherever it is
+    further from x than the pixel is) to the nearest level on the way to x. If there is none on that way, it takes the
+    value of x: so where x itself is no 8-bit image, some pixels of the result are between levels, too.
+    """
+    levels = x_adv * 255
+    nearest = levels.round()
+    towards = torch.where(x_adv > x, (levels - 1e-4).floor(), (levels + 1e-4).ceil())
+    # No level beyond x, and none for a pixel that has not moved from an x between levels.
+    towards = torch.where((towards / 255 - x).sign() * (x_adv - x).sign() <= 0, x * 255, towards)
+    if ball is None:
+        return nearest / 255
+    if ball.norm == "Linf":
+        out = (nearest / 255 - x).abs() > ball.eps + SLACK
+    else:
+        out = (nearest / 255 - x).abs() > (x_adv - x).abs()
+    return torch.where(out, towards, nearest) / 255

@@ -1,0 +1,1 @@
+"""Nets behind their normalisation, the student and its modes, weights files."""

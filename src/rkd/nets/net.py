@@ -1,0 +1,182 @@
+"""Teacher and student around any `nn.Module`. Input normalisation lives inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from ..core.errors import Refused
+from ..core.interfaces import Probe
+from ..core.slope import pieces
+from ..core.types import Mode, View
+from ..engine.measure import alone
+from .batchnorm import Router, drop_auxiliary
+from .checkpointing import recomputing
+from .cpu_bfloat16 import OnCpu
+from .modes import frozen_parameters, running
+
+if TYPE_CHECKING:  # the engine copies nets
+    from ..engine.accelerator import Searches
+
+HALF_SCALE = 1024.0
+"""What a search's gradients are multiplied with on their way through a net in float16, whose smallest number is 6e-8.
+They come out as they were. (The weights' gradients are scaled by the training loop.)"""
+
+
+class Net(nn.Module):
+    """An architecture behind its input normalisation: images `(B, C, H, W)` in [0, 1] to float32 logits `(B, K)`.
+
+    `mean` and `std` have one number a channel. They are settings, not weights: `net.arch.state_dict()` is what a
+    weights file holds, under the architecture's own names.
+
+    How it runs, `autocast` (the dtype of reduced precision, None: float32) and `channels_last` (see
+    `rkd.nets.memory_format`), is confined to this forward and no part of the weights.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, arch: nn.Module, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
+        super().__init__()
+        self.arch = arch
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+        self.autocast: torch.dtype | None = None
+        self.channels_last = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = (x - self.mean) / self.std
+        if self.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        frozen = self.autocast is torch.float16 and not any(weight.requires_grad for weight in self.parameters())
+        if frozen:
+            x = _Scaled.apply(x, 1 / HALF_SCALE)
+        if self.autocast is None:
+            with recomputing(self, x):
+                logits = self.arch(x)
+        else:
+            # The weight cache would keep casts of frozen weights for a later forward that needs gradients.
+            with torch.autocast(x.device.type, self.autocast, cache_enabled=False), OnCpu(), recomputing(self, x):
+                logits = self.arch(x)
+        if not isinstance(logits, Tensor):
+            what = f"{type(self.arch).__name__} returned {type(logits).__name__}"
+            raise Refused(f"a net must return a tensor of logits, {what}")
+        return _Scaled.apply(logits.float(), HALF_SCALE) if frozen else logits.float()
+
+
+class _Scaled(torch.autograd.Function):
+    """The same numbers; the gradient that comes back is multiplied by `factor`."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor, factor: float) -> Tensor:
+        context.factor = factor
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * context.factor, None
+
+
+PIECE = 32
+"""Images that a teacher on a CPU is asked about at once: the activations of more take memory and save no time."""
+
+
+class NetTeacher:
+    """A frozen `nn.Module` that takes images in [0, 1]. `searches`, once it is set, runs it faster."""
+
+    searches: Searches | None = None
+    _fast: Probe | None = None
+    _alone: bool | None = None
+    """Whether it says of an image what it says of it among others."""
+
+    def __init__(self, net: nn.Module, role: str) -> None:
+        self.role = role
+        self.net = net.eval().requires_grad_(False)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """`(B, K)`; eval mode, weights frozen, differentiable in x."""
+        ask = self._probe(x)
+        if len(x) <= PIECE or x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+            return ask(x)
+        if self._alone is None:
+            exact = getattr(self.net, "autocast", None) is None
+            self._alone = alone(ask, x[:PIECE], PIECE // 2, exact)
+        return torch.cat([ask(x[rows]) for rows in pieces(len(x), PIECE)]) if self._alone else ask(x)
+
+    def _probe(self, x: Tensor) -> Probe:
+        if self.searches is None:
+            return self.net
+        if self._fast is None:  # one search without end: its weights never move
+            self._fast = self.searches.probe(self.net, None, self.net)
+            if prepare := getattr(self._fast, "prepare", None):
+                prepare(x)  # how it runs is settled by a whole batch
+        return self._fast
+
+
+class NetStudent:
+    """The net in training. `net` takes images in [0, 1].
+
+    With a `router` the batch norms of `net` are routed by view. `joint` sends several views through one forward;
+    it is exact only where no layer mixes samples or every batch norm is routed, which the conversion that sets it
+    has to know. `routed` are the views that do not go through the net's own norms. `searches`: runs it faster while it
+    is attacked.
+    """
+
+    def __init__(
+        self, net: nn.Module, router: Router | None = None, joint: bool = False, routed: Sequence[View] = ()
+    ) -> None:
+        self.net = net
+        self.router = router
+        self.joint = joint
+        self.routed = tuple(routed)
+        self.searches: Searches | None = None
+
+    def logits(self, images: Mapping[View, Tensor], mode: Mode) -> dict[View, Tensor]:
+        """`(B, K)` per view, in the order of `images`; gradients flow to the weights."""
+        with running(self.net, mode):
+            if self.joint and len(images) > 1:
+                sizes = [len(x) for x in images.values()]
+                logits = self._forward(list(zip(images, sizes, strict=True)), torch.cat(list(images.values())))
+                return dict(zip(images, logits.split(sizes), strict=True))
+            return {view: self._forward([(view, len(x))], x) for view, x in images.items()}
+
+    @contextmanager
+    def attacked(self, view: View, mode: Mode) -> Iterator[Probe]:
+        """Inside, the net runs in `mode` with frozen parameters; yields the net as this view sees it."""
+        with running(self.net, mode), frozen_parameters(self.net):
+            plain: Probe = lambda x: self._forward([(view, len(x))], x)  # noqa: E731
+            if self.searches is None or mode != "eval":
+                yield plain
+            else:
+                probe = self.searches.probe(self.net, view if view in self.routed else None, plain)
+                try:
+                    yield probe
+                finally:
+                    if release := getattr(probe, "release", None):
+                        release()
+
+    def deployed(self) -> nn.Module:
+        """The net to evaluate and to keep: without auxiliary norms."""
+        return drop_auxiliary(self.net) if self.router else self.net
+
+    def _forward(self, parts: list[tuple[View, int]], x: Tensor) -> Tensor:
+        if self.router is None:
+            return self.net(x)
+        with self.router.routing(parts):
+            return self.net(x)
+
+
+def check_logits(logits: Tensor, batch: int, classes: int, who: str) -> None:
+    """Raise Refused unless `logits` is a float tensor `(batch, classes)`."""
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = f"one of {logits.dtype}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise Refused(f"{who} must return a float tensor of logits, got {got}")
+    if tuple(logits.shape) != (batch, classes):
+        raise Refused(
+            f"{who} returned {tuple(logits.shape)} for {batch} images; "
+            f"expected ({batch}, {classes}), one logit per class of the data set"
+        )

@@ -1,0 +1,140 @@
+"""The public door for plugins: a method, attack, model, data set, ... imports what it needs from here alone.
+
+    from rkd.plugin import Step, hookimpl, ops
+
+Names in `__all__` are kept or deprecated as the policy in CONTRIBUTING.md says; everything else in rkd, but for `rkd`
+itself and `rkd.testing`, is private and may move between two versions.
+"""
+
+from __future__ import annotations
+
+from .core import ops
+from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError, did_you_mean, shown
+from .core.hooks import hookimpl
+from .core.interfaces import (
+    Attack,
+    Augment,
+    Conversion,
+    Corruption,
+    DatasetSource,
+    Family,
+    FiniteAugment,
+    Loss,
+    Model,
+    Objective,
+    Parts,
+    Probe,
+    Scheduler,
+    Student,
+    Target,
+    Teacher,
+    TeacherReference,
+    TeacherSource,
+)
+from .core.objective import backward
+from .core.ops import Reduction
+from .core.random import Noise, forked, key
+from .core.slope import slope
+from .core.step import Step
+from .core.trainer import Run
+from .core.types import (
+    Batch,
+    Mode,
+    Norm,
+    RoughPart,
+    Schedule,
+    Shape,
+    ThreatModel,
+    View,
+    at,
+    check_range,
+    fraction,
+)
+from .core.windows import Windows, windows
+from .data.dataset import ArraySplit, Dataset, Split, check_images
+from .evaluation.corruptions import at_severity
+from .evaluation.model import Finite
+from .evaluation.transfer import identity
+from .nets.batchnorm import Router, add_auxiliary
+from .nets.net import Net, NetStudent
+from .nets.weights import built_for, load_into, read_weights, take_normalization, without_download
+from .storage.card import read_card
+from .storage.runfolder import RunFolder
+from .storage.text import expanded
+
+__all__ = [  # noqa: RUF022  grouped by what a plugin does
+    # Registration, and what every component may use
+    "Batch",
+    "Family",
+    "Mode",
+    "Noise",
+    "Norm",
+    "Schedule",
+    "Shape",
+    "ThreatModel",
+    "View",
+    "at",
+    "check_range",
+    "forked",
+    "fraction",
+    "hookimpl",
+    "key",
+    "ops",
+    # Errors, and the words of their messages
+    "ConfigError",
+    "DataError",
+    "Refused",
+    "RkdError",
+    "UnknownName",
+    "WeightsError",
+    "did_you_mean",
+    "shown",
+    # Losses, schedulers, extensions
+    "Loss",
+    "Reduction",
+    "Run",
+    "Scheduler",
+    "Step",
+    "Student",
+    "Teacher",
+    "backward",
+    # Attacks and objectives
+    "Attack",
+    "Finite",
+    "Objective",
+    "Parts",
+    "Probe",
+    "RoughPart",
+    "Target",
+    "Windows",
+    "identity",
+    "slope",
+    "windows",
+    # Data, augmentations, corruptions
+    "ArraySplit",
+    "Augment",
+    "Corruption",
+    "Dataset",
+    "DatasetSource",
+    "FiniteAugment",
+    "Split",
+    "at_severity",
+    "check_images",
+    # Models, conversions, sources of teachers
+    "Conversion",
+    "Model",
+    "Net",
+    "NetStudent",
+    "Router",
+    "RunFolder",
+    "TeacherReference",
+    "TeacherSource",
+    "add_auxiliary",
+    "built_for",
+    "expanded",
+    "load_into",
+    "read_card",
+    "read_weights",
+    "take_normalization",
+    "without_download",
+]

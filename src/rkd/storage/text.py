@@ -1,0 +1,115 @@
+"""Text from strangers: read with a limit, parsed without surprises, shown without control characters.
+
+Whoever hands on a recipe or a run's folder decides what is in its files. A parser's time and memory must follow from
+the size of a file, and no name may move a terminal's cursor or open a tag.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+import unicodedata
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import RkdError
+
+MOST_TOML = 1 << 20
+"""Bytes of a TOML file that is read; a run's configuration has some five thousand."""
+
+MOST_JSON = 16 << 20
+"""Bytes of a JSON file that is read: Python's lists and numbers take some twenty times as much."""
+
+DEEPEST = 32
+"""Tables in one another that a file may hold."""
+
+# DEEPEST parts: a key of n costs tomllib n * n steps. Possessive, so that the search itself takes linear time.
+_LONG_KEY = re.compile(r"""(?<![\w."'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t]*+\.[ \t]*+){32}""")
+
+
+def read_text(path: Path, most: int = MOST_TOML, errors: str = "strict") -> str:
+    """UTF-8 text of a file of at most `most` bytes. Raises RkdError; FileNotFoundError where there is no file."""
+    try:
+        if not path.is_file() and path.exists():
+            raise RkdError(f"cannot read {path}: it is no file")
+        with open(path, "rb") as file:
+            content = file.read(most + 1)
+        if len(content) > most:
+            raise RkdError(f"cannot read {path}: it is larger than {_size(most)}, which no such file is")
+        return content.decode("utf-8", errors)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
+        raise RkdError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def parse_toml(text: str) -> dict[str, Any]:
+    """A TOML table. Raises ValueError, also for what is nested deeper than `DEEPEST` or would take too long to read,
+    and for whole numbers beyond 64 bits, which turn into no float."""
+    if len(text) > MOST_TOML:
+        raise ValueError(f"it is larger than {_size(MOST_TOML)}")
+    if found := _LONG_KEY.search(text):
+        raise ValueError(f"a key has more than {DEEPEST} parts, from {found.group()[:20]!r} on")
+    try:
+        table = tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    check_values(table)
+    return table
+
+
+def parse_json(text: str) -> Any:
+    """Any JSON value. Raises ValueError, also for what is nested too deeply."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def check_values(value: Any, deepest: int = DEEPEST) -> None:
+    """Raise ValueError for tables and lists nested deeper than `deepest` (what walks through them calls itself) and
+    for whole numbers beyond 64 bits."""
+    level = [value]
+    for _ in range(deepest):
+        level = [inner for outer in level for inner in _inside(outer)]
+        if any(isinstance(inner, int) and not -(2**63) <= inner < 2**63 for inner in level):
+            raise ValueError("a whole number is beyond 64 bits")
+        if not level:
+            return
+    raise ValueError("it is nested too deeply")
+
+
+def printable(value: str, keep: str = "") -> str:
+    """Without control, format and private characters: no terminal, browser or XML parser is surprised by the rest."""
+    if value.isprintable():
+        return value
+    kept = []
+    for c in value:
+        kind = unicodedata.category(c)
+        if c in keep:
+            kept.append(c)
+        elif c in "\n\r\t" or kind in ("Zl", "Zp"):
+            kept.append(" ")
+        elif kind[0] != "C":
+            kept.append(c)
+    return "".join(kept)
+
+
+def expanded(path: Path | str) -> Path:
+    """`path` with `~` resolved. Raises RkdError for a user that is not there."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:
+        raise RkdError(f"{path}: there is no such user's folder; write the whole path") from None
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list) else ()
+
+
+def _size(count: int) -> str:
+    return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"

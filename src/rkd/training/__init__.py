@@ -1,0 +1,1 @@
+"""What a long training needs around the loop: checkpoints, divergence, metrics, caches, trials."""

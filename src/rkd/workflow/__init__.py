@@ -1,0 +1,1 @@
+"""Carries out what a configuration asks for: builds, trains, evaluates, sweeps. Prints nothing."""

@@ -1,0 +1,134 @@
+"""From a Plan to a Run: nets, optimiser, loader, on their device."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from rkd.core.errors import RkdError
+from rkd.core.interfaces import Teacher
+from rkd.core.random import forked, key
+from rkd.core.trainer import Run, Validation, run_hooks
+from rkd.data.dataset import Dataset, Loader, hold_out
+from rkd.distributed.ranks import ALONE, Ranks
+from rkd.nets.memory_format import arrange
+from rkd.nets.net import Net, NetStudent, NetTeacher
+from rkd.registry.schedules import parse_schedule
+from rkd.storage.runfolder import RunFolder
+from rkd.training.checkpoints import Saving
+
+from ..registry.catalog import Catalog
+from ..registry.config import RunConfig
+from .engine import attach
+from .resolve import Plan
+
+
+def build_net(name: str, options: Mapping[str, Any], data: Dataset, catalog: Catalog, seed: int = 0) -> Net:
+    """An untrained net, normalised for the data. Its weights follow from the seed."""
+    factory = catalog.create("model", name, options, "student")
+    with forked(key(seed, "init")):
+        return Net(factory(data.shape, len(data.classes)), data.mean, data.std)
+
+
+def build(
+    plan: Plan, catalog: Catalog, teachers: Mapping[str, Teacher], folder: RunFolder | None = None,
+    extensions: Mapping[str, Any] | None = None, ranks: Ranks = ALONE,
+) -> Run:  # fmt: skip
+    """The Run of a plan. `extensions` are further configured ones, such as a progress display."""
+    config, data = plan.config, plan.data
+    device = choose_device(config.device)
+    net = build_net(config.student.model, config.student.options, data, catalog, config.seed)
+    if config.student.normalize == "none":
+        net = Net(net.arch)
+    net.to(device)
+    net.autocast = choose_precision(config.precision, device)
+    for one in (net, *(teacher.net for teacher in teachers.values() if isinstance(teacher, NetTeacher))):
+        if isinstance(one, Net):
+            arrange(one, data.shape, device)
+    student = NetStudent(net)
+    for name, options in config.student.conversions.items():
+        if options is False:
+            continue
+        student = catalog.create("student", name, options, f"student.conversions.{name}")(student)
+    student.net.to(device)
+    train, held_out = hold_out(data.train, config.data.validation, config.seed)
+    if config.validate_.on == "test":
+        held_out = data.test
+    validation = None
+    if held_out is not None:
+        rules = config.validate_
+        validation = Validation(held_out, plan.validation_attack, rules.every, rules.limit, rules.select)
+    schedule = parse_schedule(config.optimizer.schedule)
+    run = Run(
+        student=student,
+        loss=plan.loss,
+        loader=Loader(train, config.batch_size, config.seed, plan.augments, device, ranks, config.data.workers),
+        data=data,
+        optimizer=_optimizer(config, student.net),
+        epochs=config.epochs,
+        seed=config.seed,
+        lr=config.optimizer.lr,
+        lr_schedule=schedule,
+        clip_gradient=config.optimizer.clip_gradient,
+        grad_accumulation=config.grad_accumulation,
+        teachers=dict(teachers),
+        attacks=plan.attacks,
+        schedulers=plan.schedulers,
+        validation=validation,
+        folder=folder,
+        saving=Saving(config.checkpoint.epochs, config.checkpoint.minutes or None, config.checkpoint.keep),
+        on_nan=config.on_nan,
+        hooks=run_hooks({**plan.extensions, **(extensions or {})}),
+        device=device,
+        ranks=ranks,
+        sync_bn=config.sync_bn,
+        scaler=torch.amp.GradScaler(device.type, enabled=net.autocast is torch.float16),
+    )
+    attach(run, plan)
+    return run
+
+
+def choose_device(name: str) -> torch.device:
+    """`auto`: CUDA where there is one, else the CPU. Raises RkdError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        first = str(error).split("\n")[0]
+        raise RkdError(f"the device {name!r} cannot be used: {first}; try --device cpu") from None
+    return device
+
+
+def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
+    """The dtype of autocast inside a net's forward; None for float32. Raises RkdError.
+
+    `auto`: bf16 on GPUs whose hardware multiplies it (NVIDIA's from Ampere on), else float32; on a CPU bf16 has to be
+    asked for.
+    """
+    if name == "fp16":
+        if device.type != "cuda":
+            raise RkdError(f"precision fp16 needs a GPU, and this run is on {device}; bf16 works here too")
+        return torch.float16
+    if name == "bf16" or (
+        name == "auto" and device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    ):
+        return torch.bfloat16
+    return None
+
+
+def _optimizer(config: RunConfig, net: nn.Module) -> torch.optim.Optimizer:
+    """One kernel for all weights (`fused`) instead of several a weight: its rounding may differ in the last bit."""
+    o = config.optimizer
+    weights = list(net.parameters())
+    fused = all(weight.is_floating_point() and weight.device.type in ("cpu", "cuda") for weight in weights)
+    if o.name == "sgd":
+        return torch.optim.SGD(
+            weights, o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay, fused=fused
+        )
+    kind = torch.optim.Adam if o.name == "adam" else torch.optim.AdamW
+    return kind(weights, o.lr, weight_decay=o.weight_decay, fused=fused)

@@ -1,0 +1,288 @@
+"""From a table of settings to a Plan: every name looked up, every option checked, all problems reported at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from rkd.core.errors import ConfigError, RkdError
+from rkd.core.interfaces import Loss, TeacherReference
+from rkd.core.step import AttackPlan
+from rkd.core.types import ThreatModel
+from rkd.data.dataset import Dataset
+
+from ..registry.catalog import Catalog
+from ..registry.config import AttackConfig, Component, RunConfig, merge, parse, section, sound
+from ..registry.defaults import data_customs, method_defaults, name_of, with_names
+from ..registry.options import plain, values_of
+from .parts import PlanParts, create_attack
+from .references import teacher_references
+
+
+@dataclass
+class Plan:
+    """A resolved configuration with the instances of its components; nets are not built yet.
+
+    `notes`: what the user should know of how it was resolved, a sentence each.
+    """
+
+    config: RunConfig
+    data: Dataset
+    loss: Loss
+    attacks: dict[str, AttackPlan]
+    schedulers: dict[str, Any]
+    augments: list[Any]
+    extensions: dict[str, Any]
+    teachers: list[TeacherReference]
+    evaluation: dict[str, AttackPlan]
+    validation_attack: AttackPlan | None
+    notes: list[str] = field(default_factory=list)
+
+
+class _Problems:
+    """Collects the problems of a configuration instead of stopping at the first."""
+
+    def __init__(self) -> None:
+        self.found: list[str] = []
+
+    def catch(self, make: Callable[..., Any], *arguments: Any) -> Any:
+        """`make(*arguments)`, or None after noting its problems."""
+        try:
+            return make(*arguments)
+        except ConfigError as error:
+            self.found += error.problems
+        except RkdError as error:
+            self.found.append(str(error))
+        return None
+
+    def stop(self) -> None:
+        if self.found:
+            raise ConfigError(list(dict.fromkeys(self.found)))
+
+
+def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
+    """Fill a configuration with the customs of its data set and method, check all of it, instantiate the components.
+
+    Order: the schema's defaults < the data set's < the method's < `table`. Raises ConfigError.
+    """
+    problems = _Problems()
+    first = problems.catch(parse, with_names(table))
+    if first is None:
+        table = sound(table)  # what has not even the form of its section is told already
+    data = problems.catch(_load_data, first, table, catalog)
+    name = name_of(table.get("loss")) or "mtard-anl"
+    given = table.get("loss")
+    options = {k: v for k, v in given.items() if k != "name"} if isinstance(given, Mapping) else {}
+    loss = problems.catch(catalog.create, "loss", name, options, "loss")
+    if loss is None:  # with wrong options its class still says what belongs to the method
+        entry = problems.catch(catalog.find, "loss", name)
+        loss = getattr(entry, "component", None)
+    if data is None or loss is None or first is None:
+        _check_names(table, loss, catalog, problems)
+        problems.stop()
+    method = method_defaults(loss, table, catalog)
+    table = merge(data_customs(data, method, table), method, table)
+    table.setdefault("loss", {})
+    table["loss"]["name"] = name
+    for part in ("attack", "objective"):
+        if isinstance(table.get(part), Mapping) and "name" not in table[part]:
+            given_options = ", ".join(f"{part}.{option}" for option in table[part])
+            problems.found.append(f"{given_options}: the loss {name!r} runs no attack, so there is nothing to set")
+            del table[part]
+    config = problems.catch(parse, table)
+    if config is None:
+        problems.stop()
+
+    if 2 * config.grad_accumulation > config.batch_size:
+        problems.found.append(
+            f"grad_accumulation: {config.grad_accumulation} parts of a batch of {config.batch_size} have fewer than "
+            f"two images each; at most {config.batch_size // 2} are possible"
+        )
+    data = problems.catch(_with_threat, data, config) or data
+    attacks = {}
+    parts = PlanParts(catalog, data)
+    if config.attack:
+        attacks["adv"] = _plan(config.attack, config.objective, parts, problems)
+    elif config.objective:
+        problems.found.append(f"objective: the loss {name!r} runs no attack that could maximise it")
+    for view, attack in config.attacks.items():
+        attacks[view] = problems.catch(_view_plan, attack, f"attacks.{view}", parts)
+    schedulers = _components("scheduler", config.schedulers, catalog, problems)
+    augments = _components("augment", config.augments, catalog, problems)
+    extensions = _components("extension", config.extensions, catalog, problems)
+    conversions = _components("student", config.student.conversions, catalog, problems)
+    problems.catch(catalog.create, "model", config.student.model, config.student.options, "student")
+    teachers = problems.catch(teacher_references, config, loss, data, catalog) or []
+    evaluation = _evaluation(config, data, parts, problems)
+    validation = _validation(config, catalog, problems)
+    problems.stop()
+    _fill_in(config, loss, attacks, schedulers, augments, extensions, conversions, catalog)
+    return Plan(
+        config, data, loss, attacks, schedulers, list(augments.values()), extensions, teachers, evaluation, validation,
+        parts.notes,
+    )  # fmt: skip
+
+
+def load_data(config: RunConfig, catalog: Catalog) -> Dataset:
+    """The data set of a configuration."""
+    source = catalog.create("dataset", config.data.name, config.data.options, "data")
+    return source()
+
+
+def _load_data(config: RunConfig | None, table: Mapping[str, Any], catalog: Catalog) -> Dataset:
+    """The data set; of a broken configuration its data section alone, so that its problems show beside the others'."""
+    if config is None:
+        config = parse({"data": table["data"]} if isinstance(table.get("data"), Mapping) else {})
+    return load_data(config, catalog)
+
+
+def _plan(attack: Any, objective: Any, parts: PlanParts, problems: _Problems) -> AttackPlan:
+    search = problems.catch(create_attack, attack.name, attack.options, "attack", parts)
+    goal = objective.name if objective else getattr(search, "objective", "ce")
+    options = objective.options if objective else {}
+    _tell_ignored(search, attack.name, goal, "objective", parts)
+    return AttackPlan(search, problems.catch(parts.catalog.create, "objective", goal, options, "objective"))
+
+
+def _view_plan(attack: AttackConfig, where: str, parts: PlanParts) -> AttackPlan:
+    search = create_attack(attack.name, attack.options, where, parts)
+    goal: Any = attack.objective or getattr(search, "objective", "ce")
+    _tell_ignored(search, attack.name, goal, f"{where}.objective", parts)
+    return AttackPlan(search, parts.catalog.create("objective", goal))
+
+
+def _tell_ignored(search: Any, name: str, goal: str, where: str, parts: PlanParts) -> None:
+    if getattr(search, "own_objective", False) and goal != getattr(search, "objective", "ce"):
+        parts.notes.append(f"{where}: the attack {name} has a loss of its own, so that {goal} makes no difference")
+
+
+def _components(kind: str, tables: Mapping[str, Any], catalog: Catalog, problems: _Problems) -> dict[str, Any]:
+    return {
+        name: problems.catch(catalog.create, kind, name, options, f"{kind}s.{name}")
+        for name, options in tables.items()
+        if options is not False
+    }
+
+
+def _evaluation(config: RunConfig, data: Dataset, parts: PlanParts, problems: _Problems) -> dict[str, AttackPlan]:
+    rules = config.evaluate
+    plans = {}
+    for name in rules.attacks:
+        where = f"evaluate.options.{name}"
+        attack = problems.catch(section, AttackConfig, {**rules.options.get(name, {}), "name": name}, where)
+        plans[name] = attack and problems.catch(_view_plan, attack, where, parts)
+    strangers = [name for name in rules.options if name not in plans]
+    problems.found += [f"evaluate.options.{name}: {name!r} is not among evaluate.attacks" for name in strangers]
+    if rules.curve and None not in plans.values() and not bounded(plans):
+        problems.found.append(
+            "evaluate.curve: an accuracy against eps needs an attack that keeps to a ball; "
+            f"there is {', '.join(plans) or 'none'} among evaluate.attacks"
+        )
+    if rules.curve and data.threat.norm == "Linf" and max(rules.curve) > 1:
+        problems.found.append(f"evaluate.curve: a radius in Linf is at most 1, got {max(rules.curve):g}")
+    if rules.limit and rules.limit > len(data.test):
+        problems.found.append(f"evaluate.limit: {rules.limit} is above the {len(data.test)} test images of {data.name}")
+    return plans
+
+
+def bounded(plans: Mapping[str, AttackPlan]) -> list[str]:
+    """The attacks that keep to a ball."""
+    return [name for name, plan in plans.items() if getattr(plan.attack, "bounded", True)]
+
+
+def _validation(config: RunConfig, catalog: Catalog, problems: _Problems) -> AttackPlan | None:
+    rules = config.validate_
+    if not (config.data.validation or rules.on == "test"):
+        return None
+    if not rules.steps:
+        if rules.select in ("robust", "w-robust"):
+            problems.found.append(
+                f"validate.select: {rules.select} needs the accuracy under attack, and with validate.steps = 0 the "
+                "validation runs no attack; type --set validate.select=clean (or last), or give steps"
+            )
+        return None
+    search = problems.catch(catalog.create, "attack", "pgd", {"steps": rules.steps, "start": "uniform"}, "validate")
+    return AttackPlan(search, problems.catch(catalog.create, "objective", "ce"))
+
+
+def _with_threat(data: Dataset, config: RunConfig) -> Dataset:
+    wish = config.threat
+    threat: ThreatModel = data.threat
+    if wish.norm == "L2" and threat.norm != "L2" and wish.eps is None:
+        raise ConfigError(f"threat.eps: an L2 radius must be given, {data.name}'s custom is {threat.norm}")
+    if wish.eps is not None:
+        threat = threat.with_eps(wish.eps)
+    threat = replace(threat, norm=wish.norm or threat.norm, step_size=wish.step_size or threat.step_size)
+    if threat.norm == "Linf" and threat.eps > 1:
+        raise ConfigError(f"threat.eps: images lie in [0, 1], so an Linf radius is at most 1, got {threat.eps:g}")
+    return replace(data, threat=threat)
+
+
+def _fill_in(
+    config: RunConfig, loss: Any, attacks: Mapping[str, AttackPlan], schedulers: Mapping[str, Any],
+    augments: Mapping[str, Any], extensions: Mapping[str, Any], conversions: Mapping[str, Any], catalog: Catalog,
+) -> None:  # fmt: skip
+    """Write every option's value into the configuration: a run's config.toml holds no hidden defaults."""
+    config.loss.set_options(values_of(loss))
+    if config.attack:
+        config.attack.set_options(values_of(attacks["adv"].attack))
+        config.objective = config.objective or Component(name=getattr(attacks["adv"].attack, "objective", "ce"))
+        config.objective.set_options(values_of(attacks["adv"].objective))
+    for view, attack in config.attacks.items():
+        attack.set_options(values_of(attacks[view].attack))
+    config.schedulers = _all_options(config.schedulers, schedulers)
+    config.augments = _all_options(config.augments, augments)
+    config.extensions = _all_options(config.extensions, extensions)
+    config.student.conversions = _all_options(config.student.conversions, conversions)
+    entry = catalog.find("model", config.student.model)
+    factory = catalog.create("model", config.student.model, config.student.options, "student")
+    config.student.set_options(values_of(factory, entry.fixed))
+    config.optimizer.schedule = plain(config.optimizer.schedule)
+
+
+def _all_options(section: Mapping[str, Any], instances: Mapping[str, Any]) -> dict[str, Any]:
+    # What was taken out stays named: otherwise the method's own part would come back when the run is repeated.
+    return {name: False if given is False else values_of(instances[name]) for name, given in section.items()}
+
+
+def check_names(table: Mapping[str, Any], catalog: Catalog) -> None:
+    """What `resolve` says of a configuration without a look at its data: sections, names, options. Raises
+    ConfigError."""
+    problems = _Problems()
+    problems.catch(parse, with_names(table))
+    table = sound(table)
+    section = table.get("loss")
+    options = {k: v for k, v in section.items() if k != "name"} if isinstance(section, Mapping) else {}
+    loss = problems.catch(catalog.create, "loss", name_of(section) or "mtard-anl", options, "loss")
+    _check_names(table, loss, catalog, problems)
+    problems.stop()
+
+
+def _check_names(table: Mapping[str, Any], loss: Any, catalog: Catalog, problems: _Problems) -> None:
+    """Check the components that a broken configuration mentions: their problems belong to the same message."""
+    wanted: list[tuple[str, Any, Any, str]] = []
+    for kind in ("attack", "objective"):
+        section = table.get(kind)
+        if isinstance(section, Mapping):
+            name = section.get("name") or getattr(loss, "defaults", {}).get(kind)
+            wanted.append((kind, name, {k: v for k, v in section.items() if k != "name"}, kind))
+    student = table.get("student")
+    if isinstance(student, Mapping):
+        options = {k: v for k, v in student.items() if k not in ("model", "conversions", "normalize")}
+        wanted.append(("model", student.get("model"), options, "student"))
+        wanted += _named("student", student.get("conversions"), "student.conversions")
+    for kind in ("scheduler", "augment", "extension"):
+        wanted += _named(kind, table.get(f"{kind}s"), f"{kind}s")
+    evaluate = table.get("evaluate")
+    if isinstance(evaluate, Mapping) and isinstance(evaluate.get("attacks"), list):
+        wanted += [("attack", name, {}, "evaluate.attacks") for name in evaluate["attacks"]]
+    for kind, name, options, where in wanted:
+        if isinstance(name, str) and isinstance(options, Mapping):
+            problems.catch(catalog.create, kind, name, options, where)
+
+
+def _named(kind: str, tables: Any, where: str) -> list[tuple[str, Any, Any, str]]:
+    """The components of a section whose keys are their names."""
+    found = tables.items() if isinstance(tables, Mapping) else ()
+    return [(kind, name, options, f"{where}.{name}") for name, options in found]

@@ -1,0 +1,195 @@
+"""A matrix of runs: which there are, where each stands, and the words of `rkd run` that carry it out."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import tomli_w
+
+from rkd.core.errors import ConfigError, RkdError
+from rkd.storage.files import write_atomic
+from rkd.storage.runfolder import RunFolder, safe_name
+
+OPTIONS = (
+    "loss", "student", "teacher", "dataset", "attack", "objective", "scheduler", "augment", "with", "epochs",
+    "batch-size", "lr", "seed", "evaluate", "device", "precision",
+)  # fmt: skip
+"""Axes that are options of `rkd run`; `recipe` is its argument, and any other axis a setting (`--set`)."""
+
+State = Literal["finished", "begun", "new"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One run of a sweep: its name, and what it sets."""
+
+    name: str
+    values: Mapping[str, str]
+
+
+@dataclass
+class Sweep:
+    """`axes`: the values of each; the runs are their product. `settings` and `recipe` are common to all."""
+
+    axes: dict[str, list[str]]
+    recipe: str | None = None
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def points(self) -> list[Point]:
+        """All runs, the last axis fastest. Raises ConfigError."""
+        if not self.axes:
+            raise ConfigError(["a sweep needs an axis, such as --grid seed=0..4"])
+        found = []
+        for values in itertools.product(*self.axes.values()):
+            point = dict(zip(self.axes, values, strict=True))
+            found.append(Point("_".join(f"{_short(axis)}={_slug(value)}" for axis, value in point.items()), point))
+        names = [point.name for point in found]
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise ConfigError([f"two runs of the sweep would be called {sorted(twice)[0]}: an axis has a value twice"])
+        for name in names:
+            safe_name(name)
+        return found
+
+    def words(self, point: Point, folder: Path) -> list[str]:
+        """What follows `rkd` to carry out a point whose run goes into `folder`."""
+        path = folder / point.name
+        if state_of(path) == "begun":
+            return ["run", "--resume", str(path)]
+        values = {**self.settings, **point.values}
+        recipe = values.pop("recipe", self.recipe)
+        words = ["run", *([recipe] if recipe else [])]
+        for key, value in values.items():
+            words += [f"--{key}", value] if key in OPTIONS else ["--set", f"{key}={value}"]
+        return [*words, "--name", point.name, "--out", str(folder)]
+
+    def text(self) -> str:
+        """The sweep as TOML, as `read_sweep` reads it."""
+        recipe = {"recipe": self.recipe} if self.recipe else {}
+        return tomli_w.dumps({**recipe, "set": self.settings, "grid": self.axes})
+
+    def default_name(self) -> str:
+        """A name that the same sweep gets again."""
+        digest = hashlib.sha256(self.text().encode()).hexdigest()[:6]
+        return _slug(f"sweep-{'-'.join(_short(axis) for axis in self.axes)}-{digest}")
+
+
+def state_of(path: Path) -> State:
+    """Where a run stands."""
+    folder = RunFolder(path)
+    if folder.finished:
+        return "finished"
+    return "begun" if folder.config.is_file() else "new"
+
+
+def read_sweep(path: Path) -> Sweep:
+    """A sweep from TOML: `recipe`, a table `set`, a table `grid` of lists or texts (`"0..4"`). Raises ConfigError."""
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise RkdError(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise ConfigError([f"{path} cannot be read as TOML: {error}"]) from None
+    problems = [f"{path}: there is no setting {key!r}; there is recipe, set, grid"
+                for key in table if key not in ("recipe", "set", "grid")]  # fmt: skip
+    for name in ("set", "grid"):
+        if not isinstance(table.get(name, {}), Mapping):
+            problems.append(f"{path}: {name} must be a table")
+    if problems:
+        raise ConfigError(problems)
+    axes = {key: _values(key, value) for key, value in _flat(table.get("grid", {}))}
+    recipe = table.get("recipe")
+    return Sweep(axes, None if recipe is None else str(recipe), {k: _text(v) for k, v in _flat(table.get("set", {}))})
+
+
+def axes_of(texts: Iterable[str]) -> dict[str, list[str]]:
+    """`["loss=ard,rslad seed=0..4"]` by axis. Raises ConfigError."""
+    axes: dict[str, list[str]] = {}
+    problems = []
+    for text in _apart(" ".join(texts), " "):
+        key, equals, values = text.partition("=")
+        if not equals or not key or not values:
+            problems.append(f"--grid {text}: expected KEY=VALUE,VALUE,... such as loss=ard,rslad or seed=0..4")
+        elif key in axes:
+            problems.append(f"--grid {text}: the axis {key!r} is there already")
+        else:
+            axes[key] = _values(key, values)
+    if problems:
+        raise ConfigError(problems)
+    return axes
+
+
+def begin(sweep: Sweep, folder: Path) -> None:
+    """Make the sweep's folder, or find the same sweep in it. Raises RkdError."""
+    file = folder / "sweep.toml"
+    text = sweep.text()
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise RkdError(f"{folder} holds another sweep (see {file}); choose another --name")
+    if folder.exists() and not file.is_file():
+        raise RkdError(f"{folder} is there and is no sweep; choose another --name")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RkdError(f"cannot make the folder {folder}: {error.strerror}") from None
+    write_atomic(file, text.encode())
+
+
+def _values(key: str, given: Any) -> list[str]:
+    if isinstance(given, Sequence) and not isinstance(given, str):
+        return [_text(value) for value in given]
+    values = []
+    for part in _apart(_text(given), ","):
+        if match := re.fullmatch(r"(\d+)\.\.(\d+)", part):
+            first, last = int(match[1]), int(match[2])
+            if last < first or last - first >= 10_000:
+                raise ConfigError([f"{key}={part}: a range goes up, over less than ten thousand values"])
+            values += [str(number) for number in range(first, last + 1)]
+        elif re.fullmatch(r"\d*\.\.\d*", part):
+            raise ConfigError([f"{key}={part}: a range has two ends, such as 0..4"])
+        else:
+            values.append(part)
+    return values
+
+
+def _apart(text: str, by: str) -> list[str]:
+    """`text` cut at `by`, but not inside brackets or quotes."""
+    parts, depth, quote = [""], 0, ""
+    for c in text:
+        if quote:
+            quote = "" if c == quote else quote
+        elif c in "'\"":
+            quote = c
+        depth += (c in "([{") - (c in ")]}")
+        if c == by and not depth and not quote:
+            parts.append("")
+        else:
+            parts[-1] += c
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _text(value: Any) -> str:
+    """A value as `--set` reads it."""
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _short(axis: str) -> str:
+    return axis.split(".")[-1]
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^A-Za-z0-9.+-]+", "-", text).strip("-.") or "x"

@@ -1,0 +1,327 @@
+"""Carry out a configuration: teachers, training, evaluation, and everything that belongs into the run's folder."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import nn
+
+from rkd.core.errors import ConfigError, Refused, RkdError
+from rkd.core.trainer import Run, chosen_net, fit
+from rkd.distributed.ranks import ALONE, Ranks
+from rkd.evaluation.counting import rehearse
+from rkd.evaluation.journal import Journal
+from rkd.evaluation.result import Evaluation
+from rkd.nets.memory_format import restore as as_kept
+from rkd.nets.net import Net
+from rkd.storage.runfolder import RunFolder
+from rkd.storage.serialize import to_cpu
+from rkd.training.auto_batch import parts_that_fit
+from rkd.training.checkpoints import place_of
+from rkd.training.dry_run import CostCard, dry_step
+from rkd.training.memory import remembering, tell_of_memory
+
+from ..registry.catalog import Catalog
+from ..storage.lock import alone
+from .build import build
+from .cache import cache_folder
+from .engine import Choices, attach_teachers, keep, remember
+from .evaluate import evaluate_net
+from .forecast import predict
+from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
+from .resolve import Plan, resolve
+from .resume import before_of, differences
+from .teachers import Found, find_teachers, prepare
+
+
+class Reporter(Protocol):
+    """Where a run tells of itself. The command line draws; `Silent` does nothing."""
+
+    def message(self, text: str) -> None:
+        """One line for the user."""
+
+    def detail(self, text: str) -> None:
+        """One line for a user who wants to know more."""
+
+    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None:
+        """What a training will cost, just before it starts."""
+
+    def training(self, title: str) -> Mapping[str, Any]:
+        """Extensions (run-time hooks) that show the training."""
+
+    def evaluating(self, title: str) -> Callable[[str, int, int], None]:
+        """A function that is told (what, done, total)."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def message(self, text: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None: ...
+
+    def training(self, title: str) -> Mapping[str, Any]:
+        return {}
+
+    def evaluating(self, title: str) -> Callable[[str, int, int], None]:
+        return lambda what, done, total: None
+
+
+def execute(
+    table: Mapping[str, Any],
+    catalog: Catalog,
+    path: Path,
+    reporter: Reporter | None = None,
+    *,
+    title: str = "student",
+    dry_run: bool = False,
+    limit_minutes: float | None = None,
+    how_to_avoid: str = "",
+    resume: bool = False,
+    ranks: Ranks = ALONE,
+) -> dict[str, Any]:
+    """Run a configuration in the folder `path`. Returns the results, as `rkd run --json` prints them.
+
+    Nothing is written before the configuration, the teachers and a dry step have proved sound. Several processes call
+    this alike with their `ranks`; the first one writes and reports, all get the results. Raises RkdError.
+    """
+    started = time.perf_counter()
+    reporter = reporter or Silent()
+    if not resume and not dry_run:
+        ranks.once(lambda: _check_place(path))
+    plan = resolve(table, catalog)
+    _check_processes(plan, ranks)
+    for note in plan.notes:
+        reporter.message(note)
+    found = find_teachers(plan, catalog, reporter, ranks)
+    if any(f.missing for f in found):
+        # A mistake in the run itself shall not show after the hours that a teacher may take.
+        _rehearse(build(plan, catalog, {f.reference.role: f.teacher for f in found}), plan)
+        found = [prepare(f, plan, catalog, reporter, dry_run, ranks) if f.missing else f for f in found]
+    teachers = {f.reference.role: f.teacher for f in found}
+    run = build(plan, catalog, teachers, extensions=reporter.training(title), ranks=ranks)
+    if plan.config.validate_.on == "test":
+        reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
+    card = _rehearse(run, plan)
+    if plan.config.auto_batch:
+        _choose_parts(run, plan, reporter)
+    chosen: Choices = {}
+    seconds, memory = ranks.from_first(predict(run, plan, card, chosen))
+    card = replace(card, memory=memory)
+    reporter.cost(title, run, card, seconds)
+    if limit_minutes is not None and seconds > 60 * limit_minutes:
+        raise Refused(
+            f"preparing the {title} would take about {_duration(seconds)} on this machine "
+            f"(the limit is {limit_minutes:g} minutes): {how_to_avoid}"
+        )
+    if dry_run:
+        return {
+            "config": _plain_config(plan),
+            "teachers": [_teacher(f) for f in found],
+            "cost": cost_of(card),
+            "seconds": seconds,
+            "memory": memory,
+        }
+    text = plan.config.text()
+    folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
+    folder = run.folder = folder if ranks.first else folder.readable()
+    attach_teachers(run, plan)
+    keep(run, chosen)
+    remember(run, folder.path, ranks.first, reporter.detail)
+    with ExitStack() as stack:
+        ranks.once(lambda: stack.enter_context(alone(folder)))
+        manifest = manifest_of(plan, catalog, run) | {"cost": cost_of(card), "teachers": weights_of(found)}
+        if resume:
+            manifest |= _continue(run, manifest, reporter)
+        folder.write_json(folder.manifest, manifest | {"status": "running"})
+        try:
+            run.teachers = remembering(
+                run, plan.config.teacher_cache, roles=card.clean, most=int(plan.config.teacher_cache_gib * 2**30),
+                folder=cache_folder() / "answers", tell=reporter.detail,
+            )  # fmt: skip
+            fit(run)
+            tell_of_memory(run, reporter.detail)
+            net = chosen_net(run)
+            results = _finish(run, plan, net, found, catalog, reporter, title, started)
+        except BaseException as error:
+            stopped = isinstance(error, KeyboardInterrupt)
+            status = "interrupted" if stopped else f"failed: {type(error).__name__}: {error}"
+            try_to_write(folder, manifest | {"status": status, "seconds": time.perf_counter() - started})
+            raise
+        manifest |= {"engine": engine_of(run)}
+        folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})
+        folder.prune()
+    run.hooks.hook.rkd_run_end(run=run, results=results)
+    return results
+
+
+def _rehearse(run: Run, plan: Plan) -> CostCard:
+    """A dry step, and the attacks that come after the training: their mistakes shall not show when it is over."""
+    card = dry_step(run)
+    net = run.student.deployed()
+    rehearse(net, run.loader.split, plan.evaluation, threat=plan.data.threat, device=run.device)
+    return card
+
+
+def _choose_parts(run: Run, plan: Plan, reporter: Reporter) -> None:
+    """`--auto-batch`. What it finds stands in config.toml: a run that goes on or is repeated does not look again."""
+    parts = run.grad_accumulation = plan.config.grad_accumulation = parts_that_fit(run)
+    plan.config.auto_batch = False
+    how = "whole" if parts == 1 else f"in {parts} parts (--grad-accumulation {parts})"
+    reporter.message(f"a batch of {run.loader.batch_size} fits into the memory of {run.device} {how}")
+
+
+def card_of(plan: Plan, net: Net, results: Mapping[str, Any]) -> dict[str, Any]:
+    """student.json: everything that is needed to use the weights."""
+    data, student = plan.data, plan.config.student
+    return {
+        "format": 1,
+        "model": student.model,
+        "options": student.options,
+        "shape": list(data.shape),
+        "classes": list(data.classes),
+        "mean": net.mean.flatten().tolist(),
+        "std": net.std.flatten().tolist(),
+        "data": data.name,
+        "threat": {"norm": data.threat.norm, "eps": data.threat.eps, "step_size": data.threat.step_size},
+        "loss": plan.config.loss.name,
+        "results": results,
+    }
+
+
+def _finish(
+    run: Run, plan: Plan, net: nn.Module, found: list[Found], catalog: Catalog, reporter: Reporter, title: str,
+    started: float,
+) -> dict[str, Any]:  # fmt: skip
+    folder = run.folder
+    assert folder is not None
+
+    journal = Journal(folder.checkpoints / "evaluation")  # a run that is killed here goes on here
+
+    def evaluated(net: nn.Module, what: str) -> Evaluation:
+        return evaluate_net(net, plan, catalog, reporter.evaluating(what), journal, ranks=run.ranks)
+
+    evaluation = evaluated(net, title)
+    student = evaluation.summary()
+    teachers = []
+    for f in found:
+        known = f.results["student"] if f.results else None
+        if known is None:
+            if isinstance(f.teacher.net, Net):
+                as_kept(f.teacher.net)
+            role = f"{f.reference.role} teacher"
+            known = evaluated(f.teacher.net, role).summary()
+        teachers.append(_teacher(f) | known)
+    arch = net.arch if isinstance(net, Net) else net
+    folder.save_weights(folder.weights, to_cpu(arch.state_dict()))
+    chosen_epoch = run.best["epoch"] if run.best else run.epochs - 1
+    parameters = sum(p.numel() for p in net.parameters())
+    described = card_of(plan, net, student)  # type: ignore[arg-type]
+    folder.write_json(folder.card, described | {"parameters": parameters, "chosen_epoch": chosen_epoch})
+    if evaluation.gallery is not None:
+        gallery = {"clean": evaluation.gallery.clean, "adversarial": evaluation.gallery.adversarial}
+        folder.save_weights(folder.examples, gallery)
+    folder.write_json(folder.evaluation, {"student": student, "teachers": teachers})
+    run.ranks.objects(None)  # nobody may still be writing into what is about to be taken away
+    if run.ranks.first:
+        journal.close()
+    return {
+        "run": str(folder.path),
+        "seed": plan.config.seed,
+        "epochs": plan.config.epochs,
+        "seconds": round(time.perf_counter() - started, 1),
+        "student": {
+            "model": "+".join([plan.config.student.model, *_kept(plan.config.student.conversions)]),
+            "parameters": parameters,
+            "chosen_epoch": chosen_epoch,
+        }
+        | student,
+        "teachers": [
+            {"role": t["role"], "model": t["model"], "source": t["source"], "clean": t["clean"]}
+            | {"robust": t["worst_case"], "attacks": t["attacks"], "w_robust": t["w_robust"]}
+            for t in teachers
+        ],
+        "config": _plain_config(plan),
+    }
+
+
+def _teacher(found: Found) -> dict[str, str]:
+    reference = found.reference
+    return {"role": reference.role, "model": reference.model or reference.text, "source": found.source}
+
+
+def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+    """Load the newest good checkpoint. Returns what the manifest keeps from before."""
+    folder = run.folder
+    assert folder is not None
+    if folder.finished:  # by another process, while this one was waiting
+        raise RkdError(f"{folder.path} is finished")
+    before = before_of(folder)
+    for note in differences(before, manifest):
+        reporter.message(note)
+
+    def load() -> tuple[dict[str, Any] | None, list[str]]:
+        folder.tidy()
+        return folder.load()
+
+    # One process reads for all: what it finds damaged, it deletes.
+    state, damaged = run.ranks.once(load)
+    for problem in damaged:
+        reporter.message(f"{problem}; the checkpoint before it is used")
+    kept = {"started": before.get("started", manifest["started"]), "resumed": before.get("resumed", 0) + 1}
+    if state is None:
+        reporter.message("the run has no checkpoint yet: it starts from the beginning")
+        folder.rewrite_history([])
+        return kept
+    try:
+        run.load_state(state)
+    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise RkdError(f"{folder.last} does not belong to this configuration: {error}") from None
+    folder.rewrite_history(run.history)
+    if run.best_weights is not None:  # the file may be of a later epoch, which comes again
+        folder.save_weights(folder.best, run.best_weights)
+    reporter.message(f"continuing after {place_of(run.epoch, run.done, len(run.loader))} of {run.epochs}")
+    return kept
+
+
+def _check_processes(plan: Plan, ranks: Ranks) -> None:
+    least = 2 * ranks.size * plan.config.grad_accumulation
+    if plan.config.batch_size < least:
+        parts = f" and {plan.config.grad_accumulation} parts each" if plan.config.grad_accumulation > 1 else ""
+        raise ConfigError([
+            f"batch_size: {plan.config.batch_size} images are too few for {ranks.size} processes{parts}, which need "
+            f"two each; take --batch-size {least} or more, or fewer processes"
+        ])  # fmt: skip
+
+
+def _check_place(path: Path) -> None:
+    """Find out before any work whether the folder can be made."""
+    if path.exists():
+        raise RkdError(f"{path} exists already; choose another --name, or continue it with --resume {path}")
+    parent = next(p for p in path.absolute().parents if p.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise RkdError(f"cannot write into {parent}; choose another place with --out DIR")
+
+
+def _kept(section: Mapping[str, Any]) -> list[str]:
+    return [name for name, options in section.items() if options is not False]
+
+
+def _plain_config(plan: Plan) -> dict[str, Any]:
+    return plan.config.model_dump(by_alias=True, exclude_none=True)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

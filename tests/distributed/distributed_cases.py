@@ -1,0 +1,145 @@
+"""What the tests of several processes run, in one process and in many: `torchrun ... distributed_cases.py FOLDER`."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from test_gradients import CATALOG, Balanced, TwoTerms
+
+from rkd.core.errors import Stopped
+from rkd.core.hooks import hookimpl
+from rkd.core.step import AttackPlan
+from rkd.core.trainer import Run, Validation, fit, update
+from rkd.data.dataset import Loader
+from rkd.distributed.ranks import ALONE, Ranks, join, leave
+from rkd.evaluation.evaluate import evaluate
+from rkd.evaluation.journal import Journal
+from rkd.nets.net import NetStudent
+from rkd.plugins.augments.mixup import Mixup
+from rkd.plugins.extensions.awp import Awp
+from rkd.plugins.extensions.ema import Ema
+from rkd.plugins.methods.ce import CrossEntropy
+from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
+from rkd.storage.serialize import save_state
+from rkd.testing import LinearNet, OneStep, TinyNet, tiny_dataset, tiny_net, tiny_run
+from rkd.testing.search import cross_entropy
+from rkd.training.checkpoints import copied
+
+METHODS = CATALOG.names("loss")
+DATA = tiny_dataset(51)
+"""34 images to train on: batches of 16, 16 and 2. Four processes share the first two and do the last one each."""
+
+
+def a_run(ranks: Ranks, loss: Any, net: Any = LinearNet, mode: str = "eval", **settings: Any) -> Run:
+    augments = settings.pop("augments", ())
+    student = NetStudent(tiny_net(net))
+    if settings.pop("aux_bn", False):
+        student = AuxiliaryBatchNorm(joint=True)(student)
+    attack = OneStep()
+    attack.mode = mode
+    return tiny_run(
+        loss, attack=attack if "attack" in getattr(loss, "defaults", {}) else None, data=DATA, student=student,
+        loader=Loader(DATA.train, 16, 0, augments, ranks=ranks), ranks=ranks,
+        optimizer=torch.optim.SGD(student.net.parameters(), 0.05, momentum=0.9), **settings,
+    )  # fmt: skip
+
+
+def of_method(name: str) -> dict[str, Any]:
+    loss = CATALOG.create("loss", name)
+    scheduler = dict(loss.defaults).get("scheduler")
+    return {"loss": loss, "schedulers": {scheduler: CATALOG.create("scheduler", scheduler)} if scheduler else {}}
+
+
+def end(run: Run) -> dict[str, Any]:
+    """Train, and tell how it ended."""
+    fit(run)
+    state = {name: value.clone() for name, value in run.student.net.state_dict().items()}
+    kept = {name: value.clone() for name, value in run.eval_net().state_dict().items()}
+    history = [{k: v for k, v in line.items() if k != "seconds"} for line in run.history]
+    return {"state": state, "kept": kept, "history": history, "knobs": dict(run.knobs)}
+
+
+def trainings(ranks: Ranks) -> dict[str, Any]:
+    found: dict[str, Any] = {f"linear {m}": end(a_run(ranks, **of_method(m), epochs=2)) for m in METHODS}
+    for m in METHODS:  # one step of a net with batch norm, searches in train mode
+        run = a_run(ranks, **of_method(m), net=TinyNet, mode="train", sync_bn=True)
+        batch = next(run.loader.batches(0))
+        loss = update(run, batch)
+        found[f"sync {m}"] = {"state": dict(run.student.net.state_dict()), "loss": loss, "terms": run.terms}
+    for parts in (1, 2):
+        seen = Balanced()
+        run = a_run(ranks, TwoTerms(), schedulers={"s": seen}, grad_accumulation=parts)
+        found[f"schedulers, {parts} parts"] = end(run) | {"seen": seen.seen}
+    awp = {"awp": Awp(0.05), "ema": Ema(0.5)}
+    found["awp and ema"] = end(
+        a_run(ranks, TwoTerms(), extensions=awp, grad_accumulation=2, schedulers={"s": Balanced()})
+    )
+    found["mixup"] = end(a_run(ranks, CrossEntropy(), augments=[Mixup(classes=4)]))
+    found["clipped"] = end(a_run(ranks, CrossEntropy(), clip_gradient=0.01))
+    auxiliary = a_run(ranks, TwoTerms(), net=TinyNet, aux_bn=True, sync_bn=True)
+    update(auxiliary, next(auxiliary.loader.batches(0)))
+    found["auxiliary norms"] = {"state": dict(auxiliary.student.net.state_dict())}
+    check = Validation(DATA.test, AttackPlan(OneStep(), cross_entropy))
+    found["validation"] = end(a_run(ranks, CrossEntropy(), validation=check, epochs=3))
+    # Each process's own statistics: not one process's training, but one net for all (fit checks that).
+    found["local"] = end(a_run(ranks, TwoTerms(), net=TinyNet, mode="train", schedulers={"s": Balanced()}))
+    return found
+
+
+class StopsInTheSecondEpoch:
+    """Asks one process to stop; all have to."""
+
+    @hookimpl
+    def rkd_stop(self, run: Run) -> bool:
+        return (run.epoch, run.done) == (1, 2) and run.ranks.rank == run.ranks.size - 1
+
+
+def to_be_continued(ranks: Ranks, **settings: Any) -> Run:
+    return a_run(ranks, TwoTerms(), schedulers={"s": CATALOG.create("scheduler", "anl")}, epochs=3, **settings)
+
+
+def interrupted(ranks: Ranks) -> dict[str, Any]:
+    """The state of a run that was stopped within an epoch."""
+    run = to_be_continued(ranks, extensions={"stop": StopsInTheSecondEpoch()})
+    with suppress(Stopped):
+        fit(run)
+    return copied(run.state())
+
+
+def evaluations(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    net = tiny_net()
+    attacks = {"one": AttackPlan(OneStep(), cross_entropy), "none": AttackPlan(lambda x, target: x, cross_entropy)}
+    shared: dict[str, Any] = {"threat": DATA.threat, "examples": 3, "batch_size": 5, "ranks": ranks, "rounded": True}
+    found = evaluate(net, DATA.test, attacks, classes=4, journal=Journal(folder / "journal"), **shared)
+    again = evaluate(net, DATA.test, attacks, classes=4, journal=Journal(folder / "journal"), **shared)
+    few = evaluate(net, DATA.test, attacks, limit=1, **shared)
+    return {"found": plain(found), "again": plain(again), "few": plain(few)}
+
+
+def plain(result: Any) -> dict[str, Any]:
+    outcomes = {
+        name: {"right": o.right, "prediction": o.prediction, "rounded": o.rounded, "count": (o.forwards, o.backwards)}
+        for name, o in result.outcomes.items()
+    }
+    gallery = result.gallery and [result.gallery.rows, result.gallery.clean, result.gallery.adversarial]
+    return {"index": result.index, "outcomes": outcomes, "gallery": gallery, "seconds": None}
+
+
+def everything(ranks: Ranks, folder: Path) -> dict[str, Any]:
+    found = trainings(ranks) | {"uninterrupted": end(to_be_continued(ranks))}
+    return found | {"interrupted": interrupted(ranks)["student"], "evaluations": evaluations(ranks, folder)}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    these = join()
+    assert these is not ALONE
+    folder = Path(sys.argv[1])
+    torch.save(everything(these, folder), folder / f"{these.rank}.pt")
+    if (state := interrupted(these)) and these.first:
+        save_state(folder / "state.safetensors", state)
+    leave(these)

@@ -1,0 +1,132 @@
+"""Windows followed along a tape give the logits of the whole images, whatever came before them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from rkd.core.windows import Windows
+from rkd.engine import tape_windows as module
+from rkd.engine.backends import in_pieces, made
+from rkd.engine.choose import followed
+from rkd.engine.tape import Tape
+from rkd.engine.tape_windows import Route, TapeWindows
+from rkd.nets.cpu_bfloat16 import packs
+from rkd.nets.net import Net
+from rkd.registry.catalog import Catalog
+
+from .test_local import net_of, same_answers
+from .test_tape import Residual
+
+pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
+
+X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+
+
+class Uneven(nn.Module):
+    """Padding larger than the kernel, strides that skip pixels, dilation, groups, a sum with what came long before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, (3, 5), stride=(1, 2), padding=(4, 3))
+        self.grouped = nn.Conv2d(8, 8, 3, padding=2, dilation=2, groups=4)
+        self.single = nn.Conv2d(8, 8, 1)
+        self.skips = nn.Conv2d(8, 6, 1, stride=2)
+        self.linear = nn.Linear(6, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        first = torch.relu(self.first(x))
+        x = self.single(torch.relu(self.grouped(first))) + first
+        return self.linear(self.skips(torch.relu(x)).mean((2, 3)))
+
+
+def tape_of(net: nn.Module) -> Tape:
+    tape = made("folded, fused", net, X).tape
+    assert tape is not None
+    return tape
+
+
+def arch_of(catalog: Catalog, name: str) -> nn.Module:
+    torch.manual_seed(3)
+    own = {"uneven": Uneven, "residual": Residual}
+    return own[name]().eval().requires_grad_(False) if name in own else net_of(catalog, name)
+
+
+@pytest.mark.parametrize("name", ["small-cnn", "resnet8", "resnet20", "mobilenetv2", "uneven", "residual"])
+@pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
+def test_the_logits_of_the_whole_images(catalog: Catalog, name: str, share: float, monkeypatch) -> None:
+    monkeypatch.setattr(module, "SHARE", share)
+    net = arch_of(catalog, name)
+    tape = tape_of(net)
+    before = lambda x: (x - 0.5) / 0.25  # noqa: E731
+    logits = lambda x: net(before(x))  # noqa: E731
+    local, whole = TapeWindows(logits, X, tape, before, piece=4), Windows(logits, X)
+    same_answers(local, whole, monkeypatch, "rkd.engine.tape_windows.MOST", never=0, always=2**30)
+
+
+class Shifted(nn.Module):
+    """A sum with what another path brings from further away than the single pixels of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.near, self.single = nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1)
+        self.far = nn.Conv2d(3, 4, 5, padding=2)
+        self.linear = nn.Linear(4, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        far = torch.relu(self.far(x))
+        return self.linear((self.single(torch.relu(self.near(x))) + far).mean((2, 3)))
+
+
+def test_a_window_that_cannot_be_followed_never_is() -> None:
+    """However often it is asked for: the whole net answers."""
+    torch.manual_seed(0)
+    net = Shifted().eval().requires_grad_(False)
+    tape = tape_of(net)
+    route = Route(tape, [tuple(value.shape[1:]) for value in tape.values(X[:1])], 3, 3)
+    assert route.windows((5, 8, 5, 8)) is None and route.windows((5, 8, 5, 8)) is None
+    local, whole = TapeWindows(net, X, tape, lambda x: x), Windows(net, X)
+    for _ in range(3):
+        new, place = torch.rand(6, 3, 3, 3), (slice(5, 8), slice(5, 8))
+        torch.testing.assert_close(local.ask(*place, new), whole.ask(*place, new), rtol=1e-4, atol=1e-5)
+        local.settle(torch.arange(6) % 2 == 0)
+        whole.settle(torch.arange(6) % 2 == 0)
+
+
+def test_small_windows_are_followed_far(catalog: Catalog) -> None:
+    tape = tape_of(net_of(catalog, "mobilenetv2"))
+    shapes = [tuple(value.shape[1:]) for value in tape.values(X[:1])]
+    ends = [Route(tape, shapes, side, side).end for side in (1, 4, 8, 16)]
+    assert ends == sorted(ends, reverse=True) and ends[0] > 5 and ends[-1] == 0
+
+
+def test_what_single_pixels_are_made_of_is_not_kept(catalog: Catalog) -> None:
+    tape = tape_of(net_of(catalog, "mobilenetv2"))
+    shapes = [tuple(value.shape[1:]) for value in tape.values(X[:1])]
+    route = Route(tape, shapes, 1, 1)
+    depthwise = [n + 1 for n, step in enumerate(tape.steps[: route.end - 1]) if step.layer.layer.groups > 1]
+    assert depthwise and not route.kept & set(depthwise)
+    assert route.windows((7, 8, 7, 8)) is not None
+
+
+@pytest.mark.parametrize("way", ["folded, fused", "folded, bfloat16, fused"])
+def test_a_choice_is_followed_as_it_normalises(catalog: Catalog, way: str, monkeypatch) -> None:
+    """In pieces and in bfloat16 too."""
+    if "bfloat16" in way and not packs():
+        pytest.skip("a processor for which oneDNN packs no bfloat16")
+    monkeypatch.setattr(module, "SHARE", 1.0)
+    arch = catalog.create("model", "resnet8", {})((3, 16, 16), 10)
+    net = Net(arch, [0.4] * 3, [0.2] * 3).eval().requires_grad_(False)
+    monkeypatch.setattr("rkd.engine.choose.MARGIN", 1e9)  # takes one however slow
+    monkeypatch.setattr("rkd.engine.choose.plan", lambda *arguments: None)
+    said: list[str] = []
+    follow = followed(in_pieces(made(way, net, X), 4), X, said.append)
+    assert follow is not None, said
+    windows = follow(X)
+    assert isinstance(windows, TapeWindows)
+    changed = X.clone()
+    changed[:, :, 4:7, 5:9] = 1
+    found = windows.ask(slice(4, 7), slice(5, 9), torch.ones(6, 3, 3, 4))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, net(changed), rtol=0, atol=1e-5 if "bfloat16" not in way else 0.03)

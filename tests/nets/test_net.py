@@ -1,0 +1,133 @@
+"""Nets behind their normalisation; teachers and students around them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from rkd.core.errors import Refused
+from rkd.nets.net import Net, NetStudent, NetTeacher, check_logits
+from rkd.testing import TinyNet, tiny_batch, tiny_net, untouched
+
+
+class Seen(nn.Module):
+    """Answers with the mean of each channel that it is given."""
+
+    def forward(self, x):
+        self.dtype = x.dtype
+        return x.mean((2, 3))
+
+
+def test_normalisation_lives_inside() -> None:
+    x = tiny_batch().x
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.25, 2.0)
+    logits = Net(Seen(), mean, std)(x)
+    for channel in range(3):
+        expected = (x[:, channel].mean((1, 2)) - mean[channel]) / std[channel]
+        assert torch.allclose(logits[:, channel], expected, atol=1e-6)
+
+
+def test_normalisation_is_no_weight() -> None:
+    net = Net(TinyNet(), (0.4,) * 3, (0.2,) * 3)
+    assert all(name.startswith("arch.") for name in net.state_dict())
+    assert net.double().mean.dtype == torch.float64, "but it moves with the net"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_reduced_precision_stays_inside(dtype) -> None:
+    net = tiny_net()
+    net.autocast = dtype
+    x = tiny_batch().x.requires_grad_()
+    logits = net(x)
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert x.grad is not None
+    assert x.grad.dtype == torch.float32
+    assert all(p.dtype == p.grad.dtype == torch.float32 for p in net.parameters())
+    if dtype:
+        reference = tiny_net()(x)
+        assert torch.allclose(logits, reference, atol=0.1)
+        assert not torch.equal(logits, reference)
+
+
+def test_autocast_keeps_no_cast_without_gradient() -> None:
+    """Forwards without gradient, then one with: the weights must get theirs (pytorch issue 65766, older versions)."""
+    net = tiny_net()
+    net.autocast = torch.bfloat16
+    student = NetStudent(net)
+    with torch.autocast("cpu", torch.bfloat16):
+        with student.attacked("adv", "eval") as probe, torch.no_grad():
+            probe(tiny_batch().x)
+            student.logits({"clean": tiny_batch().x}, "eval")
+        student.logits({"clean": tiny_batch().x}, "train")["clean"].sum().backward()
+    assert all(p.grad is not None and p.grad.any() for p in net.arch.conv.parameters())
+
+
+def test_a_net_that_returns_no_tensor() -> None:
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+
+    with pytest.raises(Refused, match="Two returned tuple"):
+        Net(Two())(tiny_batch().x)
+
+
+def test_a_teacher_learns_nothing() -> None:
+    net = tiny_net().train()
+    teacher = NetTeacher(net, "robust")
+    x = tiny_batch().x.requires_grad_()
+    with untouched(net):
+        teacher.logits(x).sum().backward()
+    assert not net.training
+    assert x.grad is not None
+    assert x.grad.any(), "differentiable in x: AdaAD needs that"
+
+
+@pytest.mark.parametrize("mode", ["eval", "train", "frozen"])
+def test_a_student_is_attacked_with_frozen_weights(mode) -> None:
+    student = NetStudent(tiny_net())
+    x = tiny_batch().x.requires_grad_()
+    with untouched(student.net, buffers=mode != "train"):
+        with student.attacked("adv", mode) as probe:
+            assert not any(p.requires_grad for p in student.net.parameters())
+            (gradient,) = torch.autograd.grad(probe(x).sum(), x)
+        with pytest.raises(KeyError), student.attacked("adv", mode):
+            raise KeyError
+    assert gradient.any()
+
+
+def test_views_run_in_the_order_asked() -> None:
+    student = NetStudent(tiny_net())
+    x = tiny_batch().x
+    ends = []
+    for order in (("a", "b"), ("b", "a")):
+        twin = NetStudent(tiny_net())
+        images = {"a": x, "b": 1 - x}
+        logits = twin.logits({view: images[view] for view in order}, "train")
+        assert list(logits) == list(order)
+        ends.append(twin.net.arch.norm.running_mean.clone())
+    assert not torch.allclose(*ends, atol=1e-6)
+    assert student.deployed() is student.net
+
+
+@pytest.mark.parametrize(
+    ("logits", "word"),
+    [
+        (torch.zeros(2, 3), "(2, 3)"),
+        (torch.zeros(4), "(4,)"),
+        (torch.zeros(2, 4, dtype=torch.int64), "float"),
+        ((torch.zeros(2, 4),), "tuple"),
+        (None, "NoneType"),
+        (torch.zeros(2, 4, dtype=torch.int64), "torch.int64"),
+    ],
+)
+def test_logits_that_are_none(logits, word: str) -> None:
+    with pytest.raises(Refused, match="the net") as error:
+        check_logits(logits, 2, 4, "the net")
+    assert word in str(error.value)
+
+
+def test_logits_that_are_fine() -> None:
+    check_logits(torch.zeros(2, 4), 2, 4, "the net")
+    check_logits(torch.zeros(2, 4, dtype=torch.bfloat16), 2, 4, "the net")

@@ -1,0 +1,288 @@
+"""Teachers: found, or prepared once and kept; and what a weights file's net was fed with."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from rkd.core.errors import Refused, RkdError, WeightsError
+from rkd.data.dataset import fetch
+from rkd.nets.net import Net
+from rkd.registry.catalog import Catalog, load_catalog
+from rkd.storage.runfolder import RunFolder
+from rkd.storage.serialize import save_weights
+from rkd.workflow.build import build_net
+from rkd.workflow.cache import cache_folder
+from rkd.workflow.foreign import settle_normalization
+from rkd.workflow.resolve import Plan, resolve
+from rkd.workflow.teachers import Found, find_teachers, prepare
+from rkd.workflow.train import Silent, execute
+
+CATALOG = load_catalog()
+QUICK = {"model": "small-cnn", "width": 4}
+
+
+class Listener(Silent):
+    """Notes what it is told."""
+
+    def __init__(self) -> None:
+        self.trained: list[str] = []
+        self.said: list[str] = []
+
+    def message(self, text: str) -> None:
+        self.said.append(text)
+
+    def training(self, title: str) -> dict[str, Any]:
+        self.trained.append(title)
+        return {}
+
+
+def table(**changes: Any) -> dict[str, Any]:
+    """A run with one clean teacher that takes a second to prepare."""
+    return {
+        "loss": {"name": "kd"},
+        "student": dict(QUICK),
+        "epochs": 1,
+        "batch_size": 128,
+        "teachers": [{"reference": "small-cnn", "options": {"width": 4}, "train": {"epochs": 1}}],
+        "evaluate": {"attacks": ["fgsm"], "limit": 30},
+        **changes,
+    }
+
+
+def find(listener: Silent | None = None, **changes: Any) -> tuple[Plan, Found]:
+    plan = resolve(table(**changes), CATALOG)
+    (found,) = find_teachers(plan, CATALOG, listener or Silent())
+    return plan, found
+
+
+def ready(listener: Listener, **changes: Any) -> Found:
+    plan, found = find(listener, **changes)
+    return prepare(found, plan, CATALOG, listener) if found.missing else found
+
+
+def test_a_teacher_is_prepared_once(cache: Path) -> None:
+    listener = Listener()
+    plan, missing = find(listener)
+    assert missing.missing
+    assert not cache.exists(), "looking writes nothing"
+    found = prepare(missing, plan, CATALOG, listener)
+    assert listener.trained == ["clean teacher small-cnn"]
+    assert not found.missing
+    assert found.reference.role == found.teacher.role == "clean"
+    assert set(found.results["student"]["attacks"]) == {"fgsm"}
+    again = ready(listener)
+    assert len(listener.trained) == 1, "the second time it comes from the cache"
+    assert again.source == found.source
+    x = fetch(plan.data.test, torch.arange(20)).x
+    with torch.no_grad():
+        assert torch.equal(again.teacher.logits(x), found.teacher.logits(x))
+    folder = next(p for p in (cache / "teachers").iterdir() if p.is_dir())
+    assert RunFolder.open(folder).weights.is_file(), "it is an ordinary run"
+    assert [p.name for p in (cache / "teachers").iterdir() if ".part" in p.name] == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "same"),
+    [
+        ({"epochs": 9, "batch_size": 32, "loss": {"name": "kd", "T": 9.0}}, True),
+        ({"student": {"model": "mlp"}}, True),
+        ({"evaluate": {"attacks": ["cw"], "limit": 10}}, True),
+        ({"seed": 1}, False),
+        ({"threat": {"eps": 0.1}}, False),
+        ({"data": {"name": "digits", "validation": 0.2}}, False),
+        ({"teachers": [{"reference": "small-cnn", "options": {"width": 4}, "train": {"epochs": 2}}]}, False),
+        ({"teachers": [{"reference": "small-cnn", "options": {"width": 5}, "train": {"epochs": 1}}]}, False),
+    ],
+    ids=str,
+)
+def test_what_makes_another_teacher(changes: dict, same: bool, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the teacher's own training does not see makes none."""
+    from rkd.workflow import teachers
+
+    places = []
+
+    def look(table: Any, reference: Any, plan: Any) -> Path:
+        places.append(real(table, reference, plan))
+        return places[-1]
+
+    real = teachers._place
+    monkeypatch.setattr(teachers, "_place", look)
+    find()
+    find(**changes)
+    assert (places[0] == places[1]) is same
+
+
+def test_what_a_killed_process_left_is_no_teacher(cache: Path) -> None:
+    listener = Listener()
+    ready(listener)
+    folder = next(p for p in (cache / "teachers").iterdir() if p.is_dir())
+    (folder / "evaluation.json").unlink()
+    ready(listener)
+    assert len(listener.trained) == 2
+    assert (folder / "evaluation.json").is_file()
+
+
+def test_a_preparation_that_fails_leaves_nothing(cache: Path) -> None:
+    with pytest.raises(RkdError):
+        teachers = [{"reference": "small-cnn", "train": {"epochs": 1, "optimizer": {"lr": 1e30}}}]
+        ready(Listener(), teachers=teachers)
+    assert [p for p in (cache / "teachers").iterdir() if p.is_dir()] == []
+
+
+def test_a_preparation_that_takes_too_long_is_refused(cache: Path) -> None:
+    teachers = [{"reference": "resnet20", "train": {"epochs": 100_000}}]
+    with pytest.raises(Refused, match=r"would take about .* h .*prepare_minutes=MINUTES"):
+        ready(Listener(), teachers=teachers)
+
+
+SCRIPT = """
+import sys
+import torch
+torch.set_num_threads(1)
+sys.path.insert(0, sys.argv[1])
+from test_teachers import Listener, ready
+listener = Listener()
+print(len(listener.trained), ready(listener).source, len(listener.trained))
+"""
+
+
+def test_two_processes_prepare_one_teacher_once(cache: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
+    environment = {**os.environ, "RKD_CACHE": str(cache)}
+    running = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    answers = []
+    for process in running:
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        answers.append(out.split())
+    assert sorted(answer[-1] for answer in answers) == ["0", "1"], "one has trained, the other has waited"
+    assert answers[0][1:-1] == answers[1][1:-1]
+    assert len([p for p in (cache / "teachers").iterdir() if p.is_dir()]) == 1
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("RKD_CACHE", str(tmp_path / "a"))
+    assert cache_folder() == tmp_path / "a"
+    monkeypatch.delenv("RKD_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert cache_folder() == tmp_path / "rkd"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert cache_folder() == tmp_path / "home" / ".cache" / "rkd"
+
+
+def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RKD_CACHE", str(tmp_path / "file"))
+    with pytest.raises(RkdError, match="set RKD_CACHE"):
+        ready(Listener())
+
+
+def test_no_recipe_for_a_strange_role(cache: Path) -> None:
+    with pytest.raises(RkdError, match=r"role 'odd' \(there is robust, clean\).*--teacher odd=small-cnn@FILE"):
+        find(teachers=[{"reference": "small-cnn", "role": "odd"}])
+
+
+# Teachers that are there
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished run."""
+    path = tmp_path_factory.mktemp("runs") / "mine"
+    execute(table(loss={"name": "ce"}, teachers=[]), CATALOG, path)
+    return path
+
+
+def test_a_finished_run_teaches(finished: Path) -> None:
+    plan, found = find(teachers=[{"reference": str(finished)}])
+    assert not found.missing
+    assert found.source == str(finished)
+    x = fetch(plan.data.test, torch.arange(10)).x
+    from rkd.workflow.load import load_run
+
+    with torch.no_grad():
+        assert torch.equal(found.teacher.logits(x), load_run(finished, CATALOG).net(x))
+
+
+def test_a_run_that_did_not_finish_teaches_nothing(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "half")
+    (tmp_path / "half" / "student.json").unlink()
+    with pytest.raises(RkdError, match="did not finish"):
+        find(teachers=[{"reference": str(tmp_path / "half")}])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(RkdError, match="is not a run"):
+        find(teachers=[{"reference": str(tmp_path / "empty")}])
+
+
+def test_weights_from_a_file(finished: Path, tmp_path: Path) -> None:
+    listener = Listener()
+    reference = f"small-cnn@{finished / 'student.safetensors'}"
+    plan, found = find(listener, teachers=[{"reference": reference, "options": {"width": 4}}])
+    x = fetch(plan.data.test, torch.arange(10)).x
+    expected = find(teachers=[{"reference": str(finished)}])[1]
+    with torch.no_grad():
+        assert torch.equal(found.teacher.logits(x), expected.teacher.logits(x))
+    assert "normalize=data" in listener.said[0]
+
+
+def test_weights_that_do_not_fit(finished: Path, tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match="does not fit this architecture"):
+        find(teachers=[{"reference": f"mlp@{finished / 'student.safetensors'}"}])
+    with pytest.raises(WeightsError, match="there is no weights file"):
+        find(teachers=[{"reference": f"mlp@{tmp_path / 'nowhere.pt'}"}])
+
+
+# Normalisation
+
+
+def trained(normalised: bool, catalog: Catalog) -> tuple[Net, Any]:
+    """An MLP that has learned digits a little, fed with normalised images or with plain ones."""
+    data = resolve(table(), catalog).data
+    net = build_net("mlp", {}, data, catalog)
+    if not normalised:
+        net = Net(net.arch)
+    batch = fetch(data.train, torch.arange(600))
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(batch.x), batch.y).backward()
+        optimizer.step()
+    return net.eval(), data
+
+
+@pytest.mark.parametrize("normalised", [True, False])
+def test_the_better_normalisation_is_found(normalised: bool, catalog: Catalog) -> None:
+    net, data = trained(normalised, catalog)
+    found = Net(net.arch, data.mean, data.std)
+    said: list[str] = []
+    settle_normalization(found, "auto", "teacher x", data, said.append)
+    expected = list(data.mean) if normalised else [0.0]
+    assert found.mean.flatten().tolist() == pytest.approx(expected)
+    assert f"normalize={'data' if normalised else 'none'}" in said[0]
+
+
+def test_a_normalisation_that_was_asked_for(catalog: Catalog) -> None:
+    net, data = trained(True, catalog)
+    for wish, expected in (("data", data.mean[0]), ("none", 0.0)):
+        found = Net(net.arch, data.mean, data.std)
+        settle_normalization(found, wish, "teacher x", data, pytest.fail)
+        assert float(found.mean) == pytest.approx(expected)
+
+
+def test_a_teacher_for_other_images(finished: Path, tmp_path: Path, catalog: Catalog) -> None:
+    arch = catalog.create("model", "mlp")((1, 8, 8), 7)
+    save_weights(tmp_path / "w.safetensors", arch.state_dict())
+    with pytest.raises(WeightsError, match="number of classes"):
+        find(teachers=[{"reference": f"mlp@{tmp_path / 'w.safetensors'}"}])
