@@ -13,12 +13,7 @@ from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName,
 from .core.hooks import hookimpl
 from .core.interfaces import (
     Attack,
-    Augment,
-    Conversion,
-    Corruption,
-    DatasetSource,
     Family,
-    FiniteAugment,
     Loss,
     Model,
     Objective,
@@ -28,8 +23,6 @@ from .core.interfaces import (
     Student,
     Target,
     Teacher,
-    TeacherReference,
-    TeacherSource,
 )
 from .core.objective import backward
 from .core.ops import Reduction
@@ -51,12 +44,14 @@ from .core.types import (
     fraction,
 )
 from .core.windows import Windows, windows
-from .data.dataset import ArraySplit, Dataset, Split, check_images
-from .evaluation.corruptions import at_severity
+from .data.dataset import ArraySplit, Dataset, DatasetSource, Split, check_images
+from .data.loader import Augment, FiniteAugment
+from .evaluation.corruptions import Corruption, at_severity
 from .evaluation.model import Finite
 from .evaluation.transfer import identity
 from .nets.batchnorm import Router, add_auxiliary
 from .nets.net import Net, NetStudent
+from .nets.sources import Conversion, TeacherReference, TeacherSource
 from .nets.weights import built_for, load_into, read_weights, take_normalization, without_download
 from .storage.card import read_card
 from .storage.runfolder import RunFolder

@@ -14,10 +14,11 @@ from rkd import testing
 from rkd.core import ops
 from rkd.core.errors import RkdError
 from rkd.core.hooks import KINDS
-from rkd.core.interfaces import Family, TeacherReference
+from rkd.core.interfaces import Family
 from rkd.core.step import AttackPlan, Step
 from rkd.evaluation.counting import rehearse
 from rkd.nets.net import NetStudent
+from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.training.cost import counting
 

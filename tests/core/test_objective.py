@@ -15,7 +15,7 @@ from rkd.core.errors import Refused
 from rkd.core.objective import backward, parts_of
 from rkd.core.step import Step
 from rkd.core.trainer import Run, fit, update
-from rkd.data.dataset import Loader
+from rkd.data.loader import Loader
 from rkd.nets.net import NetStudent
 from rkd.plugins.extensions.awp import Awp
 from rkd.registry.catalog import Catalog, load_catalog

@@ -18,7 +18,8 @@ from rkd.core.hooks import hookimpl
 from rkd.core.objective import total
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, Validation, chosen_net, fit, run_hooks, update
-from rkd.data.dataset import ArraySplit, Loader
+from rkd.data.dataset import ArraySplit
+from rkd.data.loader import Loader
 from rkd.nets.net import NetStudent
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.registry.schedules import Drops, Ramp

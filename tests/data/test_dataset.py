@@ -1,4 +1,4 @@
-"""Batches that follow from (seed, epoch, position)."""
+"""Data sets: images and labels that are sound, or a clear error."""
 
 from __future__ import annotations
 
@@ -9,73 +9,12 @@ import pytest
 import torch
 
 from rkd.core.errors import DataError
-from rkd.core.random import Noise
-from rkd.core.types import Batch
-from rkd.data.dataset import ArraySplit, Loader, Split, Subset, check_images, fetch, hold_out
-from rkd.testing import tiny_batch, tiny_dataset, untouched
+from rkd.data.dataset import ArraySplit, Split, Subset, check_images, fetch, hold_out
+from rkd.testing import tiny_batch, tiny_dataset
 
 
 def split(count: int = 23) -> ArraySplit:
     return ArraySplit(tiny_batch(count).x, torch.arange(count) % 4)
-
-
-def numbers(loader: Loader, epoch: int) -> list[list[int]]:
-    return [batch.index.tolist() for batch in loader.batches(epoch)]
-
-
-def test_an_epoch_holds_every_image_once() -> None:
-    batches = numbers(Loader(split(), 8, seed=0), 0)
-    assert [len(b) for b in batches] == [8, 8, 7]
-    assert sorted(number for batch in batches for number in batch) == list(range(23))
-
-
-def test_the_order_follows_from_seed_and_epoch() -> None:
-    loader = Loader(split(), 8, seed=0)
-    assert numbers(loader, 3) == numbers(Loader(split(), 8, seed=0), 3)
-    assert numbers(loader, 3) == numbers(loader, 3)
-    assert numbers(loader, 3) != numbers(loader, 4)
-    assert numbers(loader, 3) != numbers(Loader(split(), 8, seed=1), 3)
-
-
-@pytest.mark.parametrize(("count", "sizes"), [(17, [8, 8]), (18, [8, 8, 2]), (16, [8, 8]), (3, [3])])
-def test_a_last_batch_of_one_is_left_out(count: int, sizes: list[int]) -> None:
-    loader = Loader(split(count), 8, seed=0)
-    assert [len(b) for b in loader.batches(0)] == sizes
-    assert len(loader) == len(sizes)
-
-
-def test_batches_hold_the_images_of_their_index() -> None:
-    data = split()
-    for batch in Loader(data, 8, seed=0).batches(0):
-        assert torch.equal(batch.x, data.images(batch.index))
-        assert torch.equal(batch.y, data.labels[batch.index])
-
-
-@dataclasses.dataclass
-class Jitter:
-    def __call__(self, batch: Batch, noise: Noise) -> Batch:
-        x = (batch.x + noise.uniform(batch.x.shape[1:], 0, 0.2)).clamp(0, 1)
-        return dataclasses.replace(batch, x=x)
-
-
-def test_augmentations_follow_from_seed_epoch_place_and_image() -> None:
-    data = ArraySplit(0.5 * tiny_batch(23).x, torch.zeros(23))  # room for two jitters
-
-    def image(number: int, epoch: int = 0, size: int = 8, seed: int = 0, augments: int = 1) -> torch.Tensor:
-        loader = Loader(data, size, seed, [Jitter()] * augments)
-        return next(b.x[b.index == number] for b in loader.batches(epoch) if number in b.index)
-
-    assert torch.equal(image(5), image(5, size=4)), "the batch does not matter"
-    assert not torch.equal(image(5), image(5, epoch=1))
-    assert not torch.equal(image(5), image(5, seed=1))
-    twice = image(5, augments=2) - image(5)
-    assert not torch.allclose(twice, image(5) - data.images(torch.tensor([5])), atol=1e-3), "each place its own noise"
-
-
-def test_loading_touches_no_random_state() -> None:
-    with untouched():
-        for batch in Loader(split(), 8, 0, [Jitter()]).batches(0):
-            assert batch.x.dtype == torch.float32
 
 
 def test_bytes_stay_bytes_until_they_are_asked_for() -> None:

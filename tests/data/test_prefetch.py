@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from rkd.core.errors import DataError, RkdError
-from rkd.data import prefetch as feed
-from rkd.data.dataset import ArraySplit, Loader, Subset
-from rkd.data.prefetch import AHEAD, Feed
+from rkd.data import prefetch
+from rkd.data.dataset import ArraySplit, Subset
+from rkd.data.loader import Loader
+from rkd.data.prefetch import AHEAD, Prefetcher
 
 CPU = torch.device("cpu")
 IMAGES = torch.randint(0, 256, (40, 3, 8, 8), dtype=torch.uint8)
@@ -75,7 +76,7 @@ def test_a_reader_that_dies_is_told_of() -> None:
 
 def test_a_thread_reads_ahead_but_not_far() -> None:
     split = OnDisk()
-    stream = Feed(split, CPU).batches(torch.arange(40).split(4))
+    stream = Prefetcher(split, CPU).batches(torch.arange(40).split(4))
     next(stream)
     stream.close()  # what was begun ends, nothing more is read
     assert 1 <= len(split.read) <= 1 + AHEAD
@@ -84,22 +85,22 @@ def test_a_thread_reads_ahead_but_not_far() -> None:
 
 def test_what_a_reader_raises_arrives() -> None:
     with pytest.raises(DataError, match="image 3 cannot be read"):
-        list(Feed(OnDisk(bad=30), CPU).batches(torch.arange(40).split(4)))
+        list(Prefetcher(OnDisk(bad=30), CPU).batches(torch.arange(40).split(4)))
 
 
 def test_images_in_memory_are_not_read_ahead() -> None:
-    assert Feed(Subset(ArraySplit(IMAGES, LABELS), torch.arange(9)), CPU).direct
-    assert not Feed(Subset(OnDisk(), torch.arange(9)), CPU).direct
+    assert Prefetcher(Subset(ArraySplit(IMAGES, LABELS), torch.arange(9)), CPU).direct
+    assert not Prefetcher(Subset(OnDisk(), torch.arange(9)), CPU).direct
 
 
 def test_images_that_fit_live_on_the_device_as_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another device than the CPU: `meta` has the shapes of one, and no memory."""
     meta = torch.device("meta")
     split = Subset(ArraySplit(IMAGES, LABELS), torch.arange(10))
-    there = Feed(split, meta)
+    there = Prefetcher(split, meta)
     assert there.direct and there._kept is not None
     assert (there._kept.dtype, there._kept.device.type, len(there._kept)) == (torch.uint8, "meta", 10)
     (x,) = there.batches([torch.tensor([3, 1])])
     assert (x.dtype, x.device.type, tuple(x.shape)) == (torch.float32, "meta", (2, 3, 8, 8))
-    monkeypatch.setattr(feed, "free_bytes", lambda device: 10 * 3 * 64 / feed.SHARE - 1)
-    assert not Feed(split, meta).direct
+    monkeypatch.setattr(prefetch, "free_bytes", lambda device: 10 * 3 * 64 / prefetch.SHARE - 1)
+    assert not Prefetcher(split, meta).direct

@@ -14,7 +14,7 @@ from rkd.core.errors import Stopped
 from rkd.core.hooks import hookimpl
 from rkd.core.step import AttackPlan
 from rkd.core.trainer import Run, Validation, fit, update
-from rkd.data.dataset import Loader
+from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.journal import Journal

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from rkd.core.errors import ConfigError, Refused
 from rkd.core.random import Noise
 from rkd.core.types import Batch
-from rkd.data.dataset import ArraySplit, Loader
+from rkd.data.dataset import ArraySplit
+from rkd.data.loader import Loader
 from rkd.plugins.augments import crop, cutout, flip, mixup
 from rkd.training.variants import Variants, share_met_before
 

@@ -22,8 +22,8 @@ import torch
 from PIL import Image
 
 from rkd.core.errors import ConfigError, DataError
-from rkd.core.interfaces import DatasetSource, Family
-from rkd.data.dataset import ArraySplit, Dataset, Split
+from rkd.core.interfaces import Family
+from rkd.data.dataset import ArraySplit, Dataset, DatasetSource, Split
 from rkd.plugins.datasets import _common, digits, imagefolder, npz
 from rkd.plugins.datasets import torchvision as plugin
 from rkd.plugins.datasets.imagefolder import ImageFolder

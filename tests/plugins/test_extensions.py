@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from rkd.core.trainer import Run, run_hooks, update
-from rkd.data.dataset import ArraySplit, Dataset, Loader
+from rkd.data.dataset import ArraySplit, Dataset
+from rkd.data.loader import Loader
 from rkd.nets.net import NetStudent
 from rkd.plugins.extensions.awp import Awp
 from rkd.plugins.extensions.ema import Ema

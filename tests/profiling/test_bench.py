@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from rkd.core import ops
-from rkd.data.dataset import Loader
+from rkd.data.loader import Loader
 from rkd.profiling.bench import PARTS, Operations, Watch, bench, peaks
 from rkd.registry.catalog import load_catalog
 from rkd.testing.tiny import tiny_dataset, tiny_run

@@ -15,7 +15,7 @@ from rkd.core.random import Noise
 from rkd.core.step import AttackPlan
 from rkd.core.trainer import fit
 from rkd.core.types import Batch
-from rkd.data.dataset import Loader
+from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE
 from rkd.nets.net import NetTeacher
 from rkd.plugins.augments.crop import Crop

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from .types import Batch, Mode, Schedule, Shape, ThreatModel, View
+from .types import Mode, Schedule, Shape, ThreatModel, View
 
 if TYPE_CHECKING:  # the registry reads these without torch
     from torch import Tensor, nn
 
-    from ..data.dataset import Dataset
-    from ..nets.net import NetStudent
     from .random import Noise
     from .step import Step
 
@@ -223,101 +221,6 @@ class Model(Protocol):
     """
 
     def __call__(self, shape: Shape, classes: int) -> nn.Module: ...
-
-
-@runtime_checkable
-class DatasetSource(Protocol):
-    """A source of data. Fields that the command line fills: `dir` (str or None) and `download` (bool)."""
-
-    def __call__(self) -> Dataset: ...
-
-
-@runtime_checkable
-class Augment(Protocol):
-    """A change of whole training batches: new images, further views, or soft labels (`batch.y (B, K)`).
-
-    Every random choice comes from `noise`; images stay float32 in [0, 1] and keep their shape. What becomes of a
-    sample follows from that sample alone; an augmentation that blends samples says `mixes = True` among its class
-    attributes, and is given whole batches also where several processes share them.
-    """
-
-    def __call__(self, batch: Batch, noise: Noise) -> Batch: ...
-
-
-@runtime_checkable
-class FiniteAugment(Augment, Protocol):
-    """An augmentation that makes finitely many versions of an image, and says which: teachers' answers to them can
-    then be kept. Nothing has to be finite; what changes labels or makes views alone has one version.
-
-    @dataclass
-    class Upside:
-        def __call__(self, batch, noise):
-            down = self.variant(noise, batch.x.shape[1:]).view(-1, 1, 1, 1) == 1
-            return replace(batch, x=batch.x.flip(-2).where(down, batch.x))
-        def variants(self, shape):
-            return 2
-        def variant(self, noise, shape):
-            return (noise.uniform(()) < 0.5).long()
-    """
-
-    def variants(self, shape: Shape) -> int:
-        """How many versions of an image of `shape` there are."""
-        ...
-
-    def variant(self, noise: Noise, shape: Shape) -> Tensor:
-        """Which of them, `(B,)` int64 from 0 on, `__call__` makes of each sample with the same noise. Samples of equal
-        images and equal numbers become equal images."""
-        ...
-
-
-@runtime_checkable
-class Corruption(Protocol):
-    """A common corruption: worse images of the same content. It knows no net and no label.
-
-    def darker(x, severity, noise):
-        return x * at_severity((0.9, 0.8, 0.7, 0.6, 0.5), severity)
-    """
-
-    def __call__(self, x: Tensor, severity: int, noise: Noise) -> Tensor:
-        """`(B, C, H, W)` float32 in [0, 1] for such images of any number of channels and any size from 8 x 8.
-
-        `severity` from 1 to 5: the higher, the farther from `x`; raises RkdError for any other. Every random number
-        comes from `noise`, so that an image's result does not depend on the rest of the batch. `x` stays as it is.
-        """
-        ...
-
-
-@runtime_checkable
-class Conversion(Protocol):
-    """A change of the student before training: `--student resnet18+aux-bn`."""
-
-    def __call__(self, student: NetStudent) -> NetStudent: ...
-
-
-@dataclass(frozen=True, slots=True)
-class TeacherReference:
-    """One `--teacher`, read: `[ROLE=]MODEL[@WEIGHTS]`, or a folder. `text` is what was typed, without the role.
-
-    `options` are those of the model.
-    """
-
-    text: str
-    role: str
-    model: str | None = None
-    weights: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@runtime_checkable
-class TeacherSource(Protocol):
-    """A place where teachers come from: a weights file, a run, a hub."""
-
-    def __call__(self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset) -> nn.Module | None:
-        """The teacher's net, taking images in [0, 1]; None if the reference is not for this source.
-
-        `build(NAME, options={})` makes an untrained `rkd.nets.net.Net` of that model, normalised for `data`.
-        """
-        ...
 
 
 @dataclass(frozen=True, slots=True)

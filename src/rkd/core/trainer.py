@@ -13,7 +13,8 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
-from ..data.dataset import Dataset, Loader, Split
+from ..data.dataset import Dataset, Split
+from ..data.loader import Loader
 from ..distributed.ranks import ALONE, Ranks
 from ..distributed.sync_batchnorm import synchronised
 from ..evaluation.evaluate import evaluate

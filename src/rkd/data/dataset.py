@@ -1,25 +1,17 @@
-"""Data sets in memory or behind an index, and the training batches made of them.
-
-A batch is a function of (seed, epoch, position): the order of an epoch is a permutation drawn from (seed, epoch),
-an augmentation draws from (seed, epoch, index of the image).
-"""
+"""Data sets: images and labels by position, in memory or behind an index."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..core.errors import DataError
-from ..core.interfaces import Augment
-from ..core.random import Noise, key
+from ..core.random import key
 from ..core.types import Batch, Shape, ThreatModel
-from ..distributed.ranks import ALONE, Ranks
-from ..training.variants import Variants
-from .prefetch import Feed, as_images, pixels, send
 
 
 @runtime_checkable
@@ -35,8 +27,17 @@ class Split(Protocol):
         """`(B, C, H, W)` float32 in [0, 1] of the images at `index (B,)`."""
         ...
 
-    # Two more are used where a split has them: `pixels(index)`, the same images as uint8, to be sent on at a quarter of
-    # the size; and `in_memory = True`, where reading a batch takes no time worth hiding.
+
+@runtime_checkable
+class StoredSplit(Split, Protocol):
+    """A split that gives its images as it stores them, too: bytes are sent to a device at a quarter of the size."""
+
+    in_memory: bool
+    """Whether reading a batch takes no time worth hiding."""
+
+    def pixels(self, index: Tensor) -> Tensor:
+        """`(B, C, H, W)` uint8, or float32 in [0, 1], of the images at `index (B,)`."""
+        ...
 
 
 class ArraySplit:
@@ -48,9 +49,9 @@ class ArraySplit:
     in_memory = True
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
-        for what, value in (("images", images), ("labels", labels)):
+        for name, value in (("images", images), ("labels", labels)):
             if not isinstance(value, Tensor):
-                raise DataError(f"{what} must be a tensor, got {type(value).__name__}; torch.as_tensor makes one")
+                raise DataError(f"{name} must be a tensor, got {type(value).__name__}; torch.as_tensor makes one")
         if labels.ndim != 1 or not bool((labels == labels.long()).all()):  # probabilities, say
             raise DataError(f"labels must be whole numbers (N,), got {labels.dtype} {tuple(labels.shape)}")
         if images.ndim != 4:
@@ -81,10 +82,7 @@ class Subset:
         self.split = split
         self.positions = positions
         self.labels = split.labels[positions]
-
-    @property
-    def in_memory(self) -> bool:
-        return getattr(self.split, "in_memory", False)
+        self.in_memory = in_memory(split)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -139,6 +137,13 @@ class Dataset:
             )
 
 
+@runtime_checkable
+class DatasetSource(Protocol):
+    """A source of data. Fields that the command line fills: `dir` (str or None) and `download` (bool)."""
+
+    def __call__(self) -> Dataset: ...
+
+
 def check_images(images: Tensor) -> None:
     """Raise DataError unless all values are numbers in [0, 1] (1e-6 of slack)."""
     if images.numel() == 0:
@@ -160,82 +165,23 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split | None
         return split, None
     if count >= len(split):
         raise DataError(f"holding out {share:g} of {len(split)} training images leaves none to train on")
-    order = _permutation(len(split), key(seed, "hold-out"))
+    order = permutation(len(split), key(seed, "hold-out"))
     return Subset(split, order[count:].sort().values), Subset(split, order[:count].sort().values)
 
 
-class Loader:
-    """The training batches of each epoch.
+def in_memory(split: Split) -> bool:
+    """Whether reading a batch of the split takes no time worth hiding."""
+    return isinstance(split, StoredSplit) and split.in_memory
 
-    `augments` run in order on whole batches. The last batch of an epoch may be smaller, as in the papers' scripts;
-    a last batch of a single image is left out, since batch norm has no variance there. Of several processes each gets
-    its part of the same batches; `batch_size` and `len` are of the whole ones.
-    """
 
-    def __init__(
-        self,
-        split: Split,
-        batch_size: int,
-        seed: int,
-        augments: Sequence[Augment] = (),
-        device: torch.device | str = "cpu",
-        ranks: Ranks = ALONE,
-        workers: int = 0,
-    ) -> None:
-        self.split = split
-        self.ranks = ranks
-        self.batch_size = min(batch_size, len(split))
-        self.seed = seed
-        self.augments = list(augments)
-        self.device = torch.device(device)
-        self.feed = Feed(split, self.device, workers)
-        self.variants: Variants | None = None
-        """Set, if batches shall say which version of its image each sample is."""
+def pixels(split: Split, index: Tensor) -> Tensor:
+    """The images at `index (B,)` as the split stores them, `(B, C, H, W)` uint8 or float32 in [0, 1]."""
+    return split.pixels(index) if isinstance(split, StoredSplit) else split.images(index)
 
-    def __len__(self) -> int:
-        full, rest = divmod(len(self.split), self.batch_size)
-        return full + (rest > 1 or full == 0)
 
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch, from number `start` on."""
-        order = _permutation(len(self.split), key(self.seed, "order", epoch))
-        wanted = [
-            self._mine(order[number * self.batch_size : (number + 1) * self.batch_size])
-            for number in range(start, len(self))
-        ]
-        for (index, rows), x in zip(wanted, self.feed.batches([index for index, _ in wanted]), strict=True):
-            batch = self._augmented(x, index, epoch)
-            yield batch if rows is None else batch.select(rows.to(self.device))
-
-    def size(self, number: int) -> int:
-        """How many images the whole batch `number` of an epoch has."""
-        return min(self.batch_size, len(self.split) - number * self.batch_size)
-
-    def _mine(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Of a whole batch, the images that this process makes, and which of these are its part (None: all)."""
-        rows = self.ranks.rows(len(index))
-        if self.ranks.size > 1 and any(getattr(augment, "mixes", False) for augment in self.augments):
-            # Partners may be anywhere in the batch: make all of it, take this process's part.
-            return index, torch.arange(len(index))[rows]
-        return index[rows], None
-
-    def batch(self, index: Tensor, epoch: int) -> Batch:
-        """The augmented batch of the images at `index`, on the device."""
-        return self._augmented(self.feed.images(index), index, epoch)
-
-    def _augmented(self, x: Tensor, index: Tensor, epoch: int) -> Batch:
-        batch = Batch(x, send(self.split.labels[index], self.device), send(index, self.device))
-        for augment, noise in zip(self.augments, self._noises(batch.index, epoch), strict=True):
-            batch = augment(batch, noise)
-        if self.variants is not None:
-            # With noises of its own, each of which begins anew.
-            number = self.variants.numbers(self._noises(batch.index, epoch), batch.index)
-            batch = replace(batch, variant=number)
-        return batch
-
-    def _noises(self, index: Tensor, epoch: int) -> list[Noise]:
-        """One for each augmentation."""
-        return [Noise(key(self.seed, "augment", epoch, place), index) for place in range(len(self.augments))]
+def as_images(pixels: Tensor) -> Tensor:
+    """Bytes to float32 in [0, 1]; floats as they are."""
+    return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels
 
 
 def fetch(split: Split, index: Tensor, device: torch.device | str = "cpu") -> Batch:
@@ -245,6 +191,7 @@ def fetch(split: Split, index: Tensor, device: torch.device | str = "cpu") -> Ba
     return Batch(x, y, index.to(device, non_blocking=True))
 
 
-def _permutation(count: int, seed: int) -> Tensor:
+def permutation(count: int, seed: int) -> Tensor:
+    """The numbers 0 to count - 1 in an order that follows from `seed`, `(count,)` int64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)

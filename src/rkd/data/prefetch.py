@@ -8,16 +8,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import RkdError
-
-if TYPE_CHECKING:
-    from .dataset import Split
+from .dataset import Split, as_images, in_memory, pixels
 
 AHEAD = 2
 """Batches that are read while a step runs, of each worker."""
@@ -26,7 +23,7 @@ SHARE = 0.25
 """Images are kept on a GPU if they take at most this share of its free memory: the training needs the rest."""
 
 
-class Feed:
+class Prefetcher:
     """The images of a split, batch by batch, for a training on `device`.
 
     Images in memory go to a GPU once, as they are kept (8-bit ones as bytes), if they fit there. All others are read
@@ -39,7 +36,7 @@ class Feed:
         self.device = device
         self.workers = workers
         self._pin = device.type == "cuda"
-        self.direct = getattr(split, "in_memory", False)
+        self.direct = in_memory(split)
         """Whether a batch is there when it is asked for, without reading ahead."""
         self._kept: Tensor | None = None
         if self.direct and device.type != "cpu":
@@ -52,8 +49,8 @@ class Feed:
             for index in indices:
                 yield self.images(index)
         else:
-            found = self._by_workers(indices) if self.workers else self._by_a_thread(indices)
-            for raw in found:
+            stored = self._by_workers(indices) if self.workers else self._by_a_thread(indices)
+            for raw in stored:
                 yield as_images(raw.to(self.device, non_blocking=True))
 
     def images(self, index: Tensor) -> Tensor:
@@ -63,7 +60,7 @@ class Feed:
         return as_images(send(pixels(self.split, index), self.device))
 
     def _by_a_thread(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
-        with ThreadPoolExecutor(1, "rkd-feed") as pool:
+        with ThreadPoolExecutor(1, "rkd-prefetch") as pool:
             pending: deque[Future[Tensor]] = deque()
             try:
                 for index in indices:
@@ -128,16 +125,6 @@ class _Given(torch.utils.data.Sampler[Tensor]):
 def send(tensor: Tensor, device: torch.device) -> Tensor:
     """A tensor of the CPU on the device; the host does not wait for a GPU to get it."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
-
-
-def pixels(split: Split, index: Tensor) -> Tensor:
-    """The images at `index` as the split keeps them: bytes, where it has `pixels(index)`, else `images(index)`."""
-    return split.pixels(index) if hasattr(split, "pixels") else split.images(index)
-
-
-def as_images(raw: Tensor) -> Tensor:
-    """Bytes to float32 in [0, 1]; floats as they are."""
-    return raw.float() / 255 if raw.dtype == torch.uint8 else raw
 
 
 def _kept(split: Split, device: torch.device) -> Tensor | None:

@@ -16,14 +16,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from ..core import ops
 from ..core.errors import DataError, RkdError
-from ..core.interfaces import Corruption
 from ..core.random import Noise, key
 from ..data.dataset import Split, check_images, fetch
 from ..nets.modes import running
@@ -47,6 +46,23 @@ BENCHMARK = (
 )  # fmt: skip
 """The fifteen corruptions that published means are taken over. The four further files that CIFAR-10-C comes with
 (speckle_noise, gaussian_blur, spatter, saturate) are meant for tuning, and take no part unless named."""
+
+
+@runtime_checkable
+class Corruption(Protocol):
+    """A common corruption: worse images of the same content. It knows no net and no label.
+
+    def darker(x, severity, noise):
+        return x * at_severity((0.9, 0.8, 0.7, 0.6, 0.5), severity)
+    """
+
+    def __call__(self, x: Tensor, severity: int, noise: Noise) -> Tensor:
+        """`(B, C, H, W)` float32 in [0, 1] for such images of any number of channels and any size from 8 x 8.
+
+        `severity` from 1 to 5: the higher, the farther from `x`; raises RkdError for any other. Every random number
+        comes from `noise`, so that an image's result does not depend on the rest of the batch. `x` stays as it is.
+        """
+        ...
 
 
 def at_severity(values: Sequence[T], severity: int) -> T:

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from rkd.core.errors import RkdError
-from rkd.core.interfaces import Augment, Corruption, FiniteAugment
 from rkd.core.random import Noise
 from rkd.core.types import Batch
 from rkd.data.dataset import Dataset, Split, check_images
-from rkd.evaluation.corruptions import SEVERITIES
+from rkd.data.loader import Augment, FiniteAugment
+from rkd.evaluation.corruptions import SEVERITIES, Corruption
 from rkd.registry.config import parse
 from rkd.registry.defaults import with_names
 
@@ -48,7 +48,7 @@ def check_dataset(data: Dataset) -> None:
 
 @promise
 def check_augment(augment: Augment, *, soft: bool = False) -> None:
-    """Raise AssertionError unless `augment` keeps the promises of `rkd.core.interfaces.Augment`.
+    """Raise AssertionError unless `augment` keeps the promises of `rkd.data.loader.Augment`.
 
     `soft`: whether it can be given soft labels as well.
     """
@@ -87,7 +87,7 @@ def check_augment(augment: Augment, *, soft: bool = False) -> None:
 
 @promise
 def check_corruption(corruption: Corruption) -> None:
-    """Raise AssertionError unless `corruption` keeps the promises of `rkd.core.interfaces.Corruption`."""
+    """Raise AssertionError unless `corruption` keeps the promises of `rkd.evaluation.corruptions.Corruption`."""
     who = getattr(corruption, "__name__", type(corruption).__name__)
     for shape in ((3, 16, 16), (1, 8, 8), (2, 9, 12), (4, 33, 20)):
         batch = tiny_batch(6, shape)

@@ -7,11 +7,12 @@ import copy
 import torch
 from torch import Tensor
 
-from rkd.core.interfaces import Conversion, Model
+from rkd.core.interfaces import Model
 from rkd.core.random import forked
 from rkd.core.types import Shape
 from rkd.nets.modes import running
 from rkd.nets.net import Net, NetStudent
+from rkd.nets.sources import Conversion
 
 from .state import promise, require, untouched
 from .tiny import tiny_batch, tiny_net
@@ -64,7 +65,7 @@ def check_model(model: Model, *, shape: Shape = (3, 32, 32), classes: int = 10, 
 
 @promise
 def check_conversion(conversion: Conversion, *, view: str = "adv") -> None:
-    """Raise AssertionError unless `conversion` keeps the promises of `rkd.core.interfaces.Conversion`.
+    """Raise AssertionError unless `conversion` keeps the promises of `rkd.nets.sources.Conversion`.
 
     `view`: one that an attack makes.
     """

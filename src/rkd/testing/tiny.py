@@ -13,7 +13,8 @@ from rkd.core.random import forked
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, run_hooks
 from rkd.core.types import Batch, Shape, ThreatModel
-from rkd.data.dataset import ArraySplit, Dataset, Loader
+from rkd.data.dataset import ArraySplit, Dataset
+from rkd.data.loader import Loader
 from rkd.nets.net import Net, NetStudent, NetTeacher
 from rkd.registry.catalog import Catalog
 

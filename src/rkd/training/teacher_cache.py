@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.errors import Refused
 from ..core.random import forked, row_hash
 from ..core.types import Batch
-from ..data.dataset import Loader
+from ..data.loader import Loader
 from ..evaluation.journal import fingerprint
 from ..nets.net import NetTeacher
 from .shelf import Answers, Shelf
@@ -64,7 +64,7 @@ class Remembering(NetTeacher):
 
     def _ask(self, index: Tensor) -> Tensor:
         with torch.no_grad():
-            return self.logits(self._loader.feed.images(index)).detach()
+            return self.logits(self._loader.prefetcher.images(index)).detach()
 
 
 class RememberingVariants(NetTeacher):
@@ -122,7 +122,7 @@ class RememberingVariants(NetTeacher):
             self.logits(batch.x)  # how it runs is settled by a whole batch (`engine.accelerator`), not by a block
         # The same images whenever it is tried: a run that goes on must not come to another end than before.
         split = self._loader.split
-        x = self._loader.feed.images(torch.arange(self._block) % len(split))
+        x = self._loader.prefetcher.images(torch.arange(self._block) % len(split))
         first = self._ask(x)
         if first.ndim != 2 or first.dtype != torch.float32 or not bool(first.isfinite().all()):
             raise Refused("its logits are not finite float32 numbers")

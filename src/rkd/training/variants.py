@@ -1,7 +1,7 @@
 """Versions of an image that an augmentation can make, where they are finitely many.
 
 A crop with padding 4 makes 81, a flip 2, both together 162: a teacher's answers to these can be kept (`remember`). An
-augmentation says so by two methods of its own (`rkd.core.interfaces.FiniteAugment`); one that does not, or that blends
+augmentation says so by two methods of its own (`rkd.data.loader.FiniteAugment`); one that does not, or that blends
 samples, has versions without number.
 """
 
@@ -14,9 +14,9 @@ from typing import Any
 from torch import Tensor
 
 from ..core.errors import Refused
-from ..core.interfaces import Augment
 from ..core.random import Noise
 from ..core.types import Shape
+from ..data.loader import Augment
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,8 @@ from rkd.core.errors import RkdError
 from rkd.core.interfaces import Teacher
 from rkd.core.random import forked, key
 from rkd.core.trainer import Run, Validation, run_hooks
-from rkd.data.dataset import Dataset, Loader, hold_out
+from rkd.data.dataset import Dataset, hold_out
+from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.memory_format import arrange
 from rkd.nets.net import Net, NetStudent, NetTeacher

@@ -10,10 +10,10 @@ from torch import nn
 
 from rkd.core import ops
 from rkd.core.errors import Refused
-from rkd.core.interfaces import TeacherReference
 from rkd.data.dataset import Dataset, fetch
 from rkd.nets.modes import running
 from rkd.nets.net import Net, check_logits
+from rkd.nets.sources import TeacherReference
 
 from ..registry.catalog import Catalog
 from .build import build_net

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.interfaces import Attack, TeacherReference
+from rkd.core.interfaces import Attack
 from rkd.data.dataset import Dataset
+from rkd.nets.sources import TeacherReference
 
 from ..registry.catalog import Catalog
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from rkd.core.errors import ConfigError, did_you_mean
-from rkd.core.interfaces import TeacherReference
 from rkd.data.dataset import Dataset
+from rkd.nets.sources import TeacherReference
 
 from ..registry.catalog import Catalog
 from ..registry.config import RunConfig, TeacherConfig

@@ -7,10 +7,11 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.interfaces import Loss, TeacherReference
+from rkd.core.interfaces import Loss
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import Dataset
+from rkd.nets.sources import TeacherReference
 
 from ..registry.catalog import Catalog
 from ..registry.config import AttackConfig, Component, RunConfig, merge, parse, section, sound

@@ -20,9 +20,9 @@ from filelock import FileLock, Timeout
 
 from rkd import __version__
 from rkd.core.errors import Refused, RkdError, TrainingFailed, WeightsError
-from rkd.core.interfaces import TeacherReference
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.net import Net, NetTeacher
+from rkd.nets.sources import TeacherReference
 from rkd.storage.runfolder import RunFolder
 
 from ..registry.catalog import Catalog

@@ -113,6 +113,8 @@ class ImageFolder:
 class FileSplit:
     """Images that are decoded batch by batch. `shape` (C, H, W) is what `decode` makes of each file."""
 
+    in_memory = False
+
     def __init__(self, files: Sequence[Path], labels: Tensor, shape: Shape, size: int | None) -> None:
         self.files = list(files)
         self.labels = labels

@@ -1,0 +1,140 @@
+"""The training batches of a data set.
+
+A batch is a function of (seed, epoch, position): the order of an epoch is a permutation drawn from (seed, epoch),
+an augmentation draws from (seed, epoch, index of the image).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ..core.random import Noise, key
+from ..core.types import Batch, Shape
+from ..distributed.ranks import ALONE, Ranks
+from .dataset import Split, permutation
+from .prefetch import Prefetcher, send
+
+
+@runtime_checkable
+class Augment(Protocol):
+    """A change of whole training batches: new images, further views, or soft labels (`batch.y (B, K)`).
+
+    Every random choice comes from `noise`; images stay float32 in [0, 1] and keep their shape. What becomes of a
+    sample follows from that sample alone; an augmentation that blends samples says `mixes = True` among its class
+    attributes, and is given whole batches also where several processes share them.
+    """
+
+    def __call__(self, batch: Batch, noise: Noise) -> Batch: ...
+
+
+@runtime_checkable
+class FiniteAugment(Augment, Protocol):
+    """An augmentation that makes finitely many versions of an image, and says which: teachers' answers to them can
+    then be kept. Nothing has to be finite; what changes labels or makes views alone has one version.
+
+    @dataclass
+    class Upside:
+        def __call__(self, batch, noise):
+            down = self.variant(noise, batch.x.shape[1:]).view(-1, 1, 1, 1) == 1
+            return replace(batch, x=batch.x.flip(-2).where(down, batch.x))
+        def variants(self, shape):
+            return 2
+        def variant(self, noise, shape):
+            return (noise.uniform(()) < 0.5).long()
+    """
+
+    def variants(self, shape: Shape) -> int:
+        """How many versions of an image of `shape` there are."""
+        ...
+
+    def variant(self, noise: Noise, shape: Shape) -> Tensor:
+        """Which of them, `(B,)` int64 from 0 on, `__call__` makes of each sample with the same noise. Samples of equal
+        images and equal numbers become equal images."""
+        ...
+
+
+class VariantNumbers(Protocol):
+    """Tells which of finitely many variants of its image the augmentations make of each sample."""
+
+    def numbers(self, noises: Sequence[Noise], index: Tensor) -> Tensor:
+        """`(B,)` int64 for the samples at `index (B,)`; `noises`: one for each augmentation, as it gets them."""
+        ...
+
+
+class Loader:
+    """The training batches of each epoch.
+
+    `augments` run in order on whole batches. The last batch of an epoch may be smaller, as in the papers' scripts;
+    a last batch of a single image is left out, since batch norm has no variance there. Of several processes each gets
+    its part of the same batches; `batch_size` and `len` are of the whole ones.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        seed: int,
+        augments: Sequence[Augment] = (),
+        device: torch.device | str = "cpu",
+        ranks: Ranks = ALONE,
+        workers: int = 0,
+    ) -> None:
+        self.split = split
+        self.ranks = ranks
+        self.batch_size = min(batch_size, len(split))
+        self.seed = seed
+        self.augments = list(augments)
+        self.device = torch.device(device)
+        self.prefetcher = Prefetcher(split, self.device, workers)
+        self.variants: VariantNumbers | None = None
+        """Set, if batches shall say which version of its image each sample is."""
+
+    def __len__(self) -> int:
+        full, rest = divmod(len(self.split), self.batch_size)
+        return full + (rest > 1 or full == 0)
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch, from number `start` on."""
+        order = permutation(len(self.split), key(self.seed, "order", epoch))
+        wanted = [
+            self._mine(order[number * self.batch_size : (number + 1) * self.batch_size])
+            for number in range(start, len(self))
+        ]
+        for (index, rows), x in zip(wanted, self.prefetcher.batches([index for index, _ in wanted]), strict=True):
+            batch = self._augmented(x, index, epoch)
+            yield batch if rows is None else batch.select(rows.to(self.device))
+
+    def size(self, number: int) -> int:
+        """How many images the whole batch `number` of an epoch has."""
+        return min(self.batch_size, len(self.split) - number * self.batch_size)
+
+    def _mine(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Of a whole batch, the images that this process makes, and which of these are its part (None: all)."""
+        rows = self.ranks.rows(len(index))
+        if self.ranks.size > 1 and any(getattr(augment, "mixes", False) for augment in self.augments):
+            # Partners may be anywhere in the batch: make all of it, take this process's part.
+            return index, torch.arange(len(index))[rows]
+        return index[rows], None
+
+    def batch(self, index: Tensor, epoch: int) -> Batch:
+        """The augmented batch of the images at `index`, on the device."""
+        return self._augmented(self.prefetcher.images(index), index, epoch)
+
+    def _augmented(self, x: Tensor, index: Tensor, epoch: int) -> Batch:
+        batch = Batch(x, send(self.split.labels[index], self.device), send(index, self.device))
+        for augment, noise in zip(self.augments, self._noises(batch.index, epoch), strict=True):
+            batch = augment(batch, noise)
+        if self.variants is not None:
+            # With noises of its own, each of which begins anew.
+            number = self.variants.numbers(self._noises(batch.index, epoch), batch.index)
+            batch = replace(batch, variant=number)
+        return batch
+
+    def _noises(self, index: Tensor, epoch: int) -> list[Noise]:
+        """One for each augmentation."""
+        return [Noise(key(self.seed, "augment", epoch, place), index) for place in range(len(self.augments))]

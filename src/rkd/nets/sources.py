@@ -1,0 +1,46 @@
+"""Where nets come from: sources of teachers, and conversions of a student."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:  # references are read without torch
+    from torch import nn
+
+    from ..data.dataset import Dataset
+    from .net import NetStudent
+
+
+@runtime_checkable
+class Conversion(Protocol):
+    """A change of the student before training: `--student resnet18+aux-bn`."""
+
+    def __call__(self, student: NetStudent) -> NetStudent: ...
+
+
+@dataclass(frozen=True, slots=True)
+class TeacherReference:
+    """One `--teacher`, read: `[ROLE=]MODEL[@WEIGHTS]`, or a folder. `text` is what was typed, without the role.
+
+    `options` are those of the model.
+    """
+
+    text: str
+    role: str
+    model: str | None = None
+    weights: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@runtime_checkable
+class TeacherSource(Protocol):
+    """A place where teachers come from: a weights file, a run, a hub."""
+
+    def __call__(self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset) -> nn.Module | None:
+        """The teacher's net, taking images in [0, 1]; None if the reference is not for this source.
+
+        `build(NAME, options={})` makes an untrained `rkd.nets.net.Net` of that model, normalised for `data`.
+        """
+        ...
