@@ -6,9 +6,11 @@ import inspect
 import itertools
 import logging
 import sys
+import tomllib
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import ClassVar
 
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rkd.core import ops
-from rkd.core.errors import Refused
+from rkd.core.errors import Refused, RkdError
 from rkd.core.interfaces import Attack
 from rkd.core.random import Noise, forked
 from rkd.core.types import Batch, ThreatModel
@@ -655,6 +657,23 @@ def test_the_reference_leaves_the_process_alone(digits: SimpleNamespace) -> None
     assert not seen and not logger.disabled and checks.funcs == counts
     assert torch.equal(first, run_attack(make("autoattack-reference"), net, batch, wide))
     assert torch.cuda.random.manual_seed.__module__.startswith("torch")
+
+
+def test_without_the_extra_the_reference_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When it is built, before anything is computed. `autoattack` itself needs nothing."""
+    monkeypatch.setattr(autoattack, "find_spec", lambda name: None)
+    with pytest.raises(RkdError, match=r"needs pyautoattack.*pip install 'rkd-toolkit\[reference\]'"):
+        Reference()
+    AutoAttack()
+
+
+def test_the_extra_is_what_brings_the_reference() -> None:
+    """Not the package by itself, and the tests' own extra too."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert not [one for one in project["dependencies"] if "pyautoattack" in one]
+    extras = project["optional-dependencies"]
+    assert any(one.startswith("pyautoattack") for one in extras["reference"])
+    assert any("[reference" in one for one in extras["test"])
 
 
 def test_the_reference_gives_way_to_errors() -> None:

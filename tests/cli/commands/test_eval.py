@@ -421,3 +421,13 @@ def test_how_the_net_runs_in_a_search_can_be_said(rkd, finished, engine: str, mo
     assert said.exit_code == 0, said.stderr
     expected = {"auto": ["float32"], "bfloat16": ["float32", "bfloat16 inside"], "plain": []}
     assert asked == expected[engine]
+
+
+def test_the_reference_without_its_extra_is_one_message(rkd, finished, monkeypatch) -> None:
+    monkeypatch.setattr("rkd.plugins.attacks.autoattack.find_spec", lambda name: None)
+    run, _ = finished
+    said = rkd("eval", run, "--attack", "autoattack-reference")
+    assert said.exit_code == 2 and not said.stdout
+    assert said.stderr.count("\n") == 1 and "pip install 'rkd-toolkit[reference]'" in said.stderr
+    assert "autoattack-reference" in rkd("list-plugins").stdout
+    assert "rkd-toolkit[reference]" in rkd("info", "autoattack-reference").stdout

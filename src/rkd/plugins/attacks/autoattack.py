@@ -8,7 +8,8 @@
 A sample counts as robust if it survives all four: the worst case for each sample. This is the version `standard`, by
 whose number robust nets are compared. The file of each part tells how it works and where it differs from the
 authors' code. `autoattack-reference` is that code itself, as released on PyPI (pyautoattack), behind the same
-interface: slower, and the yardstick for `autoattack`.
+interface: slower, and the yardstick for `autoattack`. It needs the extra `reference`:
+`pip install 'rkd-toolkit[reference]'`.
 
 ```bibtex
 @inproceedings{croce2020reliable,
@@ -42,12 +43,13 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from rkd.plugin import Attack, Mode, Norm, Schedule, Target, forked, hookimpl, ops
+from rkd.plugin import Attack, Mode, Norm, RkdError, Schedule, Target, forked, hookimpl, ops
 
 from ._survivors import MOST_TARGETS, begin, check_search, judged, label_lead, misses, part
 from .apgd import ApgdCe, ApgdT
@@ -123,6 +125,8 @@ class AutoAttack:
 class Reference:
     """AutoAttack by its authors' own code (pyautoattack), version standard: the yardstick for `autoattack`.
 
+    Needs the extra `reference` (`pip install 'rkd-toolkit[reference]'`).
+
     `eps` in units of [0, 1] images; None: the data set's. `queries` of square: the standard ones unless told.
     """
 
@@ -136,6 +140,11 @@ class Reference:
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, queries=self.queries)
+        if find_spec("pyautoattack") is None:  # said when the attack is built, not hours later when it is run
+            raise RkdError(
+                "autoattack-reference needs pyautoattack, its authors' code: pip install 'rkd-toolkit[reference]' "
+                "(autoattack, rkd's own, needs nothing)"
+            )
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`."""
