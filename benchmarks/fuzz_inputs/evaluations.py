@@ -76,7 +76,7 @@ def make_evaluation(rng: random.Random, path: Path) -> RunFolder:
 
 def evaluation_page(rng: random.Random, folder: Path) -> None:
     """`rkd report` on a saved evaluation: the page is written, holds no script and nothing from outside."""
-    from rkd.report.run_page import write_report
+    from rkd.report.pages import write_report
 
     check_page(write_report(RunFolder.open_results(make_evaluation(rng, folder / "evaluation").path)))
 

@@ -210,7 +210,7 @@ class Page(HTMLParser):
 
 def report_page(rng: random.Random, folder: Path) -> None:
     """`rkd report` on a run's folder: the page is written, holds no script and nothing from outside."""
-    from rkd.report.run_page import write_report
+    from rkd.report.pages import write_report
 
     check_page(write_report(make_run(rng, folder / "run")))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,10 @@ def epoch(number: int) -> dict[str, Any]:
         "T.robust": 1.0 + number, "val.clean": 0.90625 + 0.01 * number, "val.robust": 0.5 + 0.0625 * number,
         "seconds": 10.0 * (number + 1),
     }  # fmt: skip
+
+
+HISTORY = [{**epoch(number), "epoch": number + 1} for number in range(6)]
+"""Six epochs as `metrics.jsonl` has them."""
 
 
 def search(name: str, **changes: Any) -> dict[str, Any]:
@@ -211,3 +216,45 @@ def make_evaluation(
         folder.write_json(folder.manifest, manifest)
         write_examples(folder.examples)
     return folder
+
+
+VOID = {"meta", "link", "img", "br", "path", "use", "rect", "circle"}
+
+
+class Page(HTMLParser):
+    """What a browser would find: tags with their attributes, and the text by the section's id."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.section = "top"
+        self.texts: dict[str, str] = {}
+        self.feed(html)
+        self.close()
+        assert self.open == [], f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag == "section":
+            self.section = str(dict(attrs)["id"])
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in VOID:
+            assert self.open and self.open.pop() == tag, f"</{tag}> closes another"
+        if tag == "section":
+            self.section = "top"
+
+    def handle_data(self, data: str) -> None:
+        self.texts[self.section] = f"{self.texts.get(self.section, '')} {data}"
+
+    def text(self, section: str) -> str:
+        return " ".join(self.texts.get(section, "").split())
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]

@@ -22,7 +22,7 @@ from rkd.evaluation.transfer import identity, transfer_matrix
 from rkd.nets.net import Net
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import assignments, merge, parse, read_recipe, toml
-from rkd.storage.config_key import training_key
+from rkd.storage.card import training_key
 from rkd.storage.runfolder import RunFolder
 from rkd.workflow.build import choose_device
 from rkd.workflow.cache import cache_folder

@@ -5,8 +5,7 @@ costs the import of matplotlib and jinja2: do so inside the command that needs i
 """
 
 from .compare import Comparison, compare
-from .compare_page import write_comparison
-from .run_page import Report, build_report, save_report, write_report
+from .pages import Report, build_report, save_report, write_comparison, write_report
 from .tables import basis, cells, to_csv, to_json, to_latex, where
 
 __all__ = [

@@ -12,7 +12,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from rkd.core.types import attack_name, fraction
 
 from .data import Curve, Net
-from .draw import ATTACKED, CLEAN, MARKERS, PAPER, QUIET, SERIES, Picture, legend, render
+from .figures import ATTACKED, CLEAN, MARKERS, PAPER, QUIET, SERIES, Picture, legend, render
 from .values import percent, shortened
 
 MOST_BARS = 20

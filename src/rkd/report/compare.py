@@ -1,7 +1,7 @@
 """Several runs side by side: one row a group of runs that differ by seed alone, and reasons not to compare them.
 
 Saved evaluations stand among them. How its net was trained an evaluation does not say; but of a run's student it holds
-a key of the run's settings (`storage.config_key`), and those of one key, evaluated alike, are seeds of one another.
+a key of the run's settings (`storage.card`), and those of one key, evaluated alike, are seeds of one another.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from rkd.core.errors import RkdError
 from rkd.core.types import attack_name
-from rkd.storage.config_key import ALIKE
+from rkd.storage.card import ALIKE
 from rkd.storage.runfolder import RunFolder
 
 from .data import Net, RunData

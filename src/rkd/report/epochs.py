@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .draw import ATTACKED, CLEAN, GRID, INK, MARKERS, QUIET, SERIES, Picture, legend, render
+from .figures import ATTACKED, CLEAN, GRID, INK, MARKERS, QUIET, SERIES, Picture, legend, render
 from .values import percent, plain
 
 POINTS = 1500

@@ -5,6 +5,8 @@ Whoever made the run wrote it, so every value is checked before anything is buil
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,6 +20,9 @@ MOST_NUMBERS = 1 << 22
 """Numbers of one image (channels x height x width) that a student may be for: 3 x 1182 x 1182."""
 
 MOST_CLASSES = 100_000
+
+ALIKE = ("seed", "name", "device", "prepare_minutes")
+"""Settings that do not make two runs different: they say which draw it was, its folder, and where it ran."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,13 @@ def read_card(folder: RunFolder) -> Card:
         [float(value) for value in content["std"]],
         ThreatModel(threat["norm"], float(threat["eps"]), float(threat["step_size"])),
     )
+
+
+def training_key(config: Mapping[str, Any]) -> str:
+    """Sixteen hexadecimal digits that follow from a run's settings without those of its evaluation and those that say
+    which draw it was: equal for runs that differ by seed alone."""
+    trained = {key: value for key, value in config.items() if key not in (*ALIKE, "evaluate")}
+    return hashlib.sha256(json.dumps(trained, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
 def _number(value: Any, low: float = -1e6, high: float = 1e6) -> bool:

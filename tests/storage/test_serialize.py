@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
-import os
+import struct
+import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save
 from torch import nn
 
-from rkd.core.errors import RkdError, WeightsError
-from rkd.storage.files import write_atomic
-from rkd.storage.runfolder import RunFolder, safe_name
+from rkd.core.errors import WeightsError
+from rkd.nets.weights import read_weights
 from rkd.storage.serialize import finite, load_state, load_weights, peek, save_state, save_weights, to_cpu
 from rkd.testing import tiny_batch, tiny_net
 
@@ -170,26 +170,6 @@ def test_weights_come_back(tmp_path: Path) -> None:
     assert set(loaded) == set(net.state_dict())
 
 
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "file"
-    write_atomic(path, b"old")
-
-    def broken(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    for name in ("fsync", "replace"):
-        with monkeypatch.context() as patch:
-            patch.setattr(os, name, broken)
-            with pytest.raises(RkdError, match="No space left"):
-                write_atomic(path, b"new")
-        assert path.read_bytes() == b"old"
-        assert os.listdir(tmp_path) == ["file"]
-    write_atomic(path, b"new")
-    assert path.read_bytes() == b"new"
-    with pytest.raises(RkdError, match="cannot write"):
-        write_atomic(tmp_path / "nowhere" / "file", b"")
-
-
 def test_a_copy_on_the_cpu_is_a_copy() -> None:
     net = tiny_net()
     kept = to_cpu(net.state_dict())
@@ -207,148 +187,40 @@ def test_finite() -> None:
 # A run's folder
 
 
-def test_a_folder_is_made_once(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "runs" / "mine")
-    assert folder.checkpoints.is_dir()
-    with pytest.raises(RkdError, match=r"exists already.*--resume"):
-        RunFolder.create(folder.path)
-    with pytest.raises(RkdError, match="is not a run"):
-        RunFolder.open(folder.path)
-    folder.write_config("seed = 0\n")
-    assert RunFolder.open(folder.path).config.read_text() == "seed = 0\n"
-    (tmp_path / "file").touch()
-    with pytest.raises(RkdError, match="--out"):
-        RunFolder.create(tmp_path / "file" / "run")
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    torch.save({"w": torch.zeros(4_000_000)}, tmp_path / "w.pt")
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as old,
+        zipfile.ZipFile(tmp_path / "b.pt", "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    assert (tmp_path / "b.pt").stat().st_size < 100_000
+    with pytest.raises(WeightsError, match="compressed"):
+        read_weights(tmp_path / "b.pt")
+    assert read_weights(tmp_path / "w.pt")["w"].numel() == 4_000_000
 
 
-def test_a_folder_has_its_configuration_from_the_first_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Killed while it is made, there is no folder: half of one could be neither continued nor begun again."""
-    seen = []
-    rename = Path.rename
-
-    def watched(self: Path, target: Path) -> Path:
-        seen.append(((self / "config.toml").read_text(), target.exists()))
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", watched)
-    folder = RunFolder.create(tmp_path / "runs" / "mine", "seed = 1\n")
-    assert seen == [("seed = 1\n", False)]
-    assert os.listdir(tmp_path / "runs") == ["mine"]
-    assert RunFolder.open(folder.path).config.read_text() == "seed = 1\n"
-    (tmp_path / "runs" / "empty").mkdir()
-    with pytest.raises(RkdError, match="exists already"):
-        RunFolder.create(tmp_path / "runs" / "empty", "")
-    assert sorted(os.listdir(tmp_path / "runs")) == ["empty", "mine"]
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.empty(3, device="meta"), torch.eye(3).to_sparse(), torch.ones(3, dtype=torch.cfloat),
+        torch.zeros(1).expand(1000, 1000), torch.ones(3).to(torch.float8_e4m3fn),
+    ],
+)  # fmt: skip
+def test_tensors_that_are_not_plain(value: torch.Tensor, tmp_path: Path) -> None:
+    torch.save({"w": value}, tmp_path / "w.pt")
+    with pytest.raises(WeightsError, match=r"no dense tensor|larger than the file"):
+        read_weights(tmp_path / "w.pt")
 
 
-def steps(folder: RunFolder) -> list[int]:
-    return [load_state(path)["step"] for path in folder.saved()]
-
-
-def test_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run")
-    assert (folder.load(), folder.place()) == ((None, []), None)
-    for step in range(5):
-        folder.save({"step": step}, keep=3)
-    assert steps(folder) == [4, 3, 2]
-    folder.save({"step": 5, "epoch": 1, "done": 2, "batches": 9}, keep=2)
-    assert steps(folder) == [5, 4]
-    assert folder.place() == (1, 2, 9)
-    folder.save({"step": 6}, keep=1)
-    assert steps(folder) == [6]
-    assert sorted(os.listdir(folder.checkpoints)) == ["last.safetensors"]
-    folder.save({"step": 7})
-    folder.prune()
-    assert steps(folder) == [7]
-
-
-@pytest.mark.parametrize("damage", [lambda c: c[: len(c) // 2], lambda c: c[:-3] + bytes([c[-3] ^ 1]) + c[-2:]])
-def test_a_damaged_checkpoint_is_passed_over(damage, tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run")
-    for step in range(3):
-        folder.save({"step": step, "a": torch.ones(5)})
-    folder.last.write_bytes(damage(folder.last.read_bytes()))
-    state, words = folder.load()
-    assert state is not None and state["step"] == 1
-    assert len(words) == 1 and "last.safetensors is not a readable checkpoint" in words[0]
-    folder.save({"step": 2, "a": torch.ones(5)})
-    assert steps(folder) == [2, 1], "the good one has not made room for the damaged one"
-    for path in folder.saved():
-        path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(WeightsError, match=r"last\.safetensors.*previous-1\.safetensors.*rm "):
-        folder.load()
-
-
-def test_a_crash_at_any_point_of_a_save_leaves_a_good_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each call that touches the disk fails in turn, as if the machine stopped there."""
-    names = ("fsync", "replace", "rename", "unlink")
-
-    def attempt(fail_at: int) -> tuple[RunFolder, int]:
-        folder = RunFolder.create(tmp_path / str(fail_at))
-        for step in range(3):
-            folder.save({"step": step})
-        calls = 0
-
-        class Power(BaseException):
-            pass
-
-        with monkeypatch.context() as patch:
-            for name in names:
-                real = getattr(os, name)
-
-                def call(*arguments, real=real, **settings):
-                    nonlocal calls
-                    calls += 1
-                    if calls > fail_at:
-                        raise Power
-                    return real(*arguments, **settings)
-
-                patch.setattr(os, name, call)
-            with contextlib.suppress(Power):
-                folder.save({"step": 3})
-        return folder, calls
-
-    _, total = attempt(10**6)
-    assert total >= 5
-    for fail_at in range(total):
-        folder, _ = attempt(fail_at)
-        state, _ = folder.load()
-        assert state is not None and state["step"] in (2, 3), fail_at
-        folder.tidy()
-        folder.save({"step": 4})
-        assert steps(folder)[0] == 4
-
-
-def test_metrics_survive_a_torn_line(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run")
-    for epoch in range(3):
-        folder.log({"epoch": epoch, "loss": 0.5})
-    with open(folder.metrics, "a") as file:
-        file.write('{"epoch": 3, "lo')
-    assert [line["epoch"] for line in folder.history()] == [0, 1, 2]
-    folder.trim(2)
-    assert [line["epoch"] for line in folder.history()] == [0, 1]
-    folder.log({"epoch": 2})
-    assert [json.loads(line)["epoch"] for line in folder.metrics.read_text().splitlines()] == [0, 1, 2]
-
-
-def test_json_files(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path / "run")
-    with pytest.raises(RkdError, match="did not finish"):
-        folder.read_json(folder.evaluation)
-    folder.write_json(folder.evaluation, {"a": 1})
-    assert folder.read_json(folder.evaluation) == {"a": 1}
-    folder.evaluation.write_text("{")
-    with pytest.raises(RkdError, match="cannot read"):
-        folder.read_json(folder.evaluation)
-
-
-@pytest.mark.parametrize("name", ["mine", "a.b", "2026-01-01_x+y=3"])
-def test_names_of_runs(name: str) -> None:
-    assert safe_name(name) == name
-
-
-@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "/a", ".hidden", "a b", "a\n", "-x", "a\\b", "é"])
-def test_names_that_are_none(name: str) -> None:
-    with pytest.raises(RkdError, match="cannot be a run's name"):
-        safe_name(name)
+def test_safetensors_headers_that_lie(tmp_path: Path) -> None:
+    content = save({"w": torch.ones(4)})
+    size = struct.unpack("<Q", content[:8])[0]
+    for shape in ([2**62], [10**30], [-4], [5]):
+        header = json.loads(content[8 : 8 + size])
+        header["w"]["shape"] = shape
+        text = json.dumps(header).encode()
+        (tmp_path / "w.safetensors").write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+        with pytest.raises(WeightsError):
+            read_weights(tmp_path / "w.safetensors")

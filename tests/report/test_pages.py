@@ -2,82 +2,19 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
-from safetensors.numpy import save_file
 
 from rkd.core.errors import RkdError
 from rkd.report import build_report, write_report
-from rkd.report.data import Example, Seen
-from rkd.report.gallery import read_gallery
 from rkd.storage.runfolder import RunFolder
 
-from .folders import CONFIG, MANIFEST, epoch, full_net, make_run, net, search, write_examples
+from .folders import CONFIG, MANIFEST, Page, epoch, full_net, make_run, net
 
-VOID = {"meta", "link", "img", "br", "path", "use", "rect", "circle"}
 POISON = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>\"'><b>{{7*7}}"
-
-
-class Page(HTMLParser):
-    """What a browser would find: tags with their attributes, and the text by the section's id."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.section = "top"
-        self.texts: dict[str, str] = {}
-        self.feed(html)
-        self.close()
-        assert self.open == [], f"never closed: {self.open}"
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag == "section":
-            self.section = str(dict(attrs)["id"])
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag not in VOID:
-            assert self.open and self.open.pop() == tag, f"</{tag}> closes another"
-        if tag == "section":
-            self.section = "top"
-
-    def handle_data(self, data: str) -> None:
-        self.texts[self.section] = f"{self.texts.get(self.section, '')} {data}"
-
-    def text(self, section: str) -> str:
-        return " ".join(self.texts.get(section, "").split())
-
-    def all(self, tag: str) -> list[dict[str, str | None]]:
-        return [attrs for name, attrs in self.tags if name == tag]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> RunFolder:
-    return make_run(tmp_path_factory.mktemp("runs") / "first")
-
-
-@pytest.fixture(scope="module")
-def html(folder: RunFolder) -> str:
-    return write_report(folder, {"zhao": "@inproceedings{zhao, title={Enhanced}}"}).read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def page(html: str) -> Page:
-    return Page(html)
 
 
 def test_files(folder: RunFolder, html: str) -> None:
@@ -117,22 +54,6 @@ def test_every_colour_of_the_pictures_is_set_for_light_and_dark(html: str) -> No
         assert f"--{name}:" in light and f"--{name}:" in dark, name
 
 
-def test_the_diagram(page: Page) -> None:
-    text = page.text("origin")
-    for words in (
-        "images digits threat: Linf eps 38/255",
-        "10.0 % held out",
-        "robust teacher wrn10-2 prepared clean 98.3",
-        "clean teacher wrn10-2",
-        "loss mtard-anl loss = 0.625 × adv + 0.375 × clean",
-        "attack PGD maximises ce steps = 10",
-        "scheduler anl rate = 0.025",
-        "student small-cnn width = 16 3 epochs sgd lr 0.1",
-    ):
-        assert words in text, words
-    assert text.index("robust teacher") < text.index("mtard-anl") < text.index("small-cnn")
-
-
 def test_results(page: Page) -> None:
     text = page.text("results")
     assert "clean 97.8 [93.8–100.0]" in text
@@ -149,138 +70,7 @@ def test_results(page: Page) -> None:
     assert bars == ["--share: 97.8%", "--share: 76.3%", "--share: 71.0%", "--share: 70.0%"]
 
 
-def test_tiles_and_warnings(page: Page) -> None:
-    top = page.text("top")
-    for words in (
-        "clean accuracy 97.8 % [93.8–100.0]",
-        "worst case 70.0 % [66.0–73.0] under FGSM",
-        "−15.9 points worst case; the robust teacher keeps 85.9",
-        "62.5 % class digit 3",
-        "fgsm-beats-iterated FGSM beats PGD gradients are masked What to do: run autoattack",
-        "a plain warning",
-    ):
-        assert words in top, words
-
-
-def test_questions_to_another_net_are_shown(tmp_path: Path) -> None:
-    searches = {
-        "fgsm": search("fgsm"),
-        "transfer": search("transfer", forwards=0, backwards=0, other_forwards=4321, other_backwards=1234),
-    }
-    folder = make_run(tmp_path / "a", student=full_net() | {"searches": searches}, examples=False)
-    text = Page(build_report(folder).html).text("results")
-    assert text.count("other net") == 1 and "0 / 0 other net 4,321 / 1,234" in text
-
-
-def test_a_warning_of_several_nets_is_one(tmp_path: Path) -> None:
-    doubt = {"check": "few", "meaning": "it means little", "advice": "take more"}
-    nets = [net() | {"warnings": [doubt | {"finding": f"between {n}"}]} for n in (1, 2)]
-    folder = make_run(
-        tmp_path / "a", student=nets[0], teachers=[{"role": "robust"} | nets[1]], epochs=0, examples=False
-    )
-    text = Page(build_report(folder).html).text("top")
-    assert "few student: between 1 robust teacher: between 2 it means little What to do: take more" in text
-    assert text.count("take more") == 1
-
-
-def test_the_other_sections(page: Page) -> None:
-    assert "clean 6.2 %, PGD-SAT 12.5 %" in page.text("closer")
-    assert "fog 90.0 80.0 70.0 60.0 50.0" in page.text("corruptions")
-    cost = page.text("cost")
-    assert "student 12 11 robust 1 0" in cost and "training, 3 epochs 30 s" in cost and "3 min 20 s" in cost
-    repeat = page.text("repeat")
-    assert "rkd run first/config.toml" in repeat and "rkd run --epochs 3 --name 'my run'" in repeat
-    assert "/somewhere/bin" not in repeat
-    assert "@inproceedings{zhao" in page.text("citations")
-    versions = page.text("versions")
-    assert "torch 2.15.0" in versions and "Abacus 3000" in versions and "strange/losses.mine 2.0" in versions
-    assert "tf32 {matmul = false}" in versions
-    assert "rkd-toolkit/attacks.pgd" not in versions
-    assert 'name = "mtard-anl"' in page.text("configuration")
-    assert "left-out" not in page.texts and "Not measured in this run" not in page.text("top")
-
-
-def test_a_resumed_training_lasted_as_long_as_its_parts(tmp_path: Path) -> None:
-    folder = make_run(tmp_path / "a", student=net(), epochs=0, examples=False)
-    for number, seconds in enumerate((10, 20, 7, 14)):
-        folder.log({"epoch": number, "seconds": seconds})
-    assert "training, 4 epochs 34 s one epoch, on average 8.5 s" in Page(build_report(folder).html).text("cost")
-
-
 # The gallery
-
-
-def pixels(uri: str | None) -> np.ndarray:
-    assert uri is not None and uri.startswith("data:image/png;base64,")
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
-
-
-def test_the_gallery(page: Page, folder: RunFolder, tmp_path: Path) -> None:
-    text = page.text("gallery")
-    assert "digit 3 PGD-SAT clean digit 3 93.8 % sure change ≤ 0.1 × 5 attacked digit 8 56.2 % sure" in text
-    clean, adversarial = write_examples(tmp_path / "x.safetensors")
-    images = page.all("img")
-    assert len(images) == 6
-    shown = [pixels(image["src"]) for image in images[:3]]
-    assert all(image.shape == (8, 8, 3) for image in shown)
-    assert np.array_equal(shown[0][..., 0], (clean[0, 0] * 255).round().astype(np.uint8))
-    assert np.array_equal(shown[2][..., 1], (adversarial[0, 0] * 255).round().astype(np.uint8))
-    # Changes of 0.1 times 5 around grey: black and white.
-    assert np.array_equal(shown[1][..., 2] > 128, adversarial[0, 0] > clean[0, 0])
-    assert set(np.unique(shown[1])) <= {0, 255}
-    fooled = [attrs for tag, attrs in page.tags if tag == "div" and "fooled" in str(attrs.get("class"))]
-    assert len(fooled) == 1, "one of two was fooled"
-    assert any("pixelated" in str(attrs.get("class")) for _, attrs in page.tags)
-
-
-EXAMPLE = Example(0, 1, "pgd", Seen(1, 0.9), Seen(2, 0.5))
-
-
-def test_large_and_colourful_images(tmp_path: Path) -> None:
-    path = tmp_path / "x.safetensors"
-    for channels, side in ((3, 300), (5, 20)):
-        write_examples(path, 3, channels, side)
-        gallery = read_gallery(path, [EXAMPLE] * 2)
-        assert gallery is not None and len(gallery.tiles) == 2
-        assert pixels(gallery.tiles[0].clean).shape == (min(side, 160), min(side, 160), 3)
-        assert gallery.pixelated == (side == 20)
-
-
-@pytest.mark.parametrize(
-    ("tensors", "why"),
-    [
-        ({"clean": np.zeros((1, 1, 4, 4), np.float32)}, "adversarial"),
-        ({"clean": np.zeros((1, 4), np.float32), "adversarial": np.zeros((1, 4), np.float32)}, "shape"),
-        ({"clean": np.zeros((1, 1, 4, 4), np.float32), "adversarial": np.zeros((2, 1, 4, 4), np.float32)}, "differ"),
-        ({name: np.full((1, 1, 4, 4), np.nan, np.float32) for name in ("clean", "adversarial")}, "finite"),
-        ({name: np.full((1, 1, 4, 4), 7, np.float32) for name in ("clean", "adversarial")}, "within"),
-        ({name: np.zeros((1, 1, 4, 4), np.int64) for name in ("clean", "adversarial")}, "floating-point"),
-        ({name: np.zeros((1, 0, 4, 4), np.float32) for name in ("clean", "adversarial")}, "shape"),
-        (b"no safetensors at all", "header"),
-        (b"", "header"),
-        (b"\xff" * 8 + b"{", "header"),
-    ],
-)
-def test_images_that_cannot_be_shown(tmp_path: Path, tensors: Any, why: str) -> None:
-    path = tmp_path / "examples.safetensors"
-    if isinstance(tensors, bytes):
-        path.write_bytes(tensors)
-    else:
-        save_file(tensors, path)
-    with pytest.raises(RkdError, match=f"(?i){why}"):
-        read_gallery(path, [EXAMPLE])
-
-
-def test_bfloat16_images(tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import save_file as save
-
-    folder = make_run(tmp_path / "a", student=net() | {"examples": full_net()["examples"]}, epochs=0)
-    save({name: torch.zeros(1, 1, 4, 4, dtype=torch.bfloat16) for name in ("clean", "adversarial")}, folder.examples)
-    report = build_report(folder)
-    assert "<img" not in report.html and "a gallery" in report.html
-    assert len(report.left_out) == 1 and report.left_out[0].startswith("examples.safetensors: ")
-    assert "examples.safetensors" in Page(report.html).text("left-out")
 
 
 # Less than everything, and worse

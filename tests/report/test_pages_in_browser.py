@@ -15,7 +15,7 @@ import pytest
 from rkd.report import build_report, compare, write_comparison
 
 from .folders import full_net, make_evaluation, make_run, net
-from .test_run_page import POISON, hostile
+from .test_pages import POISON, hostile
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 

@@ -11,11 +11,10 @@ import pytest
 from rkd.core.errors import RkdError
 from rkd.report import build_report, cells, compare, to_csv, to_json, write_report
 from rkd.report.read import MOST_NETS, read_run
-from rkd.storage.config_key import training_key
 from rkd.storage.runfolder import RunFolder
 
-from .folders import CARD, SETTINGS, TRANSFER, make_evaluation, make_run, net
-from .test_run_page import POISON, Page, poisoned
+from .folders import CARD, SETTINGS, TRANSFER, Page, make_evaluation, make_run, net
+from .test_pages import POISON, poisoned
 
 
 @pytest.fixture(scope="module")
@@ -214,14 +213,6 @@ def test_what_keeps_evaluations_apart(tmp_path: Path) -> None:
     assert rows(make_run(tmp_path / "run", epochs=0)) == 2
     unknown = drawn(tmp_path / "g", 2, "")
     assert len(compare([unknown, drawn(tmp_path / "h", 3, "")]).groups) == 2, "kept by a version without the key"
-
-
-def test_the_key_of_a_training() -> None:
-    config = {"seed": 0, "epochs": 3, "loss": {"name": "ard"}, "evaluate": {"limit": 5}, "device": "cpu"}
-    assert training_key(config) == training_key(config | {"seed": 1, "evaluate": {}, "device": "cuda", "name": "x"})
-    assert training_key(config) == training_key(dict(reversed(config.items())))
-    assert training_key(config) != training_key(config | {"epochs": 4})
-    assert training_key(config) != training_key(config | {"loss": {"name": "ard", "alpha": 1.0}})
 
 
 def test_other_images(tmp_path: Path) -> None:

@@ -1,23 +1,32 @@
-"""The report of one run, or of one saved evaluation."""
+"""The pages: of one run, of one saved evaluation, of a comparison.
+
+Everything that a template shows is escaped, unless a module of this room made it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rkd import __version__
 from rkd.core.errors import RkdError
+from rkd.core.types import attack_name, fraction
+from rkd.storage.files import write_atomic
 from rkd.storage.runfolder import RunFolder
 
-from . import charts, epochs, summary
+from . import charts, epochs, summary, values
+from .charts import Point
+from .compare import Comparison, Group, Value
 from .data import Net
-from .draw import Picture
+from .figures import Picture
 from .gallery import Gallery, read_gallery
 from .origin import origin
-from .page import render_page, write_page, write_pictures
 from .read import read_run
-from .values import shortened
+from .tables import cells, to_latex, where
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ def _named(classes: list[str], label: int | None) -> str:
     """A class by its number."""
     if label is None:
         return "?"
-    return shortened(classes[label], 30) if label < len(classes) else str(label)
+    return values.shortened(classes[label], 30) if label < len(classes) else str(label)
 
 
 def _drawn(*pictures: Picture | None) -> list[Picture]:
@@ -115,3 +124,82 @@ def _gallery(folder: RunFolder, net: Net, left_out: list[str]) -> Gallery | None
     except RkdError as error:
         left_out.append(f"{folder.examples.name}: {error}")
         return None
+
+
+def write_comparison(comparison: Comparison, path: Path) -> list[Path]:
+    """Write the page to `path`, and its picture beside it. Returns all files written. Raises RkdError."""
+    if path.is_dir():
+        raise RkdError(f"{path} is a folder; name a file, such as {path / 'compare.html'}")
+    points = [point for group in comparison.groups if (point := _point(group, comparison.robust)) is not None]
+    picture = charts.trade_off(points, comparison.robust_name)
+    titles, rows = cells(comparison)
+    html = render_page(
+        "compare.html.jinja",
+        version=__version__,
+        title=f"{len(comparison.runs)} runs compared",
+        comparison=comparison,
+        where=where(comparison),
+        picture=picture,
+        titles=titles,
+        rows=list(zip(comparison.groups, rows, strict=True)),
+        latex=to_latex(comparison),
+    )
+    pictures = write_pictures(path.parent, [picture], f"{path.stem}-") if picture else []
+    write_page(path, html)
+    return [path, *pictures]
+
+
+def _point(group: Group, robust: str | None) -> Point | None:
+    if robust is None:
+        return None
+    clean, attacked = group.value("clean"), group.value(robust)
+    if clean is None or attacked is None:
+        return None
+    places = [(run.measure("clean") or 0.0, run.measure(robust) or 0.0) for run in group.runs]
+    return Point(group.name, clean.mean, attacked.mean, _bar(clean), _bar(attacked), places)
+
+
+def _bar(value: Value) -> tuple[float, float]:
+    """How far the bar reaches down and up."""
+    if value.std is not None:
+        return value.std, value.std
+    if value.interval is None:
+        return 0.0, 0.0
+    low, high = value.interval
+    return max(0.0, value.mean - low), max(0.0, high - value.mean)
+
+
+def render_page(template: str, **content: Any) -> str:
+    """A page of `templates/` with its content. It needs nothing beside itself: no file, no network, no script."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    filters = (values.percent, values.between, values.duration, values.plain, values.grouped, attack_name)
+    environment.filters |= {function.__name__: function for function in filters}
+    environment.globals |= {"fraction": fraction, "radius": values.radius}
+    return environment.get_template(template).render(**content)
+
+
+def write_page(path: Path, html: str) -> None:
+    """Raises RkdError."""
+    write_atomic(path, html.encode())
+
+
+def write_pictures(folder: Path, pictures: list[Picture], prefix: str = "") -> list[Path]:
+    """Each picture as `PREFIXname.svg` and `PREFIXname.png`. Raises RkdError."""
+    if folder.is_symlink():
+        raise RkdError(f"{folder} is a link to somewhere else: nothing is written there; remove it first")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RkdError(f"cannot make the folder {folder}: {error.strerror or error}") from None
+    written = []
+    for picture in pictures:
+        for ending, content in (("svg", picture.svg), ("png", picture.png)):
+            written.append(folder / f"{prefix}{picture.name}.{ending}")
+            write_atomic(written[-1], content)
+    return written

@@ -1,0 +1,45 @@
+"""Text from strangers: TOML that costs too much, values that smuggle nothing in, files that are none."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from rkd.core.errors import RkdError
+from rkd.registry.config import read_recipe
+from rkd.storage.text import parse_toml, read_text
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("a." * 100_000 + "a = 1", "parts"),
+        ('"a" . ' * 50 + "a = 1", "parts"),
+        ("a = " + "[" * 100_000, "nested"),
+        ("a = " + "{a = " * 5000, "nested"),
+        ("a = " + "[" * 40 + "]" * 40, "nested"),
+        ("a = 0x" + "f" * 1000, "64 bits"),
+        ("a = [1, [9223372036854775808]]", "64 bits"),
+        ("#" * (1 << 21), "larger"),
+    ],
+)
+def test_toml_that_costs_too_much(text: str, word: str) -> None:
+    with pytest.raises(ValueError, match=word):
+        parse_toml(text)
+
+
+def test_toml_that_costs_little() -> None:
+    assert parse_toml("a.b.c = [0.1, 0.2, 0.3]\nd = 9223372036854775807\n")["a"]["b"]["c"] == [0.1, 0.2, 0.3]
+    assert parse_toml(f"a = [{'0.5, ' * 1000}]\nb = '{'x.y.' * 100}'")["b"].startswith("x.y")
+
+
+def test_files_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(RkdError, match="no file"):
+        read_text(Path("/dev/zero"))
+    os.mkfifo(tmp_path / "fifo.toml")
+    with pytest.raises(RkdError, match="no file"):
+        read_recipe(tmp_path / "fifo.toml")
+    with pytest.raises(RkdError):
+        read_recipe("a\0b.toml")
