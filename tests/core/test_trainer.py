@@ -25,7 +25,7 @@ from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.registry.schedules import Drops, Ramp
 from rkd.storage.runfolder import RunFolder
 from rkd.testing import OneStep, check_trains, tiny_batch, tiny_dataset, tiny_run, tiny_teachers, untouched
-from rkd.testing.search import cross_entropy
+from rkd.testing.attack import cross_entropy
 from rkd.training.checkpoints import Saving, copied
 from rkd.training.dry_run import dry_step
 

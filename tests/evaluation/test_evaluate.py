@@ -24,7 +24,7 @@ from rkd.evaluation.warnings import doubts
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
 from rkd.testing import LinearNet, OneStep, tiny_batch, tiny_net, untouched
-from rkd.testing.search import cross_entropy
+from rkd.testing.attack import cross_entropy
 from rkd.training.cost import counting
 
 THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)

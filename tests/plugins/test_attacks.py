@@ -27,7 +27,7 @@ from rkd.plugins.attacks.mifgsm import MiFgsm
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.attacks.presets import Cw30, PgdSat, PgdTrades
 from rkd.registry.schedules import Ramp
-from rkd.testing.search import run_attack
+from rkd.testing.attack import run_attack
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)
 L2 = ThreatModel("L2", 0.5, 0.125)

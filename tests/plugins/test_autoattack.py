@@ -40,7 +40,7 @@ from rkd.plugins.models.small_cnn import SmallCNN
 from rkd.plugins.objectives import dlr
 from rkd.registry.schedules import Ramp
 from rkd.testing import LinearNet, check_attack, check_objective, tiny_batch, tiny_net, untouched
-from rkd.testing.search import run_attack
+from rkd.testing.attack import run_attack
 from rkd.testing.tiny import Scaled
 
 LINF = ThreatModel("Linf", 0.17, 0.04)

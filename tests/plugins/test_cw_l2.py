@@ -13,7 +13,7 @@ from rkd.core.types import ThreatModel
 from rkd.plugins.attacks import cw_l2
 from rkd.plugins.attacks.cw_l2 import CwL2
 from rkd.testing import LinearNet, check_attack, tiny_batch, tiny_net
-from rkd.testing.search import run_attack
+from rkd.testing.attack import run_attack
 from rkd.testing.tiny import Scaled
 
 L2 = ThreatModel("L2", 0.25, 0.06)

@@ -14,7 +14,7 @@ from rkd.core.types import Batch, ThreatModel
 from rkd.plugins.attacks import jsma
 from rkd.plugins.attacks.jsma import Jsma, best_pair
 from rkd.testing import tiny_batch, tiny_net, untouched
-from rkd.testing.search import run_attack
+from rkd.testing.attack import run_attack
 from rkd.testing.tiny import FlatNet, Scaled
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)

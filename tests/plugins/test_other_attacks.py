@@ -18,7 +18,7 @@ from rkd.plugins.attacks.deepfool import DeepFool
 from rkd.plugins.attacks.mifgsm import MiFgsm
 from rkd.plugins.attacks.noise import UniformNoise
 from rkd.testing import LinearNet, check_attack, tiny_batch, tiny_net
-from rkd.testing.search import run_attack
+from rkd.testing.attack import run_attack
 from rkd.testing.tiny import Scaled
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)

@@ -30,7 +30,7 @@ from rkd.registry.catalog import Entry, load_catalog
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import save_weights
 from rkd.testing import LinearNet, tiny_batch, tiny_dataset, tiny_net, tiny_step, untouched
-from rkd.testing.search import run_attack
+from rkd.testing.attack import run_attack
 from rkd.training.cost import counting
 from rkd.workflow.evaluate import seeks_nearest
 from rkd.workflow.parts import PlanParts, create_attack

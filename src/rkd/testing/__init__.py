@@ -13,7 +13,7 @@ nets and images they use; nothing here needs pytest.
 from .catalog import check_entry, check_method
 from .data import check_augment, check_corruption, check_dataset
 from .nets import check_conversion, check_model
-from .search import OneStep, check_attack, check_objective
+from .attack import OneStep, check_attack, check_objective
 from .state import untouched
 from .tiny import (
     LinearNet,

@@ -188,7 +188,7 @@ def tiny_run(
         student = conversion(student)
     attacks = {}
     if attack is not None:
-        from .search import cross_entropy
+        from .attack import cross_entropy
 
         attacks["adv"] = AttackPlan(attack, objective or cross_entropy)
     lr = settings.pop("lr", 0.05)

@@ -23,7 +23,7 @@ from rkd.core.types import Batch, at
 from rkd.storage.serialize import load_state, save_state
 from rkd.training.dry_run import dry_step
 
-from .search import OneStep, cross_entropy
+from .attack import OneStep, cross_entropy
 from .state import promise, require, untouched
 from .tiny import LinearNet, Scaled, tiny_batch, tiny_net, tiny_run, tiny_step, tiny_teachers
 
