@@ -79,7 +79,7 @@ class Guard:
         size = nn.utils.get_total_norm(_floats(run.student.net))
         loss = run.loss_value.detach().reshape(()).to(size.device)
         flags = torch.stack([loss.isfinite(), size.isfinite()])
-        if run.on_nan == "stop" and flags.device.type == "cuda":
+        if run.on_nan == "stop" and flags.device.type != "cpu":
             flags = _start_copy(flags)
         return Seen(run.epoch, run.batch_number, batch.index, loss, run.terms, flags)
 
@@ -155,10 +155,9 @@ def _floats(net: nn.Module) -> list[Tensor]:
 
 
 def _start_copy(flags: Tensor) -> Any:
-    host = torch.empty(flags.shape, dtype=flags.dtype, pin_memory=True)
-    host.copy_(flags, non_blocking=True)
-    done = torch.cuda.Event()
-    done.record(torch.cuda.current_stream(flags.device))
+    host = flags.to("cpu", non_blocking=True)  # into pinned memory
+    done = torch.Event(flags.device)
+    done.record()
     return host, done
 
 

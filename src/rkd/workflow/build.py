@@ -126,7 +126,7 @@ def _optimizer(config: RunConfig, net: nn.Module) -> torch.optim.Optimizer:
     """One kernel for all weights (`fused`) instead of several a weight: its rounding may differ in the last bit."""
     o = config.optimizer
     weights = list(net.parameters())
-    fused = all(weight.is_floating_point() and weight.device.type in ("cpu", "cuda") for weight in weights)
+    fused = all(weight.is_floating_point() for weight in weights)
     if o.name == "sgd":
         return torch.optim.SGD(
             weights, o.lr, momentum=o.momentum, nesterov=o.nesterov, weight_decay=o.weight_decay, fused=fused

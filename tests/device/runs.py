@@ -1,0 +1,91 @@
+"""Tiny trainings that differ in their device alone, and what they come to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from rkd.core.trainer import Run, advance
+from rkd.data.dataset import Subset
+from rkd.registry.catalog import load_catalog
+from rkd.testing import tiny_teachers
+from rkd.training.divergence import Guard
+from rkd.workflow.build import build
+from rkd.workflow.resolve import resolve
+
+from ..pretend_device import host_waits
+
+CATALOG = load_catalog()
+CPU = torch.device("cpu")
+SHORT = {"steps": 3, "queries": 6, "targets": 1, "searches": 2, "candidates": 2, "fraction": 0.02}
+"""Options of attacks that make them quick, where an attack has them."""
+TRAINING, TEST = 24, 16
+"""Images of each part."""
+
+
+def short(attack: str) -> dict[str, Any]:
+    """Options with which the attack of that name is quick."""
+    options = CATALOG.find("attack", attack).component.__dataclass_fields__
+    return {name: value for name, value in SHORT.items() if name in options}
+
+
+def run_on(device: torch.device, loss: str, **settings: Any) -> Run:
+    """A training of a small net, without the engine, on digits: two batches an epoch."""
+    table: dict[str, Any] = {
+        "device": str(device),
+        "loss": {"name": loss},
+        "student": {"model": "small-cnn", "width": 4},
+        "data": {"name": "digits", "validation": 0},
+        "batch_size": TRAINING // 2,
+        "epochs": 1,
+        "engine": "plain",
+    }
+    defaults = CATALOG.find("loss", loss).component.defaults
+    if "attack" in defaults:
+        table["attack"] = {"steps": 3}
+    plan = resolve(table | settings, CATALOG)
+    train, test = (Subset(part, torch.arange(n)) for part, n in ((plan.data.train, TRAINING), (plan.data.test, TEST)))
+    plan.data = replace(plan.data, train=train, test=test)
+    teachers = tiny_teachers(plan.loss.roles, plan.data.shape, len(plan.data.classes))
+    for teacher in teachers.values():
+        teacher.net.to(device)
+    return build(plan, CATALOG, teachers)
+
+
+def train_an_epoch(run: Run) -> list[str]:
+    """The steps of an epoch. Returns the host's waits for the device."""
+    run.hooks.hook.rkd_run_start(run=run)
+    guard = Guard(run)
+    with host_waits() as waits:
+        for number, batch in enumerate(run.loader.batches(run.epoch)):
+            run.batch_number = number
+            advance(run, batch, guard)
+    guard.settle()
+    return waits
+
+
+def state_of(run: Run) -> dict[str, Tensor]:
+    """All tensors that a checkpoint would hold, on the CPU, and what the steps were told to weigh."""
+    state = run.state()
+    return dict(_tensors("", {**state, "terms": run.terms, "loss": run.loss_value}))
+
+
+def _tensors(path: str, value: Any) -> list[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        return [(path, value.detach().cpu())]
+    if isinstance(value, Mapping):
+        return [found for name, inner in value.items() for found in _tensors(f"{path}.{name}", inner)]
+    if isinstance(value, (list, tuple)):
+        return [found for place, inner in enumerate(value) for found in _tensors(f"{path}.{place}", inner)]
+    return []
+
+
+def assert_same(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert found.keys() == expected.keys()
+    different = [name for name, value in expected.items() if not torch.equal(found[name], value)]
+    assert not different

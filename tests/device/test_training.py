@@ -1,0 +1,63 @@
+"""Training on a device that is no CPU: the CPU's numbers bit for bit, and a host that never waits within a step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from .runs import CATALOG, CPU, assert_same, run_on, short, state_of, train_an_epoch
+
+WITHOUT_WAITING = ["fgsm", "pgd", "cw", "mifgsm", "pgd-sat"]
+"""The attacks that training uses. The others let samples leave early, and have to know which."""
+
+
+def train_on_both(device: torch.device, loss: str, waits: int = 0, **settings: Any) -> None:
+    """Two steps on the CPU, two on the device, whose host waits so often."""
+    expected = run_on(CPU, loss, **settings)
+    train_an_epoch(expected)
+    run = run_on(device, loss, **settings)
+    waited = train_an_epoch(run)
+    assert len(waited) == waits, waited
+    assert all(weight.device == device for weight in run.student.net.state_dict().values())
+    assert_same(state_of(run), state_of(expected))
+
+
+@pytest.mark.parametrize("loss", CATALOG.names("loss"))
+def test_every_loss(loss: str, device: torch.device) -> None:
+    train_on_both(device, loss)
+
+
+@pytest.mark.parametrize("attack", WITHOUT_WAITING)
+def test_attacks_that_training_uses(attack: str, device: torch.device) -> None:
+    train_on_both(device, "pgd-at", attack={"name": attack, **short(attack)})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"student": {"model": "small-cnn", "width": 4, "conversions": {"aux-bn": {}}}},
+        {"student": {"model": "small-cnn", "width": 4, "conversions": {"aux-bn": {"joint": True}}}},
+        {"extensions": {"ema": {}}},
+        {"extensions": {"awp": {}}},
+        {"grad_accumulation": 3},
+        {"augments": {"crop": {}, "flip": {}, "cutout": {}}},
+        {"optimizer": {"clip_gradient": 0.1}},
+        {"optimizer": {"name": "adam"}},
+        {"optimizer": {"name": "adamw"}},
+    ],
+    ids=str,
+)
+def test_what_surrounds_a_loss(settings: dict[str, Any], device: torch.device) -> None:
+    train_on_both(device, "mtard-anl", **settings)
+
+
+@pytest.mark.parametrize("loss", ["ce", "rslad"])
+def test_soft_labels(loss: str, device: torch.device) -> None:
+    train_on_both(device, loss, augments={"mixup": {"classes": 10}})
+
+
+@pytest.mark.parametrize("on_nan", ["skip", "rollback"])
+def test_a_step_that_may_be_undone_is_waited_for(on_nan: str, device: torch.device) -> None:
+    train_on_both(device, "ce", waits=2, on_nan=on_nan)
