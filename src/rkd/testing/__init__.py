@@ -10,10 +10,10 @@ with a sentence that says which promise is broken. rkd's own components go throu
 nets and images they use; nothing here needs pytest.
 """
 
+from .attack import OneStep, check_attack, check_objective
 from .catalog import check_entry, check_method
 from .data import check_augment, check_corruption, check_dataset
 from .nets import check_conversion, check_model
-from .attack import OneStep, check_attack, check_objective
 from .state import untouched
 from .tiny import (
     LinearNet,
