@@ -39,7 +39,7 @@ from rkd.profiling import allocator
 from rkd.profiling.machine import cpu_name
 from rkd.registry.config import read_recipe
 from rkd.storage.runfolder import RunFolder
-from rkd.workflow.load import load_run
+from rkd.workflow.nets import load_run
 from rkd.workflow.resolve import load_data, parse
 
 ENGINES = ("plain", "auto", "bfloat16")

@@ -25,7 +25,8 @@ from rkd.profiling.bench import peak_bytes
 from rkd.registry.catalog import load_catalog
 from rkd.registry.config import merge
 from rkd.storage.runfolder import RunFolder
-from rkd.workflow.train import Silent, execute
+from rkd.workflow.plan import Silent
+from rkd.workflow.train import train_run
 
 SMALL = {"evaluate": {"attacks": [], "limit": 16, "checks": "off", "examples": 0}, "validate": {"limit": 1000}}
 
@@ -83,9 +84,9 @@ def one(name: str, data_dir: str | None) -> dict[str, Any]:
         place = Path(folder)
         if teacher := RUNS[name].get("teacher"):
             first = {"loss": {"name": "ce"}, "student": {"model": teacher}, "epochs": 1, **SMALL}
-            execute(first, catalog, place / "teacher")
+            train_run(first, catalog, place / "teacher")
             table["teachers"] = [{"role": "robust", "reference": str(place / "teacher")}]
-        execute(table, catalog, place / "run", Listener())
+        train_run(table, catalog, place / "run", Listener())
         taken = RunFolder(place / "run").history()[-1]["seconds"]
     return {**said, "taken": taken, "peak": peak_bytes(torch.device("cpu"))}
 

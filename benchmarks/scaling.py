@@ -29,7 +29,8 @@ from rkd.data.dataset import ArraySplit, Dataset
 from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.nets.net import NetTeacher
 from rkd.registry.catalog import load_catalog
-from rkd.workflow.build import build, build_net
+from rkd.workflow.build import build
+from rkd.workflow.nets import build_net
 from rkd.workflow.resolve import resolve
 
 GPU_PEAK = 312e12

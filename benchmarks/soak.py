@@ -25,7 +25,8 @@ import torch
 from rkd.core.hooks import hookimpl
 from rkd.profiling.allocator import keep_freed_memory
 from rkd.registry.catalog import load_catalog
-from rkd.workflow.train import Silent, execute
+from rkd.workflow.plan import Silent
+from rkd.workflow.train import train_run
 
 STEPS_AN_EPOCH = 21
 """Of digits in batches of 64, a tenth held out."""
@@ -92,7 +93,7 @@ def main() -> None:
     shutil.rmtree(arguments.out, ignore_errors=True)
     soak = Soak(epochs * STEPS_AN_EPOCH)
     started = time.monotonic()
-    execute(table, load_catalog(), arguments.out, soak)
+    train_run(table, load_catalog(), arguments.out, soak)
     seconds = time.monotonic() - started
     samples, tensors = list(enumerate(soak.sampler.sizes, 1)), soak.sampler.tensors
     (arguments.out / "memory.json").write_text(json.dumps({"samples": samples, "tensors": tensors}))

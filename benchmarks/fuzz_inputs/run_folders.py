@@ -24,7 +24,7 @@ from rkd.evaluation.journal import Journal
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import load_state, pack, save_state
 from rkd.testing import TinyNet
-from rkd.workflow.load import load_run
+from rkd.workflow.nets import load_run
 
 from .strange import catalog, mutated, scribbled, strange, weights
 

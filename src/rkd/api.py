@@ -25,8 +25,9 @@ from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.config import merge, read_recipe
 from rkd.workflow.build import choose_device
 from rkd.workflow.evaluate import doubted
-from rkd.workflow.load import load_run
-from rkd.workflow.train import Reporter, execute
+from rkd.workflow.nets import load_run
+from rkd.workflow.plan import Reporter
+from rkd.workflow.train import train_run
 
 Checks = Literal["off", "quick", "full"]
 EngineName = Literal["auto", "bfloat16", "plain"]
@@ -55,7 +56,7 @@ def train(
     if settings is not None and not isinstance(settings, Mapping):
         raise RkdError(f"settings are a table, such as {{'loss': {{'name': 'rslad'}}}}; got {type(settings).__name__}")
     table = merge(read_recipe(recipe) if recipe else {}, settings or {})
-    return execute(table, catalog(), Path(out), reporter, ranks=join())
+    return train_run(table, catalog(), Path(out), reporter, ranks=join())
 
 
 def load_student(run: str | Path) -> nn.Module:

@@ -33,8 +33,8 @@ from rkd.testing import LinearNet, tiny_batch, tiny_dataset, tiny_net, tiny_step
 from rkd.testing.attack import run_attack
 from rkd.training.cost import counting
 from rkd.workflow.evaluate import seeks_nearest
-from rkd.workflow.parts import PlanParts, create_attack
-from rkd.workflow.resolve import Plan, resolve
+from rkd.workflow.plan import Plan
+from rkd.workflow.resolve import Resolver, create_attack, resolve
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)
 CATALOG = load_catalog()
@@ -355,7 +355,7 @@ def test_a_strangers_attack_gets_its_parts_the_same_way(run: Path) -> None:
     catalog = load_catalog()
     plugin = catalog.find("attack", "fgsm").plugin
     catalog.entries["attack"]["mean"] = [Entry("attack", "mean", Mean, plugin)]
-    parts = PlanParts(catalog, planned("fgsm").data)
+    parts = Resolver(catalog, planned("fgsm").data)
     attack = create_attack("mean", {"nets": [str(run), str(run)]}, "attack", parts)
     assert attack.sources[0] is attack.sources[1]
     batch = tiny_batch(4, (1, 8, 8), 10)

@@ -9,14 +9,14 @@ from pathlib import Path
 import pytest
 
 from rkd.core.errors import RkdError
-from rkd.storage.lock import alone
+from rkd.storage.lock import run_lock
 from rkd.storage.runfolder import RunFolder
 
 HOLD = """
 import sys, time
-from rkd.storage.lock import alone
+from rkd.storage.lock import run_lock
 from rkd.storage.runfolder import RunFolder
-with alone(RunFolder(sys.argv[1])):
+with run_lock(RunFolder(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -24,34 +24,34 @@ with alone(RunFolder(sys.argv[1])):
 
 def test_a_second_one_is_refused_until_the_first_is_done(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
-    with alone(folder):
-        with pytest.raises(RkdError, match="another process is working"), alone(folder):
+    with run_lock(folder):
+        with pytest.raises(RkdError, match="another process is working"), run_lock(folder):
             pass
         assert folder.lock.exists()
     assert not folder.lock.exists()
-    with alone(folder):
+    with run_lock(folder):
         pass
 
 
 def test_the_system_frees_the_lock_of_a_killed_process(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with pytest.raises(RkdError, match="another process"), alone(RunFolder(tmp_path)):
+        with pytest.raises(RkdError, match="another process"), run_lock(RunFolder(tmp_path)):
             pass
         process.kill()
         process.wait()
-    with alone(RunFolder(tmp_path)):
+    with run_lock(RunFolder(tmp_path)):
         pass
 
 
 def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
-    with pytest.raises(ValueError), alone(RunFolder(tmp_path)):
+    with pytest.raises(ValueError), run_lock(RunFolder(tmp_path)):
         raise ValueError
-    with alone(RunFolder(tmp_path)):
+    with run_lock(RunFolder(tmp_path)):
         pass
 
 
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
-    with pytest.raises(RkdError, match="cannot write"), alone(RunFolder(tmp_path / "run")):
+    with pytest.raises(RkdError, match="cannot write"), run_lock(RunFolder(tmp_path / "run")):
         pass

@@ -1,8 +1,9 @@
-"""What a training will take: what is counted, and that finding it out changes nothing."""
+"""What a training costs: images counted, times of dry steps, and that finding it out changes nothing."""
 
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,16 @@ import pytest
 import torch
 
 from rkd.core.trainer import Run
-from rkd.engine import accelerator as engine
 from rkd.nets.net import NetTeacher
 from rkd.registry.catalog import load_catalog
 from rkd.testing import untouched
 from rkd.testing.tiny import TinyNet, tiny_net
 from rkd.training.dry_run import dry_step
-from rkd.workflow import bench, forecast
+from rkd.workflow import forecast
 from rkd.workflow.build import build
-from rkd.workflow.forecast import predict
-from rkd.workflow.resolve import Plan, resolve
-from rkd.workflow.train import execute
+from rkd.workflow.forecast import measure, predict
+from rkd.workflow.plan import Plan
+from rkd.workflow.resolve import resolve
 
 CATALOG = load_catalog()
 
@@ -40,102 +40,59 @@ def planned(**changes: Any) -> tuple[Run, Plan]:
     return build(plan, CATALOG, teachers), plan
 
 
-@pytest.fixture
-def a_second_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each step takes a second, each answer of a teacher 0.4."""
-    monkeypatch.setattr(forecast, "_usual", lambda step, taken, share: (step(), 1.0)[1])
-    monkeypatch.setattr(forecast, "_answer", lambda teacher, batch: 0.4)
-    monkeypatch.setattr(forecast, "PATIENCE", 1e9)
-
-
-@pytest.mark.parametrize(
-    ("changes", "again"),
-    [
-        ({}, 0.75),
-        ({"teacher_cache": "off"}, 0.0),
-        ({"augments": {"flip": {}}}, 0.0),
-        ({"augments": {"flip": {}}, "teacher_cache": "on"}, 1 - 2 * (1 - 0.5**4) / 4),
-        ({"augments": {"flip": {}}, "teacher_cache": "on", "teacher_cache_gib": 1e-6}, 0.0),
-    ],
-)
-def test_the_sum(changes: dict[str, Any], again: float, a_second_a_step: None) -> None:
+@pytest.mark.parametrize(("changes", "samples"), [({}, 16), ({"grad_accumulation": 4}, 4)])
+def test_seconds_follow_from_images_and_a_dry_step(
+    changes: dict[str, Any], samples: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step on a whole micro-batch takes a second here."""
     run, plan = planned(**changes)
-    card = dry_step(run)
-    count = len(run.loader.split)
+    tried: list[int] = []
+
+    def timed(run: Run, samples: int) -> Any:
+        tried.append(samples)
+        return replace(dry_step(run, samples), seconds=samples / 17)
+
+    monkeypatch.setattr(forecast, "dry_step", timed)
+    seconds, memory = predict(run, plan, dry_step(run))
     # Validations after epochs 3 and 4: a forward and two steps of an attack, where a training step has 3 and 2 views.
-    validated = 2 * 30 * 3 / 5
-    seconds, memory = predict(run, plan, card, {})
-    assert seconds == pytest.approx((4 * count + validated) * (1 - 0.4 * again) / 16)
+    images = 4 * len(run.loader.split) + 2 * 30 * 3 / 5
+    assert tried[-1] == samples
+    assert seconds == pytest.approx(images / 17)
     assert memory > 0
 
 
-def test_a_brief_training_is_told_from_dry_steps_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(forecast, "BRIEF", 1e9)
-    monkeypatch.setattr(forecast, "_as_it_will_run", pytest.fail)
+def test_a_step_that_takes_long_is_tried_on_few_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[int] = []
+
+    def timed(run: Run, samples: int) -> Any:
+        tried.append(samples)
+        return replace(dry_step(run, samples), seconds=2.0)
+
+    monkeypatch.setattr(forecast, "dry_step", timed)
     run, plan = planned()
-    assert predict(run, plan, dry_step(run), {})[0] > 0
+    predict(run, plan, dry_step(run))
+    assert set(tried) == {8}
 
 
-@pytest.mark.parametrize("changes", [{}, {"augments": {"flip": {}}, "teacher_cache": "on", "engine": "fused"}])
-def test_the_run_is_left_as_it_was(changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
-    monkeypatch.setattr(forecast, "BRIEF", 0)
-    run, plan = planned(**changes, on_nan="skip", schedulers={})
+def test_the_run_is_left_as_it_was(cache: Path) -> None:
+    run, plan = planned(on_nan="skip", schedulers={}, engine="plain")
     card = dry_step(run)
     weights = {name: value.clone() for name, value in run.student.net.state_dict().items()}
-    before, searches = copy.copy(vars(run)), run.student.searches
+    before = copy.copy(vars(run))
     with untouched():
-        predict(run, plan, card, {})
-    assert vars(run) == before and run.student.searches is searches
+        predict(run, plan, card)
+    assert vars(run) == before
     assert all(torch.equal(value, weights[name]) for name, value in run.student.net.state_dict().items())
     assert all(p.grad is None for p in run.student.net.parameters())
-    assert type(run.teachers["robust"]) is NetTeacher and run.teachers["robust"].searches is None
-    assert run.loader.variants is None and not cache.exists()
+    assert not cache.exists()
 
 
-def long(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Every training is long enough for the engine to choose. Returns the numbers of images it chose by."""
-    chosen: list[int] = []
-    really = engine.choose
-
-    def choose(net, x, **settings):
-        chosen.append(len(x))
-        return really(net, x, **(settings | {"budget": 0.01}))
-
-    monkeypatch.setattr(engine, "SHORT", 0)
-    monkeypatch.setattr(engine, "WORTH", 0)
-    monkeypatch.setattr(engine, "LONG", 1e9)
-    monkeypatch.setattr(engine, "choose", choose)
-    monkeypatch.setattr(forecast, "BRIEF", 0)
-    return chosen
-
-
-TABLE = {
-    "loss": {"name": "trades"}, "attack": {"steps": 1}, "student": {"model": "small-cnn", "width": 4}, "epochs": 1,
-    "batch_size": 256, "validate": {"steps": 1, "limit": 50}, "evaluate": {"attacks": [], "limit": 16},
-}  # fmt: skip
-
-
-def test_the_engine_chooses_once(tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """By a whole batch before the training, which takes it over; a dry run keeps nothing of it."""
-    chosen = long(monkeypatch)
-    monkeypatch.setattr(forecast, "PATIENCE", 1e9)
-    execute(TABLE, CATALOG, tmp_path / "run", dry_run=True)
-    assert chosen == [256] and not (cache / "engine").exists()
-    execute(TABLE, CATALOG, tmp_path / "run")
-    assert chosen == [256, 256]
-    assert (tmp_path / "run" / "engine.json").is_file() and len(list((cache / "engine").iterdir())) == 1
-
-
-def test_a_choice_by_fewer_images_is_for_the_forecast_alone(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    chosen = long(monkeypatch)
-    monkeypatch.setattr(forecast, "PATIENCE", 0)
-    execute(TABLE, CATALOG, tmp_path / "run")
-    assert chosen == [32, 256]
-
-
-def test_a_bench_keeps_no_choice(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    chosen = long(monkeypatch)
-    bench.measure(TABLE, CATALOG, seconds=0)
-    assert chosen == [256] and not cache.exists()
+def test_a_bench_writes_nothing(cache: Path) -> None:
+    table = {
+        "loss": {"name": "trades"}, "attack": {"steps": 1}, "student": {"model": "small-cnn", "width": 4}, "epochs": 3,
+        "batch_size": 32, "engine": "plain",
+    }  # fmt: skip
+    measured = measure(table, CATALOG, seconds=0)
+    assert measured["images"] == 32 and measured["training_seconds"] > 0
+    assert measured["training_seconds"] == measured["steps"] * measured["step_seconds"]
+    assert not cache.exists()

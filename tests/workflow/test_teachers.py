@@ -14,16 +14,13 @@ import torch
 
 from rkd.core.errors import Refused, RkdError, WeightsError
 from rkd.data.dataset import fetch
-from rkd.nets.net import Net
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import save_weights
-from rkd.workflow.build import build_net
-from rkd.workflow.cache import cache_folder
-from rkd.workflow.foreign import settle_normalization
-from rkd.workflow.resolve import Plan, resolve
-from rkd.workflow.teachers import Found, find_teachers, prepare
-from rkd.workflow.train import Silent, execute
+from rkd.workflow.plan import Plan, Silent
+from rkd.workflow.resolve import resolve
+from rkd.workflow.teachers import ResolvedTeacher, load_teachers, prepare
+from rkd.workflow.train import train_run
 
 CATALOG = load_catalog()
 QUICK = {"model": "small-cnn", "width": 4}
@@ -57,15 +54,15 @@ def table(**changes: Any) -> dict[str, Any]:
     }
 
 
-def find(listener: Silent | None = None, **changes: Any) -> tuple[Plan, Found]:
+def find(listener: Silent | None = None, **changes: Any) -> tuple[Plan, ResolvedTeacher]:
     plan = resolve(table(**changes), CATALOG)
-    (found,) = find_teachers(plan, CATALOG, listener or Silent())
+    (found,) = load_teachers(plan, CATALOG, listener or Silent())
     return plan, found
 
 
-def ready(listener: Listener, **changes: Any) -> Found:
+def ready(listener: Listener, **changes: Any) -> ResolvedTeacher:
     plan, found = find(listener, **changes)
-    return prepare(found, plan, CATALOG, listener) if found.missing else found
+    return prepare(found, plan, CATALOG, listener, train_run) if found.missing else found
 
 
 def test_a_teacher_is_prepared_once(cache: Path) -> None:
@@ -73,7 +70,7 @@ def test_a_teacher_is_prepared_once(cache: Path) -> None:
     plan, missing = find(listener)
     assert missing.missing
     assert not cache.exists(), "looking writes nothing"
-    found = prepare(missing, plan, CATALOG, listener)
+    found = prepare(missing, plan, CATALOG, listener, train_run)
     assert listener.trained == ["clean teacher small-cnn"]
     assert not found.missing
     assert found.reference.role == found.teacher.role == "clean"
@@ -171,17 +168,6 @@ def test_two_processes_prepare_one_teacher_once(cache: Path) -> None:
     assert len([p for p in (cache / "teachers").iterdir() if p.is_dir()]) == 1
 
 
-def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("RKD_CACHE", str(tmp_path / "a"))
-    assert cache_folder() == tmp_path / "a"
-    monkeypatch.delenv("RKD_CACHE")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert cache_folder() == tmp_path / "rkd"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    assert cache_folder() == tmp_path / "home" / ".cache" / "rkd"
-
-
 def test_a_cache_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("RKD_CACHE", str(tmp_path / "file"))
@@ -201,7 +187,7 @@ def test_no_recipe_for_a_strange_role(cache: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run."""
     path = tmp_path_factory.mktemp("runs") / "mine"
-    execute(table(loss={"name": "ce"}, teachers=[]), CATALOG, path)
+    train_run(table(loss={"name": "ce"}, teachers=[]), CATALOG, path)
     return path
 
 
@@ -210,7 +196,7 @@ def test_a_finished_run_teaches(finished: Path) -> None:
     assert not found.missing
     assert found.source == str(finished)
     x = fetch(plan.data.test, torch.arange(10)).x
-    from rkd.workflow.load import load_run
+    from rkd.workflow.nets import load_run
 
     with torch.no_grad():
         assert torch.equal(found.teacher.logits(x), load_run(finished, CATALOG).net(x))
@@ -242,43 +228,6 @@ def test_weights_that_do_not_fit(finished: Path, tmp_path: Path) -> None:
         find(teachers=[{"reference": f"mlp@{finished / 'student.safetensors'}"}])
     with pytest.raises(WeightsError, match="there is no weights file"):
         find(teachers=[{"reference": f"mlp@{tmp_path / 'nowhere.pt'}"}])
-
-
-# Normalisation
-
-
-def trained(normalised: bool, catalog: Catalog) -> tuple[Net, Any]:
-    """An MLP that has learned digits a little, fed with normalised images or with plain ones."""
-    data = resolve(table(), catalog).data
-    net = build_net("mlp", {}, data, catalog)
-    if not normalised:
-        net = Net(net.arch)
-    batch = fetch(data.train, torch.arange(600))
-    optimizer = torch.optim.Adam(net.parameters(), 0.01)
-    for _ in range(60):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(batch.x), batch.y).backward()
-        optimizer.step()
-    return net.eval(), data
-
-
-@pytest.mark.parametrize("normalised", [True, False])
-def test_the_better_normalisation_is_found(normalised: bool, catalog: Catalog) -> None:
-    net, data = trained(normalised, catalog)
-    found = Net(net.arch, data.mean, data.std)
-    said: list[str] = []
-    settle_normalization(found, "auto", "teacher x", data, said.append)
-    expected = list(data.mean) if normalised else [0.0]
-    assert found.mean.flatten().tolist() == pytest.approx(expected)
-    assert f"normalize={'data' if normalised else 'none'}" in said[0]
-
-
-def test_a_normalisation_that_was_asked_for(catalog: Catalog) -> None:
-    net, data = trained(True, catalog)
-    for wish, expected in (("data", data.mean[0]), ("none", 0.0)):
-        found = Net(net.arch, data.mean, data.std)
-        settle_normalization(found, wish, "teacher x", data, pytest.fail)
-        assert float(found.mean) == pytest.approx(expected)
 
 
 def test_a_teacher_for_other_images(finished: Path, tmp_path: Path, catalog: Catalog) -> None:

@@ -18,11 +18,12 @@ from rkd.core.errors import RkdError, Stopped
 from rkd.core.hooks import hookimpl
 from rkd.registry.catalog import load_catalog
 from rkd.registry.config import read_recipe
-from rkd.storage.lock import alone
+from rkd.storage.lock import run_lock
 from rkd.storage.runfolder import RunFolder
 from rkd.training import shelf
+from rkd.workflow.plan import Silent
 from rkd.workflow.resolve import resolve
-from rkd.workflow.train import Silent, execute
+from rkd.workflow.train import train_run
 
 CATALOG = load_catalog()
 
@@ -44,7 +45,7 @@ def table(**changes: Any) -> dict[str, Any]:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     path = tmp_path_factory.mktemp("runs") / "mine"
     random = torch.get_rng_state()
-    results = execute(table(), CATALOG, path)
+    results = train_run(table(), CATALOG, path)
     assert torch.equal(torch.get_rng_state(), random), "a run must not touch the global random state"
     return path, results
 
@@ -84,14 +85,14 @@ def test_the_student_can_be_used(finished) -> None:
 
 def test_its_configuration_repeats_it(finished, tmp_path: Path) -> None:
     path, results = finished
-    again = execute(read_recipe(path / "config.toml"), CATALOG, tmp_path / "again")
+    again = train_run(read_recipe(path / "config.toml"), CATALOG, tmp_path / "again")
     assert weights(tmp_path / "again") == weights(path)
     assert again["student"]["attacks"] == results["student"]["attacks"]
     assert (tmp_path / "again" / "config.toml").read_text() == (path / "config.toml").read_text()
 
 
 def test_another_seed_is_another_run(finished, tmp_path: Path) -> None:
-    execute(table(seed=1), CATALOG, tmp_path / "run")
+    train_run(table(seed=1), CATALOG, tmp_path / "run")
     assert weights(tmp_path / "run") != weights(finished[0])
 
 
@@ -122,10 +123,10 @@ class Stopper(Silent):
 def test_it_goes_on_exactly(epoch: int, where: str, finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        execute(table(), CATALOG, path, Stopper(epoch, where))
+        train_run(table(), CATALOG, path, Stopper(epoch, where))
     folder = RunFolder.open(path)
     assert folder.read_json(folder.manifest)["status"] == "interrupted"
-    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+    train_run(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
     assert weights(path) == weights(finished[0])
     assert [line["epoch"] for line in folder.history()] == [0, 1, 2]
     assert folder.read_json(folder.manifest)["status"] == "finished"
@@ -154,17 +155,17 @@ class StopsAt(Silent):
 def test_it_goes_on_exactly_from_within_an_epoch(finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(Stopped, match="stopped after step 3/6 of epoch 2"):
-        execute(table(), CATALOG, path, StopsAt(1, 2))
+        train_run(table(), CATALOG, path, StopsAt(1, 2))
     folder = RunFolder.open(path)
     assert folder.place() == (1, 3, 6)
     assert folder.read_json(folder.manifest)["status"] == "interrupted"
     began = folder.read_json(folder.manifest)["started"]
     with pytest.raises(Stopped):
-        execute(tomllib.loads(folder.config.read_text()), CATALOG, path, StopsAt(2, 0), resume=True)
+        train_run(tomllib.loads(folder.config.read_text()), CATALOG, path, StopsAt(2, 0), resume=True)
     with open(folder.metrics, "a") as file:  # a power cut may leave anything behind the last line
         file.write('{"epoch": 2, "los')
     folder.best.write_bytes(b"torn")
-    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+    train_run(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
     assert weights(path) == weights(finished[0])
     manifest = folder.read_json(folder.manifest)
     assert (manifest["resumed"], manifest["started"]) == (2, began)
@@ -180,10 +181,10 @@ def test_it_goes_on_exactly_with_teachers_and_everything_that_adapts(finished, t
         loss={"name": "mtard-anl"}, teachers=teachers, extensions={"ema": {"decay": 0.5}}, grad_accumulation=2,
         student={"model": "small-cnn", "width": 4, "conversions": {"aux-bn": {}}},
     )  # fmt: skip
-    execute(mine, CATALOG, tmp_path / "whole")
+    train_run(mine, CATALOG, tmp_path / "whole")
     with pytest.raises(Stopped):
-        execute(mine, CATALOG, tmp_path / "run", StopsAt(1, 3))
-    execute(tomllib.loads((tmp_path / "run" / "config.toml").read_text()), CATALOG, tmp_path / "run", resume=True)
+        train_run(mine, CATALOG, tmp_path / "run", StopsAt(1, 3))
+    train_run(tomllib.loads((tmp_path / "run" / "config.toml").read_text()), CATALOG, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     histories = [
         [{k: v for k, v in line.items() if k != "seconds"} for line in RunFolder(tmp_path / name).history()]
@@ -210,12 +211,12 @@ def test_it_goes_on_exactly_whatever_answers_of_teachers_are_kept(
 
     caches = {name: tmp_path / f"{name} cache" for name in ("whole", "run")}
     monkeypatch.setenv("RKD_CACHE", str(caches["whole"]))
-    execute(mine, CATALOG, tmp_path / "whole", Listener())
+    train_run(mine, CATALOG, tmp_path / "whole", Listener())
     (line,) = [text for text in said if text.endswith("of the answers to clean images were looked up")]
     assert line.startswith("teacher clean: ") and not line.startswith("teacher clean: 0%")
     monkeypatch.setenv("RKD_CACHE", str(caches["run"]))
     with pytest.raises(KeyboardInterrupt):
-        execute(mine, CATALOG, tmp_path / "run", Stopper(1, "middle"))
+        train_run(mine, CATALOG, tmp_path / "run", Stopper(1, "middle"))
     (path,) = (caches["run"] / "answers").iterdir()
     if found == "no answers":
         path.unlink()
@@ -224,17 +225,17 @@ def test_it_goes_on_exactly_whatever_answers_of_teachers_are_kept(
         path.write_bytes(os.urandom(len(content) // 4) + content[len(content) // 4 : len(content) // 2])
     elif found == "a whole run's answers":
         monkeypatch.setenv("RKD_CACHE", str(caches["whole"]))
-    execute(tomllib.loads((tmp_path / "run" / "config.toml").read_text()), CATALOG, tmp_path / "run", resume=True)
+    train_run(tomllib.loads((tmp_path / "run" / "config.toml").read_text()), CATALOG, tmp_path / "run", resume=True)
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
     # A second run with everything there, and one without a memory: here a net's answers do not depend on the batch.
-    execute(mine | {"teacher_cache": "off" if found == "no answers" else "on"}, CATALOG, tmp_path / "again")
+    train_run(mine | {"teacher_cache": "off" if found == "no answers" else "on"}, CATALOG, tmp_path / "again")
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")
 
 
 def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(Stopped):
-        execute(table(), CATALOG, path, StopsAt(1, 2))
+        train_run(table(), CATALOG, path, StopsAt(1, 2))
     folder = RunFolder.open(path)
     content = bytearray(folder.last.read_bytes())
     content[-100] ^= 16
@@ -245,7 +246,7 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(finished, tm
         def message(self, text: str) -> None:
             said.append(text)
 
-    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, Listener(), resume=True)
+    train_run(tomllib.loads(folder.config.read_text()), CATALOG, path, Listener(), resume=True)
     assert any("last.safetensors" in text and "its checksum is wrong" in text and "before it" in text for text in said)
     assert any("continuing after epoch 1 of 3" in text for text in said)
     assert weights(path) == weights(finished[0])
@@ -254,18 +255,18 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(finished, tm
 def test_two_processes_and_one_run(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(Stopped):
-        execute(table(), CATALOG, path, StopsAt(0, 2))
+        train_run(table(), CATALOG, path, StopsAt(0, 2))
     config = tomllib.loads((path / "config.toml").read_text())
     before = (path / "checkpoints" / "last.safetensors").read_bytes()
     with (
-        alone(RunFolder(path)),
+        run_lock(RunFolder(path)),
         pytest.raises(RkdError, match=rf"another process \({os.getpid()} on .*is working on .*wait for it, or stop it"),
     ):
-        execute(config, CATALOG, path, resume=True)
+        train_run(config, CATALOG, path, resume=True)
     assert (path / "checkpoints" / "last.safetensors").read_bytes() == before
-    execute(config, CATALOG, path, resume=True)
+    train_run(config, CATALOG, path, resume=True)
     with pytest.raises(RkdError, match="is finished"):
-        execute(config, CATALOG, path, resume=True)
+        train_run(config, CATALOG, path, resume=True)
 
 
 def test_other_data_is_no_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -279,16 +280,16 @@ def test_other_data_is_no_continuation(tmp_path: Path, monkeypatch: pytest.Monke
     write(0)
     mine = table(data={"name": f"npz:{tmp_path / 'd.npz'}"}, batch_size=10)
     with pytest.raises(Stopped):
-        execute(mine, CATALOG, tmp_path / "run", StopsAt(0, 2))
+        train_run(mine, CATALOG, tmp_path / "run", StopsAt(0, 2))
     write(1)
     with pytest.raises(RkdError, match=r"has changed since this run began .*put the old data back"):
-        execute(mine, CATALOG, tmp_path / "run", resume=True)
+        train_run(mine, CATALOG, tmp_path / "run", resume=True)
     whole = (tmp_path / "d.npz").read_bytes()
     (tmp_path / "d.npz").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(RkdError, match=r"d\.npz is not a whole \.npz file"):
-        execute(mine, CATALOG, tmp_path / "run", resume=True)
+        train_run(mine, CATALOG, tmp_path / "run", resume=True)
     write(0)
-    execute(mine, CATALOG, tmp_path / "run", resume=True)
+    train_run(mine, CATALOG, tmp_path / "run", resume=True)
 
 
 def test_other_teachers_or_other_libraries(finished, tmp_path: Path) -> None:
@@ -297,7 +298,7 @@ def test_other_teachers_or_other_libraries(finished, tmp_path: Path) -> None:
     shutil.copytree(finished[0], teacher)
     mine = table(loss={"name": "rslad"}, teachers=[{"role": "robust", "reference": str(teacher)}])
     with pytest.raises(Stopped):
-        execute(mine, CATALOG, path, StopsAt(0, 2))
+        train_run(mine, CATALOG, path, StopsAt(0, 2))
     folder = RunFolder(path)
     manifest = folder.read_json(folder.manifest)
     manifest["versions"]["torch"] = "1.0"
@@ -307,7 +308,7 @@ def test_other_teachers_or_other_libraries(finished, tmp_path: Path) -> None:
         teacher / "student.safetensors", {n: t + 0 * t if "num" in n else t * 2 for n, t in original.items()}
     )
     with pytest.raises(RkdError, match="the robust teacher's weights have changed"):
-        execute(mine, CATALOG, path, resume=True)
+        train_run(mine, CATALOG, path, resume=True)
     folder.save_weights(teacher / "student.safetensors", original)
     said: list[str] = []
 
@@ -315,7 +316,7 @@ def test_other_teachers_or_other_libraries(finished, tmp_path: Path) -> None:
         def message(self, text: str) -> None:
             said.append(text)
 
-    execute(mine, CATALOG, path, Listener(), resume=True)
+    train_run(mine, CATALOG, path, Listener(), resume=True)
     assert any(
         re.search(r"since the run began: torch 1\.0 -> \S+; it may end with other last bits", text) for text in said
     )
@@ -331,11 +332,11 @@ def test_auto_batch_stands_in_the_configuration_as_what_it_found(
         def message(self, text: str) -> None:
             said.append(text)
 
-    execute(table(auto_batch=True, epochs=1), CATALOG, tmp_path / "auto", Listener())
+    train_run(table(auto_batch=True, epochs=1), CATALOG, tmp_path / "auto", Listener())
     assert "a batch of 256 fits into the memory of cpu in 3 parts (--grad-accumulation 3)" in said
     config = tomllib.loads((tmp_path / "auto" / "config.toml").read_text())
     assert (config["grad_accumulation"], config["auto_batch"], config["batch_size"]) == (3, False, 256)
-    execute(table(grad_accumulation=3, epochs=1), CATALOG, tmp_path / "told")
+    train_run(table(grad_accumulation=3, epochs=1), CATALOG, tmp_path / "told")
     assert weights(tmp_path / "auto") == weights(tmp_path / "told")
 
 
@@ -368,7 +369,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(
     try:
         with pytest.raises(RkdError, match=rf"cannot write .*{re.escape(file)}: File too large"):
             full = Meanwhile(1, lambda folder: resource.setrlimit(resource.RLIMIT_FSIZE, (most, before[1])))
-            execute(table(), CATALOG, path, full)
+            train_run(table(), CATALOG, path, full)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     folder = RunFolder(path)
@@ -376,14 +377,14 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(
     assert not list(path.rglob("*.tmp"))
     if most > 1:
         assert "File too large" in folder.read_json(folder.manifest)["status"]
-    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+    train_run(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
     assert weights(path) == weights(finished[0])
 
 
 def test_a_folder_that_is_deleted_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(RkdError, match=r"cannot write .*run is gone \(deleted or moved in the meantime\?\)"):
-        execute(table(), CATALOG, path, Meanwhile(1, lambda folder: shutil.rmtree(folder.path)))
+        train_run(table(), CATALOG, path, Meanwhile(1, lambda folder: shutil.rmtree(folder.path)))
     assert not path.exists()
 
 
@@ -391,12 +392,12 @@ def test_a_folder_that_is_deleted_meanwhile(tmp_path: Path) -> None:
 def test_a_folder_that_becomes_read_only(finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(RkdError, match=r"cannot write .*Permission denied"):
-        execute(table(), CATALOG, path, Meanwhile(1, lambda folder: folder.checkpoints.chmod(0o555)))
+        train_run(table(), CATALOG, path, Meanwhile(1, lambda folder: folder.checkpoints.chmod(0o555)))
     folder = RunFolder(path)
     with pytest.raises(RkdError, match=r"cannot write .*Permission denied"):
-        execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+        train_run(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
     folder.checkpoints.chmod(0o755)
-    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+    train_run(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
     assert weights(path) == weights(finished[0])
 
 
@@ -416,20 +417,20 @@ def test_an_image_that_is_truncated_meanwhile(tmp_path: Path) -> None:
         evaluate={"attacks": ["fgsm"]},
     )  # fmt: skip
     with pytest.raises(RkdError, match=r"images that cannot be read: .*3\.png"):
-        execute(mine, CATALOG, tmp_path / "run", Meanwhile(0, lambda folder: cut.write_bytes(content[:50])))
+        train_run(mine, CATALOG, tmp_path / "run", Meanwhile(0, lambda folder: cut.write_bytes(content[:50])))
     assert RunFolder(tmp_path / "run").place() == (1, 0, 3)
     cut.write_bytes(content)
-    execute(mine, CATALOG, tmp_path / "run", resume=True)
+    train_run(mine, CATALOG, tmp_path / "run", resume=True)
 
 
 def test_a_crash_between_metrics_and_checkpoint(finished, tmp_path: Path) -> None:
     """The first epoch is in metrics.jsonl, its checkpoint never came: it is not there twice afterwards."""
     path = tmp_path / "run"
     with pytest.raises(KeyboardInterrupt):
-        execute(table(), CATALOG, path, Stopper(0, "middle"))
+        train_run(table(), CATALOG, path, Stopper(0, "middle"))
     folder = RunFolder.open(path)
     folder.log({"epoch": 0, "loss": 1.0})
-    execute(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
+    train_run(tomllib.loads(folder.config.read_text()), CATALOG, path, resume=True)
     assert [line["epoch"] for line in folder.history()] == [0, 1, 2]
     assert weights(path) == weights(finished[0])
 
@@ -447,13 +448,13 @@ def test_a_crash_between_metrics_and_checkpoint(finished, tmp_path: Path) -> Non
 )
 def test_mistakes_write_nothing(changes: dict, tmp_path: Path, cache: Path) -> None:
     with pytest.raises(RkdError):
-        execute(table(**changes), CATALOG, tmp_path / "runs" / "run")
+        train_run(table(**changes), CATALOG, tmp_path / "runs" / "run")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_dry_run_writes_nothing(tmp_path: Path, cache: Path) -> None:
     for loss in ("trades", "mtard-anl"):
-        answer = execute(table(loss={"name": loss}), CATALOG, tmp_path / "runs" / "run", dry_run=True)
+        answer = train_run(table(loss={"name": loss}), CATALOG, tmp_path / "runs" / "run", dry_run=True)
         assert answer["cost"]["student"]["forwards"] == {"trades": 4, "mtard-anl": 3}[loss]
     assert not (tmp_path / "runs").exists()
     assert not list(tmp_path.rglob("*.safetensors"))
@@ -462,16 +463,16 @@ def test_a_dry_run_writes_nothing(tmp_path: Path, cache: Path) -> None:
 def test_a_place_that_is_taken(finished, tmp_path: Path) -> None:
     before = weights(finished[0])
     with pytest.raises(RkdError, match=r"exists already.*--resume"):
-        execute(table(), CATALOG, finished[0])
+        train_run(table(), CATALOG, finished[0])
     assert weights(finished[0]) == before
     (tmp_path / "file").touch()
     with pytest.raises(RkdError):
-        execute(table(), CATALOG, tmp_path / "file" / "run")
+        train_run(table(), CATALOG, tmp_path / "file" / "run")
 
 
 def test_a_training_that_fails_says_so_in_its_manifest(tmp_path: Path) -> None:
     with pytest.raises(RkdError, match="the loss became"):
-        execute(table(optimizer={"lr": 1e25, "schedule": 1.0}), CATALOG, tmp_path / "run")
+        train_run(table(optimizer={"lr": 1e25, "schedule": 1.0}), CATALOG, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
     assert folder.read_json(folder.manifest)["status"].startswith("failed: TrainingFailed: the loss became")
 
@@ -480,8 +481,8 @@ def test_an_evaluation_that_cannot_work_is_refused_before_the_training(tmp_path:
     """Not after hours: an objective that needs a teacher has none in an evaluation."""
     rules = {"attacks": ["cw"], "options": {"cw": {"objective": "kl-teacher"}}, "limit": 40}
     with pytest.raises(RkdError, match="teacher"):
-        execute(table(evaluate=rules), CATALOG, tmp_path / "run")
+        train_run(table(evaluate=rules), CATALOG, tmp_path / "run")
     rules = {"attacks": ["cw"], "options": {"cw": {"norm": "L2"}}, "limit": 40}
     with pytest.raises(RkdError, match="its own eps"):
-        execute(table(evaluate=rules), CATALOG, tmp_path / "run")
+        train_run(table(evaluate=rules), CATALOG, tmp_path / "run")
     assert not (tmp_path / "run").exists()

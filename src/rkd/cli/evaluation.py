@@ -28,10 +28,10 @@ from rkd.workflow.build import choose_device
 from rkd.workflow.cache import cache_folder
 from rkd.workflow.evaluate import curve_attack
 from rkd.workflow.evaluate import evaluate_net as run_attacks
-from rkd.workflow.foreign import settle_normalization
-from rkd.workflow.load import load_file, load_run
-from rkd.workflow.manifest import surroundings
-from rkd.workflow.resolve import Plan, resolve
+from rkd.workflow.manifest import environment_of
+from rkd.workflow.nets import load_file, load_run, settle_normalization
+from rkd.workflow.plan import Plan
+from rkd.workflow.resolve import resolve
 
 from .interrupts import Interrupts
 from .progress import Display
@@ -212,7 +212,7 @@ def _describe(
         "trained": dict(subject.trained),
     }
     folder.write_json(folder.net_card, card)
-    manifest = surroundings(catalog, choose_device(plan.config.device), (app.ranks or ALONE).size)
+    manifest = environment_of(catalog, choose_device(plan.config.device), (app.ranks or ALONE).size)
     manifest |= {
         "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
         "seed": plan.config.seed,

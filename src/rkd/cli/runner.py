@@ -13,8 +13,8 @@ from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig
 from rkd.storage.runfolder import RunFolder
 from rkd.training.checkpoints import place_of
-from rkd.workflow.resume import before_of
-from rkd.workflow.train import execute
+from rkd.workflow.manifest import earlier_manifest
+from rkd.workflow.train import train_run
 
 from .commands.report import report_at_end
 from .interrupts import Interrupts
@@ -36,7 +36,7 @@ def carry_out(
     display = Display(terminal, interrupts)
     try:
         with interrupts.noted(), terminal.guarded():
-            results = execute(
+            results = train_run(
                 table, catalog, path, display, title=_title(table), dry_run=dry_run, resume=resume, ranks=ranks
             )
     except (Exception, KeyboardInterrupt) as error:
@@ -88,7 +88,7 @@ def _how_to_go_on(path: Path, error: BaseException) -> list[str]:
 def _plugin_files(path: Path, catalog: Catalog) -> list[str]:
     """Local plugin files that the run was started with and that are not loaded now: they are not loaded unasked."""
     folder = RunFolder(path)
-    plugins = before_of(folder).get("plugins", {})
+    plugins = earlier_manifest(folder).get("plugins", {})
     missing = [
         shlex.quote(str(file))
         for key, file in plugins.items()

@@ -11,11 +11,9 @@ from filelock import FileLock, Timeout
 from rkd.core.errors import RkdError
 from rkd.storage.runfolder import RunFolder
 
-from ..workflow.resume import before_of
-
 
 @contextmanager
-def alone(folder: RunFolder) -> Iterator[None]:
+def run_lock(folder: RunFolder) -> Iterator[None]:
     """Inside, no other process trains or continues this run. The system frees the lock of a process that is killed.
 
     Raises RkdError if another one is at it.
@@ -24,9 +22,8 @@ def alone(folder: RunFolder) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        who = before_of(folder).get("process")
         raise RkdError(
-            f"another process{f' ({who})' if who else ''} is working on {folder.path}; wait for it, or stop it"
+            f"another process{_holder(folder)} is working on {folder.path}; wait for it, or stop it"
         ) from None
     except OSError as error:
         raise RkdError(f"cannot write into {folder.path}: {error.strerror or error}") from None
@@ -37,3 +34,11 @@ def alone(folder: RunFolder) -> Iterator[None]:
             folder.lock.unlink(missing_ok=True)
     finally:
         lock.release()
+
+
+def _holder(folder: RunFolder) -> str:
+    """` (NUMBER on MACHINE)` of the process that began the run, as far as its manifest can be read."""
+    with contextlib.suppress(RkdError, AttributeError):
+        if process := folder.read_json(folder.manifest).get("process"):
+            return f" ({process})"
+    return ""

@@ -10,28 +10,21 @@ from torch import nn
 
 from rkd.core.errors import RkdError
 from rkd.core.interfaces import Teacher
-from rkd.core.random import forked, key
 from rkd.core.trainer import Run, Validation, run_hooks
-from rkd.data.dataset import Dataset, hold_out
+from rkd.data.dataset import hold_out
 from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.memory_format import arrange
 from rkd.nets.net import Net, NetStudent, NetTeacher
+from rkd.registry.catalog import Catalog
+from rkd.registry.config import RunConfig
 from rkd.registry.schedules import parse_schedule
 from rkd.storage.runfolder import RunFolder
 from rkd.training.checkpoints import Saving
 
-from ..registry.catalog import Catalog
-from ..registry.config import RunConfig
 from .engine import attach
-from .resolve import Plan
-
-
-def build_net(name: str, options: Mapping[str, Any], data: Dataset, catalog: Catalog, seed: int = 0) -> Net:
-    """An untrained net, normalised for the data. Its weights follow from the seed."""
-    factory = catalog.create("model", name, options, "student")
-    with forked(key(seed, "init")):
-        return Net(factory(data.shape, len(data.classes)), data.mean, data.std)
+from .nets import build_net
+from .plan import Plan
 
 
 def build(

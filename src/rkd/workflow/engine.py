@@ -22,7 +22,7 @@ from rkd.storage.files import write_atomic
 from rkd.storage.text import parse_json
 
 from .cache import cache_folder
-from .resolve import Plan
+from .plan import Plan
 
 MOST = 4096
 """Bytes of a remembered choice at most."""

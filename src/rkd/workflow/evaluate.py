@@ -20,15 +20,14 @@ from rkd.evaluation.journal import Journal
 from rkd.evaluation.result import Evaluation
 from rkd.evaluation.selfcheck import look, probe, slope
 from rkd.evaluation.warnings import Doubt, doubts
+from rkd.registry.catalog import Catalog
 
-from ..registry.catalog import Catalog
 from .build import choose_device
-from .resolve import Plan, bounded
+from .plan import Plan, Progress
+from .resolve import bounded
 
 PROBED = 32
 """Images on which the full self-checks run their attacks."""
-
-Progress = Callable[[str, int, int], None]
 
 
 def evaluate_net(

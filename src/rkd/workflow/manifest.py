@@ -1,4 +1,4 @@
-"""What a run's manifest says: when, where, with what and at what cost it ran."""
+"""A run's manifest: when, where, with which software and at what cost it ran; which of it a resumed run shares."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,33 +16,36 @@ import torch
 from rkd.core.errors import RkdError
 from rkd.core.trainer import Run
 from rkd.evaluation.journal import fingerprint
+from rkd.registry.catalog import Catalog
 from rkd.storage.runfolder import RunFolder
 from rkd.training.dry_run import CostCard
 
-from ..registry.catalog import Catalog
 from .engine import all_searches
-from .resolve import Plan
-from .teachers import Found
+from .plan import Plan
+from .teachers import ResolvedTeacher
+
+COMPARED = ("python", "torch", "torchvision", "numpy")
+"""Packages whose version may change the last bits of a result."""
 
 
 def manifest_of(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
     """What is known before the training starts, but for the teachers and the cost."""
-    found = surroundings(catalog, run.device, run.ranks.size)
+    environment = environment_of(catalog, run.device, run.ranks.size)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed": 0,
         "process": f"{os.getpid()} on {platform.node() or 'this machine'}",
         "seed": plan.config.seed,
-        **{key: found[key] for key in ("versions", "plugins", "hardware")},
+        **{key: environment[key] for key in ("versions", "plugins", "hardware")},
         "precision": str(plan.config.precision),
         "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
-        "git": found["git"],
+        "git": environment["git"],
         "command": sys.argv,
         "launch": run.ranks.launch,
     }
 
 
-def surroundings(catalog: Catalog, device: torch.device, processes: int) -> dict[str, Any]:
+def environment_of(catalog: Catalog, device: torch.device, processes: int) -> dict[str, Any]:
     """Software and hardware of this process."""
     packages = ("rkd-toolkit", "torch", "torchvision", "timm", "numpy", "safetensors", "pluggy", "pydantic")
     return {
@@ -63,9 +67,9 @@ def cost_of(card: CostCard) -> dict[str, Any]:
     return {name: {"forwards": c.forwards, "backwards": c.backwards} for name, c in card.counts.items()}
 
 
-def weights_of(found: list[Found]) -> dict[str, str]:
+def weights_of(teachers: list[ResolvedTeacher]) -> dict[str, str]:
     """A hash of each teacher's weights, by role: a run that goes on with other teachers would be another run."""
-    return {f.reference.role: fingerprint(*f.teacher.net.state_dict().values()) for f in found}
+    return {t.reference.role: fingerprint(*t.teacher.net.state_dict().values()) for t in teachers}
 
 
 def engine_of(run: Run) -> list[str]:
@@ -74,6 +78,43 @@ def engine_of(run: Run) -> list[str]:
     student = searches.pop("student", None)
     found = (student.choices() if student else []) or ["plain"]
     return found + [f"{who}: {way}" for who, one in searches.items() for way in one.choices() if way != "plain"]
+
+
+def earlier_manifest(folder: RunFolder) -> dict[str, Any]:
+    """The manifest of a run's earlier part; empty where there is none that can be read."""
+    try:
+        content = folder.read_json(folder.manifest)
+    except RkdError:
+        return {}
+    types = {"teachers": dict, "versions": dict, "hardware": dict, "plugins": dict, "resumed": int, "started": str}
+    table = content if isinstance(content, dict) else {}
+    return {key: value for key, value in table.items() if isinstance(value, types.get(key, object))}
+
+
+def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What may keep a continued run from ending bit for bit where it would have, a sentence each.
+
+    Raises RkdError for a teacher that is another one now.
+    """
+    for role, weights in now["teachers"].items():
+        old = earlier.get("teachers", {}).get(role, weights)
+        if old != weights:
+            raise RkdError(
+                f"the {role} teacher's weights have changed since this run began: put the old ones back, or start a "
+                "new run"
+            )
+    notes = []
+    versions = earlier.get("versions", {})
+    changed = [f"{p} {versions[p]} -> {now['versions'][p]}" for p in COMPARED
+               if p in versions and versions[p] != now["versions"][p]]  # fmt: skip
+    hardware = earlier.get("hardware", {})
+    changed += [f"{key} {hardware[key]} -> {now['hardware'][key]}" for key in ("cpu_threads", "device", "processes")
+                if key in hardware and hardware[key] != now["hardware"][key]]  # fmt: skip
+    if changed:
+        notes.append(
+            f"since the run began: {', '.join(changed)}; it may end with other last bits than it would have otherwise"
+        )
+    return notes
 
 
 def try_to_write(folder: RunFolder, content: dict[str, Any]) -> None:
@@ -95,10 +136,10 @@ def _tf32(device: torch.device) -> dict[str, bool]:
 def _git() -> str | None:
     try:
         command = ["git", "rev-parse", "HEAD"]
-        found = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=5, check=False)
     except (OSError, subprocess.SubprocessError):
         return None
-    return found.stdout.strip() or None
+    return done.stdout.strip() or None
 
 
 def _version(package: str) -> str | None:

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.interfaces import Loss
+from rkd.core.interfaces import Attack
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import Dataset
 from rkd.nets.sources import TeacherReference
+from rkd.registry.catalog import Catalog
+from rkd.registry.config import AttackConfig, Component, RunConfig, merge, parse, section, sound
+from rkd.registry.defaults import data_customs, method_defaults, name_of, with_names
+from rkd.registry.options import plain, values_of
 
-from ..registry.catalog import Catalog
-from ..registry.config import AttackConfig, Component, RunConfig, merge, parse, section, sound
-from ..registry.defaults import data_customs, method_defaults, name_of, with_names
-from ..registry.options import plain, values_of
-from .parts import PlanParts, create_attack
-from .references import teacher_references
-
-
-@dataclass
-class Plan:
-    """A resolved configuration with the instances of its components; nets are not built yet.
-
-    `notes`: what the user should know of how it was resolved, a sentence each.
-    """
-
-    config: RunConfig
-    data: Dataset
-    loss: Loss
-    attacks: dict[str, AttackPlan]
-    schedulers: dict[str, Any]
-    augments: list[Any]
-    extensions: dict[str, Any]
-    teachers: list[TeacherReference]
-    evaluation: dict[str, AttackPlan]
-    validation_attack: AttackPlan | None
-    notes: list[str] = field(default_factory=list)
+from .nets import check_fits, from_sources, normalize
+from .plan import Plan
+from .teachers import teacher_references
 
 
 class _Problems:
@@ -60,6 +44,60 @@ class _Problems:
     def stop(self) -> None:
         if self.found:
             raise ConfigError(list(dict.fromkeys(self.found)))
+
+
+def create_attack(name: str, options: Mapping[str, Any], where: str, resolver: Resolver) -> Attack:
+    """An attack with checked options and all its parts. Raises ConfigError, UnknownName."""
+    attack = resolver.catalog.create("attack", name, options, where)
+    if hasattr(attack, "assemble"):
+        try:
+            attack.assemble(resolver)
+        except RkdError as error:
+            problems = error.problems if isinstance(error, ConfigError) else [str(error)]
+            raise ConfigError([f"{where}: {problem}" for problem in problems]) from None
+    return attack
+
+
+class Resolver:
+    """What options of an attack only name, other nets and attacks, for one configuration: implements
+    `rkd.core.interfaces.Parts`. `notes`: what the user should know of how they were resolved."""
+
+    def __init__(self, catalog: Catalog, data: Dataset) -> None:
+        self.catalog = catalog
+        self.data = data
+        self.notes: list[str] = []
+        self._nets: dict[tuple[str, str, str], nn.Module] = {}
+
+    def attack(self, name: str, options: Mapping[str, Any] | None = None) -> Attack:
+        return create_attack(name, options or {}, name, self)
+
+    def net(self, reference: str, normalize: str = "auto", options: Mapping[str, Any] | None = None) -> nn.Module:
+        asked = (reference, normalize, str(options or {}))
+        if asked not in self._nets:
+            self._nets[asked] = self._load(self._read(reference, options or {}), normalize)
+        return self._nets[asked]
+
+    def _load(self, reference: TeacherReference, choice: str) -> nn.Module:
+        text = reference.text
+        net = from_sources(reference, self.data, self.catalog)
+        if net is None:
+            problem = "is no net with weights" if reference.model else "is not the folder of a finished run"
+            raise RkdError(f"{text!r} {problem}; give a run's folder, such as runs/my-run, or MODEL@WEIGHTS")
+        net = net.eval().requires_grad_(False)
+        normalize(net, reference, choice, text, self.data, self.notes.append)
+        check_fits(net, f"the net {text!r}", self.data)
+        return net
+
+    def _read(self, text: str, options: Mapping[str, Any]) -> TeacherReference:
+        """A folder, MODEL@WEIGHTS, or whatever an installed source makes of it."""
+        model, at_sign, weights = text.partition("@")
+        source, colon, _ = text.partition(":")
+        if Path(text).is_dir() or (colon and source in self.catalog.entries["teacher"]):
+            return TeacherReference(text, "source")
+        if not at_sign and ("/" in text or model not in self.catalog.entries["model"]):
+            return TeacherReference(text, "source")
+        self.catalog.create("model", model, options, "model")
+        return TeacherReference(text, "source", model, weights or None, options)
 
 
 def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
@@ -102,26 +140,26 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
         )
     data = problems.catch(_with_threat, data, config) or data
     attacks = {}
-    parts = PlanParts(catalog, data)
+    resolver = Resolver(catalog, data)
     if config.attack:
-        attacks["adv"] = _plan(config.attack, config.objective, parts, problems)
+        attacks["adv"] = _plan(config.attack, config.objective, resolver, problems)
     elif config.objective:
         problems.found.append(f"objective: the loss {name!r} runs no attack that could maximise it")
     for view, attack in config.attacks.items():
-        attacks[view] = problems.catch(_view_plan, attack, f"attacks.{view}", parts)
+        attacks[view] = problems.catch(_view_plan, attack, f"attacks.{view}", resolver)
     schedulers = _components("scheduler", config.schedulers, catalog, problems)
     augments = _components("augment", config.augments, catalog, problems)
     extensions = _components("extension", config.extensions, catalog, problems)
     conversions = _components("student", config.student.conversions, catalog, problems)
     problems.catch(catalog.create, "model", config.student.model, config.student.options, "student")
     teachers = problems.catch(teacher_references, config, loss, data, catalog) or []
-    evaluation = _evaluation(config, data, parts, problems)
+    evaluation = _evaluation(config, data, resolver, problems)
     validation = _validation(config, catalog, problems)
     problems.stop()
     _fill_in(config, loss, attacks, schedulers, augments, extensions, conversions, catalog)
     return Plan(
         config, data, loss, attacks, schedulers, list(augments.values()), extensions, teachers, evaluation, validation,
-        parts.notes,
+        resolver.notes,
     )  # fmt: skip
 
 
@@ -138,24 +176,24 @@ def _load_data(config: RunConfig | None, table: Mapping[str, Any], catalog: Cata
     return load_data(config, catalog)
 
 
-def _plan(attack: Any, objective: Any, parts: PlanParts, problems: _Problems) -> AttackPlan:
-    search = problems.catch(create_attack, attack.name, attack.options, "attack", parts)
+def _plan(attack: Any, objective: Any, resolver: Resolver, problems: _Problems) -> AttackPlan:
+    search = problems.catch(create_attack, attack.name, attack.options, "attack", resolver)
     goal = objective.name if objective else getattr(search, "objective", "ce")
     options = objective.options if objective else {}
-    _tell_ignored(search, attack.name, goal, "objective", parts)
-    return AttackPlan(search, problems.catch(parts.catalog.create, "objective", goal, options, "objective"))
+    _tell_ignored(search, attack.name, goal, "objective", resolver)
+    return AttackPlan(search, problems.catch(resolver.catalog.create, "objective", goal, options, "objective"))
 
 
-def _view_plan(attack: AttackConfig, where: str, parts: PlanParts) -> AttackPlan:
-    search = create_attack(attack.name, attack.options, where, parts)
+def _view_plan(attack: AttackConfig, where: str, resolver: Resolver) -> AttackPlan:
+    search = create_attack(attack.name, attack.options, where, resolver)
     goal: Any = attack.objective or getattr(search, "objective", "ce")
-    _tell_ignored(search, attack.name, goal, f"{where}.objective", parts)
-    return AttackPlan(search, parts.catalog.create("objective", goal))
+    _tell_ignored(search, attack.name, goal, f"{where}.objective", resolver)
+    return AttackPlan(search, resolver.catalog.create("objective", goal))
 
 
-def _tell_ignored(search: Any, name: str, goal: str, where: str, parts: PlanParts) -> None:
+def _tell_ignored(search: Any, name: str, goal: str, where: str, resolver: Resolver) -> None:
     if getattr(search, "own_objective", False) and goal != getattr(search, "objective", "ce"):
-        parts.notes.append(f"{where}: the attack {name} has a loss of its own, so that {goal} makes no difference")
+        resolver.notes.append(f"{where}: the attack {name} has a loss of its own, so that {goal} makes no difference")
 
 
 def _components(kind: str, tables: Mapping[str, Any], catalog: Catalog, problems: _Problems) -> dict[str, Any]:
@@ -166,13 +204,13 @@ def _components(kind: str, tables: Mapping[str, Any], catalog: Catalog, problems
     }
 
 
-def _evaluation(config: RunConfig, data: Dataset, parts: PlanParts, problems: _Problems) -> dict[str, AttackPlan]:
+def _evaluation(config: RunConfig, data: Dataset, resolver: Resolver, problems: _Problems) -> dict[str, AttackPlan]:
     rules = config.evaluate
     plans = {}
     for name in rules.attacks:
         where = f"evaluate.options.{name}"
         attack = problems.catch(section, AttackConfig, {**rules.options.get(name, {}), "name": name}, where)
-        plans[name] = attack and problems.catch(_view_plan, attack, where, parts)
+        plans[name] = attack and problems.catch(_view_plan, attack, where, resolver)
     strangers = [name for name in rules.options if name not in plans]
     problems.found += [f"evaluate.options.{name}: {name!r} is not among evaluate.attacks" for name in strangers]
     if rules.curve and None not in plans.values() and not bounded(plans):

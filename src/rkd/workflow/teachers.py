@@ -1,4 +1,4 @@
-"""Teachers: found where their reference says, or prepared on demand and cached.
+"""Teachers: which one has which role, loaded from where their reference says, or prepared on demand and cached.
 
 A prepared teacher is an ordinary run in the cache folder, named by a hash of its whole configuration and the data's
 fingerprint. Two processes that want the same one: the first prepares it under a file lock, the second waits.
@@ -13,32 +13,30 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from filelock import FileLock, Timeout
 
 from rkd import __version__
-from rkd.core.errors import Refused, RkdError, TrainingFailed, WeightsError
+from rkd.core.errors import ConfigError, Refused, RkdError, TrainingFailed, WeightsError, did_you_mean
+from rkd.data.dataset import Dataset
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.sources import TeacherReference
+from rkd.registry.catalog import Catalog
+from rkd.registry.config import RunConfig, Table, TeacherConfig, merge, parse, read_recipe
 from rkd.storage.runfolder import RunFolder
 
-from ..registry.catalog import Catalog
-from ..registry.config import Table, TeacherConfig, merge, parse, read_recipe
-from .build import build_net, choose_device, choose_precision
+from .build import choose_device, choose_precision
 from .cache import cache_folder
-from .foreign import check_fits, from_sources, normalize
-from .resolve import Plan
-
-if TYPE_CHECKING:
-    from .train import Reporter
+from .nets import build_net, check_fits, from_sources, normalize
+from .plan import Plan, Reporter
 
 
 @dataclass
-class Found:
-    """A teacher with where it came from; `results` are its own run's, where it has one.
+class ResolvedTeacher:
+    """A teacher with its source; `results` are its own run's, where it has one.
 
     A `missing` one has yet to be prepared (`prepare`): its net is untrained, but of the right architecture.
     """
@@ -49,6 +47,9 @@ class Found:
     results: Mapping[str, Any] | None = None
     missing: bool = False
 
+
+USUAL_ROLES = ("robust", "clean")
+"""Roles of teachers, in order, for a loss that does not declare any."""
 
 ROLE_RECIPES: dict[str, Table] = {
     "robust": {"loss": {"name": "trades"}},
@@ -61,15 +62,70 @@ LARGE = 10_000_000
 """Parameters above which a data set's `large` recipe goes on top of its usual one."""
 
 
-def find_teachers(plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE) -> list[Found]:
+def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Catalog) -> list[TeacherReference]:
+    """The teachers in the order of the loss's roles, each with a role. Missing ones get the data set's usual model."""
+    # A loss that does not declare its roles takes what it is given; whatever it then leaves unused is found later.
+    roles = list(getattr(loss, "roles", USUAL_ROLES[: len(config.teachers)]))
+    named = [t.role for t in config.teachers if t.role]
+    if len(set(named)) < len(named):
+        raise ConfigError(f"teachers: the role {max(named, key=named.count)!r} is given twice")
+    free = [role for role in roles if role not in named]
+    if len(config.teachers) > len(roles):
+        needs = f"needs {len(roles)} ({', '.join(roles)})" if roles else "needs none"
+        raise ConfigError(f"teachers: {len(config.teachers)} given, but the loss {config.loss.name!r} {needs}")
+    if len(roles) > 1 and (strange := [role for role in named if role not in roles]):
+        raise ConfigError(
+            f"teachers: the loss {config.loss.name!r} has no role {strange[0]!r}.{did_you_mean(strange[0], roles)} "
+            f"Its roles: {', '.join(roles)}"
+        )
+    if len(roles) == 1 and named:
+        free = []  # a single teacher may come in another role than the usual one: the role says how to prepare it
+    for teacher in config.teachers:
+        teacher.role = teacher.role or free.pop(0)
+    recipes = {} if isinstance(loss, type) else getattr(loss, "prepare", {})
+    for role in free:
+        same = recipes.get(role, {}).get("student") == "same"
+        model = config.student.model if same else data.teachers.get(role, {}).get("model")
+        if not model:
+            raise ConfigError(
+                f"teachers: the loss {config.loss.name!r} needs a teacher in the role {role!r}; "
+                f"type --teacher {role}=MODEL@WEIGHTS, --teacher {role}=RUN or --teacher {role}=MODEL"
+            )
+        config.teachers.append(
+            TeacherConfig(reference=model, role=role, options=config.student.options if same else {})
+        )
+    order = {role: place for place, role in enumerate(roles)}
+    config.teachers.sort(key=lambda t: order.get(t.role or "", 0))
+    return [reference(t.reference, t.role or "", t.options, catalog) for t in config.teachers]
+
+
+def reference(text: str, role: str, options: Mapping[str, Any], catalog: Catalog) -> TeacherReference:
+    """Read MODEL, MODEL@WEIGHTS or a folder. Raises UnknownName for a model that does not exist."""
+    model, at_sign, weights = text.partition("@")
+    if not at_sign and Path(text).is_dir():
+        return TeacherReference(text, role, None, None, options)
+    source, colon, _ = text.partition(":")
+    if colon and source in catalog.entries["teacher"]:
+        return TeacherReference(text, role, None, None, options)
+    if not at_sign and ("/" in text or text.endswith((".pt", ".pth", ".safetensors"))) and ":" not in text:
+        raise ConfigError(
+            f"teachers: {text!r} is neither a model nor the folder of a run; weights need their architecture, "
+            f"as in --teacher {role}=wrn34@{text}"
+        )
+    catalog.create("model", model, options, f"teacher {role}")
+    return TeacherReference(text, role, model, weights or None, options)
+
+
+def load_teachers(plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE) -> list[ResolvedTeacher]:
     """All teachers of a plan, on the device. Nothing is prepared yet. Raises RkdError, WeightsError."""
-    return [_find(reference, plan, catalog, reporter, ranks) for reference in plan.teachers]
+    return [_load(reference, plan, catalog, reporter, ranks) for reference in plan.teachers]
 
 
-def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE) -> Found:
+def _load(
+    reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE
+) -> ResolvedTeacher:
     config = _config(reference, plan)
     missing = False
-
     net = from_sources(reference, plan.data, catalog)
     source, results = reference.text, None
     if net is None:
@@ -97,14 +153,13 @@ def _find(reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: R
         check_fits(net, f"the teacher {reference.text!r}", plan.data, device)
     except Refused as error:
         raise WeightsError(str(error)) from None
-    return Found(NetTeacher(net, reference.role), reference, source, results, missing)
+    return ResolvedTeacher(NetTeacher(net, reference.role), reference, source, results, missing)
 
 
 def _results(folder: RunFolder, plan: Plan) -> Mapping[str, Any] | None:
-    """What the teacher's own run found out, if it was evaluated as this plan wants it."""
-    own = parse(read_recipe(folder.config)).evaluate
-    wanted = plan.config.evaluate
-    same = (own.attacks, own.limit, own.options) == (wanted.attacks, wanted.limit, wanted.options)
+    """The results of the teacher's own run, if it was evaluated as this plan asks for."""
+    own, asked = parse(read_recipe(folder.config)).evaluate, plan.config.evaluate
+    same = (own.attacks, own.limit, own.options) == (asked.attacks, asked.limit, asked.options)
     return folder.read_json(folder.evaluation) if same else None
 
 
@@ -112,20 +167,29 @@ def _config(reference: TeacherReference, plan: Plan) -> TeacherConfig:
     return next(t for t in plan.config.teachers if t.role == reference.role)
 
 
-def prepare(
-    missing: Found, plan: Plan, catalog: Catalog, reporter: Reporter, dry_run: bool = False, ranks: Ranks = ALONE
-) -> Found:
-    """Train a missing teacher into the cache. A dry run only tells what that costs. Raises RkdError."""
-    from .train import execute
+class TrainRun(Protocol):
+    """`rkd.workflow.train.train_run`, which prepares teachers and is needed to prepare one."""
 
+    def __call__(
+        self, table: Mapping[str, Any], catalog: Catalog, path: Path, reporter: Reporter | None = None, *,
+        title: str = ..., dry_run: bool = ..., limit_minutes: float | None = ..., how_to_avoid: str = ...,
+        resume: bool = ..., ranks: Ranks = ...,
+    ) -> Mapping[str, Any]: ...  # fmt: skip
+
+
+def prepare(
+    missing: ResolvedTeacher, plan: Plan, catalog: Catalog, reporter: Reporter, train: TrainRun,
+    dry_run: bool = False, ranks: Ranks = ALONE,
+) -> ResolvedTeacher:  # fmt: skip
+    """Train a missing teacher into the cache, by `train`. A dry run only tells the cost of that. Raises RkdError."""
     reference = missing.reference
     table = _recipe(reference, _config(reference, plan).train, plan, missing.teacher.net)
     folder = _place(table, reference, plan)
-    work = folder.with_name(f"{folder.name}.part")
+    unfinished = folder.with_name(f"{folder.name}.part")
 
-    def train(resume: bool = False) -> None:
-        execute(
-            table, catalog, work, reporter, title=f"{reference.role} teacher {reference.model}", dry_run=dry_run,
+    def run(resume: bool = False) -> None:
+        train(
+            table, catalog, unfinished, reporter, title=f"{reference.role} teacher {reference.model}", dry_run=dry_run,
             resume=resume, limit_minutes=plan.config.prepare_minutes,
             how_to_avoid=f"give weights (--teacher {reference.role}={reference.model}@FILE) or a finished run "
             f"(--teacher {reference.role}=RUN), choose a smaller model, or allow it with "
@@ -133,31 +197,31 @@ def prepare(
         )  # fmt: skip
 
     if dry_run:
-        train()
+        run()
         return missing
-    with _alone(folder, reporter, ranks):
+    with _prepare_lock(folder, reporter, ranks):
         if ranks.from_first(not (folder / "evaluation.json").is_file()):
-            begun = RunFolder(work)
+            begun = RunFolder(unfinished)
             if ranks.first:
                 shutil.rmtree(folder, ignore_errors=True)  # an earlier version's half
             if not ranks.from_first(begun.finished):
-                _prepare(begun, train, reporter, ranks)
-            ranks.once(lambda: work.rename(folder))
-    return _find(reference, plan, catalog, reporter, ranks)
+                _train(begun, run, reporter, ranks)
+            ranks.once(lambda: unfinished.rename(folder))
+    return _load(reference, plan, catalog, reporter, ranks)
 
 
-def _prepare(begun: RunFolder, train: Callable[[bool], None], reporter: Reporter, ranks: Ranks) -> None:
+def _train(begun: RunFolder, run: Callable[[bool], None], reporter: Reporter, ranks: Ranks) -> None:
     """Prepare a teacher, or go on with one whose preparation was killed."""
     if ranks.from_first(begun.config.is_file()):
         reporter.message(f"continuing with the teacher that another process began ({begun.path})")
         try:
-            return train(True)
+            return run(True)
         except RkdError as error:
             # Whatever is wrong with what was left there, the user has not asked for it by name.
             reporter.message(f"it cannot be continued ({error}); it is prepared anew")
     ranks.once(lambda: shutil.rmtree(begun.path, ignore_errors=True))
     try:
-        train(False)
+        run(False)
     except TrainingFailed:
         if ranks.first:
             shutil.rmtree(begun.path, ignore_errors=True)
@@ -165,7 +229,7 @@ def _prepare(begun: RunFolder, train: Callable[[bool], None], reporter: Reporter
 
 
 @contextmanager
-def _alone(folder: Path, reporter: Reporter, ranks: Ranks) -> Iterator[None]:
+def _prepare_lock(folder: Path, reporter: Reporter, ranks: Ranks) -> Iterator[None]:
     """Inside, no other job prepares this very teacher."""
     lock = FileLock(f"{folder}.lock")
 

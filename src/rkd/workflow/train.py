@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
 from rkd.core.errors import ConfigError, Refused, RkdError
+from rkd.core.interfaces import Teacher
 from rkd.core.trainer import Run, chosen_net, fit
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.evaluation.counting import rehearse
@@ -20,6 +21,8 @@ from rkd.evaluation.journal import Journal
 from rkd.evaluation.result import Evaluation
 from rkd.nets.memory_format import restore as as_kept
 from rkd.nets.net import Net
+from rkd.registry.catalog import Catalog
+from rkd.storage.lock import run_lock
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import to_cpu
 from rkd.training.auto_batch import parts_that_fit
@@ -27,55 +30,18 @@ from rkd.training.checkpoints import place_of
 from rkd.training.dry_run import CostCard, dry_step
 from rkd.training.memory import remembering, tell_of_memory
 
-from ..registry.catalog import Catalog
-from ..storage.lock import alone
 from .build import build
 from .cache import cache_folder
-from .engine import Choices, attach_teachers, keep, remember
+from .engine import attach_teachers, remember
 from .evaluate import evaluate_net
 from .forecast import predict
-from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
-from .resolve import Plan, resolve
-from .resume import before_of, differences
-from .teachers import Found, find_teachers, prepare
+from .manifest import cost_of, differences, earlier_manifest, engine_of, manifest_of, try_to_write, weights_of
+from .plan import Plan, Reporter, Silent
+from .resolve import resolve
+from .teachers import ResolvedTeacher, load_teachers, prepare
 
 
-class Reporter(Protocol):
-    """Where a run tells of itself. The command line draws; `Silent` does nothing."""
-
-    def message(self, text: str) -> None:
-        """One line for the user."""
-
-    def detail(self, text: str) -> None:
-        """One line for a user who wants to know more."""
-
-    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None:
-        """What a training will cost, just before it starts."""
-
-    def training(self, title: str) -> Mapping[str, Any]:
-        """Extensions (run-time hooks) that show the training."""
-
-    def evaluating(self, title: str) -> Callable[[str, int, int], None]:
-        """A function that is told (what, done, total)."""
-
-
-class Silent:
-    """A reporter that says nothing."""
-
-    def message(self, text: str) -> None: ...
-
-    def detail(self, text: str) -> None: ...
-
-    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None: ...
-
-    def training(self, title: str) -> Mapping[str, Any]:
-        return {}
-
-    def evaluating(self, title: str) -> Callable[[str, int, int], None]:
-        return lambda what, done, total: None
-
-
-def execute(
+def train_run(
     table: Mapping[str, Any],
     catalog: Catalog,
     path: Path,
@@ -101,20 +67,20 @@ def execute(
     _check_processes(plan, ranks)
     for note in plan.notes:
         reporter.message(note)
-    found = find_teachers(plan, catalog, reporter, ranks)
-    if any(f.missing for f in found):
+    teachers = load_teachers(plan, catalog, reporter, ranks)
+    if any(teacher.missing for teacher in teachers):
         # A mistake in the run itself shall not show after the hours that a teacher may take.
-        _rehearse(build(plan, catalog, {f.reference.role: f.teacher for f in found}), plan)
-        found = [prepare(f, plan, catalog, reporter, dry_run, ranks) if f.missing else f for f in found]
-    teachers = {f.reference.role: f.teacher for f in found}
-    run = build(plan, catalog, teachers, extensions=reporter.training(title), ranks=ranks)
+        _rehearse(build(plan, catalog, _by_role(teachers)), plan)
+        teachers = [
+            prepare(t, plan, catalog, reporter, train_run, dry_run, ranks) if t.missing else t for t in teachers
+        ]
+    run = build(plan, catalog, _by_role(teachers), extensions=reporter.training(title), ranks=ranks)
     if plan.config.validate_.on == "test":
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
     card = _rehearse(run, plan)
     if plan.config.auto_batch:
         _choose_parts(run, plan, reporter)
-    chosen: Choices = {}
-    seconds, memory = ranks.from_first(predict(run, plan, card, chosen))
+    seconds, memory = ranks.from_first(predict(run, plan, card))
     card = replace(card, memory=memory)
     reporter.cost(title, run, card, seconds)
     if limit_minutes is not None and seconds > 60 * limit_minutes:
@@ -125,7 +91,7 @@ def execute(
     if dry_run:
         return {
             "config": _plain_config(plan),
-            "teachers": [_teacher(f) for f in found],
+            "teachers": [_teacher(teacher) for teacher in teachers],
             "cost": cost_of(card),
             "seconds": seconds,
             "memory": memory,
@@ -134,11 +100,10 @@ def execute(
     folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
     folder = run.folder = folder if ranks.first else folder.readable()
     attach_teachers(run, plan)
-    keep(run, chosen)
     remember(run, folder.path, ranks.first, reporter.detail)
     with ExitStack() as stack:
-        ranks.once(lambda: stack.enter_context(alone(folder)))
-        manifest = manifest_of(plan, catalog, run) | {"cost": cost_of(card), "teachers": weights_of(found)}
+        ranks.once(lambda: stack.enter_context(run_lock(folder)))
+        manifest = manifest_of(plan, catalog, run) | {"cost": cost_of(card), "teachers": weights_of(teachers)}
         if resume:
             manifest |= _continue(run, manifest, reporter)
         folder.write_json(folder.manifest, manifest | {"status": "running"})
@@ -150,7 +115,7 @@ def execute(
             fit(run)
             tell_of_memory(run, reporter.detail)
             net = chosen_net(run)
-            results = _finish(run, plan, net, found, catalog, reporter, title, started)
+            results = _finish(run, plan, net, teachers, catalog, reporter, title, started)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             status = "interrupted" if stopped else f"failed: {type(error).__name__}: {error}"
@@ -198,8 +163,8 @@ def card_of(plan: Plan, net: Net, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(
-    run: Run, plan: Plan, net: nn.Module, found: list[Found], catalog: Catalog, reporter: Reporter, title: str,
-    started: float,
+    run: Run, plan: Plan, net: nn.Module, resolved: list[ResolvedTeacher], catalog: Catalog, reporter: Reporter,
+    title: str, started: float,
 ) -> dict[str, Any]:  # fmt: skip
     folder = run.folder
     assert folder is not None
@@ -212,14 +177,14 @@ def _finish(
     evaluation = evaluated(net, title)
     student = evaluation.summary()
     teachers = []
-    for f in found:
-        known = f.results["student"] if f.results else None
-        if known is None:
-            if isinstance(f.teacher.net, Net):
-                as_kept(f.teacher.net)
-            role = f"{f.reference.role} teacher"
-            known = evaluated(f.teacher.net, role).summary()
-        teachers.append(_teacher(f) | known)
+    for t in resolved:
+        if t.results:
+            summary = t.results["student"]
+        else:
+            if isinstance(t.teacher.net, Net):
+                as_kept(t.teacher.net)
+            summary = evaluated(t.teacher.net, f"{t.reference.role} teacher").summary()
+        teachers.append(_teacher(t) | summary)
     arch = net.arch if isinstance(net, Net) else net
     folder.save_weights(folder.weights, to_cpu(arch.state_dict()))
     chosen_epoch = run.best["epoch"] if run.best else run.epochs - 1
@@ -253,9 +218,13 @@ def _finish(
     }
 
 
-def _teacher(found: Found) -> dict[str, str]:
-    reference = found.reference
-    return {"role": reference.role, "model": reference.model or reference.text, "source": found.source}
+def _by_role(teachers: list[ResolvedTeacher]) -> dict[str, Teacher]:
+    return {teacher.reference.role: teacher.teacher for teacher in teachers}
+
+
+def _teacher(teacher: ResolvedTeacher) -> dict[str, str]:
+    reference = teacher.reference
+    return {"role": reference.role, "model": reference.model or reference.text, "source": teacher.source}
 
 
 def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
@@ -264,8 +233,8 @@ def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict
     assert folder is not None
     if folder.finished:  # by another process, while this one was waiting
         raise RkdError(f"{folder.path} is finished")
-    before = before_of(folder)
-    for note in differences(before, manifest):
+    earlier = earlier_manifest(folder)
+    for note in differences(earlier, manifest):
         reporter.message(note)
 
     def load() -> tuple[dict[str, Any] | None, list[str]]:
@@ -276,7 +245,7 @@ def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict
     state, damaged = run.ranks.once(load)
     for problem in damaged:
         reporter.message(f"{problem}; the checkpoint before it is used")
-    kept = {"started": before.get("started", manifest["started"]), "resumed": before.get("resumed", 0) + 1}
+    kept = {"started": earlier.get("started", manifest["started"]), "resumed": earlier.get("resumed", 0) + 1}
     if state is None:
         reporter.message("the run has no checkpoint yet: it starts from the beginning")
         folder.rewrite_history([])

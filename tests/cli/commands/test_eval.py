@@ -19,7 +19,7 @@ from rkd.evaluation.transfer import identity
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.registry.catalog import load_catalog
 from rkd.registry.config import toml
-from rkd.workflow.load import load_run
+from rkd.workflow.nets import load_run
 
 
 def test_a_run_gives_its_numbers_again(rkd, finished) -> None:

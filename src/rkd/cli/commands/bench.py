@@ -30,7 +30,7 @@ def bench(app: Any, recipe: str | None, sets: tuple[str, ...], seconds: float, *
 
     RECIPE and options are those of `rkd run`. Nothing is trained to the end, prepared or written.
     """
-    from rkd.workflow.bench import measure
+    from rkd.workflow.forecast import measure
 
     from ..progress import Display
     from ..settings import run_table

@@ -1,0 +1,73 @@
+"""Shared by all steps of the workflow: the resolved plan, and the reporter that is told of the progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from rkd.core.interfaces import Loss
+from rkd.core.step import AttackPlan
+from rkd.core.trainer import Run
+from rkd.data.dataset import Dataset
+from rkd.nets.sources import TeacherReference
+from rkd.registry.config import RunConfig
+from rkd.training.dry_run import CostCard
+
+Progress = Callable[[str, int, int], None]
+"""Called with ("clean" or an attack's name, images done, images in all)."""
+
+
+@dataclass
+class Plan:
+    """A resolved configuration with the instances of its components; nets are not built yet.
+
+    `notes`: what the user should know of how it was resolved, a sentence each.
+    """
+
+    config: RunConfig
+    data: Dataset
+    loss: Loss
+    attacks: dict[str, AttackPlan]
+    schedulers: dict[str, Any]
+    augments: list[Any]
+    extensions: dict[str, Any]
+    teachers: list[TeacherReference]
+    evaluation: dict[str, AttackPlan]
+    validation_attack: AttackPlan | None
+    notes: list[str] = field(default_factory=list)
+
+
+class Reporter(Protocol):
+    """Told of a run's progress. The command line draws it; `Silent` does nothing."""
+
+    def message(self, text: str) -> None:
+        """One line for the user."""
+
+    def detail(self, text: str) -> None:
+        """One line for a user who wants to know more."""
+
+    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None:
+        """What a training will cost, just before it starts."""
+
+    def training(self, title: str) -> Mapping[str, Any]:
+        """Extensions (run-time hooks) that show the training."""
+
+    def evaluating(self, title: str) -> Progress:
+        """A function that is told of the progress of an evaluation."""
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def message(self, text: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None: ...
+
+    def training(self, title: str) -> Mapping[str, Any]:
+        return {}
+
+    def evaluating(self, title: str) -> Progress:
+        return lambda attack, done, total: None
