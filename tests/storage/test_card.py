@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from rkd.workflow.nets import load_run
 
 from rkd.core.errors import RkdError
 from rkd.registry.catalog import Catalog
 from rkd.storage.card import read_card, training_key
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import save_weights
+from rkd.workflow.nets import load_run
 
 
 def card(**changes: Any) -> dict[str, Any]:

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from rkd.workflow.nets import load_run
 
 from rkd.cli import cli
 from rkd.core.errors import RkdError, WeightsError
 from rkd.registry.catalog import Catalog
 from rkd.storage.runfolder import RunFolder, safe_name
 from rkd.storage.serialize import load_state
+from rkd.workflow.nets import load_run
 
 from .test_card import card, run_of
 
