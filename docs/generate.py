@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
+from rkd.cli.about import attack_traits, in_words
 from rkd.core.hooks import KINDS
 from rkd.core.interfaces import Family
 from rkd.registry.catalog import Catalog, Entry
@@ -55,6 +56,8 @@ def _entry(entry: Entry) -> list[str]:
     defaults = getattr(component, "defaults", None)
     if isinstance(defaults, dict) and defaults:
         lines.append(f"  - brings: {', '.join(f'`{key} = {value}`' for key, value in defaults.items())}")
+    if entry.kind == "attack":
+        lines.append(f"  - traits: {in_words(attack_traits(component))}")
     fixed = _fixed(entry)
     shown = [
         f"`{option.name}` ({option.type}{'' if option.required else f'; {_default(option.default)}'})"

@@ -23,6 +23,7 @@ from rkd.evaluation.result import Evaluation
 from rkd.profiling.allocator import keep_freed_memory
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.config import merge, read_recipe
+from rkd.registry.defaults import default_objective
 from rkd.workflow.build import choose_device
 from rkd.workflow.evaluate import doubted
 from rkd.workflow.nets import load_run
@@ -151,5 +152,5 @@ def _check_attacks(attacks: Any) -> None:
 def attack_plan(attack: str, objective: str | None = None, **options: Any) -> AttackPlan:
     """An attack by name with what it maximises (its own goal, or cross-entropy, if none is named)."""
     search = catalog().create("attack", attack, options)
-    goal: Any = objective or getattr(search, "objective", "ce")
+    goal: Any = objective or default_objective(search)
     return AttackPlan(search, catalog().create("objective", goal))

@@ -13,7 +13,10 @@ from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName,
 from .core.hooks import hookimpl
 from .core.interfaces import (
     Attack,
+    AttackTraits,
     Family,
+    HasNotes,
+    HasParts,
     Loss,
     Model,
     Objective,
@@ -23,6 +26,7 @@ from .core.interfaces import (
     Student,
     Target,
     Teacher,
+    traits_of,
 )
 from .core.objective import backward
 from .core.ops import Reduction
@@ -95,7 +99,10 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "backward",
     # Attacks and objectives
     "Attack",
+    "AttackTraits",
     "Finite",
+    "HasNotes",
+    "HasParts",
     "Objective",
     "Parts",
     "Probe",
@@ -104,6 +111,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Windows",
     "identity",
     "slope",
+    "traits_of",
     "windows",
     # Data, augmentations, corruptions
     "ArraySplit",

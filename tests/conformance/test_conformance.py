@@ -14,7 +14,7 @@ from rkd import testing
 from rkd.core import ops
 from rkd.core.errors import RkdError
 from rkd.core.hooks import KINDS
-from rkd.core.interfaces import Family
+from rkd.core.interfaces import Family, traits_of
 from rkd.core.step import AttackPlan, Step
 from rkd.evaluation.counting import rehearse
 from rkd.nets.net import NetStudent
@@ -121,7 +121,7 @@ def test_attack_asks_for_the_objective_or_says_that_it_has_its_own(name: str) ->
     step = Step(batch, NetStudent(net), attacks=plans, on_query=count, on_query_others=True)
     with suppress(Enough):
         step.image("adv")
-    assert bool(asked) != getattr(attack, "own_objective", False)
+    assert bool(asked) != traits_of(attack).own_objective
 
 
 @pytest.mark.parametrize("name", names("objective"))

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from rkd.core.errors import RkdError
+from rkd.core.interfaces import AttackTraits
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
@@ -203,7 +204,7 @@ def test_fingerprint() -> None:
 
 def with_engine(net, split, journal: Journal, engine: Engine | None) -> str:
     attack = Counting(steps=3, start="uniform")
-    attack.confirms = True  # it takes a faster copy of the net
+    attack.traits = AttackTraits(confirms=True)  # it takes a faster copy of the net
     plans = {"a": AttackPlan(attack, ce)}
     result = evaluate(net, split, plans, threat=THREAT, batch_size=8, journal=journal, engine=engine)
     return result.summary()["searches"]["a"]["engine"]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from rkd.core import ops
 from rkd.core.errors import Refused
-from rkd.core.interfaces import Attack, Target
+from rkd.core.interfaces import Attack, Target, traits_of
 from rkd.core.random import Noise
 from rkd.core.types import Batch, Mode, ThreatModel
 from rkd.plugins.attacks import cw, fgsm, pgd, presets
@@ -332,7 +332,7 @@ def test_pgd_sat_and_pgd_trades_follow_the_published_script(attack: Attack, step
         expected = (expected.detach() + step * gradient.sign()).clamp(0, 1)
         expected = x + (expected - x).clamp(-eps, eps)
     assert torch.allclose(attack(x, target), expected, atol=1e-6)
-    assert attack.objective == "ce" and target.forwards == target.backwards == 20
+    assert traits_of(attack).objective == "ce" and target.forwards == target.backwards == 20
 
 
 def test_cw_30_follows_the_published_script() -> None:
@@ -352,7 +352,7 @@ def test_cw_30_follows_the_published_script() -> None:
     target = FakeTarget(net, y, score=margin)
     assert torch.allclose(Cw30()(x, target), (x + perturbation).clamp(0, 1), atol=1e-6)
     assert outside and min(float(seen.min()) for seen in target.seen) < 0
-    assert Cw30.objective == "margin" and target.forwards == target.backwards == 30
+    assert traits_of(Cw30).objective == "margin" and target.forwards == target.backwards == 30
 
 
 def test_fgsm_is_one_signed_step() -> None:
@@ -410,7 +410,7 @@ def test_cw_is_pgd_on_the_margin() -> None:
     y = labels(net, x)
     a = Cw()(x, FakeTarget(net, y, score=margin))
     b = Pgd(steps=30)(x, FakeTarget(net, y, score=margin))
-    assert torch.equal(a, b) and Cw.objective == "margin"
+    assert torch.equal(a, b) and traits_of(Cw).objective == "margin"
 
 
 # Gradients that are zero, tiny or huge
@@ -553,7 +553,7 @@ def test_names_and_interfaces() -> None:
     for component in ALL.values():
         assert isinstance(component(), Attack) and component().mode == "eval"
         assert inspect.getdoc(component).splitlines()[0].endswith(".")
-    assert {name: component.objective for name, component in ALL.items()} == {
+    assert {name: traits_of(component).objective for name, component in ALL.items()} == {
         "fgsm": "ce", "pgd": "ce", "cw": "margin", "pgd-sat": "ce", "pgd-trades": "ce", "cw-30": "margin",
     }  # fmt: skip
 

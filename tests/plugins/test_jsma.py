@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core import ops
-from rkd.core.interfaces import Attack
+from rkd.core.interfaces import Attack, traits_of
 from rkd.core.types import Batch, ThreatModel
 from rkd.plugins.attacks import jsma
 from rkd.plugins.attacks.jsma import Jsma, best_pair
@@ -190,6 +190,6 @@ def test_nonsense_is_refused(options: dict, word: str) -> None:
 
 def test_defaults_are_papernots() -> None:
     attack = jsma.rkd_attacks()["jsma"]()
-    assert isinstance(attack, Attack) and attack.mode == "eval" and not attack.bounded
+    assert isinstance(attack, Attack) and attack.mode == "eval" and not traits_of(attack).bounded
     assert attack.theta == 1 and int(attack.fraction * 784 + 1e-6) == 112 and attack.of == "probabilities"
     assert inspect.getdoc(jsma).count("@") == 3

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rkd.core import ops
 from rkd.core.errors import ConfigError, Refused, RkdError
-from rkd.core.interfaces import Attack, Parts
+from rkd.core.interfaces import Attack, Parts, traits_of
 from rkd.core.random import forked
 from rkd.core.step import AttackPlan
 from rkd.core.types import Batch, ThreatModel
@@ -32,7 +32,6 @@ from rkd.storage.serialize import save_weights
 from rkd.testing import LinearNet, tiny_batch, tiny_dataset, tiny_net, tiny_step, untouched
 from rkd.testing.attack import run_attack
 from rkd.training.cost import counting
-from rkd.workflow.evaluate import seeks_nearest
 from rkd.workflow.plan import Plan
 from rkd.workflow.resolve import Resolver, create_attack, resolve
 
@@ -108,9 +107,9 @@ def test_with_itself_as_the_source_it_is_the_attack(name: str) -> None:
     batch = inner(net) if name == "square" else tiny_batch(6)
     options = {"square": {"queries": 60}, "apgd-t": {"steps": 10}}.get(name, {"steps": 5})
     plain = CATALOG.create("attack", name, options)
-    objective = CATALOG.create("objective", plain.objective)
+    objective = CATALOG.create("objective", traits_of(plain).objective)
     made = transfer(net, name, **options)
-    assert made.objective == plain.objective
+    assert traits_of(made).objective == traits_of(plain).objective
     assert torch.equal(run_attack(made, net, batch, LINF, objective), run_attack(plain, net, batch, LINF, objective))
 
 
@@ -170,8 +169,9 @@ def test_what_the_evaluation_says_of_it() -> None:
     assert about["notes"][0].startswith("made on another (weights ")
     assert about["notes"][0].endswith(f") by pgd steps=2 eps={16 / 255}")
     assert about["notes"] != again["notes"], "other weights are another attack"
-    assert not transfer(tiny_net(), "jsma").bounded
-    assert seeks_nearest(transfer(tiny_net(), "fab-t")) and not seeks_nearest(transfer(tiny_net(), "pgd"))
+    assert not traits_of(transfer(tiny_net(), "jsma")).bounded
+    assert traits_of(transfer(tiny_net(), "fab-t")).seeks_nearest
+    assert not traits_of(transfer(tiny_net(), "pgd")).seeks_nearest
 
 
 def test_questions_to_the_source_are_counted_apart(tmp_path: Path) -> None:

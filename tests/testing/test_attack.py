@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 
 from rkd import testing
 from rkd.core import ops
-from rkd.core.interfaces import Target
+from rkd.core.errors import Refused
+from rkd.core.interfaces import AttackTraits, Target
 from rkd.nets.net import NetStudent
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.testing import OneStep
@@ -109,6 +111,35 @@ def test_attacks(attack, word: str) -> None:
         says(lambda: testing.check_attack(attack, optimum=0.9 if "gain" in word else 0), word)
     else:
         testing.check_attack(attack, optimum=0)
+
+
+@pytest.mark.parametrize(
+    ("traits", "word"),
+    [
+        ({"own_objective": True}, "declares own_objective, and asks"),
+        ({"black_box": True}, "declares black_box, and takes gradients"),
+        ({"any_radius": True}, "must declare seeks_nearest"),
+        ({"measure": "L7"}, "OneStep.measure must be one of None, Linf, L2"),
+    ],
+)
+def test_attacks_keep_to_what_they_declare(traits: dict[str, Any], word: str) -> None:
+    attack = OneStep()
+    attack.traits = AttackTraits(**traits)
+    says(lambda: testing.check_attack(attack, optimum=0), word)
+
+
+def test_attacks_that_never_ask_for_the_score_say_so() -> None:
+    class Noise:
+        traits = AttackTraits()
+
+        def __call__(self, x: Tensor, target: Target) -> Tensor:
+            if target.threat.norm == "L2":
+                raise Refused("noise in L2 is another one")
+            return (x + target.noise.uniform(x.shape[1:], -target.threat.eps, target.threat.eps)).clamp(0, 1)
+
+    says(lambda: testing.check_attack(Noise(), optimum=0), "declare own_objective=True")
+    Noise.traits = AttackTraits(own_objective=True, black_box=True)
+    testing.check_attack(Noise(), optimum=0)
 
 
 def test_attacks_that_are_sound() -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from rkd.core.errors import UnknownName, did_you_mean
 from rkd.core.hooks import KINDS
-from rkd.core.interfaces import Family
+from rkd.core.interfaces import Family, traits_of
 from rkd.registry import options
 from rkd.registry.catalog import Catalog, Entry
 
@@ -63,9 +64,23 @@ def about(entry: Entry) -> dict[str, Any]:
             | ({"fixed": fixed[o.name]} if o.name in fixed else {})
             for o in options.describe(component)
         ],
+        "traits": attack_traits(component) if entry.kind == "attack" else {},
         "roles": list(getattr(component, "roles", ())),
         "defaults": options.plain(_mapping(getattr(component, "defaults", {}))),
     }  # fmt: skip
+
+
+def attack_traits(attack: Any) -> dict[str, Any]:
+    """The traits of an attack's class that are no options of it."""
+    own = {option.name for option in options.describe(attack)}
+    return {name: value for name, value in asdict(traits_of(attack)).items() if name not in {*own, "eps", "norm"}}
+
+
+def in_words(traits: Mapping[str, Any]) -> str:
+    """`objective = ce, black_box`: the values that are words, and what holds; `bounded` where it does not."""
+    words = [f"{name} = {value}" for name, value in traits.items() if isinstance(value, str)]
+    words += [name for name, value in traits.items() if value is True and name != "bounded"]
+    return ", ".join([*words, *(["keeps to no ball"] if traits.get("bounded") is False else [])])
 
 
 def _mapping(value: Any) -> dict[str, Any]:

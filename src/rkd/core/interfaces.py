@@ -7,12 +7,14 @@ Numbers among the options may be annotated `Schedule`, and the user may then wri
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from .types import Mode, Schedule, Shape, ThreatModel, View
+from .types import Mode, Norm, Schedule, Shape, ThreatModel, View
 
 if TYPE_CHECKING:  # the registry reads these without torch
     from torch import Tensor, nn
@@ -77,8 +79,8 @@ class Target(Protocol):
         ...
 
     def exact(self, x: Tensor) -> Tensor:
-        """The same of the net as it is, in float32. A search that says `confirms = True` among its class attributes
-        may get its `logits` from a faster, less exact copy of the net, and counts nothing before it has asked here."""
+        """The same of the net as it is, in float32. A search with the trait `confirms` may get its `logits` from a
+        faster, less exact copy of the net, and counts nothing before it has asked here."""
         ...
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,15 +105,13 @@ class Attack(Protocol):
     @dataclass
     class OneStep:
         mode: Mode = "eval"
+        traits: ClassVar = AttackTraits(objective="margin")
         def __call__(self, x, target):
             score, gradient = target.gradient(x)
             return (x + target.threat.eps * gradient.sign()).clamp(0, 1)
 
-    One with a loss of its own, which never asks for the score, says `own_objective = True` among its class attributes:
-    then a user who chooses another objective is told that it makes no difference. One that looks for the nearest image
-    that fools the net, whatever the radius, says `seeks_nearest = True`: accuracy against eps is drawn of others, if
-    there are any. If besides it has an option `bounded`, which does no more than withhold what lies outside the ball,
-    it may say `any_radius = True`: then one search without a ball serves all radii.
+    `traits` may be left out, and so may a method `notes(classes)`, see `HasNotes`, and a method `assemble(parts)`, see
+    `HasParts`.
     """
 
     mode: Mode
@@ -122,10 +122,92 @@ class Attack(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class AttackTraits:
+    """What others must know of an attack. It declares them as a class attribute, or sets them in an instance:
+
+        traits: ClassVar = AttackTraits(black_box=True, own_objective=True)
+
+    An attack's attributes `mode`, `eps`, `norm` and `bounded`, usually options, need no mention: `traits_of` reads
+    them from the attack.
+    """
+
+    objective: str = "ce"
+    """The objective that is maximised where nobody chooses another one."""
+    own_objective: bool = False
+    """It has a loss of its own and never asks for `target.score`: whoever chooses an objective is told that it makes
+    no difference."""
+    black_box: bool = False
+    """It takes no gradient of the attacked net, and so must not beat attacks that do."""
+    confirms: bool = False
+    """It asks `target.exact` before it counts an image as fooling the net: its other questions may go to a faster,
+    less exact copy."""
+    seeks_nearest: bool = False
+    """It looks for the nearest image that fools the net, whatever the radius: accuracy against eps is drawn of other
+    attacks, if there are any."""
+    any_radius: bool = False
+    """Its option `bounded` only withholds what lies outside the ball: one unbounded search serves all radii."""
+    measure: Norm | None = None
+    """The norm in which it looks for the nearest image; None: the ball's."""
+    bounded: bool = True
+    """It keeps to the ball."""
+    mode: Mode = "eval"
+    """How the attacked net runs."""
+    eps: Schedule | None = None
+    """A radius of its own; None: the target's."""
+    norm: Norm | None = None
+    """A norm of its own; None: the target's."""
+
+
+_READ_FROM_OPTIONS = ("mode", "eps", "norm", "bounded")
+_DEPRECATED = ("objective", "own_objective", "black_box", "confirms", "seeks_nearest", "any_radius", "measure")
+"""Class attributes that stood for the traits in 0.1."""
+
+
+def traits_of(attack: object) -> AttackTraits:
+    """The traits of an attack, or of its class: those it declares, and its attributes `mode`, `eps`, `norm` and
+    `bounded`. Nobody else reads optional attributes of attacks."""
+    attributes = {name: getattr(attack, name, None) for name in ("traits", *_READ_FROM_OPTIONS, *_DEPRECATED)}
+    values = {
+        name: value
+        for name, value in attributes.items()
+        if value is not None and not inspect.isdatadescriptor(value)  # a class's property has no value yet
+    }
+    declared = values.pop("traits", None)
+    if not isinstance(declared, AttackTraits):
+        # Whoever says nothing, and has the option to keep to no ball, needs none to find its images.
+        declared = AttackTraits(seeks_nearest="bounded" in getattr(attack, "__dataclass_fields__", {}))
+    for name in values.keys() & set(_DEPRECATED):
+        warnings.warn(
+            f"{name} = {values[name]!r} on the attack {attack!r} is deprecated, and 0.3 will not read it: declare "
+            f"traits = AttackTraits({name}={values[name]!r}), with `from rkd.plugin import AttackTraits`",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return replace(declared, **values)
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """An attack that has something to say about its settings; evaluations show it."""
+
+    def notes(self, classes: int) -> Sequence[str]:
+        """What a reader of the result should know, a sentence each, on data of so many classes."""
+        ...
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """An attack whose options name nets or other attacks."""
+
+    def assemble(self, parts: Parts) -> None:
+        """Take the parts: called once, when the options are checked, before anything runs. Raises RkdError."""
+        ...
+
+
 @runtime_checkable
 class Parts(Protocol):
-    """Nets and attacks that an attack's options only name. The registry hands this to the attack's own
-    `assemble(parts)`, if it has one: once, when its options are checked, before anything runs.
+    """Nets and attacks that an attack's options only name: what `HasParts.assemble` is given.
 
     @dataclass
     class OnAnother:

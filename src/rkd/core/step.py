@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..nets.net import NetStudent
 from .attack import StepTarget, rough_side
 from .errors import Refused, RkdError
-from .interfaces import Attack, Objective, Probe, Student, Teacher
+from .interfaces import Attack, Objective, Probe, Student, Teacher, traits_of
 from .random import Noise, forked, key
 from .types import Batch, Mode, RoughPart, ThreatModel, View
 
@@ -294,7 +294,7 @@ class Step:
                 "it is given"
             )
         plan = self._attacks[view]
-        mode: Mode = getattr(plan.attack, "mode", "eval")
+        mode = traits_of(plan.attack).mode
         outer, self.searching = self.searching, (view, mode)
         self._open = (*self._open, view)
         noise = Noise(key(self.noise_key, view), self.batch.index)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refused
-from ..core.interfaces import Probe
+from ..core.interfaces import Probe, traits_of
 from ..core.types import RoughPart, View
 from ..core.windows import Windows
 from ..nets.memory_format import channels_last
@@ -55,7 +55,8 @@ class Engine:
 
     def choice(self, net: nn.Module, attack: object, x: Tensor, batches: int) -> Choice | None:
         """The way to run a search on `batches` batches like `x`, or None: the net as it is."""
-        if not getattr(attack, "confirms", False) or getattr(attack, "mode", "eval") != "eval":
+        traits = traits_of(attack)
+        if not traits.confirms or traits.mode != "eval":
             return None
         where = (id(net), tuple(x.shape[1:]), x.device.type)
         if where not in self._known:

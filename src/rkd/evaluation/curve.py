@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import RkdError
+from ..core.interfaces import traits_of
 from ..core.step import AttackPlan
 from ..core.types import ThreatModel
 from ..data.dataset import Split
@@ -39,7 +40,7 @@ def curve(
     it: so the curve never rises, and costs less than as many evaluations. The step size keeps its share of the radius.
     An attack that looks for the nearest image, whatever the radius (`any_radius`), runs only once.
     """
-    if not getattr(plan.attack, "bounded", True):
+    if not traits_of(plan.attack).bounded:
         raise RkdError(f"{name} keeps to no ball: there is no accuracy against eps for it")
     if not radii:
         raise RkdError("a curve needs at least one radius above 0")
@@ -47,7 +48,7 @@ def curve(
     plan = AttackPlan(_at_any_radius(plan.attack), plan.objective)
     positions = choose(len(split), limit)
     settings: dict[str, Any] = {"classes": classes, "seed": seed, "batch_size": batch_size, "device": device}
-    if getattr(plan.attack, "any_radius", False):
+    if traits_of(plan.attack).any_radius:
         distance = _distances(net, split, name, plan, positions, threat, progress, settings)
         standing = [distance > eps for eps in eps_values]
     else:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core import ops
 from ..core.errors import DataError, RkdError
+from ..core.interfaces import HasNotes, traits_of
 from ..core.random import key
 from ..core.step import AttackPlan, Step
 from ..core.types import ThreatModel, fraction
@@ -259,15 +260,15 @@ class _Notes:
 
 def describe(plan: AttackPlan, threat: ThreatModel, classes: int) -> dict[str, Any]:
     """What an attack is, with all its options, in plain values."""
-    attack, ball = plan.attack, reach(plan, threat)
-    notes = list(attack.notes(classes)) if hasattr(attack, "notes") else []
+    attack, traits, ball = plan.attack, traits_of(plan.attack), reach(plan, threat)
+    notes = list(attack.notes(classes)) if isinstance(attack, HasNotes) else []
     inside = ball is not None and ball.norm == threat.norm and ball.eps <= threat.eps * (1 + 1e-6)
     if ball is None:
         notes.append("keeps to no ball: not part of the worst case")
     elif not inside:
         here, there = (f"{t.norm} {fraction(t.eps)}" for t in (ball, threat))
         notes.append(f"its ball, {here}, is not within the threat's, {there}: not part of the worst case")
-    measure = getattr(attack, "measure", threat.norm)
+    measure = traits.measure or threat.norm
     if measure != threat.norm:
         notes.append(f"it looks for the nearest image in {measure}: of little use in a ball of {threat.norm}")
     goal = plan.objective
@@ -279,7 +280,7 @@ def describe(plan: AttackPlan, threat: ThreatModel, classes: int) -> dict[str, A
         "eps": ball.eps if ball else None,
         "measure": measure,
         "in_threat": inside,
-        "black_box": bool(getattr(attack, "black_box", False)),
+        "black_box": traits.black_box,
         "notes": notes,
     }
 

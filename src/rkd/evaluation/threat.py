@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import RkdError
+from ..core.interfaces import traits_of
 from ..core.step import AttackPlan
 from ..core.types import Norm, ThreatModel, at, fraction
 
@@ -28,12 +29,11 @@ def check_threat(threat: ThreatModel) -> None:
 
 def reach(plan: AttackPlan, threat: ThreatModel) -> ThreatModel | None:
     """The ball that an attack keeps to: its own `eps` and `norm`, else the threat's; None if it keeps to none."""
-    attack = plan.attack
-    if not getattr(attack, "bounded", True):
+    traits = traits_of(plan.attack)
+    if not traits.bounded:
         return None
-    eps = getattr(attack, "eps", None)
-    norm = getattr(attack, "norm", None) or threat.norm
-    return ThreatModel(norm, threat.eps if eps is None else at(eps, 1.0), threat.step_size)
+    eps = threat.eps if traits.eps is None else at(traits.eps, 1.0)
+    return ThreatModel(traits.norm or threat.norm, eps, threat.step_size)
 
 
 def check_inside(x: Tensor, x_adv: Tensor, ball: ThreatModel | None, name: str) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from ..core.interfaces import Attack, Teacher
+from ..core.interfaces import Attack, Teacher, traits_of
 from ..core.trainer import Run, advance
 from ..core.types import Batch
 from ..nets.net import NetStudent, NetTeacher
@@ -184,9 +184,8 @@ class _WatchedTeacher:
 class _WatchedAttack:
     def __init__(self, attack: Attack, watch: Watch) -> None:
         self._attack, self._watch = attack, watch
-
-    def __getattr__(self, name: str) -> Any:  # mode, confirms, ...
-        return getattr(self._attack, name)
+        self.traits = traits_of(attack)
+        self.mode = self.traits.mode
 
     def __call__(self, x: Tensor, target: Any) -> Tensor:
         with self._watch.part("attacks"):

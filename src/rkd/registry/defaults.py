@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rkd.core.interfaces import traits_of
 from rkd.data.dataset import Dataset
 
 from .catalog import Catalog
@@ -27,7 +28,7 @@ def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Ta
         wanted["attack"] = {"name": attack, **(own_options if attack == default_attack else {})}
         goal = "ce"
         if attack != default_attack and attack in catalog.entries["attack"]:
-            goal = getattr(catalog.find("attack", attack).component, "objective", "ce")
+            goal = default_objective(catalog.find("attack", attack).component)
         objective = objective if goal == "ce" else goal
     if objective:
         wanted["objective"] = {"name": objective}
@@ -35,6 +36,11 @@ def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Ta
     if scheduler and set(table.get("schedulers") or {}) <= {scheduler}:
         wanted["schedulers"] = {scheduler: {}}
     return merge(wanted, nested(defaults))
+
+
+def default_objective(attack: Any) -> str:
+    """The objective of an attack, or of its class, where the user chooses none."""
+    return traits_of(attack).objective
 
 
 def data_customs(data: Dataset, method: Mapping[str, Any], table: Mapping[str, Any]) -> Table:

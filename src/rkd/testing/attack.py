@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from rkd.core import ops
 from rkd.core.errors import Refused, RkdError
-from rkd.core.interfaces import Attack, Objective, Probe, Target
+from rkd.core.interfaces import Attack, Objective, Probe, Target, traits_of
 from rkd.core.step import AttackPlan, Step
-from rkd.core.types import Batch, Mode, ThreatModel
+from rkd.core.types import Batch, Mode, Norm, ThreatModel
 from rkd.data.dataset import check_images
 from rkd.nets.net import NetStudent
 
@@ -58,7 +58,7 @@ def check_attack(
     `needs_gradient`: whether it must at least hold still where there is no gradient.
     """
     who = type(attack).__name__
-    require(getattr(attack, "mode", "eval") in get_args(Mode), f"{who}.mode must be one of {get_args(Mode)}")
+    _check_traits(attack, who)
     batch = tiny_batch()
     for threat in (LINF, L2):
         radius = threat.eps if eps is None else eps
@@ -145,6 +145,47 @@ class _Score:
         return x
 
 
+class _Watched(nn.Module):
+    """Notes whether anybody asked for a gradient by the images."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+        self.differentiated = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.differentiated |= x.requires_grad and torch.is_grad_enabled()
+        return self.net(x)
+
+
+def _check_traits(attack: Attack, who: str) -> None:
+    """What the attack declares is true of it."""
+    traits = traits_of(attack)
+    norms = (None, *get_args(Norm))
+    checked = (("mode", traits.mode, get_args(Mode)), ("norm", traits.norm, norms), ("measure", traits.measure, norms))
+    for name, value, words in checked:
+        require(value in words, f"{who}.{name} must be one of {', '.join(map(str, words))}, got {value!r}")
+    require(isinstance(traits.objective, str), f"the objective among the traits of {who} is a name, such as 'ce'")
+    options: list[str] = [item.name for item in dataclasses.fields(attack)] if dataclasses.is_dataclass(attack) else []
+    require(
+        not traits.any_radius or (traits.seeks_nearest and "bounded" in options),
+        f"{who} declares any_radius: then it must declare seeks_nearest, too, and have an option `bounded`",
+    )
+    asked: list[Tensor] = []
+
+    def objective(step: Step, probe: Probe, x: Tensor) -> Tensor:
+        asked.append(x)
+        return cross_entropy(step, probe, x)
+
+    batch, net = tiny_batch(), _Watched(tiny_net())
+    with torch.no_grad():
+        batch = dataclasses.replace(batch, y=net.eval()(batch.x).argmax(1))  # many need nothing where the net is wrong
+    run_attack(attack, net, batch, objective=objective)
+    require(bool(asked) or traits.own_objective, f"{who} never asks for target.score: declare own_objective=True")
+    require(not asked or not traits.own_objective, f"{who} declares own_objective, and asks for target.score")
+    require(not (traits.black_box and net.differentiated), f"{who} declares black_box, and takes gradients")
+
+
 class _Fragile(nn.Module):
     """Fails at the second forward."""
 
@@ -216,7 +257,7 @@ def _check_respect(attack: Attack, who: str) -> None:
         head = net.get_parameter("arch.head.weight")
         head.grad = torch.ones_like(head)
         before = batch.x.clone()
-        mode = getattr(variant, "mode", "eval")
+        mode = traits_of(variant).mode
         with untouched(net, buffers=mode != "train", who=f"{who} in mode {mode}"):
             with torch.no_grad():
                 run_attack(variant, net, batch)

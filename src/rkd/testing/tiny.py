@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rkd.core.interfaces import Attack, Loss, Objective, Scheduler, Teacher
+from rkd.core.interfaces import Attack, HasParts, Loss, Objective, Scheduler, Teacher
 from rkd.core.random import forked
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, run_hooks
@@ -98,7 +98,7 @@ class TinyParts:
 
     def attack(self, name: str, options: Mapping[str, Any] | None = None) -> Attack:
         attack = self.catalog.create("attack", name, options)
-        if hasattr(attack, "assemble"):
+        if isinstance(attack, HasParts):
             attack.assemble(self)
         return attack
 

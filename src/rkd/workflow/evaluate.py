@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan
 from rkd.core.types import Shape, ThreatModel
 from rkd.data.dataset import Split
@@ -93,16 +94,10 @@ def curve_attack(plan: Plan) -> str:
     radius: it repeats at each the same, often long, way."""
 
     def rank(name: str) -> int:
-        attack = plan.evaluation[name].attack
-        return 2 if seeks_nearest(attack) else int(name == "fgsm" or getattr(attack, "black_box", False))
+        traits = traits_of(plan.evaluation[name].attack)
+        return 2 if traits.seeks_nearest else int(name == "fgsm" or traits.black_box)
 
     return min(bounded(plan.evaluation), key=rank)
-
-
-def seeks_nearest(attack: Any) -> bool:
-    """Whether an attack looks for the nearest image that fools the net. One that does not say so does if it has the
-    option to keep to no ball."""
-    return bool(getattr(attack, "seeks_nearest", "bounded" in getattr(type(attack), "__dataclass_fields__", {})))
 
 
 def check_plans(threat: ThreatModel, shape: Shape, catalog: Catalog) -> dict[str, AttackPlan]:

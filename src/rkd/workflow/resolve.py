@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.interfaces import Attack
+from rkd.core.interfaces import Attack, HasParts, traits_of
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import Dataset
@@ -49,7 +49,7 @@ class _Problems:
 def create_attack(name: str, options: Mapping[str, Any], where: str, resolver: Resolver) -> Attack:
     """An attack with checked options and all its parts. Raises ConfigError, UnknownName."""
     attack = resolver.catalog.create("attack", name, options, where)
-    if hasattr(attack, "assemble"):
+    if isinstance(attack, HasParts):
         try:
             attack.assemble(resolver)
         except RkdError as error:
@@ -178,7 +178,7 @@ def _load_data(config: RunConfig | None, table: Mapping[str, Any], catalog: Cata
 
 def _plan(attack: Any, objective: Any, resolver: Resolver, problems: _Problems) -> AttackPlan:
     search = problems.catch(create_attack, attack.name, attack.options, "attack", resolver)
-    goal = objective.name if objective else getattr(search, "objective", "ce")
+    goal = objective.name if objective else traits_of(search).objective
     options = objective.options if objective else {}
     _tell_ignored(search, attack.name, goal, "objective", resolver)
     return AttackPlan(search, problems.catch(resolver.catalog.create, "objective", goal, options, "objective"))
@@ -186,13 +186,14 @@ def _plan(attack: Any, objective: Any, resolver: Resolver, problems: _Problems) 
 
 def _view_plan(attack: AttackConfig, where: str, resolver: Resolver) -> AttackPlan:
     search = create_attack(attack.name, attack.options, where, resolver)
-    goal: Any = attack.objective or getattr(search, "objective", "ce")
+    goal: Any = attack.objective or traits_of(search).objective
     _tell_ignored(search, attack.name, goal, f"{where}.objective", resolver)
     return AttackPlan(search, resolver.catalog.create("objective", goal))
 
 
 def _tell_ignored(search: Any, name: str, goal: str, where: str, resolver: Resolver) -> None:
-    if getattr(search, "own_objective", False) and goal != getattr(search, "objective", "ce"):
+    traits = traits_of(search)
+    if traits.own_objective and goal != traits.objective:
         resolver.notes.append(f"{where}: the attack {name} has a loss of its own, so that {goal} makes no difference")
 
 
@@ -227,7 +228,7 @@ def _evaluation(config: RunConfig, data: Dataset, resolver: Resolver, problems: 
 
 def bounded(plans: Mapping[str, AttackPlan]) -> list[str]:
     """The attacks that keep to a ball."""
-    return [name for name, plan in plans.items() if getattr(plan.attack, "bounded", True)]
+    return [name for name, plan in plans.items() if traits_of(plan.attack).bounded]
 
 
 def _validation(config: RunConfig, catalog: Catalog, problems: _Problems) -> AttackPlan | None:
@@ -266,7 +267,7 @@ def _fill_in(
     config.loss.set_options(values_of(loss))
     if config.attack:
         config.attack.set_options(values_of(attacks["adv"].attack))
-        config.objective = config.objective or Component(name=getattr(attacks["adv"].attack, "objective", "ce"))
+        config.objective = config.objective or Component(name=traits_of(attacks["adv"].attack).objective)
         config.objective.set_options(values_of(attacks["adv"].objective))
     for view, attack in config.attacks.items():
         attack.set_options(values_of(attacks[view].attack))

@@ -25,6 +25,14 @@ def test_info_as_json(rkd) -> None:
     options = {option["name"]: option for option in found["options"]}
     assert options["steps"] == {"name": "steps", "type": "integer", "default": 10, "required": False}
     assert options["eps"]["type"] == "number or schedule | none"
+    assert found["traits"]["objective"] == "ce" and not found["traits"]["own_objective"]
+
+
+def test_info_of_an_attack_lists_its_traits(rkd) -> None:
+    said = rkd("info", "cw-l2").stdout
+    assert "traits: objective = margin, measure = L2, own_objective, seeks_nearest, any_radius" in said
+    assert "keeps to no ball" in rkd("info", "jsma").stdout
+    assert rkd("info", "rslad", "--json").json["traits"] == {}
 
 
 def test_info_of_a_family(rkd) -> None:

@@ -38,6 +38,8 @@ def info(app: App, name: str, kind: str | None) -> None:
 
 
 def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
+    from ..about import in_words
+
     terminal.result(f"{item['kind']} {item['name']}", "bold")
     terminal.result(f"from {item['distribution']} {item['version']} ({item['module']})", "dim")
     if item["examples"]:
@@ -54,6 +56,8 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
     if item["defaults"]:
         defaults = ", ".join(f"{key} = {value}" for key, value in item["defaults"].items())
         terminal.result(f"\nthe method's defaults: {defaults}", wrap=True)
+    if item["traits"]:
+        terminal.result(f"\ntraits: {in_words(item['traits'])}", wrap=True)
     if item["options"]:
         terminal.result()
         rows = [[o["name"], _default(o), o["type"]] for o in item["options"]]

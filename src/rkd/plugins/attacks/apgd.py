@@ -47,7 +47,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, slope
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, slope
 
 from ..objectives.dlr import ratio, targeted_ratio
 from ._survivors import (
@@ -87,9 +87,7 @@ class ApgdCe:
     stop: bool = True
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "ce"
-    own_objective: ClassVar[bool] = True
-    confirms: ClassVar[bool] = True
+    traits: ClassVar = AttackTraits(own_objective=True, confirms=True)
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts)
@@ -106,10 +104,8 @@ class ApgdCe:
             rest = caught.rest()
             if not len(rest):
                 break
-            found = climb(
-                x[rest], part(rough(target, "gradient"), rest, "apgd", self.objective, restart), self.loss, threat,
-                steps=self.steps, rho=self.rho, stop=self.stop,
-            )  # fmt: skip
+            chosen = part(rough(target, "gradient"), rest, "apgd", self.traits.objective, restart)
+            found = climb(x[rest], chosen, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
             caught.add(rest[found.fooled], found.images[found.fooled])
             left = ~found.fooled & (found.loss > best[rest])
             caught.images[rest[left]] = found.images[left]
@@ -128,7 +124,7 @@ class ApgdDlr(ApgdCe):
     Options as for `apgd-ce`.
     """
 
-    objective: ClassVar[str] = "dlr"
+    traits: ClassVar = AttackTraits(objective="dlr", own_objective=True, confirms=True)
 
     @staticmethod
     def loss(logits: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
@@ -154,9 +150,7 @@ class ApgdT:
     rho: float = 0.75
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "dlr"
-    own_objective: ClassVar[bool] = True
-    confirms: ClassVar[bool] = True
+    traits: ClassVar = AttackTraits(objective="dlr", own_objective=True, confirms=True)
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts, targets=self.targets)

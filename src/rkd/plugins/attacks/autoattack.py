@@ -49,7 +49,19 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import Attack, Mode, Norm, RkdError, Schedule, Target, forked, hookimpl, ops
+from rkd.plugin import (
+    Attack,
+    AttackTraits,
+    HasNotes,
+    Mode,
+    Norm,
+    RkdError,
+    Schedule,
+    Target,
+    forked,
+    hookimpl,
+    ops,
+)
 
 from ._survivors import MOST_TARGETS, begin, check_search, judged, label_lead, misses, part
 from .apgd import ApgdCe, ApgdT
@@ -73,9 +85,7 @@ class AutoAttack:
     queries: int = 5000
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "ce"
-    own_objective: ClassVar[bool] = True
-    confirms: ClassVar[bool] = True
+    traits: ClassVar = AttackTraits(own_objective=True, confirms=True)
 
     def __post_init__(self) -> None:
         counts = {"steps": self.steps, "targets": self.targets, "queries": self.queries}
@@ -117,7 +127,8 @@ class AutoAttack:
 
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes, and what is not the standard version."""
-        found = [note for attack in self.parts().values() if hasattr(attack, "notes") for note in attack.notes(classes)]
+        parts = [attack for attack in self.parts().values() if isinstance(attack, HasNotes)]
+        found = [note for attack in parts for note in attack.notes(classes)]
         return found + _unusual(self, "autoattack", "steps", "targets", "queries")
 
 
@@ -135,8 +146,7 @@ class Reference:
     queries: int = 5000
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "ce"
-    own_objective: ClassVar[bool] = True
+    traits: ClassVar = AttackTraits(own_objective=True)
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, queries=self.queries)

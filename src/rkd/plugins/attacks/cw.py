@@ -28,7 +28,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rkd.plugin import hookimpl
+from rkd.plugin import AttackTraits, hookimpl
 
 from .pgd import Pgd
 
@@ -39,7 +39,7 @@ class Cw(Pgd):
 
     steps: int = 30
 
-    objective: ClassVar[str] = "margin"
+    traits: ClassVar = AttackTraits(objective="margin")
 
 
 @hookimpl

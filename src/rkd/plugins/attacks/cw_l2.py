@@ -37,7 +37,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Norm, Schedule, Target, hookimpl
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl
 
 from ._survivors import Catch, Flight, begin, check_search, label_lead
 from .pgd import _per_image, attacker
@@ -64,11 +64,9 @@ class CwL2:
     norm: Norm | None = None
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "margin"
-    own_objective: ClassVar[bool] = True
-    seeks_nearest: ClassVar[bool] = True
-    any_radius: ClassVar[bool] = True
-    measure: ClassVar[str] = "L2"
+    traits: ClassVar = AttackTraits(
+        objective="margin", own_objective=True, seeks_nearest=True, any_radius=True, measure="L2"
+    )
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, searches=self.searches, steps=self.steps)

@@ -36,7 +36,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Norm, Schedule, Target, hookimpl, ops
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl, ops
 
 from ._survivors import Flight, begin, check_search, due, goals, misses
 from .pgd import _TINY, _per_image, _projection, attacker
@@ -58,9 +58,7 @@ class DeepFool:
     bounded: bool = True
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "margin"
-    own_objective: ClassVar[bool] = True
-    seeks_nearest: ClassVar[bool] = True
+    traits: ClassVar = AttackTraits(objective="margin", own_objective=True, seeks_nearest=True)
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps)

@@ -53,7 +53,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, slope
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, slope
 
 from ._survivors import (
     MOST_TARGETS,
@@ -97,10 +97,7 @@ class FabT:
     beta: float = 0.9
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "margin"
-    own_objective: ClassVar[bool] = True
-    confirms: ClassVar[bool] = True
-    seeks_nearest: ClassVar[bool] = True
+    traits: ClassVar = AttackTraits(objective="margin", own_objective=True, confirms=True, seeks_nearest=True)
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts, targets=self.targets)

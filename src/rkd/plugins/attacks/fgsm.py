@@ -22,7 +22,7 @@ prints that it does not. Both then project onto the ball.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar, get_args
+from typing import get_args
 
 from torch import Tensor
 
@@ -41,8 +41,6 @@ class Fgsm:
     eps: Schedule | None = None
     start: Start = "none"
     mode: Mode = "eval"
-
-    objective: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
         check_positive("eps", self.eps)

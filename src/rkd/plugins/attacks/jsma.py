@@ -57,7 +57,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Target, hookimpl, ops
+from rkd.plugin import AttackTraits, Mode, Target, hookimpl, ops
 
 from ._survivors import Flight
 from .pgd import check_word
@@ -85,8 +85,7 @@ class Jsma:
     scaled: bool = True
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "margin"
-    own_objective: ClassVar[bool] = True
+    traits: ClassVar = AttackTraits(objective="margin", own_objective=True)
     bounded: ClassVar[bool] = False
     """The images may lie outside the data set's ball."""
 

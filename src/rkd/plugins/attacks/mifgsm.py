@@ -23,7 +23,6 @@ its L1 length is taken, which underflows for saturated nets otherwise.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -47,8 +46,6 @@ class MiFgsm:
     momentum: float = 1.0
     norm: Norm | None = None
     mode: Mode = "eval"
-
-    objective: ClassVar[str] = "ce"
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, steps=self.steps)

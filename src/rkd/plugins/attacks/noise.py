@@ -26,7 +26,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Norm, Schedule, Target, hookimpl
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl
 
 from ._survivors import check_search, misses
 from .pgd import _noise, _per_image, attacker
@@ -44,9 +44,7 @@ class UniformNoise:
     norm: Norm | None = None
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "ce"
-    own_objective: ClassVar[bool] = True
-    black_box: ClassVar[bool] = True
+    traits: ClassVar = AttackTraits(own_objective=True, black_box=True)
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, draws=self.draws)

@@ -73,9 +73,6 @@ class Pgd:
     mode: Mode = "eval"
     clip: Clip = "each"
 
-    objective: ClassVar[str] = "ce"
-    """What is maximised where nobody says otherwise."""
-
     share: ClassVar[float | None] = None
     """The step size as a share of eps, where none is given. None: the data set's share."""
 

@@ -60,7 +60,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from rkd.plugin import hookimpl
+from rkd.plugin import AttackTraits, hookimpl
 
 from .pgd import Clip, Pgd, Start
 
@@ -93,7 +93,7 @@ class Cw30(Pgd):
     start: Start = "none"
     clip: Clip = "end"
 
-    objective: ClassVar[str] = "margin"
+    traits: ClassVar = AttackTraits(objective="margin")
     share: ClassVar[float | None] = 1 / 4
 
 

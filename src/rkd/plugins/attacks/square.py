@@ -48,7 +48,20 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Noise, Norm, Refused, Schedule, Target, ThreatModel, Windows, hookimpl, key, windows
+from rkd.plugin import (
+    AttackTraits,
+    Mode,
+    Noise,
+    Norm,
+    Refused,
+    Schedule,
+    Target,
+    ThreatModel,
+    Windows,
+    hookimpl,
+    key,
+    windows,
+)
 
 from ._survivors import Catch, Flight, begin, check_search, label_lead, part, rough
 from .pgd import _per_image, attacker
@@ -74,10 +87,7 @@ class Square:
     p_init: float = 0.8
     mode: Mode = "eval"
 
-    objective: ClassVar[str] = "margin"
-    own_objective: ClassVar[bool] = True
-    confirms: ClassVar[bool] = True
-    black_box: ClassVar[bool] = True
+    traits: ClassVar = AttackTraits(objective="margin", own_objective=True, confirms=True, black_box=True)
 
     def __post_init__(self) -> None:
         check_search(self.eps, self.norm, self.mode, queries=self.queries, restarts=self.restarts)

@@ -37,7 +37,19 @@ from typing import Any, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from rkd.plugin import Finite, Mode, Norm, Parts, Refused, RkdError, Schedule, Target, hookimpl, identity
+from rkd.plugin import (
+    AttackTraits,
+    Finite,
+    HasNotes,
+    Mode,
+    Parts,
+    Refused,
+    RkdError,
+    Target,
+    hookimpl,
+    identity,
+    traits_of,
+)
 
 
 @dataclass
@@ -57,16 +69,14 @@ class Transfer:
     model: dict[str, Any] = field(default_factory=dict)
 
     mode: ClassVar[Mode] = "eval"
-    black_box: ClassVar[bool] = True
-    """Whether it does without the attacked net's gradients."""
-
-    objective = "ce"
-    """What the search maximises where nobody says otherwise: its own, once there is one."""
+    traits = AttackTraits(black_box=True)
+    """Without the attacked net's gradients. Objective and ball are the search's, once there is one."""
 
     def __post_init__(self) -> None:
         self._net: nn.Module | None = None
         self._asked: nn.Module | None = None
         self._search: Any = None
+        self._traits = AttackTraits()
 
     def assemble(self, parts: Parts) -> None:
         """Find the source and the search. Raises RkdError."""
@@ -76,7 +86,9 @@ class Transfer:
                 "folder, or =MODEL@WEIGHTS"
             )
         self._search = parts.attack(self.attack, self.options)
-        self.objective = getattr(self._search, "objective", "ce")
+        own = self._traits = traits_of(self._search)
+        self.traits = AttackTraits(own.objective, own.own_objective, True, seeks_nearest=own.seeks_nearest,
+                                   bounded=own.bounded, eps=own.eps, norm=own.norm)  # fmt: skip
         self._net, self._asked = parts.net(self.source, self.normalize, self.model), None
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
@@ -85,38 +97,16 @@ class Transfer:
             raise Refused("transfer has no source: it must be assemble()d, as rkd does for a configuration")
         if self._asked is None:
             self._asked = Finite(self._net)
-        with target.on(self._asked.to(x.device), getattr(self._search, "mode", "eval")) as other:
+        with target.on(self._asked.to(x.device), self._traits.mode) as other:
             return self._search(x, other)
 
     def notes(self, classes: int) -> list[str]:
         """Where the images came from, and what the search has to say."""
         if self._net is None:
             return []
-        own: list[str] = self._search.notes(classes) if hasattr(self._search, "notes") else []
+        own = self._search.notes(classes) if isinstance(self._search, HasNotes) else []
         search = " ".join([self.attack, *(f"{name}={value}" for name, value in self.options.items())])
         return [f"made on {self.source} (weights {identity(self._net)}) by {search}", *own]
-
-    # The ball is the search's, and so is what it climbs.
-
-    @property
-    def own_objective(self) -> bool:
-        return getattr(self._search, "own_objective", False)
-
-    @property
-    def seeks_nearest(self) -> bool:
-        return getattr(self._search, "seeks_nearest", False)
-
-    @property
-    def eps(self) -> Schedule | None:
-        return getattr(self._search, "eps", None)
-
-    @property
-    def norm(self) -> Norm | None:
-        return getattr(self._search, "norm", None)
-
-    @property
-    def bounded(self) -> bool:
-        return getattr(self._search, "bounded", True)
 
 
 @hookimpl
