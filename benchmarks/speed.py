@@ -2,6 +2,7 @@
 
     python benchmarks/speed.py [--rows rslad-resnet20 ...] [--rounds 7] [--batch 128] [--threads 2]
     python benchmarks/speed.py --table-only
+    python benchmarks/speed.py --beside ../before [--beside-env NAME=VALUE ...]   # its step takes turns with this one's
 
 The plain step is eager float32 in PyTorch's default layout: PGD of ten steps in eval mode from 0.001 randn, separate
 forwards of the student on adversarial and clean images, one forward of each teacher, SGD as PyTorch makes it. It gets
@@ -26,12 +27,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rkd.profiling.allocator import settled
-
 STUDENTS = {"mobilenetv2": "resnet56", "resnet20": "resnet56", "resnet18": "wrn34-10"}
 """Student and its robust teacher. The small students get a small one, so that their own part dominates."""
 CLEAN_TEACHER = "resnet56"
 KINDS = ("plain", "fp32", "bf16")
+BEFORE = {"fp32": "before fp32", "bf16": "before bf16"}
+"""The same kinds of another checkout, with `--beside`: its own script is the worker."""
 STEPS, BATCHES = (1, 2, 5, 10, 20), (32, 64, 128, 256)
 IMAGES = 1024
 LR = 0.001
@@ -231,12 +232,14 @@ def measure(row: str, jobs: dict[str, dict[str, Any]], rounds: int, out: Path) -
 
 
 def start(job: dict[str, Any]) -> subprocess.Popen[str]:
-    # A cache of its own: what the engine once chose on a busy machine shall not come back.
+    # A cache of its own, so that nothing of an earlier run comes back.
     cache = str(Path(job["images"]).with_name("cache"))
     environment = dict(os.environ, OMP_NUM_THREADS=str(job["threads"]), RKD_CACHE=cache)
-    if job["kind"] != "plain":
-        environment = settled(environment)
-    command = [sys.executable, __file__, "--worker", json.dumps(job)]
+    script = __file__
+    if checkout := job.get("checkout"):
+        script = str(Path(checkout) / "benchmarks" / "speed.py")
+        environment |= {"PYTHONPATH": str(Path(checkout) / "src"), "RKD_CACHE": f"{cache}-before", **job["environment"]}
+    command = [sys.executable, script, "--worker", json.dumps(job)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
 
 
@@ -271,6 +274,11 @@ def rows(arguments: argparse.Namespace) -> dict[str, dict[str, dict[str, Any]]]:
         for method in ("rslad", "mtard"):
             job = common | {"student": student, "teacher": teacher, "method": method}
             found[f"{method}-{student}"] = {kind: job | {"kind": kind} for kind in arguments.kinds}
+            if arguments.beside:
+                before = job | {"checkout": str(arguments.beside.absolute()), "environment": dict(arguments.beside_env)}
+                found[f"{method}-{student}"] |= {
+                    BEFORE[kind]: before | {"kind": kind} for kind in arguments.kinds if kind in BEFORE
+                }
     job = common | {"student": "resnet20", "teacher": STUDENTS["resnet20"], "method": "rslad"}
     for steps in STEPS:
         found[f"steps-{steps}"] = {kind: job | {"kind": kind, "steps": steps} for kind in KINDS[:2]}
@@ -287,6 +295,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--engine", default="auto")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS), help="without bf16 where it is slow")
+    parser.add_argument(
+        "--beside", type=Path, metavar="DIR", help="another checkout, whose step takes turns with this one's"
+    )
+    parser.add_argument("--beside-env", type=lambda text: tuple(text.split("=", 1)), nargs="*", default=[],
+                        metavar="NAME=VALUE", help="what its processes have in their environment besides")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path("runs/speed"))
     parser.add_argument("--table", type=Path, default=Path("docs/results/speed.md"))
     parser.add_argument("--table-only", action="store_true", help="measure nothing: the table of the rows there are")
@@ -328,6 +341,26 @@ def write(arguments: argparse.Namespace, every: list[str]) -> None:
     table.parent.mkdir(parents=True, exist_ok=True)
     table.write_text(before + "\n".join(["<!-- table -->", *lines, "<!-- end -->"]) + after)
     print("\n".join(lines))
+    print("\n".join(beside(done)))
+
+
+def beside(done: dict[str, dict[str, Any]]) -> list[str]:
+    """A table of the rows that were measured beside another checkout: seconds now over seconds before, and memory."""
+    lines = ["", "| step | kind | before, s | now, s | now / before | before, MiB | now, MiB | now / before |",
+             "|---|---|---:|---:|---:|---:|---:|---:|"]  # fmt: skip
+    for row, content in done.items():
+        for kind, name in BEFORE.items():
+            if name not in content["steps"]:
+                continue
+            before, now = timed(content, name), timed(content, kind)
+            ratios = sorted(b / a for a, b in zip(before, now, strict=True))
+            peaks = [content["steps"][each][-1]["mib"] for each in (name, kind)]
+            lines.append(
+                f"| {row} | {kind} | {statistics.median(before):.2f} | {statistics.median(now):.2f} | "
+                f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f}) | {peaks[0]:.0f} | "
+                f"{peaks[1]:.0f} | {peaks[1] / peaks[0]:.2f} |"
+            )
+    return lines if len(lines) > 3 else []
 
 
 def timed(content: dict[str, Any], kind: str, what: str = "seconds") -> list[float]:
