@@ -75,6 +75,9 @@ class PretendTensor(Tensor):
     def __repr__(self) -> str:  # type: ignore[override]
         return f"PretendTensor({self.data_on_cpu!r})"
 
+    def __format__(self, spec: str) -> str:
+        return format(self.item() if self.ndim == 0 else str(self), spec)
+
     @property
     def data(self) -> Tensor:  # type: ignore[override]
         return self.detach()
@@ -190,8 +193,8 @@ def _on_device(value: Any, given: dict[int, PretendTensor]) -> Any:
         tensor = given.get(id(value))
         if tensor is None:
             return PretendTensor(value)
-        if tensor.shape != value.shape:
-            raise NotImplementedError(f"a tensor of {NAME} cannot take another shape")
+        if tensor.shape != value.shape:  # squeeze_, t_, resize_
+            Tensor.data.__set__(tensor, PretendTensor(value))  # type: ignore[attr-defined]
         return tensor
     if isinstance(value, (list, tuple)):
         return type(value)(_on_device(one, given) for one in value)
