@@ -9,9 +9,11 @@ itself and `rkd.testing`, is private and may move between two versions.
 from __future__ import annotations
 
 from .core import ops
+from .core.attack import Patches, PlainProbe, value_and_grad
 from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError, did_you_mean, shown
 from .core.hooks import hookimpl
 from .core.interfaces import (
+    Accelerator,
     Attack,
     AttackTraits,
     Family,
@@ -31,14 +33,13 @@ from .core.interfaces import (
 from .core.objective import backward
 from .core.ops import Reduction
 from .core.random import Noise, forked, key
-from .core.slope import slope
 from .core.step import Step
 from .core.trainer import Run
 from .core.types import (
     Batch,
     Mode,
     Norm,
-    RoughPart,
+    QueryKind,
     Schedule,
     Shape,
     ThreatModel,
@@ -47,7 +48,6 @@ from .core.types import (
     check_range,
     fraction,
 )
-from .core.windows import Windows, windows
 from .data.dataset import ArraySplit, Dataset, DatasetSource, Split, check_images
 from .data.loader import Augment, FiniteAugment
 from .evaluation.corruptions import Corruption, at_severity
@@ -98,6 +98,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Teacher",
     "backward",
     # Attacks and objectives
+    "Accelerator",
     "Attack",
     "AttackTraits",
     "Finite",
@@ -105,14 +106,14 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "HasParts",
     "Objective",
     "Parts",
+    "Patches",
+    "PlainProbe",
     "Probe",
-    "RoughPart",
+    "QueryKind",
     "Target",
-    "Windows",
     "identity",
-    "slope",
     "traits_of",
-    "windows",
+    "value_and_grad",
     # Data, augmentations, corruptions
     "ArraySplit",
     "Augment",

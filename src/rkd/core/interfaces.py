@@ -14,17 +14,64 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from .types import Mode, Norm, Schedule, Shape, ThreatModel, View
+from .types import Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View
 
 if TYPE_CHECKING:  # the registry reads these without torch
     from torch import Tensor, nn
 
+    from .attack import Patches
     from .random import Noise
     from .step import Step
 
 
-Probe = Callable[["Tensor"], "Tensor"]
-"""The attacked net: images `(B, C, H, W)` to logits `(B, K)`."""
+@runtime_checkable
+class Probe(Protocol):
+    """The net under attack. `rkd.plugin.PlainProbe(f)` makes one of any function from images to logits.
+
+    A query is one image that goes through the net: by a call, by `reference`, or in `patches`. Whoever hands out a
+    probe counts them, once each: a step tells its hooks of calls, an evaluation counts images and gradients. How many
+    images a net takes at once is no business of the probe's users.
+    """
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images `(B, C, H, W)` to logits `(B, K)`, differentiable in x."""
+        ...
+
+    def reference(self, x: Tensor) -> Tensor:
+        """The same of the net itself, in float32, where calls may be answered by a faster copy."""
+        ...
+
+    def low_precision(self, kind: QueryKind) -> Probe:
+        """The probe with queries of this kind in reduced precision, if the user allows that and it is faster; else the
+        probe itself."""
+        ...
+
+    def patches(self, x: Tensor) -> Patches:
+        """The images `x (B, C, H, W)`, for an attack that changes one patch of them after another."""
+        ...
+
+
+@runtime_checkable
+class Accelerator(Protocol):
+    """What makes nets run faster while they are attacked."""
+
+    @property
+    def name(self) -> str:
+        """What it is called among options: an evaluation goes on with the one it began with."""
+        ...
+
+    def probe(
+        self, net: nn.Module, view: View | None, plain: Callable[[Tensor], Tensor]
+    ) -> AbstractContextManager[Probe]:
+        """A context that gives `net` as a probe, for as long as its weights do not move.
+
+        `plain`: the net as it runs without this, in eval mode, its routed batch norms as `view` sees them.
+        """
+        ...
+
+    def choices(self) -> list[str]:
+        """How nets have run so far, in words; `plain` for as they are."""
+        ...
 
 
 @runtime_checkable
@@ -56,6 +103,10 @@ class Student(Protocol):
         """A context in which the net runs in `mode` with frozen weights; it gives the net as `view` sees it."""
         ...
 
+    def stand_in(self, net: nn.Module) -> Student:
+        """Another net in this one's place, while an attack runs on it."""
+        ...
+
 
 @runtime_checkable
 class Target(Protocol):
@@ -78,9 +129,18 @@ class Target(Protocol):
         """`(B, K)` of the attacked net; differentiable in x."""
         ...
 
-    def exact(self, x: Tensor) -> Tensor:
-        """The same of the net as it is, in float32. A search with the trait `confirms` may get its `logits` from a
+    def reference(self, x: Tensor) -> Tensor:
+        """The same of the net itself, in float32. An attack with the trait `confirms` may get its `logits` from a
         faster, less exact copy of the net, and counts nothing before it has asked here."""
+        ...
+
+    def low_precision(self, kind: QueryKind) -> Target:
+        """The same target with queries of this kind in reduced precision, if the user allows that and it is faster;
+        else this one. For an attack with the trait `confirms`."""
+        ...
+
+    def patches(self, x: Tensor) -> Patches:
+        """The images `x (B, C, H, W)`, for an attack that changes one patch of them after another."""
         ...
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..nets.net import NetStudent
-from .attack import StepTarget, rough_side
+from .attack import AttackTarget, WatchedProbe
 from .errors import Refused, RkdError
 from .interfaces import Attack, Objective, Probe, Student, Teacher, traits_of
 from .random import Noise, forked, key
-from .types import Batch, Mode, RoughPart, ThreatModel, View
+from .types import Batch, Mode, ThreatModel, View
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,10 +216,9 @@ class Step:
         part._probed = {name: logits[keep] for name, logits in self._probed.items()}
         return part
 
-    def stand_in(self, net: nn.Module) -> NetStudent:
+    def stand_in(self, net: nn.Module) -> Student:
         """`net` as a student for `on`: one that counts what is asked of it, if the step's own does."""
-        other: Callable[[nn.Module], NetStudent] = getattr(self._student, "other", NetStudent)
-        return other(net)
+        return self._student.stand_in(net)
 
     def on(self, student: Student, view: View, mode: Mode) -> Step:
         """This step for another student, in the middle of a search for `view`. Images and teacher logits are kept."""
@@ -239,23 +237,7 @@ class Step:
     def watched(self, probe: Probe, view: View) -> Probe:
         """`probe`, a net under attack, with each of its forwards told to `on_query`."""
         on_query = self._on_query
-        if on_query is None:
-            return probe
-
-        def watched(x: Tensor) -> Tensor:
-            logits = probe(x)
-            on_query(self, view, logits.detach())
-            return logits
-
-        watched.exact = getattr(probe, "exact", probe)  # type: ignore[attr-defined]
-        watched.piece = getattr(probe, "piece", None)  # type: ignore[attr-defined]
-
-        def rough(part: RoughPart) -> Probe:
-            side = rough_side(probe, part)
-            return watched if side is probe else self.watched(side, view)
-
-        watched.rough = rough  # type: ignore[attr-defined]
-        return watched
+        return probe if on_query is None else WatchedProbe(probe, lambda logits: on_query(self, view, logits))
 
     # Inside
 
@@ -309,9 +291,7 @@ class Step:
                 self._student.attacked(view, mode) as probe,
             ):
                 x = self.batch.x.detach()
-                if prepare := getattr(probe, "prepare", None):
-                    prepare(x)
-                target = StepTarget(self, plan.objective, self.watched(probe, view), noise)
+                target = AttackTarget(self, plan.objective, self.watched(probe, view), noise)
                 found = plan.attack(x, target)
         except Exception as error:
             if not hasattr(error, "__notes__") and not isinstance(error, RkdError):

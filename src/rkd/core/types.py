@@ -16,9 +16,8 @@ View = str
 Mode = Literal["eval", "train", "frozen"]
 """How a net runs. `frozen` uses batch statistics like `train` and leaves the running ones untouched."""
 
-RoughPart = Literal["gradient", "forward"]
-"""What a search can do with in reduced precision: `gradient`, logits and their gradient by the images; `forward`,
-logits without a gradient."""
+QueryKind = Literal["gradient", "forward"]
+"""What an attack asks a net for: `gradient`, logits and their gradient by the images; `forward`, logits alone."""
 
 Norm = Literal["Linf", "L2"]
 

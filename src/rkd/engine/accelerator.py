@@ -1,176 +1,118 @@
-"""How a student in training runs while it is attacked: chosen once by measuring, and kept."""
+"""The engine: attacks run on a frozen copy of the net that computes the same faster.
+
+Which copy is a rule, by device and precision; no clock is asked. On CPUs batch norms are folded and layers fused
+(`rkd.engine.onednn`), on GPUs batch norms are folded, and in reduced precision convolutions run channels last. A copy
+is compared with its net once, on a few images: if logits or input gradients differ by more than rounding, or if the
+copy cannot be made, the net runs as it is.
+"""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from ..core.interfaces import Probe
-from ..core.types import View
-from .backends import WRAPS, Choice, in_pieces, made, ways, wrapped
-from .choose import WORTH, choose, improved
-from .effort import GRADIENT, forward_effort
-from .fold import plain as untouched
-from .measure import apart, gradient
+from ..core.attack import Patches, PlainProbe
+from ..core.interfaces import Accelerator, Probe
+from ..core.types import QueryKind, View
+from .backends import Backend, FastNet, Logits, make, rule
 
-WAYS = {"folded": "folded", "channels-last": "folded, channels last", "fused": "folded, fused"}
-"""What can be asked for by name; under reduced precision in bfloat16."""
+EngineName = Literal["auto", "plain", "bfloat16", "folded", "channels-last", "fused", "compiled"]
+"""`auto`: the rule. `bfloat16`: besides, in evaluations, in reduced precision what attacks can do with. `plain`: each
+net as it is. The others force one backend."""
 
-
-SHORT = 120.0
-"""Seconds of searching below which the net runs as it is: a short run's numbers shall not hang on measured times. By
-what is computed, not by the clock (`effort`), or they would hang on what else the machine does."""
-CHECKED = 32
-"""Images on which a way that nobody measures is compared with the net."""
-LONG = 600.0
-"""Seconds of searching from which on compiling, which takes up to a minute, is tried."""
+CHECKED = 16
+"""Images on which a copy is compared with its net."""
 
 
-class Searches:
-    """Gives each search on a student in eval mode a copy of its net that runs faster.
+class Engine:
+    """Frozen copies of the nets under attack, one for each net, view and image shape, made at the first query.
 
-    `kind`: `auto` measures, where the run is long enough for it to pay, `plain` is the net itself, a name of WAYS
-    that way unmeasured. `queries`: gradients of a batch that the run will ask for. `machine`: what a choice depends on
-    besides net and images. `forwards`: little more than forwards will be asked for, `queries` of them, as of a teacher.
-    `recall(key)`, `keep(key, what)`: where choices are remembered, so that a continued run goes on as it began.
+    `tell` is told which copy a net got, and why it got none. Implements `rkd.core.interfaces.Accelerator`.
     """
 
-    def __init__(
-        self, kind: str = "auto", *, queries: int = 0, machine: str = "", forwards: bool = False,
-        tell: Callable[[str], None] = lambda text: None,
-        recall: Callable[[str], Mapping[str, Any] | None] = lambda key: None,
-        keep: Callable[[str, dict[str, Any]], None] = lambda key, what: None,
-    ) -> None:  # fmt: skip
-        self.kind, self.queries, self.machine, self.tell = kind, queries, machine, tell
-        self.forwards = forwards
-        self.recall, self.keep = recall, keep
-        self._known: dict[tuple[View | None, torch.Size, str], Choice] = {}
+    def __init__(self, name: EngineName = "auto", tell: Callable[[str], None] = lambda text: None) -> None:
+        if name not in get_args(EngineName):
+            raise ValueError(f"engine is one of {', '.join(get_args(EngineName))}; got {name!r}")
+        self.name, self.tell = name, tell
+        self._copies: dict[tuple[int, View | None, torch.Size, str, Backend], FastNet] = {}
+        self._told: set[str] = set()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Searches:
-        """A copied student, as of a dry step, is another net, and runs as it is."""
-        return Searches("plain")
+    def __deepcopy__(self, memo: dict[int, object]) -> Accelerator:
+        """A student is copied for a trial step: copies of nets are not worth making for that."""
+        return Engine("plain")
 
-    def probe(self, net: nn.Module, view: View | None, plain: Probe) -> Probe:
-        """`net` for one search, as the routed norms of `view` make it; `plain` is the same without the engine."""
+    @contextmanager
+    def probe(self, net: nn.Module, view: View | None, plain: Logits) -> Iterator[Probe]:
         dtype = getattr(net, "autocast", None)
-        if self.kind == "plain" or (self.kind == "auto" and self.queries < WORTH) or dtype is torch.float16:
-            return plain
-        return _Search(self, net, view, plain)
+        if self.name == "plain" or dtype is torch.float16:
+            yield PlainProbe(plain)
+            return
+        probe = EngineProbe(self, net, view, plain)
+        try:
+            yield probe
+        finally:
+            probe.release()
 
     def choices(self) -> list[str]:
-        """What was chosen, in words, for the manifest."""
-        return sorted({str(choice) for choice in self._known.values()})
+        return sorted(self._told)
 
-    def choice(self, net: nn.Module, view: View | None, plain: Probe, x: Tensor) -> Choice:
-        """The way to run `net` on images like `x`, with the weights it has now."""
-        if not all(untouched(module) for module in net.modules()):  # a hook may do anything, now and not later
-            return Choice("plain", net)
-        where = (view, x.shape[1:], x.device.type)
-        known = self._known.get(where)
-        if known is None or not known.current():
-            known = self._known[where] = self._choose(net, view, plain, x)
+    def copy_for(self, net: nn.Module, view: View | None, plain: Logits, x: Tensor, low: bool = False) -> FastNet:
+        """The copy of `net`, with the weights that it has now, for images like `x`; or the net itself."""
+        backend = rule(self.name, net, x.device, low)
+        key = (id(net), view, x.shape[1:], x.device.type, backend)
+        known = self._copies.get(key)
+        if known is None or not known.current(net):
+            known = self._copies[key] = make(backend, net, view, plain, x.detach()[:CHECKED], self.tell)
+            self._told.add(known.name)
         known.refresh()
         return known
 
-    def release(self) -> None:
-        """Give back what only a search needs."""
-        for known in self._known.values():
-            known.release()
 
-    @torch.inference_mode(False)
-    def _choose(self, net: nn.Module, view: View | None, plain: Probe, x: Tensor) -> Choice:
-        half = getattr(net, "autocast", None) is torch.bfloat16
-        if self.kind != "auto":
-            return self._made(WAYS[self.kind], None, net, view, plain, x, half)
-        # With the run's length, on which the choice depends. Without the number of images: a continued run may begin
-        # with an epoch's last batch, and go on as it was.
-        what = repr((self.machine, self.queries, net, view, x.shape[1:], x.device.type, half))
-        key = hashlib.sha256(what.encode()).hexdigest()[:24]
-        before = self.recall(key)
-        if before is not None:
-            way, piece = str(before.get("way", "")), before.get("piece")
-            if way == "plain":
-                return Choice("plain", net)
-            found = self._made(way, piece if isinstance(piece, int) else None, net, view, plain, x, half)
-            for kind in WRAPS:
-                count = before.get(kind)
-                if isinstance(count, int) and found.net is not net:
-                    found = self._wrapped(found, kind, torch.Size([count, *x.shape[1:]]))
-            return found
-        ahead = self.queries * len(x) * forward_effort(plain, x) * (1 if self.forwards else GRADIENT)
-        if ahead < SHORT:
-            self.tell(f"searches: some {ahead:.0f} s are ahead, too few to look for a faster way")
-            self.keep(key, {"way": "plain", "speedup": 1.0})
-            return Choice("plain", net)
-        if self.forwards:  # no more is measured: the backward's memory would be the largest of the training
-            found = self._made(ways(x.device)[-1], None, net, view, plain, x, half)
-            self.tell(f"forwards: {found}")
-            self.keep(key, {"way": found.way, "speedup": 1.0})
-            return found
-        found = choose(net, x, precision="bfloat16" if half else "float32", view=view, probe=plain, tell=self.tell)
-        # Fused layers are nothing that a compiler could make faster.
-        if found.net is not net and "fused" not in found.way and self.queries * len(x) * found.seconds > LONG:
-            found = improved(found, "compiled", x, self.tell)
-        if found.net is not net and x.device.type == "cuda":
-            found = improved(found, "captured", x, self.tell)
-        self.tell(f"searches: {found}")
-        piece = getattr(found.net, "piece", None)
-        counts = {kind: (piece or len(x)) if kind in found.name else None for kind in WRAPS}
-        self.keep(key, {"way": found.way, "piece": piece, "speedup": found.speedup} | counts)
-        return found
+class EngineProbe:
+    """A net in one attack. Its copy takes over the weights at the first query and gives its memory back at the end."""
 
-    def _wrapped(self, found: Choice, kind: str, shape: torch.Size) -> Choice:
-        """What was chosen before, compiled or captured again; without, where that fails now."""
-        try:
-            return wrapped(found, kind, shape)
-        except RuntimeError as error:
-            self.tell(f"{kind}: {str(error).splitlines()[0]}")
-            return found
-
-    def _made(
-        self, way: str, piece: int | None, net: nn.Module, view: View | None, plain: Probe, x: Tensor, half: bool
-    ) -> Choice:
-        """A way that nobody measures now, if it is the same function."""
-        if half and "bfloat16" not in way:
-            way = way.replace("folded", "folded, bfloat16")
-        try:
-            found, few = made(way, net, x, view), x[:CHECKED]
-            off = apart(found.net, few, gradient(plain, few), found.exact)
-        except Exception as error:  # whatever a stranger's module does when it is copied: it runs as it is
-            self.tell(f"{way}: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
-            return Choice("plain", net)
-        if off > 1:
-            self.tell(f"{way}: off by {off:.1g} times what rounding explains; the net runs as it is")
-            return Choice("plain", net)
-        return in_pieces(found, piece) if piece else found
-
-
-class _Search:
-    """The net in one search. How it runs is settled by `prepare`, before the first question, or by that question."""
-
-    def __init__(self, searches: Searches, net: nn.Module, view: View | None, plain: Probe) -> None:
-        self._searches, self._net, self._view, self._plain = searches, net, view, plain
-        self._asked: Probe | None = None
-        self._shape = torch.Size()
-        self.piece: int | None = None
-
-    def prepare(self, x: Tensor) -> None:
-        """Choose, or take over the weights, for images like `x`."""
-        chosen = self._searches.choice(self._net, self._view, self._plain, x.detach())
-        self._asked = self._plain if chosen.net is self._net else chosen.net
-        self._shape = x.shape[1:]
-        self.piece = getattr(chosen.net, "piece", None)
+    def __init__(self, engine: Engine, net: nn.Module, view: View | None, plain: Logits, low: bool = False) -> None:
+        self._engine, self._net, self._view, self._plain, self._low = engine, net, view, plain, low
+        self._fast: FastNet | None = None
+        self._seen: Tensor | None = None
+        """Of the images that came last, a few."""
+        self._lower: EngineProbe | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        if self._asked is None or x.shape[1:] != self._shape:
-            self.prepare(x)
-        assert self._asked is not None
-        return self._asked(x)
+        fast = self._fast
+        if fast is None or x.shape[1:] != fast.shape:
+            fast = self._take(x)
+        return fast.logits(x)
+
+    def reference(self, x: Tensor) -> Tensor:
+        self._seen = x[:CHECKED]
+        return self._plain(x)
+
+    def low_precision(self, kind: QueryKind) -> Probe:
+        """In bfloat16 if the user allows it, once images have been seen, and where the copy is a tape of fused layers:
+        elsewhere reduced precision is often slower."""
+        if self._lower is None and self._engine.name == "bfloat16" and not self._low and self._seen is not None:
+            lower = EngineProbe(self._engine, self._net, self._view, self._plain, low=True)
+            self._lower = lower if lower._take(self._seen).tape is not None else self
+        return self._lower or self
+
+    def patches(self, x: Tensor) -> Patches:
+        if self._fast is None or x.shape[1:] != self._fast.shape:
+            self._take(x)
+        assert self._fast is not None
+        return self._fast.patches(x)
 
     def release(self) -> None:
-        """The search is over: the training that follows wants the memory of its copies."""
-        self._searches.release()
+        """Give back what only an attack needs: what follows wants the memory."""
+        for probe in (self, self._lower):
+            if probe is not None and probe._fast is not None:
+                probe._fast.release()
+
+    def _take(self, x: Tensor) -> FastNet:
+        self._seen = x[:CHECKED]
+        self._fast = self._engine.copy_for(self._net, self._view, self._plain, x, self._low)
+        return self._fast

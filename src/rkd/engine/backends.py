@@ -1,126 +1,218 @@
-"""Ways to run a net while it is attacked: frozen copies of it, each the same function.
-
-With batch norms folded (`fold`), with channels last in memory, with convolutions fused (`fused`), in bfloat16.
+"""How a copy of a net runs: which layers are fused, in which layout and precision; and whether it is the same function.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..core.types import RoughPart, View
-from ..core.windows import Windows
+from ..core.attack import Patches
+from ..core.errors import Refused
+from ..core.types import View
 from ..nets.cpu_bfloat16 import packs
 from ..nets.memory_format import channels_last
 from ..nets.net import Net
-from .compiled import Compiled
 from .copy import Twin
 from .ending import Ending
+from .fold import plain as untouched
 from .fold import put
 from .fused import Fused, fuse
-from .graphs import Graphed
-from .pieces import InPieces
 from .tape import Tape, taped
+from .tape_windows import TapeWindows
+
+Logits = Callable[[Tensor], Tensor]
+"""Images `(B, C, H, W)` to logits `(B, K)`, float32."""
+
+MICRO_BATCH = 32
+"""Images that a CPU takes at once: their activations stay in the processor's caches."""
+
+SAME_LOGITS, SAME_GRADIENT = 1e-4, 1e-3
+"""How far a copy in float32 may be off: of logits as a share of the largest, of input gradients as a share of their
+length, on the median image, since on some a ReLU turns over."""
+NEAR_LOGITS = 0.05
+"""The same of the logits of a copy in bfloat16."""
 
 
 @dataclass(frozen=True)
-class Choice:
-    """The way chosen. `net`: images `(B, C, H, W)` float32 to logits float32; `speedup` over the net as it is."""
+class Backend:
+    """What is done to a copy besides folding. `dtype`: float32, bfloat16, or `bfloat16 inside`: all but the layers at
+    both ends, so that neither what is small in the images nor what is small in the logits is lost."""
 
-    name: str
-    net: nn.Module
-    speedup: float = 1.0
-    exact: bool = True
-    """float32 throughout: the same function up to rounding."""
-    windows: Callable[[Tensor], Windows] | None = None
-    """Where a changed window of the images is computed faster alone: how to follow images."""
-    refresh: Callable[[], None] = lambda: None
-    """Takes over the weights of the net that was copied. They must not move during a search."""
-    release: Callable[[], None] = lambda: None
-    """Gives back what only a search needs, until `refresh`."""
-    current: Callable[[], bool] = lambda: True
-    """Whether the net that was copied is still made of the same modules."""
-    way: str = "plain"
-    """What `made` calls it."""
-    seconds: float = 0.0
-    """That the gradient of one image takes, as measured."""
-    arch: nn.Module | None = None
-    """What `net` computes of normalised images, layer by layer, before layers were fused. None: `net` can be read."""
-    rough: Mapping[RoughPart, Choice] = field(default_factory=dict)
-    """Faster ways in reduced precision, for searches that can do with it, by what of them is in it."""
+    fused: bool = False
+    channels_last: bool = False
+    compiled: bool = False
+    dtype: str = "float32"
+
+
+FORCED = {
+    "folded": Backend(), "channels-last": Backend(channels_last=True), "fused": Backend(fused=True),
+    "compiled": Backend(channels_last=True, compiled=True),
+}  # fmt: skip
+"""What can be asked for by name."""
+
+
+def rule(name: str, net: nn.Module, device: torch.device, low: bool = False) -> Backend:
+    """The backend for `net` on `device`. `low`: in reduced precision; a net under autocast to bfloat16 is so anyway."""
+    half = getattr(net, "autocast", None) is torch.bfloat16
+    dtype = "bfloat16 inside" if low else "bfloat16" if half else "float32"
+    if name in FORCED:
+        forced = FORCED[name]
+        return Backend(forced.fused, forced.channels_last, forced.compiled, dtype)
+    if device.type == "cpu" and (packs() if half or low else torch.backends.mkldnn.is_available()):
+        return Backend(fused=True, dtype=dtype)
+    return Backend(channels_last=half, dtype=dtype)
+
+
+class FastNet:
+    """A net as it runs under attack. This one is the net itself."""
+
+    name = "plain"
     tape: Tape | None = None
-    """The same as a tape of fused layers, if it is one."""
 
-    def __str__(self) -> str:
-        found = self.name if self.speedup == 1 else f"{self.name}, {self.speedup:.1f} times as fast"
-        return "; ".join([found, *(f"{part}: {way}" for part, way in self.rough.items())])
+    def __init__(self, net: nn.Module, logits: Logits, shape: torch.Size) -> None:
+        self.net, self.logits, self.shape = net, logits, shape
 
+    def current(self, net: nn.Module) -> bool:
+        """Whether this is still made of the modules of `net`."""
+        return net is self.net
 
-Precision = Literal["float32", "bfloat16", "bfloat16 inside"]
-"""What a copy computes in. `bfloat16 inside`: the layers at both ends in float32 where they are known, so that neither
-what is small in the images nor what is small in the logits is lost."""
+    def refresh(self) -> None:
+        """Take over the weights of the net. They must not move during an attack."""
 
+    def release(self) -> None:
+        """Give back what only an attack needs, until `refresh`."""
 
-def ways(device: torch.device, precision: Precision = "float32") -> list[str]:
-    """What `made` can make on this device."""
-    kinds = ["", ", channels last"]
-    if device.type == "cpu" and (torch.backends.mkldnn.is_available() if precision == "float32" else packs()):
-        kinds.append(", fused")
-    return [f"folded{'' if precision == 'float32' else ', ' + precision}{kind}" for kind in kinds]
+    def patches(self, x: Tensor) -> Patches:
+        return Patches(self.logits, x)
 
 
-def made(way: str, net: nn.Module, x: Tensor, view: View | None = None) -> Choice:
-    """The copy of `net` that is called so; without its parts that are the net's own. `x (B, ...)`: what it takes.
+class FastCopy(FastNet):
+    """A frozen copy. Raises whatever a module raises that cannot be copied or read."""
 
-    Raises whatever a module raises that cannot be copied or read.
-    """
-    twin = Twin(net, x[:2], view)
-    half = "bfloat16" in way
-    names = ["folded"] if twin.pairs else []
-    layers: list[Fused | Ending] = []
-    tape: Tape | None = None
-    arch, mean, std = parts(twin.net)
-    run: nn.Module = arch
-    normalised = (x[:2] - mean) / std
-    if half:
-        arch, normalised = arch.to(torch.bfloat16), normalised.to(torch.bfloat16)
-    if "fused" in way:
-        twin.refresh()
-        graph, layers = fuse(arch, channels_last(normalised))
-        tape = taped(graph)
-        run = tape or graph
-    if half:
-        inside = "inside" in way and tape is not None and tape.keep_ends(torch.bfloat16)
-        names.append("bfloat16 inside" if inside else "bfloat16")
-        seen = torch.float32 if inside else torch.bfloat16
-        copied: nn.Module = InBfloat16(run if layers else _depthwise_in_float32(arch), mean, std, seen)
-    elif isinstance(twin.net, Net):
-        twin.net.arch, copied = run, twin.net
-    else:
-        copied = run
-    if layers or "channels last" in way:
-        copied = InLayout(copied)
-        names.append("fused" if layers else "channels last")
+    def __init__(self, backend: Backend, net: nn.Module, view: View | None, x: Tensor) -> None:
+        self.twin = Twin(net, x[:2], view)
+        half, fused = backend.dtype != "float32", False
+        self.layers: list[Fused | Ending] = []
+        arch, mean, std = parts(self.twin.net)
+        run: nn.Module = arch
+        normalised = (x[:2] - mean) / std
+        if half:
+            arch, normalised = arch.to(torch.bfloat16), normalised.to(torch.bfloat16)
+        if backend.fused:
+            self.twin.refresh()
+            graph, self.layers = fuse(arch, channels_last(normalised))
+            self.tape = taped(graph)
+            run, fused = self.tape or graph, bool(self.layers)
+        inside = backend.dtype == "bfloat16 inside" and self.tape is not None and self.tape.keep_ends(torch.bfloat16)
+        if half and not fused:
+            run = _depthwise_in_float32(arch)
+        seen = torch.bfloat16 if half and not inside else torch.float32
+        last = fused or backend.channels_last
+        self.run = Run(run, mean, std, seen, last, MICRO_BATCH if x.device.type == "cpu" else None)
+        words = {
+            "folded": bool(self.twin.pairs), "bfloat16 inside": inside, "bfloat16": half and not inside,
+            "fused": fused, "channels last": last and not fused, "compiled": backend.compiled,
+        }  # fmt: skip
+        self.name = ", ".join(word for word, there in words.items() if there) or "plain"
+        self.refresh()
+        logits: Logits = torch.compile(self.run, dynamic=False) if backend.compiled else self.run
+        super().__init__(net, logits, x.shape[1:])
 
-    def refresh() -> None:
-        twin.refresh()
-        for layer in layers:
+    def current(self, net: nn.Module) -> bool:
+        return net is self.net and self.twin.current()
+
+    def refresh(self) -> None:
+        self.twin.refresh()
+        for layer in self.layers:
             layer.take()
 
-    def release() -> None:
-        for layer in layers:
+    def release(self) -> None:
+        for layer in self.layers:
             if isinstance(layer, Fused):
                 layer.take()
 
-    refresh()  # weights that stay in float32 went through bfloat16
-    return Choice(
-        _name(*names), copied.eval(), exact=not half, way=way, refresh=refresh, release=release, current=twin.current,
-        arch=arch if layers and not half else None, tape=tape,
-    )  # fmt: skip
+    def patches(self, x: Tensor) -> Patches:
+        if self.tape is None or x.device.type != "cpu":
+            return super().patches(x)
+        return TapeWindows(self.logits, x, self.tape, self.run.prepared, MICRO_BATCH)
+
+
+class Run(nn.Module):
+    """Images to logits through `net`, which takes them normalised, in `dtype` and with channels last in memory.
+
+    A batch of more than `micro_batch` images goes through in parts, and so does its gradient: autograd goes back
+    through the last part first.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self, net: nn.Module, mean: Tensor, std: Tensor, dtype: torch.dtype, last: bool, micro_batch: int | None
+    ) -> None:
+        super().__init__()
+        self.net, self.dtype, self.last, self.micro_batch = net.eval(), dtype, last, micro_batch
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std)
+        if last:
+            self.to(memory_format=torch.channels_last)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.prepared(x)
+        if self.micro_batch is None or len(x) <= self.micro_batch:
+            return self.net(x).float()
+        count = -(-len(x) // self.micro_batch)
+        return torch.cat([self.net(part).float() for part in x.tensor_split(count)])
+
+    def prepared(self, x: Tensor) -> Tensor:
+        """What the net takes of images."""
+        x = (x - self.mean) / self.std  # in float32: images have more than eight bits
+        return (_ChannelsLast.apply(x) if self.last else x).to(self.dtype)
+
+
+class _ChannelsLast(torch.autograd.Function):
+    """Channels last in memory; the gradient has the usual layout again."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        return channels_last(x)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return gradient.contiguous()
+
+
+def make(
+    backend: Backend, net: nn.Module, view: View | None, plain: Logits, x: Tensor, tell: Callable[[str], None]
+) -> FastNet:
+    """The copy of `net` that `backend` describes, if it is the same function on the images `x`; else the net itself.
+
+    `plain`: the net as `view` sees it, in eval mode and with frozen weights.
+    """
+    itself = FastNet(net, plain, x.shape[1:])
+    with torch.inference_mode(False):
+        try:
+            expected = gradient(plain, x)
+            if not all(untouched(module) for module in net.modules()):  # a hook may do anything, now and not later
+                return itself
+            copy = FastCopy(backend, net, view, x)
+            off = relative_error(copy.logits, x, expected, exact=backend.dtype == "float32")
+        except Refused:  # no gradient to be had
+            return itself
+        except Exception as error:  # whatever a stranger's module does when it is copied: it runs as it is
+            tell(f"engine: the net runs as it is: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
+            return itself
+    if copy.name == "plain":
+        return itself
+    if off > 1:
+        tell(f"engine: {copy.name} is off by {off:.1g} times what rounding explains; the net runs as it is")
+        return itself
+    tell(f"engine: {copy.name}")
+    return copy
 
 
 def parts(net: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
@@ -132,60 +224,31 @@ def parts(net: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
     return net, torch.zeros(1, device=device), one.to(device)
 
 
-def in_pieces(choice: Choice, size: int) -> Choice:
-    """The same, asked about `size` images at a time."""
-    return replace(choice, name=_name(choice.name, f"{size} at a time"), net=InPieces(choice.net, size))
+def gradient(net: Logits, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits `(B, K)` of the images `x (B, C, H, W)`, and the gradient by them of a number made of the logits."""
+    x = x.detach().clone().requires_grad_()
+    with torch.enable_grad():
+        logits = net(x)
+        if not logits.requires_grad:
+            return logits, torch.zeros_like(x)
+        (found,) = torch.autograd.grad(logits.float().logsumexp(1).sum(), x)
+    return logits.detach(), found
 
 
-WRAPS: dict[str, type[Compiled] | type[Graphed]] = {"compiled": Compiled, "captured": Graphed}
-"""What can be done to a copy for images of one shape: torch.compile, CUDA graphs."""
+def relative_error(net: Logits, x: Tensor, expected: tuple[Tensor, Tensor], exact: bool = True) -> float:
+    """How far `net` is off what `gradient` gave for another, as a share of what may be: at most 1 is alike.
 
-
-def wrapped(choice: Choice, kind: str, shape: torch.Size) -> Choice:
-    """The same in one of WRAPS for batches, or pieces, of this shape. Raises what torch raises that cannot do it."""
-    name = _name(choice.name, kind)
-    if isinstance(choice.net, InPieces):
-        return replace(choice, name=name, net=InPieces(WRAPS[kind](choice.net.net, shape), choice.net.piece))
-    return replace(choice, name=name, net=WRAPS[kind](choice.net, shape))
-
-
-class InLayout(nn.Module):
-    """A net that sees its images with channels last. Their gradient has the usual layout again."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net.to(memory_format=torch.channels_last)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(_InLayout.apply(x))
-
-
-class _InLayout(torch.autograd.Function):
-    @staticmethod
-    def forward(context: Any, x: Tensor) -> Tensor:
-        return channels_last(x)
-
-    @staticmethod
-    def backward(context: Any, gradient: Tensor) -> Tensor:
-        return gradient.contiguous()
-
-
-class InBfloat16(nn.Module):
-    """A net whose architecture runs in bfloat16; its weights are stored so, images and logits are float32. `seen`: the
-    dtype in which the architecture takes them."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, arch: nn.Module, mean: Tensor, std: Tensor, seen: torch.dtype = torch.bfloat16) -> None:
-        super().__init__()
-        self.net, self.seen = arch, seen
-        self.register_buffer("mean", mean)
-        self.register_buffer("std", std)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = (x - self.mean) / self.std  # in float32: the images have more than eight bits
-        return self.net(x.to(self.seen)).float()
+    `exact`: to float32's rounding; otherwise to bfloat16's, and of gradients only that they are finite.
+    """
+    wanted, slope = expected
+    logits, other = gradient(net, x)
+    if logits.shape != wanted.shape or not bool(logits.isfinite().all() & other.isfinite().all()):
+        return float("inf")
+    error = float((logits - wanted).abs().max() / wanted.abs().max().clamp_(min=1e-6))
+    if not exact:
+        return error / NEAR_LOGITS
+    size = slope.flatten(1).norm(dim=1).clamp_(min=torch.finfo(slope.dtype).tiny)
+    return max(error / SAME_LOGITS, float(((other - slope).flatten(1).norm(dim=1) / size).median()) / SAME_GRADIENT)
 
 
 def _depthwise_in_float32(arch: nn.Module) -> nn.Module:
@@ -205,7 +268,3 @@ class _InFloat32(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.layer(x.float()).to(torch.bfloat16)
-
-
-def _name(*parts: str) -> str:
-    return ", ".join(part for part in parts if part)

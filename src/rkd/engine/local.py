@@ -21,8 +21,9 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from ..core.interfaces import Probe
-from ..core.slope import pieces
-from ..core.windows import Windows
+
+from ..core.attack import Patches
+from ..nets.net import micro_batches
 from .areas import Kernel, Window, area, cut, looked_at, reached, union
 from .reading import shapes_of
 
@@ -208,7 +209,7 @@ def _convolved(conv: nn.Conv2d, kept: Tensor, window: Window) -> Tensor:
     return found.view(shape)
 
 
-class LocalWindows(Windows):
+class LocalWindows(Patches):
     """Images whose windows a plan follows. Small windows are computed alone, large ones by the whole net.
 
     What is kept has the images as its last dimension: the windows of all images then lie in long runs in memory.
@@ -239,17 +240,17 @@ class LocalWindows(Windows):
             return super()._answer(rows, columns)
         with torch.no_grad():
             if not self._kept:
-                new = self._window.clone()
-                self._window.copy_(self._old)
+                new = self._patch.clone()
+                self._patch.copy_(self._old)
                 self._fill()
-                self._window.copy_(new)
+                self._patch.copy_(new)
             self._follow(start)
-            found = [self._rest(part) for part in pieces(len(self.x), self._piece)]
+            found = [self._rest(part) for part in micro_batches(len(self.x), self._piece)]
         return torch.cat(found)
 
     def _fill(self) -> None:
         """Compute what is kept, for the images as they are."""
-        for part in pieces(len(self.x), self._piece):
+        for part in micro_batches(len(self.x), self._piece):
             values: dict[fx.Node, Tensor] = {}
             for step in self._plan.local:
                 given = [values[source] for source in step.sources]

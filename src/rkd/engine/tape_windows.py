@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.interfaces import Probe
-from ..core.slope import pieces
-from ..core.windows import Windows
+
+from ..core.attack import Patches
 from ..nets.memory_format import in_channels_last
+from ..nets.net import micro_batches
 from .areas import Kernel, Window, area, common, cut, inside, looked_at, reached, union
 from .tape import Step, Tape, computed
 
@@ -68,7 +69,7 @@ class Route:
         return not (alone and users[0].other != place and _single(users[0].layer.kernel))
 
 
-class TapeWindows(Windows):
+class TapeWindows(Patches):
     """Images whose windows are followed along a tape.
 
     `before`: what the tape gets of images, pixel by pixel. `piece`: how many images the layers behind the followed
@@ -113,12 +114,12 @@ class TapeWindows(Windows):
             return super()._answer(rows, columns)
         with torch.no_grad():
             if self._route is None or self._route.end != route.end:
-                new = self._window.clone()
-                self._window.copy_(self._old)
+                new = self._patch.clone()
+                self._patch.copy_(self._old)
                 self._fill(route)
-                self._window.copy_(new)
+                self._patch.copy_(new)
             self._follow(route, where)
-            return torch.cat([self._finish(route, part) for part in pieces(len(self.x), self._piece)])
+            return torch.cat([self._finish(route, part) for part in micro_batches(len(self.x), self._piece)])
 
     def _route_of(self, height: int, width: int) -> Route:
         if (height, width) not in self._routes:
@@ -128,7 +129,7 @@ class TapeWindows(Windows):
     def _fill(self, route: Route) -> None:
         """Compute what is kept, for the images as they are."""
         self._route, self._kept = route, {}
-        for part in pieces(len(self.x), self._piece):
+        for part in micro_batches(len(self.x), self._piece):
             values: list[Any] = [in_channels_last(self._before(self.x[part]))]
             for step in self._tape.steps[: route.end]:
                 values.append(computed(step, values))

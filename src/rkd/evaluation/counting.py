@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import Refused, RkdError
-from ..core.interfaces import Probe
+from ..core.attack import PLAIN, Patches
+from ..core.interfaces import Accelerator, Probe
 from ..core.step import AttackPlan, Step
-from ..core.types import Batch, Mode, RoughPart, ThreatModel, View
-from ..core.windows import Windows
+from ..core.types import Batch, Mode, QueryKind, ThreatModel, View
 from ..data.dataset import Split, fetch
-from ..engine.backends import Choice
 from ..nets.net import NetStudent
 
 
@@ -69,17 +68,18 @@ class Asked:
 class Evaluated(NetStudent):
     """A net that learns nothing any more: not even its running statistics move. Counts what a search asks of it.
 
-    `fast`: how a search in eval mode may run it instead; such a search gets at the net itself by `Target.exact`.
+    `accelerator`: what a search in eval mode may run instead; such a search gets at the net itself by
+    `Target.reference`.
     `asked` counts images through this net, `asked_of_others` those through nets that `Target.on` puts in its place:
     an attacker pays for both, but only the first are questions to the net under attack.
     """
 
-    def __init__(self, net: nn.Module, fast: Choice | None = None) -> None:
+    def __init__(self, net: nn.Module, accelerator: Accelerator = PLAIN) -> None:
         super().__init__(net)
-        self.fast = fast
+        self.accelerator = accelerator
         self.asked, self.asked_of_others = Asked(), Asked()
 
-    def other(self, net: nn.Module) -> Evaluated:
+    def stand_in(self, net: nn.Module) -> Evaluated:
         """`net` in this one's place, in the middle of a search."""
         found = Evaluated(net)
         found.asked = found.asked_of_others = self.asked_of_others
@@ -92,7 +92,7 @@ class Evaluated(NetStudent):
     @contextmanager
     def attacked(self, view: View, mode: Mode) -> Iterator[Probe]:
         with super().attacked(view, "frozen" if mode == "train" else mode) as probe:
-            yield _Counted(self, probe, self.fast if mode == "eval" else None)
+            yield _Counted(self, probe)
 
     def count(self, forwards: int) -> None:
         self.asked.forwards += forwards
@@ -108,28 +108,22 @@ class Evaluated(NetStudent):
 
 
 class _Counted:
-    """The net as a search sees it, and `exact`, as it is. `windows` is None where the net has no way of its own."""
+    """`probe`, with all that goes through the net counted."""
 
-    def __init__(self, student: Evaluated, exact: Probe, fast: Choice | None) -> None:
-        self._student, self._exact, self._fast = student, exact, fast
-        self._asked: Probe = fast.net if fast else exact
-        self.piece: int | None = getattr(self._asked, "piece", None)
-        self.windows = self._windows if fast and fast.windows else None
-        self._maker = fast.windows if fast else None
+    def __init__(self, student: Evaluated, probe: Probe) -> None:
+        self._student, self._probe = student, probe
 
     def __call__(self, x: Tensor) -> Tensor:
-        return self._student.counted(self._asked(x))
+        return self._student.counted(self._probe(x))
 
-    def exact(self, x: Tensor) -> Tensor:
-        return self._student.counted(self._exact(x))
+    def reference(self, x: Tensor) -> Tensor:
+        return self._student.counted(self._probe.reference(x))
 
-    def rough(self, part: RoughPart) -> _Counted:
-        """The same with this part in reduced precision, if there is such a way."""
-        way = self._fast.rough.get(part) if self._fast else None
-        return _Counted(self._student, self._exact, way) if way else self
+    def low_precision(self, kind: QueryKind) -> _Counted:
+        probe = self._probe.low_precision(kind)
+        return self if probe is self._probe else _Counted(self._student, probe)
 
-    def _windows(self, x: Tensor) -> Windows:
-        assert self._maker is not None
-        follow = self._maker(x)
-        follow.asked = self._student.count
-        return follow
+    def patches(self, x: Tensor) -> Patches:
+        patches = self._probe.patches(x)
+        patches.on_ask = self._student.count
+        return patches

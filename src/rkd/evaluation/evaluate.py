@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from ..core import ops
+from ..core.attack import PLAIN as NO_ACCELERATOR
 from ..core.errors import DataError, RkdError
-from ..core.interfaces import HasNotes, traits_of
+from ..core.interfaces import Accelerator, HasNotes, traits_of
 from ..core.random import key
 from ..core.step import AttackPlan, Step
 from ..core.types import ThreatModel, fraction
 from ..data.dataset import Split, check_images, fetch
 from ..distributed.ranks import ALONE, Ranks
-from ..engine.choose import Engine
 from ..nets.modes import running
 from .answers import ask as ask_net
 from .answers import check_answer, check_numbers
@@ -58,7 +58,7 @@ def evaluate(
     rounded: bool = False,
     examples: int = 0,
     journal: Journal | None = None,
-    engine: Engine | None = None,
+    accelerator: Accelerator = NO_ACCELERATOR,
     ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Run `net`, which takes images in [0, 1], on `split`, clean and under each attack.
@@ -67,8 +67,8 @@ def evaluate(
     `positions (M,)` these very ones.
     `rounded`: also the accuracy after rounding each adversarial image to 8 bits inside its ball. `examples`: how many
     images to keep for a gallery. `journal`: where to note each batch; what it already holds is not done again.
-    `engine`: lets searches that confirm what they find run on a faster copy of the net; every image that is counted
-    is judged by the net itself all the same.
+    `accelerator`: lets attacks that confirm what they find run on a faster copy of the net; every image that is
+    counted is judged by the net itself all the same.
     `ranks`: processes that call this alike; each does its part of the batches, and all get the whole result.
     The net is left as it was: weights, gradients, buffers, modes; so is the global random state. An attack in train
     mode runs in `frozen` here. `classes`: None for as many as the net has.
@@ -88,7 +88,7 @@ def evaluate(
     if ranks.size > 1:  # a batch for every process
         batch_size = max(1, min(batch_size, -(-len(positions) // ranks.size)))
     net = ready(net, fetch(split, positions[:FEW], device).x)
-    ask = _Questions(net, split, positions, threat, torch.device(device), rounded, classes, engine)
+    ask = _Questions(net, split, positions, threat, torch.device(device), rounded, classes, accelerator)
     if journal is not None:
         journal.open(_fingerprint(ask, attacks, seed, batch_size, examples, ranks.size))
     notes = _Notes(journal, progress or (lambda what, done, total: None), len(positions), ranks)
@@ -104,7 +104,7 @@ def evaluate(
     parts = _parts(standing, clean.margin[standing], batch_size, ranks.size)
     standing = torch.cat(parts) if parts else standing
     for name, plan in attacks.items():
-        jobs = [(rows, ask.attacked(name, plan, key(seed, name), kept, len(parts))) for rows in parts]
+        jobs = [(rows, ask.attacked(name, plan, key(seed, name), kept)) for rows in parts]
         outcome = notes.collect(name, jobs, standing, clean)
         outcome.about = describe(plan, threat, ask.classes or 0) | {"engine": notes.engine}
         result.outcomes[name] = outcome
@@ -122,9 +122,9 @@ class _Questions:
 
     def __init__(
         self, net: nn.Module, split: Split, positions: Tensor, threat: ThreatModel, device: torch.device,
-        rounded: bool, classes: int | None, engine: Engine | None,
+        rounded: bool, classes: int | None, accelerator: Accelerator,
     ) -> None:  # fmt: skip
-        self.net, self.split, self.positions, self.engine = net, split, positions, engine
+        self.net, self.split, self.positions, self.accelerator = net, split, positions, accelerator
         self.threat, self.device, self.rounded, self.classes = threat, device, rounded, classes
         self.labels = split.labels[positions].cpu()
 
@@ -137,14 +137,15 @@ class _Questions:
         return _read(logits, batch.y)
 
     def attacked(
-        self, name: str, plan: AttackPlan, noise: int, kept: Tensor, batches: int
+        self, name: str, plan: AttackPlan, noise: int, kept: Tensor
     ) -> Callable[[Tensor], dict[str, Tensor]]:
         """A search; of the rows in `kept` the images come with the answer."""
 
+        accelerator = self.accelerator if getattr(plan.attack, "confirms", False) else NO_ACCELERATOR
+
         def answer(rows: Tensor) -> dict[str, Tensor]:
             batch = fetch(self.split, self.positions[rows], self.device)
-            fast = self.engine.choice(self.net, plan.attack, batch.x, batches) if self.engine else None
-            student = Evaluated(self.net, fast)
+            student = Evaluated(self.net, accelerator)
             step = Step(batch, student, attacks={"adv": plan}, threat=self.threat, noise_key=noise)
             x_adv = step.image("adv")
             ball = reach(plan, self.threat)
@@ -157,7 +158,7 @@ class _Questions:
             here = torch.isin(rows, kept)
             if bool(here.any()):
                 found |= {"kept": rows[here], "images": x_adv[here.to(self.device)].cpu()}
-            way = str(fast or PLAIN).encode()
+            way = ("; ".join(accelerator.choices()) or PLAIN).encode()
             asked, others = student.asked, student.asked_of_others
             counts = torch.tensor([asked.forwards, asked.backwards, others.forwards, others.backwards])
             return found | {"count": counts, "engine": torch.tensor(list(way), dtype=torch.uint8)}
@@ -361,6 +362,5 @@ def _fingerprint(ask: _Questions, attacks: Mapping[str, AttackPlan], *settings: 
     weights = [part for item in ask.net.state_dict().items() for part in item]
     searches = [(name, describe(plan, ask.threat, ask.classes or 0)) for name, plan in attacks.items()]
     first = ask.split.images(ask.positions[:1])
-    engine = (ask.engine is not None, ask.engine is not None and ask.engine.bfloat16)
-    return fingerprint(PARTING, searches, ask.threat, ask.rounded, ask.classes, engine, *settings, ask.positions,
+    return fingerprint(PARTING, searches, ask.threat, ask.rounded, ask.classes, ask.accelerator.name, *settings, ask.positions,
                        ask.labels, first, repr(ask.net), *weights)  # fmt: skip

@@ -2,25 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..core.attack import PLAIN
 from ..core.errors import Refused
-from ..core.interfaces import Probe
-from ..core.slope import pieces
+from ..core.interfaces import Accelerator, Probe
 from ..core.types import Mode, View
-from ..engine.measure import alone
 from .batchnorm import Router, drop_auxiliary
 from .checkpointing import recomputing
 from .cpu_bfloat16 import OnCpu
 from .modes import frozen_parameters, running
-
-if TYPE_CHECKING:  # the engine copies nets
-    from ..engine.accelerator import Searches
 
 HALF_SCALE = 1024.0
 """What a search's gradients are multiplied with on their way through a net in float16, whose smallest number is 6e-8.
@@ -81,17 +77,20 @@ class _Scaled(torch.autograd.Function):
         return gradient * context.factor, None
 
 
-PIECE = 32
+MICRO_BATCH = 32
 """Images that a teacher on a CPU is asked about at once: the activations of more take memory and save no time."""
+
+SAME, NEAR = 1e-4, 0.05
+"""By how much two answers of a net to an image may differ, as a share of the largest logit, in float32 and below."""
 
 
 class NetTeacher:
-    """A frozen `nn.Module` that takes images in [0, 1]. `searches`, once it is set, runs it faster."""
+    """A frozen `nn.Module` that takes images in [0, 1]. `accelerator`, which may be set, runs it faster."""
 
-    searches: Searches | None = None
-    _fast: Probe | None = None
-    _alone: bool | None = None
-    """Whether it says of an image what it says of it among others."""
+    accelerator: Accelerator = PLAIN
+    _probe: Probe | None = None
+    _independent: bool | None = None
+    """Whether its answer to an image does not depend on the rest of the batch."""
 
     def __init__(self, net: nn.Module, role: str) -> None:
         self.role = role
@@ -99,22 +98,35 @@ class NetTeacher:
 
     def logits(self, x: Tensor) -> Tensor:
         """`(B, K)`; eval mode, weights frozen, differentiable in x."""
-        ask = self._probe(x)
-        if len(x) <= PIECE or x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
-            return ask(x)
-        if self._alone is None:
-            exact = getattr(self.net, "autocast", None) is None
-            self._alone = alone(ask, x[:PIECE], PIECE // 2, exact)
-        return torch.cat([ask(x[rows]) for rows in pieces(len(x), PIECE)]) if self._alone else ask(x)
+        if self._probe is None:  # entered once and never left: its weights do not move
+            self._probe = ExitStack().enter_context(self.accelerator.probe(self.net, None, self.net))
+        probe = self._probe
+        if len(x) <= MICRO_BATCH or x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
+            return probe(x)
+        if self._independent is None:
+            self._independent = is_batch_independent(probe, x[:MICRO_BATCH], getattr(self.net, "autocast", None))
+        if not self._independent:
+            return probe(x)
+        return torch.cat([probe(x[rows]) for rows in micro_batches(len(x), MICRO_BATCH)])
 
-    def _probe(self, x: Tensor) -> Probe:
-        if self.searches is None:
-            return self.net
-        if self._fast is None:  # one search without end: its weights never move
-            self._fast = self.searches.probe(self.net, None, self.net)
-            if prepare := getattr(self._fast, "prepare", None):
-                prepare(x)  # how it runs is settled by a whole batch
-        return self._fast
+
+def micro_batches(count: int, most: int) -> Iterator[slice]:
+    """Slices of `count` rows, of nearly equal length and none longer than `most`; at least one."""
+    parts = max(-(-count // most), 1)
+    for part in range(parts):
+        yield slice(count * part // parts, count * (part + 1) // parts)
+
+
+def is_batch_independent(net: Callable[[Tensor], Tensor], x: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether `net`, in reduced precision `dtype` or in float32, answers half of the images `x` as it does among all.
+
+    A net that computes statistics of the batch, or draws random numbers, does not.
+    """
+    half = len(x) // 2
+    with torch.no_grad():
+        few, full = net(x[:half]), net(x)[:half]
+    error = (few - full).abs().max() / full.abs().max().clamp_(min=1e-6)
+    return bool(error <= (SAME if dtype is None else NEAR))
 
 
 class NetStudent:
@@ -122,8 +134,8 @@ class NetStudent:
 
     With a `router` the batch norms of `net` are routed by view. `joint` sends several views through one forward;
     it is exact only where no layer mixes samples or every batch norm is routed, which the conversion that sets it
-    has to know. `routed` are the views that do not go through the net's own norms. `searches`: runs it faster while it
-    is attacked.
+    has to know. `routed` are the views that do not go through the net's own norms. `accelerator` runs it faster while
+    it is attacked in eval mode.
     """
 
     def __init__(
@@ -133,7 +145,7 @@ class NetStudent:
         self.router = router
         self.joint = joint
         self.routed = tuple(routed)
-        self.searches: Searches | None = None
+        self.accelerator: Accelerator = PLAIN
 
     def logits(self, images: Mapping[View, Tensor], mode: Mode) -> dict[View, Tensor]:
         """`(B, K)` per view, in the order of `images`; gradients flow to the weights."""
@@ -148,16 +160,17 @@ class NetStudent:
     def attacked(self, view: View, mode: Mode) -> Iterator[Probe]:
         """Inside, the net runs in `mode` with frozen parameters; yields the net as this view sees it."""
         with running(self.net, mode), frozen_parameters(self.net):
-            plain: Probe = lambda x: self._forward([(view, len(x))], x)  # noqa: E731
-            if self.searches is None or mode != "eval":
-                yield plain
-            else:
-                probe = self.searches.probe(self.net, view if view in self.routed else None, plain)
-                try:
-                    yield probe
-                finally:
-                    if release := getattr(probe, "release", None):
-                        release()
+
+            def plain(x: Tensor) -> Tensor:
+                return self._forward([(view, len(x))], x)
+
+            accelerator = self.accelerator if mode == "eval" else PLAIN
+            with accelerator.probe(self.net, view if view in self.routed else None, plain) as probe:
+                yield probe
+
+    def stand_in(self, net: nn.Module) -> NetStudent:
+        """Another net in this one's place, while an attack runs on it."""
+        return NetStudent(net)
 
     def deployed(self) -> nn.Module:
         """The net to evaluate and to keep: without auxiliary norms."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from ..core.attack import PLAIN
 from ..core.interfaces import Attack, Teacher, traits_of
 from ..core.trainer import Run, advance
 from ..core.types import Batch
@@ -105,14 +106,14 @@ def bench(run: Run, seconds: float = 10.0, least: int = 3) -> Bench:
 def _as_they_are(run: Run) -> Iterator[None]:
     """Inside, nets run without the engine: its copies compute in other ways, of which torch knows no formulas."""
     nets = [net for net in (run.student, *run.teachers.values()) if isinstance(net, (NetStudent, NetTeacher))]
-    before = [net.searches for net in nets]
+    before = [net.accelerator for net in nets]
     for net in nets:
-        net.searches = None
+        net.accelerator = PLAIN
     try:
         yield
     finally:
-        for net, searches in zip(nets, before, strict=True):
-            net.searches = searches
+        for net, accelerator in zip(nets, before, strict=True):
+            net.accelerator = accelerator
 
 
 class Operations(TorchDispatchMode):

@@ -41,7 +41,7 @@ class Remembering(NetTeacher):
     """Bytes of memory that its answers take at most."""
 
     def __init__(self, teacher: NetTeacher, loader: Loader) -> None:
-        self.role, self.net, self.searches = teacher.role, teacher.net, teacher.searches
+        self.role, self.net, self.accelerator = teacher.role, teacher.net, teacher.accelerator
         self._loader = loader
         self._answers: Tensor | None = None
         self._open = True
@@ -76,7 +76,7 @@ class RememberingVariants(NetTeacher):
     """Bytes of memory that its answers take at most."""
 
     def __init__(self, teacher: NetTeacher, loader: Loader, variants: Variants, block: int, shelf: Shelf) -> None:
-        self.role, self.net, self.searches = teacher.role, teacher.net, teacher.searches
+        self.role, self.net, self.accelerator = teacher.role, teacher.net, teacher.accelerator
         self.asked = self.found = 0
         """Clean images that the net was asked about, and that were looked up."""
         self._loader, self._variants, self._block, self._shelf = loader, variants, block, shelf
@@ -118,8 +118,6 @@ class RememberingVariants(NetTeacher):
 
     def _begin(self, batch: Batch) -> Answers:
         """A place for this very teacher's answers. Raises Refused if they depend on more than the image."""
-        with torch.no_grad():
-            self.logits(batch.x)  # how it runs is settled by a whole batch (`engine.accelerator`), not by a block
         # The same images whenever it is tried: a run that goes on must not come to another end than before.
         split = self._loader.split
         x = self._loader.prefetcher.images(torch.arange(self._block) % len(split))

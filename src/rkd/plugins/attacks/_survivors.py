@@ -14,7 +14,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Noise, Norm, RoughPart, Schedule, Target, ThreatModel, key, ops
+from rkd.plugin import Mode, Noise, Norm, Schedule, Target, ThreatModel, key, ops
 
 from .pgd import _direction, _per_image, check_pixels, check_positive, check_word
 
@@ -28,11 +28,9 @@ def due(step: int) -> bool:
 
 
 def judged(x: Tensor, target: Target) -> Tensor:
-    """The logits by which an image counts: where the target's `logits` come from a faster, less exact net, its `exact`
-    are the original net's in float32."""
-    logits = getattr(target, "exact", target.logits)
+    """The logits by which an image counts: the net's own in float32."""
     with torch.no_grad():
-        return logits(x)
+        return target.reference(x)
 
 
 def fools(x: Tensor, target: Target) -> Tensor:
@@ -57,13 +55,6 @@ def goals(x: Tensor, target: Target, limit: int) -> Tensor:
         logits = target.logits(x)
     others = logits.float().scatter(1, ops.hard(target.y).unsqueeze(1), -torch.inf)
     return others.topk(min(limit, logits.shape[1] - 1), dim=1).indices
-
-
-def rough(target: Target, part: RoughPart) -> Target:
-    """The target with this part in reduced precision, where it has such a side; targets of others' making may know
-    none."""
-    found: Target = getattr(target, "rough", lambda part: target)(part)
-    return found
 
 
 def part(target: Target, rows: Tensor, *name: object) -> Target:

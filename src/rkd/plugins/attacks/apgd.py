@@ -47,7 +47,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, slope
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, value_and_grad
 
 from ..objectives.dlr import ratio, targeted_ratio
 from ._survivors import (
@@ -61,7 +61,6 @@ from ._survivors import (
     goals,
     misses,
     part,
-    rough,
     rounds,
     surface,
 )
@@ -104,7 +103,7 @@ class ApgdCe:
             rest = caught.rest()
             if not len(rest):
                 break
-            chosen = part(rough(target, "gradient"), rest, "apgd", self.traits.objective, restart)
+            chosen = part(target.low_precision("gradient"), rest, "apgd", self.traits.objective, restart)
             found = climb(x[rest], chosen, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
             caught.add(rest[found.fooled], found.images[found.fooled])
             left = ~found.fooled & (found.loss > best[rest])
@@ -163,7 +162,7 @@ class ApgdT:
         threat = attacker(target, self.eps, self.norm)
         caught = begin(x, target)
         aims = goals(x, target, self.targets)
-        for rest, chosen, goal, _ in rounds(caught, rough(target, "gradient"), aims, self.restarts, "apgd-t"):
+        for rest, chosen, goal, _ in rounds(caught, target.low_precision("gradient"), aims, self.restarts, "apgd-t"):
             found = climb(x[rest], chosen, self.loss, threat, steps=self.steps, rho=self.rho, goal=goal)
             caught.add(rest[found.fooled], found.images[found.fooled])
         return caught.images
@@ -268,7 +267,7 @@ def climb(
 
 def _look(x: Tensor, target: Target, loss: Loss, y: Tensor, goal: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
     """Logits and loss at `x`, and the loss's gradient by x, from one forward and one backward."""
-    return slope(target, x, lambda logits, rows: loss(logits, y[rows], None if goal is None else goal[rows]))
+    return value_and_grad(target, x, lambda logits: loss(logits, y, goal))
 
 
 def _check_step(now: _Climb, enough: float) -> None:

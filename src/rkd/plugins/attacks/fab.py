@@ -53,7 +53,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, slope
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, value_and_grad
 
 from ._survivors import (
     MOST_TARGETS,
@@ -65,7 +65,6 @@ from ._survivors import (
     fewer_targets,
     goals,
     misses,
-    rough,
     rounds,
     surface,
 )
@@ -181,7 +180,7 @@ def _lead_of(logits: Tensor, goal: Tensor, y: Tensor) -> Tensor:
 def _judge(target: Target, x: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     """The logits of `x`, and which of them are exact, `(B,)` bool: those at `near`, or all where reduced precision is
     not allowed, or would make the host wait."""
-    fast = rough(target, "forward")
+    fast = target.low_precision("forward")
     if fast is target or x.device.type != "cpu" or bool(near.all()):
         return target.logits(x), torch.ones_like(near)
     found, answers = [(~near).nonzero().squeeze(1), near.nonzero().squeeze(1)], []
@@ -194,10 +193,8 @@ def _judge(target: Target, x: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
 def _look(now: _Walk) -> tuple[Tensor, Tensor]:
     """f at `x_adv`, and its gradient by the image."""
 
-    def lead_of(logits: Tensor, rows: slice) -> Tensor:
-        return _lead_of(logits, now.goal[rows], now.y[rows])
-
-    _, found, gradient = slope(rough(now.target, "gradient"), now.x_adv, lead_of)
+    target = now.target.low_precision("gradient")
+    _, found, gradient = value_and_grad(target, now.x_adv, lambda logits: _lead_of(logits, now.goal, now.y))
     now.off = torch.where(now.known, (now.lead - found).nan_to_num(0, 0, 0), now.off)
     # One pixel without a number, and the walk would never come back from there.
     return torch.where(now.known, now.lead, found + now.off), gradient.nan_to_num(0, 0, 0)

@@ -24,7 +24,7 @@ fooled the net, the image of the lowest margin is returned.
 
 All samples try the same windows in the same order, each with its own signs; windows and signs follow from the seed
 alone, so that a sample's result does not depend on the batch. A window is changed in place and changed back where it
-did not help (`rkd.core.windows`), so that a query costs hardly more than its forward, and less where the target knows
+did not help (`rkd.plugin.Patches`), so that a query costs hardly more than its forward, and less where the target knows
 how to compute a changed window alone.
 
 Where the user allows reduced precision, margins are computed in it, if that is faster. The search then takes other
@@ -53,17 +53,16 @@ from rkd.plugin import (
     Mode,
     Noise,
     Norm,
+    Patches,
     Refused,
     Schedule,
     Target,
     ThreatModel,
-    Windows,
     hookimpl,
     key,
-    windows,
 )
 
-from ._survivors import Catch, Flight, begin, check_search, label_lead, part, rough
+from ._survivors import Catch, Flight, begin, check_search, label_lead, part
 from .pgd import _per_image, attacker
 
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -106,7 +105,7 @@ class Square:
             rest = caught.rest()
             if not len(rest):
                 break
-            chosen = part(rough(target, "forward"), rest, "square", restart)
+            chosen = part(target.low_precision("forward"), rest, "square", restart)
             found = search(x[rest], chosen, threat, self.queries, self.p_init)
             caught.add(rest[found.fooled], found.images[found.fooled])
             left = ~found.fooled & (found.margin < least[rest])
@@ -125,16 +124,16 @@ class Found(Catch):
 
 @dataclass
 class _Search(Flight):
-    """`hit` are the images of the lowest margin so far, which `windows` changes in place."""
+    """`hit` are the images of the lowest margin so far, which `patches` changes in place."""
 
     margin: Tensor
     signs: Tensor
-    windows: Windows
+    patches: Patches
 
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
-        self.windows.select(rows)
-        self.hit = self.windows.x
+        self.patches.select(rows)
+        self.hit = self.patches.x
 
 
 @torch.no_grad()
@@ -144,10 +143,10 @@ def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init:
     shared = Noise(key(target.noise.key, "windows"), torch.zeros(1, dtype=torch.int64))  # drawn without a device
     start = _stripes(x, target, threat.eps) if threat.norm == "Linf" else _tiles(x, target, threat.eps, shared)
     margin = label_lead(target.logits(start), target.y)
-    follow = windows(target, start)
+    patches = target.patches(start)
     now = _Search(
-        target, torch.arange(len(x), device=x.device), x, target.y, hit=follow.x, fooled=margin <= 0, margin=margin,
-        signs=margin, windows=follow,
+        target, torch.arange(len(x), device=x.device), x, target.y, hit=patches.x, fooled=margin <= 0, margin=margin,
+        signs=margin, patches=patches,
     )  # fmt: skip
     for done in range(queries):
         if done in (0, 1, 5, 10, 25) or not done % _BLOCK:
@@ -173,9 +172,9 @@ def _change_linf(now: _Search, eps: float, share: float, signs: Tensor, chances:
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
     rows, columns = _corner(chances[0], height, side), _corner(chances[1], width, side)
     new = torch.add(now.x[:, :, rows, columns], signs, alpha=eps).clamp_(0, 1)
-    margin = label_lead(now.windows.ask(rows, columns, new), now.y)
+    margin = label_lead(now.patches.ask(rows, columns, new), now.y)
     better = margin < now.margin
-    now.windows.settle(better)
+    now.patches.settle(better)
     now.margin = torch.where(better, margin, now.margin)
 
 
@@ -199,9 +198,9 @@ def _change_l2(now: _Search, eps: float, share: float, signs: Tensor, chances: l
     delta[second] = 0
     delta[first] = shape / (_length(shape) + _SMALL) * budget.sqrt()
     new = _stretched(now.x, delta, eps)
-    margin = label_lead(now.windows.ask(slice(0, height), slice(0, width), new), now.y)
+    margin = label_lead(now.patches.ask(slice(0, height), slice(0, width), new), now.y)
     better = margin < now.margin
-    now.windows.settle(better)
+    now.patches.settle(better)
     now.margin = torch.where(better, margin, now.margin)
 
 
