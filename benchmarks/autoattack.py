@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rkd.engine.choose import Engine
 from torch import Tensor
 
 import rkd
 from rkd.api import attack_plan, catalog
 from rkd.core.types import ThreatModel, fraction
 from rkd.distributed.ranks import join
-from rkd.engine.choose import Engine
 from rkd.evaluation.evaluate import choose, evaluate
 from rkd.evaluation.measures import interval
 from rkd.profiling import allocator

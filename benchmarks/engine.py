@@ -26,14 +26,14 @@ wait_briefly()
 keep_freed_memory()
 
 import torch  # noqa: E402
+from rkd.engine.choose import PIECES, choose  # noqa: E402
+from rkd.engine.effort import GRADIENT, forward_effort  # noqa: E402
+from rkd.engine.measure import gradient  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from rkd.api import catalog  # noqa: E402
 from rkd.engine.backends import Precision, made, ways  # noqa: E402
-from rkd.engine.choose import PIECES, choose  # noqa: E402
-from rkd.engine.effort import GRADIENT, forward_effort  # noqa: E402
 from rkd.engine.fused import RELU  # noqa: E402
-from rkd.engine.measure import gradient  # noqa: E402
 from rkd.engine.packing import Packed  # noqa: E402
 from rkd.engine.slopes import slope_of  # noqa: E402
 from rkd.nets.cpu_bfloat16 import packs  # noqa: E402

@@ -115,6 +115,7 @@ def plain_step(job: dict[str, Any]) -> Callable[[], float]:
 def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     """One step of rkd's own training loop. Returns the loss."""
     import torch
+    from rkd.workflow.engine import attach_teachers
 
     from rkd.api import catalog
     from rkd.core.random import forked
@@ -123,7 +124,6 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     from rkd.registry.config import RunConfig
     from rkd.training.divergence import Guard
     from rkd.workflow.build import build
-    from rkd.workflow.engine import attach_teachers
     from rkd.workflow.resolve import resolve
 
     with forked(0):

@@ -11,8 +11,7 @@ from rkd.core.random import forked
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import Run, update
 from rkd.core.types import Batch, ThreatModel
-from rkd.engine import accelerator as module
-from rkd.engine.accelerator import Searches
+from rkd.engine.accelerator import Engine
 from rkd.engine.fused import Fused
 from rkd.nets.net import Net, NetStudent
 from rkd.plugins.attacks.pgd import Pgd
@@ -21,12 +20,12 @@ from rkd.plugins.models.small_cnn import SmallCNN
 from rkd.plugins.objectives.ce import ce
 from rkd.registry.catalog import load_catalog
 from rkd.testing import tiny_teachers
-from rkd.workflow.build import build
+from rkd.workflow.build import accelerate, build
 from rkd.workflow.resolve import resolve
 
 CATALOG = load_catalog()
 ATTACKED = [name for name in CATALOG.names("loss") if "attack" in CATALOG.find("loss", name).component.defaults]
-WAYS = ["folded", "channels-last", "fused"]
+WAYS = {"folded": "folded", "channels-last": "folded, channels last", "fused": "folded, fused"}
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +54,7 @@ def run_of(loss: str, engine: str, weights: dict[str, Tensor], conversion: str |
     }
     plan = resolve(table, CATALOG)
     run = build(plan, CATALOG, tiny_teachers(plan.loss.roles, (1, 8, 8), 10))
+    accelerate(run, engine)
     missing = run.student.net.load_state_dict(weights, strict=False).missing_keys
     assert all(".aux." in name for name in missing)
     for group in run.optimizer.param_groups:
@@ -76,10 +76,9 @@ def test_every_method_moves_its_weights_alike(loss: str, weights: dict[str, Tens
     for way in WAYS:
         run = run_of(loss, way, weights)
         found = moved(run)
-        assert isinstance(run.student, NetStudent) and run.student.searches is not None
-        ran = run.student.searches.choices()
+        ran = run.student.accelerator.choices()
         mode = {getattr(plan.attack, "mode", "eval") for plan in run.attacks.values()}
-        assert ran == ([] if mode == {"train"} else [module.WAYS[way]])
+        assert ran == ([] if mode == {"train"} else [WAYS[way]])
         assert float((found - plain).norm() / plain.norm()) < 0.02, way
 
 
@@ -104,7 +103,7 @@ def test_the_same_images_and_verdict_on_a_trained_net(way: str, weights: dict[st
         return Step(batch, student, attacks={"adv": plan}, threat=ThreatModel("Linf", 0.1, 0.02)).image("adv")
 
     expected = images()
-    student.searches = Searches(way)
+    student.accelerator = Engine(way)
     found = images()
     assert float((found == expected).float().mean()) > 0.999
     with torch.no_grad():
@@ -122,11 +121,11 @@ def test_bfloat16_alike_within_its_precision(weights: dict[str, Tensor]) -> None
     net.load_state_dict(weights)
     net.autocast = torch.bfloat16
     student = NetStudent(net.eval())
-    student.searches = Searches("channels-last")
+    student.accelerator = Engine("channels-last")
     x = data.test.images(torch.arange(50))
     with torch.no_grad(), student.attacked("adv", "eval") as probe:
         assert float((probe(x) - net(x)).abs().max() / net(x).abs().max()) < 0.05
-    assert student.searches.choices() == ["folded, bfloat16, channels last"]
+    assert student.accelerator.choices() == ["folded, bfloat16, channels last"]
     assert {p.dtype for p in student.net.parameters()} == {torch.float32}
 
 
@@ -140,7 +139,7 @@ def test_what_only_a_search_needs_is_given_back(weights: dict[str, Tensor]) -> N
             asked = x.clone().requires_grad_()
             logits = probe(asked)
             logits.sum().backward()
-            layers = [module for module in probe._asked.modules() if isinstance(module, Fused)]
+            layers = [module for module in probe._fast.run.modules() if isinstance(module, Fused)]
             assert layers and all(layer._weight._made for layer in layers) and layers[-1]._slope is not None
         assert not any(layer._weight._made or layer._slope for layer in layers)
         torch.testing.assert_close(logits, run.student.net.eval()(x), rtol=1e-4, atol=1e-4)

@@ -16,7 +16,7 @@ from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset, Split
 from rkd.distributed.ranks import join
-from rkd.engine.choose import engine_of
+from rkd.engine.accelerator import Engine
 from rkd.evaluation.evaluate import evaluate as _evaluate
 from rkd.evaluation.journal import Journal
 from rkd.evaluation.result import Evaluation
@@ -129,7 +129,7 @@ def evaluate(
     shared: dict[str, Any] = {"threat": threat, "device": device}
     result = _evaluate(
         module, split, plans, classes=classes, seed=seed, batch_size=batch_size, limit=limit, rounded=rounded,
-        engine=engine_of(engine), journal=book, **shared,
+        accelerator=Engine(engine), journal=book, **shared,
     )  # fmt: skip
     result.warnings = doubted(module, split, result, plans, catalog(), checks, seed=seed, **shared)
     if book is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from rkd.core import ops
-from rkd.core.attack import StepTarget
+from rkd.core.attack import PLAIN, AttackTarget, Patches, PlainProbe, WatchedProbe, value_and_grad
+from rkd.core.interfaces import Accelerator, Probe, Target
 from rkd.core.random import Noise
 from rkd.core.types import ThreatModel
 from rkd.testing import tiny_batch, tiny_net, tiny_step
@@ -15,7 +17,7 @@ from rkd.testing.attack import cross_entropy
 def test_what_a_target_offers() -> None:
     batch, net = tiny_batch(), tiny_net().eval()
     step = tiny_step(batch, net, threat=ThreatModel("L2", 0.5, 0.1), progress=0.25)
-    target = StepTarget(step, cross_entropy, net, Noise(1, batch.index))
+    target = AttackTarget(step, cross_entropy, PlainProbe(net), Noise(1, batch.index))
     assert (target.threat.norm, target.progress) == ("L2", 0.25)
     assert torch.equal(target.logits(batch.x), net(batch.x))
     x = batch.x.clone().requires_grad_()
@@ -29,9 +31,76 @@ def test_what_a_target_offers() -> None:
 
 def test_a_target_of_a_part() -> None:
     batch, net = tiny_batch(), tiny_net().eval()
-    target = StepTarget(tiny_step(batch, net), cross_entropy, net, Noise(1, batch.index))
+    target = AttackTarget(tiny_step(batch, net), cross_entropy, PlainProbe(net), Noise(1, batch.index))
     keep = torch.tensor([3, 0])
     part = target.select(keep)
     assert torch.equal(part.y, batch.y[keep])
     assert torch.allclose(part.score(batch.x[keep]), target.score(batch.x)[keep])
     assert torch.equal(part.noise.uniform((2,)), target.noise.uniform((2,))[keep])
+
+
+def test_a_plain_probe_is_its_own_reference() -> None:
+    batch, net = tiny_batch(), tiny_net().eval()
+    probe = PlainProbe(net)
+    assert isinstance(probe, Probe) and isinstance(PLAIN, Accelerator)
+    assert torch.equal(probe(batch.x), net(batch.x)) and torch.equal(probe.reference(batch.x), net(batch.x))
+    assert probe.low_precision("gradient") is probe
+    with PLAIN.probe(net, None, net) as other:
+        assert torch.equal(other(batch.x), net(batch.x)) and PLAIN.choices() == []
+
+
+def test_a_watched_probe_tells_of_each_query_once() -> None:
+    class Rounded(PlainProbe):
+        def low_precision(self, kind: str) -> Probe:
+            return PlainProbe(lambda x: net(x).round()) if kind == "gradient" else self
+
+    batch, net = tiny_batch(), tiny_net().eval()
+    told: list[Tensor] = []
+    probe = WatchedProbe(Rounded(net), told.append)
+    assert isinstance(probe, Probe)
+    logits = probe(batch.x.clone().requires_grad_())
+    assert len(told) == 1 and torch.equal(told[0], logits) and not told[0].requires_grad
+    probe.reference(batch.x)
+    assert len(told) == 1, "to look again is no query of the attack"
+    assert probe.low_precision("forward") is probe
+    probe.low_precision("gradient")(batch.x)
+    assert torch.equal(told[1], logits.round())
+    patches = probe.patches(batch.x)
+    patches.ask(slice(0, 2), slice(1, 3), torch.zeros(len(batch), 3, 2, 2))
+    assert torch.equal(told[2], net(patches.x))
+
+
+def test_patches_are_kept_or_taken_back() -> None:
+    batch, net = tiny_batch(), tiny_net().eval()
+    patches, asked = Patches(net, batch.x), list[int]()
+    patches.on_ask = asked.append
+    changed = batch.x.clone()
+    changed[:, :, 2:4, 0:3] = 0.5
+    found = patches.ask(slice(2, 4), slice(0, 3), torch.full((len(batch), 3, 2, 3), 0.5))
+    assert torch.equal(found, net(changed)) and torch.equal(patches.x, changed)
+    better = torch.arange(len(batch)) % 2 == 0
+    patches.settle(better)
+    assert torch.equal(patches.x, torch.where(better.view(-1, 1, 1, 1), changed, batch.x))
+    patches.select(better)
+    patches.ask(slice(0, 1), slice(0, 1), torch.zeros(int(better.sum()), 3, 1, 1))
+    assert asked == [len(batch), int(better.sum())]
+
+
+def test_a_value_and_its_gradient() -> None:
+    batch, net = tiny_batch(), tiny_net().eval()
+    target = AttackTarget(tiny_step(batch, net), cross_entropy, PlainProbe(net), Noise(1, batch.index))
+    assert isinstance(target, Target)
+    x = batch.x.clone().requires_grad_()
+    expected = net(x)
+    logits, values, gradient = value_and_grad(target, batch.x, lambda logits: logits[:, 1] - logits[:, 0])
+    assert torch.equal(logits, expected) and torch.equal(values, expected[:, 1] - expected[:, 0])
+    torch.testing.assert_close(gradient, torch.autograd.grad((expected[:, 1] - expected[:, 0]).sum(), x)[0])
+    assert not (logits.requires_grad or values.requires_grad or gradient.requires_grad)
+
+
+def test_a_net_that_ignores_the_images_has_a_gradient_of_zeros() -> None:
+    batch = tiny_batch()
+    constant = PlainProbe(lambda x: torch.zeros(len(x), 4))
+    target = AttackTarget(tiny_step(batch), cross_entropy, constant, Noise(1, batch.index))
+    assert not target.gradient(batch.x)[1].any()
+    assert not value_and_grad(target, batch.x, lambda logits: logits[:, 0])[2].any()

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rkd.engine import ending
-from rkd.engine.backends import made, ways
+from rkd.engine.backends import Backend, FastCopy, rule
 from rkd.engine.ending import Ending
 from rkd.engine.fused import RELU, Fused, fuse
 from rkd.nets.cpu_bfloat16 import packs
@@ -76,10 +76,10 @@ def test_every_net(catalog: Catalog, name: str) -> None:
     net(X)
     net.eval().requires_grad_(False)
     with untouched(net):
-        found = made("folded, fused", net, X)
-    assert found.name.endswith("fused") and found.exact and found.arch is not None
-    same(net, found.net)
-    assert not any(type(node) is nn.BatchNorm2d for node in found.net.modules()) or name in (
+        found = FastCopy(Backend(fused=True), net, None, X)
+    assert found.name.endswith("fused")
+    same(net, found.logits)
+    assert not any(type(node) is nn.BatchNorm2d for node in found.run.modules()) or name in (
         "wrn10-1",
         "preact-resnet18",
     )
@@ -184,14 +184,15 @@ def test_without_gradient_and_never_twice() -> None:
 
 def test_nothing_to_fuse_is_no_way_of_its_own() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(432, 3)).eval()
-    assert made("folded, fused", net, X).name == ""
-    assert not any(isinstance(module, Fused) for module in made("folded, fused", net, X).net.modules())
+    assert FastCopy(Backend(fused=True), net, None, X).name == "plain"
+    assert not any(isinstance(module, Fused) for module in FastCopy(Backend(fused=True), net, None, X).run.modules())
 
 
 def test_only_where_onednn_is() -> None:
-    assert "folded, fused" in ways(torch.device("cpu"))
-    assert ("folded, bfloat16, fused" in ways(torch.device("cpu"), "bfloat16")) is packs()
-    assert not any("fused" in way for way in ways(torch.device("cuda"), "bfloat16"))
+    net = nn.Conv2d(1, 1, 1)
+    assert rule("auto", net, torch.device("cpu")).fused
+    assert rule("auto", net, torch.device("cpu"), low=True).fused is packs()
+    assert rule("auto", net, torch.device("cuda"), low=True) == Backend(channels_last=False, dtype="bfloat16 inside")
 
 
 @pytest.mark.parametrize("here", [False, True])

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rkd.engine.backends import made
+from rkd.engine.backends import Backend, FastCopy
 from rkd.engine.fused import fuse
 from rkd.engine.tape import Tape, taped
 from rkd.engine.thinned import Thinned
@@ -100,21 +100,21 @@ def test_the_nets_that_are_taped(catalog: Catalog, name: str, whole: bool) -> No
     net = catalog.create("model", name, {})((3, 12, 12), 10)
     net.train()
     net(X)
-    found = made("folded, fused", net.eval().requires_grad_(False), X)
-    assert any(isinstance(module, Tape) for module in found.net.modules()) is whole
-    same(net, found.net)
+    found = FastCopy(Backend(fused=True), net.eval().requires_grad_(False), None, X)
+    assert any(isinstance(module, Tape) for module in found.run.modules()) is whole
+    same(net, found.logits)
     with torch.no_grad():
         next(net.parameters()).mul_(-1)
     found.refresh()
-    same(net, found.net)
+    same(net, found.logits)
 
 
 @pytest.mark.skipif(not packs(), reason="a processor for which oneDNN packs no bfloat16")
 def test_bfloat16(catalog: Catalog) -> None:
     net = catalog.create("model", "mobilenetv2", {})((3, 12, 12), 10).eval().requires_grad_(False)
-    found = made("folded, bfloat16, fused", net, X)
-    logits, slope = gradients(found.net, X)
-    assert logits.dtype == slope.dtype == torch.float32 and not found.exact
+    found = FastCopy(Backend(fused=True, dtype="bfloat16"), net, None, X)
+    logits, slope = gradients(found.logits, X)
+    assert logits.dtype == slope.dtype == torch.float32
     assert float((logits - net(X)).abs().max() / net(X).abs().max()) < 0.05
 
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rkd.core.windows import Windows
+from rkd.core.attack import Patches
+from rkd.engine import backends
 from rkd.engine import tape_windows as module
-from rkd.engine.backends import in_pieces, made
-from rkd.engine.choose import followed
+from rkd.engine.backends import Backend, FastCopy
 from rkd.engine.tape import Tape
 from rkd.engine.tape_windows import Route, TapeWindows
 from rkd.nets.cpu_bfloat16 import packs
@@ -42,7 +42,7 @@ class Uneven(nn.Module):
 
 
 def tape_of(net: nn.Module) -> Tape:
-    tape = made("folded, fused", net, X).tape
+    tape = FastCopy(Backend(fused=True), net, None, X).tape
     assert tape is not None
     return tape
 
@@ -61,7 +61,7 @@ def test_the_logits_of_the_whole_images(catalog: Catalog, name: str, share: floa
     tape = tape_of(net)
     before = lambda x: (x - 0.5) / 0.25  # noqa: E731
     logits = lambda x: net(before(x))  # noqa: E731
-    local, whole = TapeWindows(logits, X, tape, before, piece=4), Windows(logits, X)
+    local, whole = TapeWindows(logits, X, tape, before, piece=4), Patches(logits, X)
     same_answers(local, whole, monkeypatch, "rkd.engine.tape_windows.MOST", never=0, always=2**30)
 
 
@@ -86,7 +86,7 @@ def test_a_window_that_cannot_be_followed_never_is() -> None:
     tape = tape_of(net)
     route = Route(tape, [tuple(value.shape[1:]) for value in tape.values(X[:1])], 3, 3)
     assert route.windows((5, 8, 5, 8)) is None and route.windows((5, 8, 5, 8)) is None
-    local, whole = TapeWindows(net, X, tape, lambda x: x), Windows(net, X)
+    local, whole = TapeWindows(net, X, tape, lambda x: x), Patches(net, X)
     for _ in range(3):
         new, place = torch.rand(6, 3, 3, 3), (slice(5, 8), slice(5, 8))
         torch.testing.assert_close(local.ask(*place, new), whole.ask(*place, new), rtol=1e-4, atol=1e-5)
@@ -110,23 +110,19 @@ def test_what_single_pixels_are_made_of_is_not_kept(catalog: Catalog) -> None:
     assert route.windows((7, 8, 7, 8)) is not None
 
 
-@pytest.mark.parametrize("way", ["folded, fused", "folded, bfloat16, fused"])
-def test_a_choice_is_followed_as_it_normalises(catalog: Catalog, way: str, monkeypatch) -> None:
-    """In pieces and in bfloat16 too."""
-    if "bfloat16" in way and not packs():
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_copy_follows_as_it_normalises(catalog: Catalog, dtype: str, monkeypatch) -> None:
+    """In micro-batches and in bfloat16 too."""
+    if dtype == "bfloat16" and not packs():
         pytest.skip("a processor for which oneDNN packs no bfloat16")
     monkeypatch.setattr(module, "SHARE", 1.0)
+    monkeypatch.setattr(backends, "MICRO_BATCH", 4)
     arch = catalog.create("model", "resnet8", {})((3, 16, 16), 10)
     net = Net(arch, [0.4] * 3, [0.2] * 3).eval().requires_grad_(False)
-    monkeypatch.setattr("rkd.engine.choose.MARGIN", 1e9)  # takes one however slow
-    monkeypatch.setattr("rkd.engine.choose.plan", lambda *arguments: None)
-    said: list[str] = []
-    follow = followed(in_pieces(made(way, net, X), 4), X, said.append)
-    assert follow is not None, said
-    windows = follow(X)
+    windows = FastCopy(Backend(fused=True, dtype=dtype), net, None, X).patches(X)
     assert isinstance(windows, TapeWindows)
     changed = X.clone()
     changed[:, :, 4:7, 5:9] = 1
     found = windows.ask(slice(4, 7), slice(5, 9), torch.ones(6, 3, 3, 4))
     assert found.dtype == torch.float32
-    torch.testing.assert_close(found, net(changed), rtol=0, atol=1e-5 if "bfloat16" not in way else 0.03)
+    torch.testing.assert_close(found, net(changed), rtol=0, atol=1e-5 if dtype == "float32" else 0.03)

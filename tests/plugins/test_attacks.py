@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rkd.core import ops
+from rkd.core.attack import Patches
 from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack, Target, traits_of
 from rkd.core.random import Noise
@@ -62,8 +63,14 @@ class FakeTarget:
         self.seen.append(x.detach().clone())
         return self.net(x)
 
-    def exact(self, x: Tensor) -> Tensor:
+    def reference(self, x: Tensor) -> Tensor:
         return self.logits(x)
+
+    def low_precision(self, kind: str) -> FakeTarget:
+        return self
+
+    def patches(self, x: Tensor) -> Patches:
+        return Patches(self.logits, x)
 
     def score(self, x: Tensor) -> Tensor:
         return self._score(self.logits(x), self.y)

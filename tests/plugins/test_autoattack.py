@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rkd.core import ops
+from rkd.core.attack import Patches
 from rkd.core.errors import Refused, RkdError
 from rkd.core.interfaces import Attack
 from rkd.core.random import Noise, forked
@@ -511,8 +512,20 @@ class FakeTarget:
 
     def logits(self, x: Tensor) -> Tensor:
         assert len(x) == len(self.y)  # whoever leaves, leaves the target as well
+        return self._ask(x)
+
+    def _ask(self, x: Tensor) -> Tensor:
         self.count.append(len(x))
         return self.net(x)
+
+    def reference(self, x: Tensor) -> Tensor:
+        return self.logits(x)
+
+    def low_precision(self, kind: str) -> FakeTarget:
+        return self
+
+    def patches(self, x: Tensor) -> Patches:
+        return Patches(self._ask, x)
 
     def score(self, x: Tensor) -> Tensor:
         raise AssertionError("these attacks know their own loss")
@@ -569,14 +582,17 @@ def test_hardly_ever_waits_for_the_device(name: str, steps: int, threat: ThreatM
 
 
 class Hasty(FakeTarget):
-    """`logits` of a faster net, which is wrong at times; `exact` of the original. Notes what that refused."""
+    """`logits` of a faster net, which is wrong at times; `reference` of the original. Notes what that refused."""
 
     refused: ClassVar[list[int]] = []
 
     def logits(self, x: Tensor) -> Tensor:
+        return self._ask(x)
+
+    def _ask(self, x: Tensor) -> Tensor:
         return self.net(x) + torch.tensor([-0.4, 0.4] + [0.0] * 8)
 
-    def exact(self, x: Tensor) -> Tensor:
+    def reference(self, x: Tensor) -> Tensor:
         logits = self.net(x)
         if len(x) < 30:  # not the whole batch, as it is
             self.refused.append(int(ops.correct(logits, self.y).sum()))
@@ -598,7 +614,7 @@ def test_only_what_fools_the_exact_net_counts(digits: SimpleNamespace, name: str
 
 
 class Rounding(FakeTarget):
-    """`rough` gives logits in steps of an eighth, and their gradient. `asked`: images, by which side was asked."""
+    """`low_precision`: logits in steps of an eighth, and their gradient. `asked`: images, by which side was asked."""
 
     asked: ClassVar[Counter[str]] = Counter()
 
@@ -606,9 +622,9 @@ class Rounding(FakeTarget):
         self.asked[type(self).__name__] += len(x)
         return super().logits(x)
 
-    def rough(self, part: str) -> FakeTarget:
-        kind = {"gradient": Rounded, "forward": RoundedForward}[part]
-        return kind(self.net, self.y, self.threat, self.progress, self.noise, self.count)
+    def low_precision(self, kind: str) -> FakeTarget:
+        other = {"gradient": Rounded, "forward": RoundedForward}[kind]
+        return other(self.net, self.y, self.threat, self.progress, self.noise, self.count)
 
 
 class Rounded(Rounding):

@@ -163,9 +163,7 @@ class AttackTarget:
             yield AttackTarget(step, self._objective, step.watched(probe, view), self.noise)
 
 
-def value_and_grad(
-    target: Target, x: Tensor, value: Callable[[Tensor], Tensor]
-) -> tuple[Tensor, Tensor, Tensor]:
+def value_and_grad(target: Target, x: Tensor, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     """Logits, a value of them, and its gradient by the images, from one forward and one backward.
 
     `value`: logits `(B, K)` of the images `x (B, C, H, W)` to a number for each, `(B,)`, which depends on its own

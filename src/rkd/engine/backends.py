@@ -1,5 +1,4 @@
-"""How a copy of a net runs: which layers are fused, in which layout and precision; and whether it is the same function.
-"""
+"""How a copy of a net runs, in which layout and precision, and whether it is the same function."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import copy
 import math
 import operator
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,8 +18,6 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-
-from ..core.interfaces import Probe
 
 from ..core.attack import Patches
 from ..nets.net import micro_batches
@@ -216,7 +213,7 @@ class LocalWindows(Patches):
     `piece`: how many images the layers behind the followed ones take at once; None: all.
     """
 
-    def __init__(self, logits: Probe, x: Tensor, how: Plan, piece: int | None = None) -> None:
+    def __init__(self, logits: Callable[[Tensor], Tensor], x: Tensor, how: Plan, piece: int) -> None:
         super().__init__(logits, x)
         self._plan, self._piece = how, piece
         self._kept: dict[fx.Node, Tensor] = {}
@@ -303,26 +300,3 @@ class LocalWindows(Patches):
 
     def _value(self, source: fx.Node, rows: slice, values: dict[fx.Node, Any]) -> Any:
         return values[source] if source in values else _images_first(self._kept[source][..., rows]).contiguous()
-
-
-def follows(follow: Callable[[Tensor], Windows], logits: Probe, x: Tensor) -> tuple[float, float]:
-    """How far windows that are followed so are off the net's logits, as a share of their size, and how many times as
-    fast a window of 3 x 3 pixels in the middle is answered. Windows at each border, each half kept."""
-    height, width = x.shape[2:]
-    local, whole = follow(x), Windows(logits, x)
-    mask = torch.arange(len(x), device=x.device) % 2 == 0
-    apart, taken = 0.0, [float("inf")] * 2
-    middle = (height // 2, width // 2)
-    with torch.no_grad():
-        for top, left in ((0, 0), (max(height - 3, 0), 0), (0, max(width - 3, 0)), middle, middle, middle):
-            place = slice(top, min(top + 3, height)), slice(left, min(left + 3, width))
-            new = 1 - x[:, :, place[0], place[1]]
-            answers = []
-            for number, one in enumerate((whole, local)):
-                begun = time.perf_counter()
-                answers.append(one.ask(*place, new))
-                one.settle(mask)
-                taken[number] = min(taken[number], time.perf_counter() - begun)
-            size = answers[0].abs().max().clamp_(min=1e-6)
-            apart = max(apart, float((answers[1] - answers[0]).abs().max() / size))
-    return apart, taken[0] / taken[1]

@@ -14,8 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.interfaces import Probe
-
 from ..core.attack import Patches
 from ..nets.memory_format import in_channels_last
 from ..nets.net import micro_batches
@@ -73,11 +71,11 @@ class TapeWindows(Patches):
     """Images whose windows are followed along a tape.
 
     `before`: what the tape gets of images, pixel by pixel. `piece`: how many images the layers behind the followed
-    ones take at once; None: all.
+    ones take at once.
     """
 
     def __init__(
-        self, logits: Probe, x: Tensor, tape: Tape, before: Callable[[Tensor], Tensor], piece: int | None = None
+        self, logits: Callable[[Tensor], Tensor], x: Tensor, tape: Tape, before: Callable[[Tensor], Tensor], piece: int
     ) -> None:
         super().__init__(logits, x)
         self._tape, self._before, self._piece = tape, before, piece

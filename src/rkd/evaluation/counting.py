@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import Refused, RkdError
 from ..core.attack import PLAIN, Patches
+from ..core.errors import Refused, RkdError
 from ..core.interfaces import Accelerator, Probe
 from ..core.step import AttackPlan, Step
 from ..core.types import Batch, Mode, QueryKind, ThreatModel, View

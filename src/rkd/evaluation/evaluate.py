@@ -136,12 +136,10 @@ class _Questions:
         check_numbers(logits)
         return _read(logits, batch.y)
 
-    def attacked(
-        self, name: str, plan: AttackPlan, noise: int, kept: Tensor
-    ) -> Callable[[Tensor], dict[str, Tensor]]:
+    def attacked(self, name: str, plan: AttackPlan, noise: int, kept: Tensor) -> Callable[[Tensor], dict[str, Tensor]]:
         """A search; of the rows in `kept` the images come with the answer."""
 
-        accelerator = self.accelerator if getattr(plan.attack, "confirms", False) else NO_ACCELERATOR
+        accelerator = self.accelerator if traits_of(plan.attack).confirms else NO_ACCELERATOR
 
         def answer(rows: Tensor) -> dict[str, Tensor]:
             batch = fetch(self.split, self.positions[rows], self.device)
@@ -362,5 +360,5 @@ def _fingerprint(ask: _Questions, attacks: Mapping[str, AttackPlan], *settings: 
     weights = [part for item in ask.net.state_dict().items() for part in item]
     searches = [(name, describe(plan, ask.threat, ask.classes or 0)) for name, plan in attacks.items()]
     first = ask.split.images(ask.positions[:1])
-    return fingerprint(PARTING, searches, ask.threat, ask.rounded, ask.classes, ask.accelerator.name, *settings, ask.positions,
-                       ask.labels, first, repr(ask.net), *weights)  # fmt: skip
+    return fingerprint(PARTING, searches, ask.threat, ask.rounded, ask.classes, ask.accelerator.name, *settings,
+                       ask.positions, ask.labels, first, repr(ask.net), *weights)  # fmt: skip

@@ -136,8 +136,8 @@ class EvaluateConfig(_Section):
     """The attacks of the final evaluation, on at most `limit` test images (none: all). `rounded`: also the accuracy
     after rounding to 8 bits; `checks`: self-checks of the numbers (`full` runs attacks with a known outcome); `curve`:
     radii of the accuracy against eps; `examples`: images kept for the report's gallery; `engine`: whether searches
-    that confirm what they find (autoattack and its parts) may run on the fastest copy of the net, and in `bfloat16`
-    those of them that can (APGD)."""
+    that confirm what they find (autoattack and its parts) may run on a faster copy of the net, and in `bfloat16`
+    what they can do with in reduced precision."""
 
     attacks: list[str] = Field(default_factory=lambda: ["fgsm", "pgd-sat", "cw"])
     limit: Annotated[int, Field(ge=1)] | None = None
@@ -154,8 +154,9 @@ class RunConfig(_Section):
     """A whole run. A component set to `false` is taken out; a teacher that would take longer than
     `prepare_minutes` to prepare is refused. `grad_accumulation`: in how many parts the gradient of a batch is
     computed; `batch_size` stays the samples of one step of the optimiser, of all processes together. `sync_bn`: batch
-    norm over the samples of all processes. `engine`: how the student runs while it is attacked: `auto` measures copies
-    with folded batch norms in several layouts, `plain` is the net as it is. `on_nan`: what to do about a step whose
+    norm over the samples of all processes. `engine`: how the student runs while it is attacked: `auto`, on a
+    frozen copy with folded batch norms and, on CPUs, fused layers; `plain`, as it is; the others force one kind of
+    copy. `on_nan`: what to do about a step whose
     loss or weights are not finite: `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half
     the learning rate. `teacher_cache`: `auto` keeps teachers' answers to clean images that come again, where that pays;
     `on` wherever it is exact; `teacher_cache_gib`: the most that the answers to augmented images may take."""
@@ -170,7 +171,7 @@ class RunConfig(_Section):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     teacher_cache: Literal["auto", "on", "off"] = "auto"
     teacher_cache_gib: Annotated[Number, Field(ge=0)] = 4.0
-    engine: Literal["auto", "plain", "folded", "channels-last", "fused"] = "auto"
+    engine: Literal["auto", "plain", "folded", "channels-last", "fused", "compiled"] = "auto"
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
     student: StudentConfig = Field(default_factory=StudentConfig)
     data: DataConfig = Field(default_factory=DataConfig)

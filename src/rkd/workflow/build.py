@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from rkd.core.trainer import Run, Validation, run_hooks
 from rkd.data.dataset import hold_out
 from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
+from rkd.engine.accelerator import Engine, EngineName
 from rkd.nets.memory_format import arrange
 from rkd.nets.net import Net, NetStudent, NetTeacher
 from rkd.registry.catalog import Catalog
@@ -22,9 +23,11 @@ from rkd.registry.schedules import parse_schedule
 from rkd.storage.runfolder import RunFolder
 from rkd.training.checkpoints import Saving
 
-from .engine import attach
 from .nets import build_net
 from .plan import Plan
+
+SMALL = 10_000_000
+"""Parameters of a teacher up to which it gets a copy: larger ones gain next to nothing, and take their memory."""
 
 
 def build(
@@ -81,8 +84,16 @@ def build(
         sync_bn=config.sync_bn,
         scaler=torch.amp.GradScaler(device.type, enabled=net.autocast is torch.float16),
     )
-    attach(run, plan)
     return run
+
+
+def accelerate(run: Run, name: EngineName, tell: Callable[[str], None] = lambda text: None) -> None:
+    """Let nets run on faster copies: the student while it is attacked, and teachers small enough for a second copy.
+    After the dry step, which counts what the nets themselves are asked. `tell` is told which copies nets get."""
+    run.student.accelerator = Engine(name, tell)
+    for teacher in run.teachers.values():
+        if type(teacher) is NetTeacher and sum(p.numel() for p in teacher.net.parameters()) <= SMALL:
+            teacher.accelerator = Engine(name, tell)
 
 
 def choose_device(name: str) -> torch.device:

@@ -1,4 +1,4 @@
-"""Where rkd keeps what can be made again: prepared teachers, journals, choices of the engine."""
+"""Where rkd keeps what can be made again: prepared teachers, journals."""
 
 from __future__ import annotations
 

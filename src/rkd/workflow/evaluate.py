@@ -14,7 +14,7 @@ from rkd.core.step import AttackPlan
 from rkd.core.types import Shape, ThreatModel
 from rkd.data.dataset import Split
 from rkd.distributed.ranks import ALONE, Ranks
-from rkd.engine.choose import engine_of
+from rkd.engine.accelerator import Engine
 from rkd.evaluation.curve import curve
 from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.journal import Journal
@@ -42,7 +42,7 @@ def evaluate_net(
     running: dict[str, Any] = {"seed": plan.config.seed, "batch_size": rules.batch_size, "progress": progress}
     result = evaluate(
         net, data.test, plan.evaluation, classes=len(data.classes), limit=rules.limit, rounded=rules.rounded,
-        examples=rules.examples, journal=journal, engine=engine_of(rules.engine, detail),
+        examples=rules.examples, journal=journal, accelerator=Engine(rules.engine, detail),
         ranks=ranks, **shared, **running,
     )  # fmt: skip
     result.warnings = doubted(net, data.test, result, plan.evaluation, catalog, rules.checks, **shared, **running)

@@ -12,8 +12,8 @@ from rkd.profiling.bench import bench, peak_bytes, peaks
 from rkd.registry.catalog import Catalog
 from rkd.training.dry_run import CostCard, dry_step
 
-from .build import build, choose_precision
-from .engine import attach, attach_teachers
+from .build import accelerate, build, choose_precision
+from .manifest import engine_of
 from .plan import Plan, Reporter, Silent
 from .resolve import resolve
 from .teachers import load_teachers
@@ -54,7 +54,8 @@ def measure(
     table: Mapping[str, Any], catalog: Catalog, reporter: Reporter | None = None, seconds: float = 10.0
 ) -> dict[str, Any]:
     """`rkd bench`: time the training step of a configuration. Nothing is prepared, trained to the end or written: a
-    teacher that has yet to be prepared is taken untrained, which costs the same. Raises RkdError."""
+    teacher that has yet to be prepared is taken untrained, which costs the same. The step is timed with nets as they
+    are (`plain_step_seconds`) and with the engine, which no time has a say in. Raises RkdError."""
     reporter = reporter or Silent()
     plan = resolve(table, catalog)
     for note in plan.notes:
@@ -62,11 +63,11 @@ def measure(
     teachers = load_teachers(plan, catalog, reporter)
     run = build(plan, catalog, {t.reference.role: t.teacher for t in teachers})
     dry_step(run)
-    attach(run, plan, {})
-    attach_teachers(run, plan, {})
     dtype = choose_precision(plan.config.precision, run.device) or torch.float32
     machine = peaks(run.device, dtype)
-    result = bench(run, seconds)
+    plain = bench(run, seconds / 2)
+    accelerate(run, plan.config.engine)
+    result = bench(run, seconds / 2)
     steps = len(run.loader) * plan.config.epochs
     return {
         "student": plan.config.student.model,
@@ -78,6 +79,8 @@ def measure(
         "threads": torch.get_num_threads(),
         "images": result.images,
         "rounds": result.rounds,
+        "engine": engine_of(run),
+        "plain_step_seconds": plain.step,
         "step_seconds": result.step,
         "parts_seconds": dict(result.parts),
         "parts_flops": dict(result.flops),

@@ -16,11 +16,11 @@ import torch
 from rkd.core.errors import RkdError
 from rkd.core.trainer import Run
 from rkd.evaluation.journal import fingerprint
+from rkd.nets.net import NetTeacher
 from rkd.registry.catalog import Catalog
 from rkd.storage.runfolder import RunFolder
 from rkd.training.dry_run import CostCard
 
-from .engine import all_searches
 from .plan import Plan
 from .teachers import ResolvedTeacher
 
@@ -74,10 +74,10 @@ def weights_of(teachers: list[ResolvedTeacher]) -> dict[str, str]:
 
 def engine_of(run: Run) -> list[str]:
     """How the student ran while it was attacked, and teachers that ran in another way than as they are."""
-    searches = all_searches(run)
-    student = searches.pop("student", None)
-    found = (student.choices() if student else []) or ["plain"]
-    return found + [f"{who}: {way}" for who, one in searches.items() for way in one.choices() if way != "plain"]
+    teachers = {role: teacher for role, teacher in run.teachers.items() if isinstance(teacher, NetTeacher)}
+    return (run.student.accelerator.choices() or ["plain"]) + [
+        f"teacher {role}: {name}" for role, t in teachers.items() for name in t.accelerator.choices() if name != "plain"
+    ]
 
 
 def earlier_manifest(folder: RunFolder) -> dict[str, Any]:

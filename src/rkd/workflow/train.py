@@ -30,9 +30,8 @@ from rkd.training.checkpoints import place_of
 from rkd.training.dry_run import CostCard, dry_step
 from rkd.training.memory import remembering, tell_of_memory
 
-from .build import build
+from .build import accelerate, build
 from .cache import cache_folder
-from .engine import attach_teachers, remember
 from .evaluate import evaluate_net
 from .forecast import predict
 from .manifest import cost_of, differences, earlier_manifest, engine_of, manifest_of, try_to_write, weights_of
@@ -99,8 +98,7 @@ def train_run(
     text = plan.config.text()
     folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
     folder = run.folder = folder if ranks.first else folder.readable()
-    attach_teachers(run, plan)
-    remember(run, folder.path, ranks.first, reporter.detail)
+    accelerate(run, plan.config.engine, reporter.detail)
     with ExitStack() as stack:
         ranks.once(lambda: stack.enter_context(run_lock(folder)))
         manifest = manifest_of(plan, catalog, run) | {"cost": cost_of(card), "teachers": weights_of(teachers)}

@@ -68,6 +68,10 @@ def show(found: dict[str, Any], terminal: Any) -> None:
     right = [(name, "right") for name in ("ms", "%", "GFLOP", "GFLOP/s")]
     terminal.table(["part of a step", *right], rows, title)
     reached = ", ".join(f"{what} {rate / 1e9:,.0f} GFLOP/s" for what, rate in found["machine_flops_per_second"].items())
+    terminal.result(
+        f"engine: {'; '.join(found['engine'])}: {1000 * step:,.1f} ms a step; "
+        f"with nets as they are {1000 * found['plain_step_seconds']:,.1f} ms"
+    )
     terminal.result(f"the machine itself: {reached}")
     terminal.result(f"{images / step:,.0f} images a second, {memory(found['peak_bytes'])} at most")
     terminal.result(

@@ -64,8 +64,8 @@ from ..shared import RUNS, App, json_option, pass_app, plugin_option, verbosity_
 @click.option(
     "--engine",
     type=click.Choice(["auto", "bfloat16", "plain"]),
-    help="auto (the default): autoattack searches on the fastest copy of the net, and confirms on the net; "
-    "bfloat16: in reduced precision besides, where that is faster.",
+    help="auto (the default): autoattack searches on a folded and fused copy of the net, and confirms on the net; "
+    "bfloat16: in reduced precision besides, where the processor has it; plain: on the net as it is.",
 )
 @click.option("--batch-size", type=int)
 @click.option(
