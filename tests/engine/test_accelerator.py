@@ -53,6 +53,7 @@ def routed(catalog: Catalog) -> NetStudent:
 
 
 def known(student: NetStudent, engine: Engine) -> FastNet:
+    student.net.eval()
     return engine.copy_for(student.net, None, student.net, X)
 
 
@@ -134,7 +135,7 @@ def test_a_net_that_changes_its_modules_is_copied_again(catalog: Catalog) -> Non
     assert known(student, engine).name == "plain", "while there is a hook the net runs as it is"
     handle.remove()
     close(student, engine)
-    assert known(student, engine).name == after.name
+    assert known(student, engine) is after
 
 
 def test_routed_norms_have_a_copy_for_each_view(catalog: Catalog) -> None:
@@ -165,6 +166,7 @@ def test_a_query_goes_through_in_micro_batches(catalog: Catalog, monkeypatch) ->
 def test_the_same_bits_whenever_it_is_made(catalog: Catalog) -> None:
     """After few images, after many, for the first time or again: what was asked before has no say."""
     student = student_of(catalog)
+    student.net.eval()
     found = []
     for first in (X, X[:3], None):
         student.accelerator = Engine()
@@ -335,7 +337,7 @@ def test_reduced_precision_has_to_be_asked_for(attack: str, name: str, monkeypat
     plans = {"it": AttackPlan(search, ce)}
     found = evaluate(net, split, plans, threat=LINF, accelerator=Engine(name)).outcomes["it"]
     assert (copies[True].count > 0) is (name == "bfloat16")
-    assert (copies[False].count > 0) is (name == "auto" or "fine" in needs or attack == "square")
+    assert (copies[False].count > 0) is (name == "auto" or "fine" in needs)
     assert ("low" in found.about["engine"]) is (name == "bfloat16")
     plain = evaluate(net, split, plans, threat=LINF).outcomes["it"]
     assert (found.forwards, found.backwards) == (plain.forwards, plain.backwards)

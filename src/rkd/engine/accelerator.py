@@ -19,6 +19,7 @@ from ..core.attack import Patches, PlainProbe
 from ..core.interfaces import Accelerator, Probe
 from ..core.types import QueryKind, View
 from .backends import Backend, FastNet, Logits, make, rule
+from .fold import plain as is_plain
 
 EngineName = Literal["auto", "plain", "bfloat16", "folded", "channels-last", "fused", "compiled"]
 """`auto`: the rule. `bfloat16`: besides, in evaluations, in reduced precision what attacks can do with. `plain`: each
@@ -62,6 +63,8 @@ class Engine:
 
     def copy_for(self, net: nn.Module, view: View | None, plain: Logits, x: Tensor, low: bool = False) -> FastNet:
         """The copy of `net`, with the weights that it has now, for images like `x`; or the net itself."""
+        if not all(is_plain(module) for module in net.modules()):  # a hook may do anything, now and not later
+            return FastNet(net, plain, x.shape[1:])
         backend = rule(self.name, net, x.device, low)
         key = (id(net), view, x.shape[1:], x.device.type, backend)
         known = self._copies.get(key)

@@ -17,7 +17,6 @@ from ..nets.memory_format import channels_last
 from ..nets.net import Net
 from .copy import Twin
 from .ending import Ending
-from .fold import plain as untouched
 from .fold import put
 from .fused import Fused, fuse
 from .tape import Tape, taped
@@ -196,8 +195,6 @@ def make(
     with torch.inference_mode(False):
         try:
             expected = gradient(plain, x)
-            if not all(untouched(module) for module in net.modules()):  # a hook may do anything, now and not later
-                return itself
             copy = FastCopy(backend, net, view, x)
             off = relative_error(copy.logits, x, expected, exact=backend.dtype == "float32")
         except Refused:  # no gradient to be had
