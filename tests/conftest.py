@@ -9,9 +9,13 @@ import torch
 
 from rkd.registry.catalog import Catalog, load_catalog
 
+from . import pretend_device
+
 
 def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
+    if pretend_device.UNSUPPORTED is None:
+        pretend_device.register()
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ wants a number waits: `host_waits` records each time. What is copied to the CPU 
 next waits, be it for an event. As on the CPU, down to the last bit, are the numbers.
 
 It rests on torch's Python backend for the dispatch key PrivateUse1 (torch >= 2.9). A process registers it once, by
-`register`; tensors of the CPU do not notice.
+`register`, before its first backward: autograd counts the devices only then. Tensors of the CPU do not notice.
 """
 
 from __future__ import annotations
@@ -22,11 +22,18 @@ from torch import Tensor
 from torch.utils import backend_registration
 
 NAME = "pretend"
-UNSUPPORTED = (
-    None
-    if hasattr(backend_registration, "_setup_privateuseone_for_python_backend")
-    else f"torch {torch.__version__} has no Python backend for PrivateUse1: a pretend device needs torch >= 2.9"
-)
+
+
+def _unsupported() -> str | None:
+    """Why there cannot be a pretend device in this process; None if there can."""
+    if not hasattr(backend_registration, "_setup_privateuseone_for_python_backend"):
+        return f"torch {torch.__version__} has no Python backend for PrivateUse1; a pretend device needs torch >= 2.9"
+    if torch.accelerator.is_available():
+        return "torch takes a pretend device for the accelerator, and this machine has a real one"
+    return None
+
+
+UNSUPPORTED = _unsupported()
 
 aten = torch.ops.aten
 
