@@ -107,10 +107,35 @@ class PretendTensor(Tensor):
         return self.numpy()
 
 
+class _Module:
+    """`torch.pretend`. Not available: torch, when it looks for an accelerator, is not to find this one."""
+
+    def is_available(self) -> bool:
+        return False
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def device_count(self) -> int:
+        return 1
+
+    def current_device(self) -> int:
+        return 0
+
+    def get_amp_supported_dtype(self) -> list[torch.dtype]:
+        return [torch.bfloat16]
+
+    def _is_in_bad_fork(self) -> bool:
+        return False
+
+    def manual_seed_all(self, seed: int) -> None:
+        """Its random numbers are those of the CPU."""
+
+
 def register() -> torch.device:
     """The device, which torch knows from here on."""
     if not _library:
-        backend_registration._setup_privateuseone_for_python_backend(NAME)
+        backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
         library = torch.library.Library("aten", "IMPL")
         for name in FACTORIES:
             library.impl(name, _factory(name), "PrivateUse1")

@@ -142,6 +142,7 @@ def test_factories_draw_as_on_the_cpu(device: torch.device) -> None:
 
 def test_registered_twice_and_the_cpu_as_ever(device: torch.device) -> None:
     assert register() == device == torch.zeros(1, device=device).device
+    assert not torch.accelerator.is_available()
     assert type(torch.zeros(1)) is Tensor and torch.zeros(2).numpy().shape == (2,)
     with host_waits() as waits:
         assert torch.ones(2).tolist() == [1, 1]
