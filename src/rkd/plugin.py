@@ -48,8 +48,8 @@ from .core.types import (
     check_range,
     fraction,
 )
+from .data.augment import Augment, FiniteAugment
 from .data.dataset import ArraySplit, Dataset, DatasetSource, Split, check_images
-from .data.loader import Augment, FiniteAugment
 from .evaluation.corruptions import Corruption, at_severity
 from .evaluation.model import Finite
 from .evaluation.transfer import identity

@@ -7,7 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from .runs import CATALOG, CPU, assert_same, run_on, short, state_of, train_an_epoch
+from rkd.nets.net import NetTeacher
+from rkd.training.teacher_cache import cached_teachers
+
+from .runs import CATALOG, CPU, TRAINING, assert_same, run_on, short, state_of, train_an_epoch
 
 WITHOUT_WAITING = ["fgsm", "pgd", "cw", "mifgsm", "pgd-sat"]
 """The attacks that training uses. The others let samples leave early, and have to know which."""
@@ -51,6 +54,24 @@ def test_attacks_that_training_uses(attack: str, device: torch.device) -> None:
 )
 def test_what_surrounds_a_loss(settings: dict[str, Any], device: torch.device) -> None:
     train_on_both(device, "mtard-anl", **settings)
+
+
+@pytest.mark.parametrize("augments", [{}, {"flip": {}}])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_cached_teachers(augments: dict[str, Any], parts: int, device: torch.device) -> None:
+    """Three epochs: answers are looked up, and new ones stored, without waiting for them."""
+    runs = []
+    for where in (CPU, device):
+        run = run_on(where, "rslad", augments=augments, grad_accumulation=parts, epochs=3)
+        run.teachers = {role: NetTeacher(teacher.net, role) for role, teacher in run.teachers.items()}
+        with cached_teachers(run, "on", roles=["robust"]):
+            for run.epoch in range(3):
+                assert train_an_epoch(run) == []
+                run.done = 0
+            asked, looked_up = run.teachers["robust"].counts
+        assert looked_up > 0 and asked + looked_up == 3 * TRAINING
+        runs.append(state_of(run))
+    assert_same(*runs)
 
 
 @pytest.mark.parametrize("loss", ["ce", "rslad"])

@@ -6,13 +6,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from rkd.core.errors import ConfigError, Refused
+from rkd.core.errors import ConfigError
 from rkd.core.random import Noise
 from rkd.core.types import Batch
 from rkd.data.dataset import ArraySplit
 from rkd.data.loader import Loader
 from rkd.plugins.augments import crop, cutout, flip, mixup
-from rkd.training.variants import Variants, share_met_before
 
 ALL = {
     "crop": crop.Crop(),
@@ -137,89 +136,6 @@ def test_cutout_equals_the_official_loop(length):
         half = length // 2
         image[:, max(y - half, 0) : min(y + half, height), max(x - half, 0) : min(x + half, width)] = 0.5
     assert torch.equal(cutout.Cutout(length=length, fill=0.5)(batch, noise(batch)).x, expected)
-
-
-@pytest.mark.parametrize(
-    ("augments", "count"),
-    [
-        ([], 1),
-        ([flip.Flip()], 2),
-        ([flip.Flip(p=0.0)], 1),
-        ([flip.Flip(p=1.0)], 1),
-        ([crop.Crop(padding=1)], 9),
-        ([crop.Crop(padding=0)], 1),
-        ([cutout.Cutout(length=4)], 108),
-        ([crop.Crop(padding=1), flip.Flip()], 18),
-        ([flip.Flip(), crop.Crop(padding=1), flip.Flip(p=0.3)], 36),
-    ],
-)
-def test_equal_versions_are_equal_images_and_others_are_not(augments, count):
-    """Of one image at many positions: as many different images as versions are said to be drawn, in two epochs."""
-    one = make(count=1).x
-    split = ArraySplit(one.expand(3000, *one.shape[1:]), torch.zeros(3000))
-    loader = Loader(split, 3000, seed=3, augments=augments)
-    loader.variants = Variants.of(augments, tuple(one.shape[1:]))
-    assert loader.variants.count == count
-    batches = [loader.batch(torch.arange(3000), epoch) for epoch in (0, 1)]
-    number, x = (torch.cat([getattr(batch, name) for batch in batches]) for name in ("variant", "x"))
-    assert number.unique().tolist() == list(range(count))
-    _, image = x.flatten(1).unique(dim=0, return_inverse=True)
-    # Equal numbers, equal images. (Versions may be the same: two flips, a square beyond the edge.)
-    for which in number.unique():
-        assert len(image[number == which].unique()) == 1
-    if len(augments) < 3:
-        assert len(image.unique()) == count
-
-
-def test_the_order_of_augmentations_is_part_of_the_version():
-    batch = make()
-    split = ArraySplit(batch.x, batch.y)
-    there, back = ([crop.Crop(padding=2), flip.Flip()], [flip.Flip(), crop.Crop(padding=2)])
-    found = []
-    for augments in (there, back):
-        loader = Loader(split, 64, seed=3, augments=augments)
-        loader.variants = Variants.of(augments, (3, 9, 12))
-        found.append(loader.batch(torch.arange(64), 0).variant)
-    assert not torch.equal(*found)
-
-
-def test_a_version_follows_from_seed_epoch_and_image():
-    batch = make()
-    split = ArraySplit(batch.x, batch.y)
-    augments = [crop.Crop(padding=2), flip.Flip()]
-
-    def numbers(index, epoch, seed=3):
-        loader = Loader(split, 16, seed, augments)
-        loader.variants = Variants.of(augments, (3, 9, 12))
-        return loader.batch(index, epoch).variant
-
-    whole = numbers(torch.arange(64), 2)
-    assert torch.equal(numbers(torch.tensor([40, 3, 17]), 2), whole[[40, 3, 17]])
-    assert not torch.equal(numbers(torch.arange(64), 1), whole)
-    assert not torch.equal(numbers(torch.arange(64), 2, seed=4), whole)
-
-
-@pytest.mark.parametrize(
-    ("augment", "says"),
-    [
-        (mixup.Mixup(classes=10), "Mixup blends images"),
-        (lambda batch, noise: batch, "does not say how many"),
-        (type("Odd", (), {"variants": lambda self, shape: 0, "variant": None})(), "Odd says that it makes 0"),
-    ],
-)
-def test_versions_without_number(augment, says):
-    with pytest.raises(Refused, match=says):
-        Variants.of([flip.Flip(), augment], (3, 9, 12))
-
-
-def test_how_many_samples_come_again():
-    """Against drawing: 18 versions in 25 epochs."""
-    generator = torch.Generator().manual_seed(0)
-    draws = torch.randint(0, 18, (4000, 25), generator=generator)
-    different = sum(len(set(row)) for row in draws.tolist()) / 4000
-    assert abs(share_met_before(18, 25) - (1 - different / 25)) < 0.005
-    assert share_met_before(1, 4) == 0.75
-    assert share_met_before(162, 1) == pytest.approx(0)
 
 
 def test_mixup_blends_images_and_labels_alike():

@@ -1,37 +1,47 @@
-"""Clean images that never change: their teachers are asked once, and say what they would say each time."""
+"""Cached teachers give the logits that they would give, whatever is kept, and are asked about each version once."""
 
 from __future__ import annotations
 
+import os
 import re
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from rkd.core.errors import Refused
 from rkd.core.random import Noise
 from rkd.core.step import AttackPlan
-from rkd.core.trainer import fit
+from rkd.core.trainer import Run, fit
 from rkd.core.types import Batch
+from rkd.data.dataset import Subset
 from rkd.data.loader import Loader
-from rkd.distributed.ranks import ALONE
+from rkd.distributed.ranks import Ranks
 from rkd.nets.net import NetTeacher
+from rkd.plugin import hookimpl
 from rkd.plugins.augments.crop import Crop
 from rkd.plugins.augments.cutout import Cutout
 from rkd.plugins.augments.flip import Flip
 from rkd.plugins.augments.mixup import Mixup
 from rkd.registry.catalog import load_catalog
-from rkd.testing.tiny import SHAPE, StubTeacher, tiny_dataset, tiny_net, tiny_run
-from rkd.training import memory, shelf
+from rkd.testing.tiny import SHAPE, StubTeacher, tiny_net, tiny_run
+from rkd.training import teacher_cache
 from rkd.training.dry_run import dry_step
-from rkd.training.memory import remembering, tell_of_memory
-from rkd.training.shelf import Shelf
-from rkd.training.teacher_cache import Remembering, RememberingVariants
-from rkd.training.variants import Variants
+from rkd.training.teacher_cache import (
+    CHECKSUM,
+    CachedTeacher,
+    LogitStore,
+    answer_bytes,
+    cached_teachers,
+    make_room,
+    plan_caches,
+)
 
 CATALOG = load_catalog()
+CROP_AND_FLIP = (Crop(padding=1), Flip())
 
 
 class Counting(nn.Module):
@@ -46,81 +56,161 @@ class Counting(nn.Module):
         return self.net(x) + self.noise * torch.rand(1)
 
 
-def run_with(net: nn.Module, cache: bool, loss: str = "rslad", **settings):
-    attack = CATALOG.create("attack", "pgd", {"steps": 1})
-    objective = CATALOG.create("objective", "kl-teacher")
-    run = tiny_run(CATALOG.create("loss", loss), attack=attack, objective=objective, epochs=3,
-                   teachers={"robust": NetTeacher(net, "robust")}, **settings)  # fmt: skip
-    if cache:
-        run.teachers = remembering(run)
-    fit(run)
-    return run
-
-
-def test_asked_once_and_trained_alike() -> None:
-    plain, kept = Counting(), Counting()
-    expected, found = run_with(plain, cache=False), run_with(kept, cache=True)
-    assert plain.images == 3 * 16
-    assert kept.images == 2 * 16  # all images, and the first block once more: does it say the same?
-    for a, b in zip(expected.student.net.parameters(), found.student.net.parameters(), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
-
-
-def test_other_views_are_asked_about_each_time() -> None:
-    net = Counting()
-    run = run_with(net, cache=True, loss="adaad")  # AdaAD's teacher sees attacked images, and is part of the search
-    assert isinstance(run.teachers["robust"], Remembering)
-    assert net.images > 3 * 16
-
-
-def at(*index: int) -> Batch:
-    places = torch.tensor(index)
-    data = tiny_dataset().train
-    return Batch(data.images(places), data.labels[places], places)
-
-
-def test_the_answers_do_not_depend_on_the_order() -> None:
-    data = tiny_dataset()
-    answers = [
-        Remembering(NetTeacher(tiny_net(), "robust"), Loader(data.train, 8, seed)).remembered(at(5, 2))
-        for seed in (0, 1)
-    ]
-    assert torch.equal(answers[0], answers[1])
-
-
-def test_a_net_that_draws_random_numbers_is_asked_each_time() -> None:
-    net = Counting(noise=0.5)
-    run = run_with(net, cache=True)
-    assert run.teachers["robust"].remembered(at(0)) is None
-    assert net.images == 3 * 16 + 2 * 16  # found out once
-
-
-def test_what_draws_random_numbers_leaves_the_students_as_they_were() -> None:
-    """A run that goes on finds it out a second time."""
-    net = Counting(noise=0.5)
-    for teacher in (Remembering(NetTeacher(net, "robust"), Loader(tiny_dataset().train, 8, 0)), versions(net)):
-        state = torch.get_rng_state()
-        teacher.remembered(replace(at(0, 1), variant=torch.tensor([0, 0])))
-        assert torch.equal(torch.get_rng_state(), state)
-
-
-def whys(run, **settings) -> list[str]:
-    said: list[str] = []
-    run.teachers = remembering(run, tell=said.append, **settings)
-    return said
-
-
-def a_run(augments=(), epochs: int = 3, teacher=None, loss: str = "rslad", **settings):
-    run = tiny_run(CATALOG.create("loss", loss), epochs=epochs, **settings,
-                   teachers={"robust": teacher or NetTeacher(tiny_net(seed=4), "robust")})  # fmt: skip
+def a_run(augments=(), epochs: int = 3, teacher=None, loss: str = "rslad", **settings) -> Run:
+    teacher = teacher or tiny_net(seed=4)
+    teacher = NetTeacher(teacher, "robust") if isinstance(teacher, nn.Module) else teacher
+    if "attacks" not in settings:
+        attack, objective = CATALOG.create("attack", "pgd", {"steps": 1}), CATALOG.create("objective", "kl-teacher")
+        settings |= {"attack": attack, "objective": objective}
+    run = tiny_run(CATALOG.create("loss", loss), epochs=epochs, teachers={"robust": teacher}, **settings)
     run.loader = Loader(run.data.train, 8, 0, augments)
     return run
 
 
-def test_too_many_answers_are_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "MOST_BYTES", 16 * 4 * 4 - 1)
-    (why,) = whys(a_run(epochs=9))
-    assert "looking its answers up saves little" in why  # on a file there would be room
+def parameters(run: Run) -> Tensor:
+    return torch.cat([p.detach().flatten() for p in run.student.net.parameters()])
+
+
+@contextmanager
+def cached(run: Run, mode: str = "on", **settings):
+    """`cached_teachers`, with the teacher `robust` as it is inside, and a list of all that is told."""
+    said: list[str] = []
+    with cached_teachers(run, mode, tell=said.append, **settings):
+        yield run.teachers["robust"], said
+
+
+def batches(run: Run, epochs: int) -> list[Batch]:
+    return [batch for epoch in range(epochs) for batch in run.loader.batches(epoch)]
+
+
+# A training
+
+TRIALS = 9
+"""Blocks that a teacher is asked about before the training: does it depend on more than the image?"""
+
+
+@pytest.mark.parametrize("augments", [[], [Crop(padding=1), Flip()], [Flip(), Crop(padding=1)], [Flip()]])
+@pytest.mark.parametrize("parts", [1, 2])
+def test_a_training_is_the_same_with_and_without(augments, parts: int) -> None:
+    """Here even bit for bit: this net's answers do not depend on the number of images."""
+    plain_net, net = Counting(), Counting()
+    plain = a_run(augments, 8, plain_net, grad_accumulation=parts)
+    fit(plain)
+    run = a_run(augments, 8, net, grad_accumulation=parts)
+    teacher = run.teachers["robust"]
+    with cached(run) as (cache, said):
+        fit(run)
+        seen = {int(number) for batch in batches(run, 8) for number in batch.version}
+    asked, looked_up = cache.counts
+    assert (asked, asked + looked_up, plain_net.images) == (len(seen), 8 * 16, 8 * 16)
+    assert torch.equal(parameters(run), parameters(plain))
+    assert said[-1] == f"teacher robust: {looked_up / 128:.0%} of the answers to clean images were looked up"
+    assert run.teachers["robust"] is teacher and run.loader.variants is None
+    if not augments:
+        assert net.images == 16 + TRIALS * 8 // parts
+
+
+def test_other_views_are_asked_about_each_time() -> None:
+    run = a_run(loss="adaad", teacher=(net := Counting()))
+    with cached(run) as (cache, _):
+        fit(run)  # AdaAD's teacher sees attacked images, and is part of the search
+    assert cache.counts[0] == 16 and net.images > 2 * 3 * 16
+
+
+def test_the_answers_do_not_depend_on_the_order() -> None:
+    answers = []
+    for seed in (0, 1):
+        run = a_run()
+        run.loader = Loader(run.data.train, 8, seed)
+        with cached(run) as (cache, _):
+            found = torch.cat([torch.cat([b.index[:, None], cache.clean_logits(b)], 1) for b in batches(run, 1)])
+        answers.append(found[found[:, 0].argsort()])
+    assert torch.equal(*answers)
+
+
+@pytest.mark.parametrize("augments", [CROP_AND_FLIP, (Cutout(length=3),), (Flip(p=1.0),), ()])
+def test_answers_have_the_bits_of_a_block_of_one_image(augments) -> None:
+    """Whatever was kept before and whatever else is asked about."""
+    net = Counting()
+    run = a_run(augments, 12, net)
+    with cached(run) as (cache, _):
+        for batch in batches(run, 12):
+            for x, logits in zip(batch.x, cache.clean_logits(batch), strict=True):
+                assert torch.equal(net.net(x.expand(8, *SHAPE).contiguous())[0].detach(), logits)
+        assert cache.counts[1] > 0
+
+
+def test_what_draws_random_numbers_leaves_the_students_as_they_were() -> None:
+    run = a_run(teacher=Counting(noise=0.5))
+    state = torch.get_rng_state()
+    with cached(run) as (teacher, said):
+        assert type(teacher) is NetTeacher and "something else the second time" in said[0]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_batches_that_do_not_say_their_version() -> None:
+    run = a_run(teacher=(net := Counting()))
+    batch = run.loader.batch(torch.arange(2), 0)
+    with cached(run) as (cache, _):
+        for _ in range(2):
+            assert torch.equal(cache.clean_logits(batch), net.net(batch.x).detach())
+        assert cache.counts == (0, 0)
+
+
+# Weights that move
+
+
+@pytest.mark.parametrize("how", ["in place", "another module", "loaded"])
+def test_a_teacher_whose_weights_move_is_asked_anew(how: str) -> None:
+    net, other = tiny_net(seed=4), tiny_net(seed=5)
+    run = a_run(teacher=net, epochs=4)
+    notices, differences = [], []
+
+    class Mover:
+        @hookimpl
+        def rkd_after_update(self, run: Run) -> None:
+            if run.epoch == 2 and run.batch_number == 0:
+                if how == "in place":
+                    with torch.no_grad():
+                        for p in net.parameters():
+                            p.mul_(0.5)
+                elif how == "another module":
+                    net.arch = other.arch
+                else:
+                    net.load_state_dict(other.state_dict())
+            step = run.step(run.loader.batch(torch.arange(4), 0))
+            differences.append(float((step.teacher() - net(step.image("clean")).detach()).abs().max()))
+
+        @hookimpl
+        def rkd_notice(self, run: Run, text: str) -> None:
+            notices.append(text)
+
+    run.hooks.register(Mover())
+    with cached(run):
+        fit(run)
+    assert max(differences) == 0 and len(differences) == 8
+    assert notices == ["the weights of the teacher 'robust' move: from here on it is asked in each step"]
+
+
+def test_weights_that_move_unseen_are_told_of() -> None:
+    run = a_run(teacher=(net := tiny_net(seed=4)))
+    notices: list[str] = []
+
+    class Listener:
+        @hookimpl
+        def rkd_notice(self, run: Run, text: str) -> None:
+            notices.append(text)
+
+    run.hooks.register(Listener())
+    with cached(run):
+        fit(run)
+    assert notices == []
+    with cached(run):
+        next(net.parameters()).data.mul_(0.5)
+    assert len(notices) == 1 and "through .data" in notices[0] and "teacher_cache=off" in notices[0]
+
+
+# Which teachers
 
 
 class Jitter:
@@ -128,118 +218,67 @@ class Jitter:
         return replace(batch, x=batch.x * noise.uniform((1, 1, 1)))
 
 
+class Misnumbered(Crop):
+    def variant(self, noise, shape):
+        return super().variant(noise, shape) * 0
+
+
 @pytest.mark.parametrize(
     ("run", "settings", "why"),
     [
         (a_run(epochs=1), {}, "no image comes again"),
-        (a_run([Flip()]), {}, "looking its answers up saves little"),
-        (a_run([Flip()], epochs=2), {}, "25% come again|saves little"),
-        (a_run([Crop()], epochs=30), {}, "of 81 versions of each image 16% come again in 30 epochs"),
-        (a_run([Flip(), Jitter()], epochs=30), {"how": "on"}, "Jitter does not say how many versions"),
-        (a_run([Flip(), Mixup(classes=4)], epochs=30), {"how": "on"}, "Mixup blends images"),
-        (a_run([Flip()]), {"how": "on", "most": 16 * 2 * 24 - 1}, "answers to 2 versions of 16 images take"),
-        (a_run(teacher=StubTeacher("robust")), {"how": "on"}, "a teacher of its own kind"),
-        (a_run(ranks=replace(ALONE, size=2)), {"how": "on"}, "several processes"),
+        (a_run([Crop()], epochs=30), {"mode": "auto"}, "of 81 versions of each image 16% come again in 30 epochs"),
+        (a_run([Flip(), Jitter()], epochs=30), {}, "Jitter does not say how many versions"),
+        (a_run([Flip(), Mixup(classes=4)], epochs=30), {}, "Mixup blends images"),
+        (a_run([Misnumbered(padding=1)]), {}, "of one image is not one image"),
+        (a_run([Flip()]), {"max_bytes": 16 * 2 * 24 - 1}, "answers to 2 versions of 16 images take"),
+        (a_run(teacher=StubTeacher("robust")), {}, "a teacher of its own kind"),
     ],
 )
-def test_where_there_is_no_memory(run, settings, why) -> None:
+def test_where_there_is_no_cache(run, settings, why) -> None:
     teacher = run.teachers["robust"]
-    (said,) = whys(run, **settings)
-    assert run.teachers["robust"] is teacher and run.loader.variants is None
-    assert said.startswith("teacher robust: asked in each step: ") and re.search(why, said)
+    with cached(run, **settings) as (inside, said):
+        assert inside is teacher and run.loader.variants is None
+    assert len(said) == 1 and said[0].startswith("teacher robust: asked in each step: ") and re.search(why, said[0])
 
 
 def test_it_can_be_turned_off() -> None:
     run = a_run()
-    teacher = run.teachers["robust"]
-    assert whys(run, how="off") == [] and run.teachers["robust"] is teacher
+    with cached(run, "off") as (teacher, said):
+        assert type(teacher) is NetTeacher
+    assert said == []
 
 
-def test_it_is_used_where_it_pays(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "TRIVIAL", 1000)
-    run = a_run([Crop(padding=1), Flip()], epochs=30)
-    said = whys(run)
-    assert isinstance(run.teachers["robust"], RememberingVariants) and "about 51%" in said[0]
-    run.teachers["robust"] = NetTeacher(tiny_net(seed=4), "robust")
-    run.device = torch.device("cuda")
-    assert "on a GPU the step would wait" in whys(run)[0]
+def test_it_is_used_where_it_pays() -> None:
+    with cached(a_run([Crop(padding=1), Flip()], epochs=30), "auto") as (teacher, said):
+        assert isinstance(teacher, CachedTeacher)
+    assert said[0] == "teacher robust: about 51% of the clean images come again, and are looked up"
 
 
-def test_what_the_teachers_may_take_is_for_all_of_them() -> None:
+def test_plans_ask_nobody() -> None:
+    run = a_run([Flip()], 4, net := Counting())
+    (plan,) = plan_caches(run).values()
+    assert net.images == 0
+    assert plan.repeats == pytest.approx(1 - 2 * (1 - 0.5**4) / 4)
+    assert plan.size == 16 * 2 * 4 * (4 + CHECKSUM) and not plan.in_file
+
+
+def test_what_the_answers_may_take_is_for_all_teachers() -> None:
     run = a_run([Flip()])
     run.teachers["clean"] = NetTeacher(tiny_net(seed=5), "clean")
-    first, second = whys(run, how="on", most=16 * 2 * 24)
-    assert "looked up" in first and "teacher clean: asked in each step" in second
+    with cached(run, max_bytes=16 * 2 * 24) as (_, said):
+        assert type(run.teachers["clean"]) is NetTeacher
+    assert "teacher clean: asked in each step" in said[0] and "teacher robust: about" in said[1]
 
 
 def test_the_dry_step_says_who_is_asked_about_clean_images() -> None:
-    run = a_run([Flip()], loss="mtard", teacher=NetTeacher(tiny_net(seed=4), "robust"))
+    run = a_run([Flip()], loss="mtard", attacks={})
     run.teachers["clean"] = NetTeacher(tiny_net(seed=5), "clean")
     run.attacks["adv"] = AttackPlan(CATALOG.create("attack", "fgsm"), CATALOG.create("objective", "ce"))
     asked = dry_step(run).clean
     assert asked == {"clean"}
-    (said,) = whys(run, how="on", most=16 * 2 * 24, roles=asked)
-    assert said.startswith("teacher clean: about") and type(run.teachers["robust"]) is NetTeacher
-
-
-# Versions of images
-
-CROP_AND_FLIP = (Crop(padding=1), Flip())
-
-
-def versions(net: nn.Module, augments=CROP_AND_FLIP, **shelf) -> RememberingVariants:
-    loader = Loader(tiny_dataset().train, 8, 0, augments)
-    loader.variants = Variants.of(augments, SHAPE)
-    return RememberingVariants(NetTeacher(net, "robust"), loader, loader.variants, 8, Shelf(2**30, **shelf))
-
-
-def batches(teacher: RememberingVariants, epochs: int):
-    return [batch for epoch in range(epochs) for batch in teacher._loader.batches(epoch)]
-
-
-ORDERS = [[Crop(padding=1), Flip()], [Flip(), Crop(padding=1)], [Cutout(length=3)], [Flip(p=1.0)]]
-
-
-@pytest.mark.parametrize("augments", ORDERS)
-def test_versions_are_answered_as_in_blocks_of_their_own_and_asked_once(augments) -> None:
-    """Whatever was kept before: each answer has the bits that the image has alone in a block."""
-    net = Counting()
-    teacher = versions(net, augments)
-    seen, trials = set(), None
-    for batch in batches(teacher, 12):
-        found = teacher.remembered(batch)
-        trials = net.images - 8 * -(-teacher.asked // 8) if trials is None else trials
-        for x, logits in zip(batch.x, found, strict=True):
-            assert torch.equal(net.net(x.expand(8, *SHAPE).contiguous())[0].detach(), logits)
-        seen |= set(zip(batch.index.tolist(), batch.variant.tolist(), strict=True))
-    assert (teacher.asked, teacher.asked + teacher.found) == (len(seen), 12 * 16)
-    assert teacher.found > 0
-
-
-@pytest.mark.parametrize("augments", [[Crop(padding=1), Flip()], [Flip(), Crop(padding=1)], [Flip()]])
-@pytest.mark.parametrize("parts", [1, 2])
-def test_a_training_is_the_same_with_and_without(augments, parts) -> None:
-    """Here even bit for bit: this net's answers do not depend on the number of images."""
-    runs = []
-    for how in ("off", "on"):
-        net = Counting()
-        attack, objective = CATALOG.create("attack", "pgd", {"steps": 1}), CATALOG.create("objective", "kl-teacher")
-        run = tiny_run(CATALOG.create("loss", "rslad"), attack=attack, objective=objective, epochs=8,
-                       teachers={"robust": NetTeacher(net, "robust")}, grad_accumulation=parts)  # fmt: skip
-        run.loader = Loader(run.data.train, 8, 0, augments)
-        run.teachers = remembering(run, how)
-        fit(run)
-        runs.append((run, net))
-    (plain, asked), (kept, _) = runs
-    teacher = kept.teachers["robust"]
-    assert asked.images == 8 * 16 == teacher.asked + teacher.found
-    seen = {pair for b in batches(teacher, 8) for pair in zip(b.index.tolist(), b.variant.tolist(), strict=True)}
-    assert teacher.asked == len(seen)
-    for a, b in zip(plain.student.net.parameters(), kept.student.net.parameters(), strict=True):
-        assert torch.equal(a, b)
-    said: list[str] = []
-    tell_of_memory(kept, said.append)
-    assert said == [f"teacher robust: {teacher.found / 128:.0%} of the answers to clean images were looked up"]
+    with cached(run, max_bytes=16 * 2 * 24, roles=asked) as (robust, said):
+        assert type(robust) is NetTeacher and said[0].startswith("teacher clean: about")
 
 
 class Mixing(nn.Module):
@@ -265,61 +304,199 @@ class Mixing(nn.Module):
     ],
 )
 def test_teachers_whose_answers_depend_on_more_than_the_image(how, why) -> None:
-    said: list[str] = []
-    net = Mixing(how)
-    teacher = versions(net, tell=said.append)
-    batch = batches(teacher, 1)[0]
-    assert teacher.remembered(batch) is None and teacher.remembered(batch) is None
+    with cached(a_run(CROP_AND_FLIP, teacher=Mixing(how))) as (teacher, said):
+        assert type(teacher) is NetTeacher
     assert len(said) == 1 and why in said[0]
 
 
-def test_another_teachers_answers_are_not_taken_for_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+# Files
+
+
+@pytest.fixture
+def in_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "IN_MEMORY", 0)
+
+
+def test_another_teachers_answers_are_not_taken_for_its_own(tmp_path: Path, in_files: None) -> None:
     """Not even of a net with the same weights that computes something else."""
-    monkeypatch.setattr(shelf, "IN_MEMORY", 0)
     for how in (lambda logits: logits, lambda logits: 2 * logits):
-        net = Mixing(how)
-        teacher = versions(net, folder=tmp_path)
-        for batch in batches(teacher, 4):
-            torch.testing.assert_close(teacher.remembered(batch), net(batch.x).detach(), rtol=0, atol=0)
+        run = a_run(CROP_AND_FLIP, teacher=(net := Mixing(how)))
+        with cached(run, folder=tmp_path) as (cache, said):
+            for batch in batches(run, 4):
+                torch.testing.assert_close(cache.clean_logits(batch), net(batch.x).detach(), rtol=0, atol=0)
+        assert f"kept in {tmp_path}" in said[1]
     assert len(list(tmp_path.iterdir())) == 2
 
 
-def test_a_second_run_finds_what_the_first_one_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shelf, "IN_MEMORY", 0)
-    first, second = versions(Counting(), folder=tmp_path), versions(Counting(), folder=tmp_path)
-    for batch in batches(first, 6):
-        assert torch.equal(first.remembered(batch), second.remembered(batch))
-    assert first.asked > 0 and second.asked == 0
+@pytest.mark.parametrize("changed", ["augmentation", "data", "seed"])
+def test_answers_to_other_images_are_not_taken(changed: str, tmp_path: Path, in_files: None) -> None:
+    for second in (False, True):
+        augments = (Cutout(length=4 if second and changed == "augmentation" else 2),)
+        run = a_run(augments, teacher=(net := tiny_net(seed=4)))
+        if second and changed == "data":
+            run.data = replace(run.data, fingerprint="other")
+        elif second and changed == "seed":
+            run.loader = Loader(Subset(run.data.train, torch.arange(16).flip(0)), 8, 0, augments)
+        with cached(run, folder=tmp_path) as (cache, _):
+            for batch in batches(run, 4):
+                torch.testing.assert_close(cache.clean_logits(batch), net(batch.x).detach(), rtol=0, atol=0)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_second_run_finds_what_the_first_one_left(tmp_path: Path, in_files: None) -> None:
+    def answers() -> tuple[Tensor, tuple[int, int]]:
+        run = a_run(CROP_AND_FLIP)
+        with cached(run, folder=tmp_path) as (cache, _):
+            return torch.cat([cache.clean_logits(batch) for batch in batches(run, 6)]), cache.counts
+
+    (first, counts), (second, counts_then) = answers(), answers()
+    assert torch.equal(first, second) and counts[0] > 0 and counts_then[0] == 0
     (path,) = tmp_path.iterdir()
     # Damaged, and cut off: what is lost is asked again.
-    content = bytearray(path.read_bytes())
-    content[:] = bytes(255 - byte for byte in content[: len(content) // 2])
-    path.write_bytes(content)
-    third = versions(Counting(), folder=tmp_path)
-    for batch in batches(third, 6):
-        assert torch.equal(third.remembered(batch), first.remembered(batch))
-    assert third.asked == first.asked
+    content = path.read_bytes()
+    path.write_bytes(bytes(255 - byte for byte in content[: len(content) // 2]))
+    third, counts_then = answers()
+    assert torch.equal(first, third) and counts_then == counts
 
 
-def test_an_augmentation_that_takes_two_versions_for_one_costs_time_alone() -> None:
-    class Wrong(Crop):
-        def variant(self, noise, shape):
-            return super().variant(noise, shape) * 0
+class OneOf(Ranks):
+    """One of several processes, whose collective calls hear only themselves."""
 
-    net = Counting()
-    teacher = versions(net, [Wrong(padding=1)])
-    for batch in batches(teacher, 6):
-        assert torch.equal(teacher.remembered(batch), net.net(batch.x).detach())
-
-    class Beyond(Crop):
-        def variant(self, noise, shape):
-            return super().variant(noise, shape) + 9
-
-    teacher = versions(net, [Beyond(padding=1)])
-    with pytest.raises(Refused, match="from 0 to 8"):
-        teacher.remembered(batches(teacher, 1)[0])
+    def objects(self, mine):
+        return [mine]
 
 
-def test_batches_that_do_not_say_their_version() -> None:
-    teacher = versions(Counting())
-    assert teacher.remembered(at(0, 1)) is None
+def test_processes_share_what_each_has_asked(tmp_path: Path) -> None:
+    """Two processes in turn: each batch's samples are divided, every epoch otherwise, and none is asked about twice."""
+    alone = a_run(CROP_AND_FLIP)
+    with cached(alone) as (cache, _):
+        expected = [cache.clean_logits(batch) for batch in batches(alone, 6)]
+        asked = cache.counts[0]
+    runs = [a_run(CROP_AND_FLIP, ranks=OneOf(rank, 2, rank)) for rank in (0, 1)]
+    with cached(runs[0], folder=tmp_path) as (one, _), cached(runs[1], folder=tmp_path) as (other, _):
+        for batch, logits in zip(batches(runs[0], 6), expected, strict=True):
+            parts = [cache.clean_logits(batch.select(runs[0].ranks.rows(8))) for cache in (one,)]
+            parts += [other.clean_logits(batch.select(runs[1].ranks.rows(8)))]
+            assert torch.equal(torch.cat(parts), logits)
+        assert one.counts[0] + other.counts[0] == asked
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+# The store
+
+CLASSES, COUNT = 5, 40
+
+
+def logits(count: int, seed: int = 0) -> Tensor:
+    return torch.randn(count, CLASSES, generator=torch.Generator().manual_seed(seed))
+
+
+def known(store: LogitStore, rows=range(COUNT)) -> list[int]:
+    rows = np.array(rows)
+    return np.delete(rows, store.read(rows)[1]).tolist()
+
+
+@pytest.fixture(params=["memory", "file"])
+def store(request, tmp_path: Path) -> LogitStore:
+    return LogitStore(COUNT, CLASSES, 7, tmp_path / "deep" / "a" if request.param == "file" else None, pytest.fail)
+
+
+def test_what_is_written_is_there_and_nothing_else(store: LogitStore) -> None:
+    rows, values = np.array([7, 39, 0, 12]), logits(4)
+    values[0] = torch.tensor([0.0, -0.0, 1e-45, -1e38, 3.0])
+    assert known(store) == []
+    store.write(rows, values)
+    assert known(store) == [0, 7, 12, 39]
+    assert torch.equal(store.read(rows)[0].view(torch.int32), values.view(torch.int32))
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    path, rows = tmp_path / "a", np.array([1])
+    store = LogitStore(3, CLASSES, 7, path, pytest.fail)
+    store.write(rows, logits(1))
+    good = path.read_bytes()
+    for bit in range(answer_bytes(1, CLASSES) * 8, len(good) * 8):
+        bad = bytearray(good)
+        bad[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bad)
+        assert known(store, rows) == []
+    path.write_bytes(good)
+    assert known(store, rows) == [1]
+    assert known(LogitStore(3, CLASSES, 8, path, pytest.fail), rows) == [], "somebody else's"
+    path.write_bytes(good[answer_bytes(1, CLASSES) :])
+    assert known(store, range(3)) == [], "another row's"
+
+
+def test_two_writers_of_one_file(tmp_path: Path) -> None:
+    one, other = (LogitStore(COUNT, CLASSES, 7, tmp_path / "a", pytest.fail) for _ in range(2))
+    one.write(np.array([3, 4]), logits(2))
+    assert torch.equal(other.read(np.array([3, 4]))[0], logits(2))
+
+
+def test_a_file_that_is_cut_off_and_one_that_is_too_long(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    store = LogitStore(COUNT, CLASSES, 7, path, pytest.fail)
+    store.write(np.arange(4), logits(4))
+    os.truncate(path, 2 * answer_bytes(1, CLASSES) + 9)
+    assert known(store) == [0, 1]
+    path.write_bytes(path.read_bytes() + os.urandom(5000))
+    assert known(store) == [0, 1]
+
+
+@pytest.mark.parametrize("what", ["a folder", "a link", "a pipe", "below a file"])
+def test_a_place_that_is_no_file(what: str, tmp_path: Path) -> None:
+    path, said = tmp_path / "a", []
+    if what == "a folder":
+        path.mkdir()
+    elif what == "a link":
+        (tmp_path / "secret").write_text("mine")
+        path.symlink_to(tmp_path / "secret")
+    elif what == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("")
+        path = path / "b"
+    store = LogitStore(COUNT, CLASSES, 7, path, said.append)
+    store.write(np.array([0]), logits(1))
+    assert known(store) == [] and len(said) == 1
+    if what == "a link":
+        assert (tmp_path / "secret").read_text() == "mine"
+
+
+def test_a_disk_that_fails_is_told_of_once(tmp_path: Path) -> None:
+    said: list[str] = []
+    store = LogitStore(COUNT, CLASSES, 7, tmp_path / "a", said.append)
+
+    class Full:
+        def seek(self, place: int) -> None: ...
+
+        def write(self, content: bytes) -> None:
+            raise OSError(28, "No space left on device")
+
+        def close(self) -> None: ...
+
+    store._file = Full()  # type: ignore[assignment]
+    for _ in range(2):
+        store.write(np.array([0]), logits(1))
+        assert known(store) == []
+    assert said == ["No space left on device"]
+
+
+def test_nothing_is_kept_on_a_disk_that_is_nearly_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher_cache, "RESERVE", 2**62)
+    said: list[str] = []
+    store = LogitStore(COUNT, CLASSES, 7, tmp_path / "a", said.append)
+    store.write(np.array([0]), logits(1))
+    assert known(store) == [] and said == ["too little of the disk is free"] and not list(tmp_path.iterdir())
+
+
+def test_older_files_make_room(tmp_path: Path) -> None:
+    for number, name in enumerate(["old", "older", "mine", "new"]):
+        path = tmp_path / f"{name}.answers"
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 + number, 1000 + number) if name != "older" else (1, 1))
+    (tmp_path / "else").write_bytes(bytes(1000))
+    make_room(tmp_path, 90, 400, {tmp_path / "mine.answers"})
+    assert {path.name for path in tmp_path.iterdir()} == {"old.answers", "mine.answers", "new.answers", "else"}
+    make_room(tmp_path, 250, 400, {tmp_path / "mine.answers"})
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.answers", "else"}

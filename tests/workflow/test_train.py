@@ -20,7 +20,7 @@ from rkd.registry.catalog import load_catalog
 from rkd.registry.config import read_recipe
 from rkd.storage.lock import run_lock
 from rkd.storage.runfolder import RunFolder
-from rkd.training import shelf
+from rkd.training import teacher_cache
 from rkd.workflow.plan import Silent
 from rkd.workflow.resolve import resolve
 from rkd.workflow.train import train_run
@@ -198,7 +198,7 @@ def test_it_goes_on_exactly_whatever_answers_of_teachers_are_kept(
     found: str, finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Augmented images: answers are kept in a file beside the checkpoints, and neither knows of the other."""
-    monkeypatch.setattr(shelf, "IN_MEMORY", 0)
+    monkeypatch.setattr(teacher_cache, "IN_MEMORY", 0)
     teachers = [{"role": role, "reference": str(finished[0])} for role in ("robust", "clean")]
     mine = table(
         loss={"name": "mtard-anl"}, teachers=teachers, augments={"crop": {"padding": 1}, "flip": {}}, teacher_cache="on"

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from .types import Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View
+from .types import Batch, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View
 
 if TYPE_CHECKING:  # the registry reads these without torch
     from torch import Tensor, nn
@@ -88,6 +88,15 @@ class Teacher(Protocol):
 
     def logits(self, x: Tensor) -> Tensor:
         """`(B, K)` for images `(B, C, H, W)` in [0, 1]: eval mode, weights frozen, differentiable in x."""
+        ...
+
+
+@runtime_checkable
+class CachingTeacher(Teacher, Protocol):
+    """A teacher that may know its logits on a batch's clean images already."""
+
+    def clean_logits(self, batch: Batch) -> Tensor:
+        """`(B, K)` on the clean images of `batch`, without gradient."""
         ...
 
 

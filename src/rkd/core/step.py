@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from .attack import AttackTarget, WatchedProbe
 from .errors import Refused, RkdError
-from .interfaces import Attack, Objective, Probe, Student, Teacher, traits_of
+from .interfaces import Attack, CachingTeacher, Objective, Probe, Student, Teacher, traits_of
 from .random import Noise, forked, key
 from .types import Batch, Mode, ThreatModel, View
 
@@ -163,8 +164,9 @@ class Step:
         if count == 1:
             return [self]
         if len(self._parts) != count:
-            rows = torch.arange(len(self.batch), device=self.y.device)
-            self._parts = [self.select(keep) for keep in rows.tensor_split(count)]
+            size, more = divmod(len(self.batch), count)
+            edges = [part * size + min(part, more) for part in range(count + 1)]
+            self._parts = [self.select(slice(*pair)) for pair in pairwise(edges)]
         return self._parts
 
     @contextmanager
@@ -202,7 +204,7 @@ class Step:
                 self._probed[view, mode] = self._student.logits({view: self.image(view)}, mode)[view].detach()
         return self._probed[view, mode]
 
-    def select(self, keep: Tensor) -> Step:
+    def select(self, keep: Tensor | slice) -> Step:
         """The step of a part of the samples, for a search that lets fallen samples leave. Teachers are not re-run."""
         part = Step(
             self.batch.select(keep), self._student, self._teachers, self._attacks, threat=self.threat,
@@ -243,11 +245,8 @@ class Step:
 
     def _answer(self, role: str, view: View) -> Tensor:
         teacher, x = self._teachers[role], self.image(view)
-        remembered = getattr(teacher, "remembered", None)
-        if view == "clean" and remembered is not None:
-            logits = remembered(self.batch)
-            if logits is not None:
-                return logits
+        if view == "clean" and isinstance(teacher, CachingTeacher):
+            return teacher.clean_logits(self.batch)
         with torch.no_grad():
             return teacher.logits(x).detach()
 

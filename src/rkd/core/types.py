@@ -47,24 +47,27 @@ class Batch:
     """What training and attacks see.
 
     `x (B, C, H, W)` float32 in [0, 1]; `y (B,)` int64 labels or `(B, K)` probabilities; `index (B,)` int64
-    positions in the data set; `views`: further versions of the same images that an augmentation made; `variant (B,)`
-    int64: which of finitely many versions of its image each of `x` is, where somebody wants to know (`remember`).
+    positions in the data set; `views`: further versions of the same images that an augmentation made; `version (B,)`
+    int64, on the CPU whatever the device of the others: a number for each pair of image and augmented version of it,
+    where teachers' answers are cached.
     """
 
     x: Tensor
     y: Tensor
     index: Tensor
     views: Mapping[View, Tensor] = field(default_factory=dict)
-    variant: Tensor | None = None
+    version: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.x)
 
-    def select(self, keep: Tensor) -> Batch:
-        """The samples at `keep`, a mask or positions `(B',)`."""
+    def select(self, keep: Tensor | slice) -> Batch:
+        """The samples at `keep`, a mask, positions `(B',)` or a slice. (Only a slice leaves a GPU's host unasked.)"""
         views = {name: images[keep] for name, images in self.views.items()}
-        variant = None if self.variant is None else self.variant[keep]
-        return Batch(self.x[keep], self.y[keep], self.index[keep], views, variant)
+        version = self.version
+        if version is not None:
+            version = version[keep if isinstance(keep, slice) else keep.to(version.device)]
+        return Batch(self.x[keep], self.y[keep], self.index[keep], views, version)
 
 
 @dataclass(frozen=True, slots=True)

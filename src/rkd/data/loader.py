@@ -8,62 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..core.random import Noise, key
-from ..core.types import Batch, Shape
+from ..core.types import Batch
 from ..distributed.ranks import ALONE, Ranks
+from .augment import Augment, Variants
 from .dataset import Split, permutation
 from .prefetch import Prefetcher, send
-
-
-@runtime_checkable
-class Augment(Protocol):
-    """A change of whole training batches: new images, further views, or soft labels (`batch.y (B, K)`).
-
-    Every random choice comes from `noise`; images stay float32 in [0, 1] and keep their shape. What becomes of a
-    sample follows from that sample alone; an augmentation that blends samples says `mixes = True` among its class
-    attributes, and is given whole batches also where several processes share them.
-    """
-
-    def __call__(self, batch: Batch, noise: Noise) -> Batch: ...
-
-
-@runtime_checkable
-class FiniteAugment(Augment, Protocol):
-    """An augmentation that makes finitely many versions of an image, and says which: teachers' answers to them can
-    then be kept. Nothing has to be finite; what changes labels or makes views alone has one version.
-
-    @dataclass
-    class Upside:
-        def __call__(self, batch, noise):
-            down = self.variant(noise, batch.x.shape[1:]).view(-1, 1, 1, 1) == 1
-            return replace(batch, x=batch.x.flip(-2).where(down, batch.x))
-        def variants(self, shape):
-            return 2
-        def variant(self, noise, shape):
-            return (noise.uniform(()) < 0.5).long()
-    """
-
-    def variants(self, shape: Shape) -> int:
-        """How many versions of an image of `shape` there are."""
-        ...
-
-    def variant(self, noise: Noise, shape: Shape) -> Tensor:
-        """Which of them, `(B,)` int64 from 0 on, `__call__` makes of each sample with the same noise. Samples of equal
-        images and equal numbers become equal images."""
-        ...
-
-
-class VariantNumbers(Protocol):
-    """Tells which of finitely many variants of its image the augmentations make of each sample."""
-
-    def numbers(self, noises: Sequence[Noise], index: Tensor) -> Tensor:
-        """`(B,)` int64 for the samples at `index (B,)`; `noises`: one for each augmentation, as it gets them."""
-        ...
 
 
 class Loader:
@@ -91,8 +45,8 @@ class Loader:
         self.augments = list(augments)
         self.device = torch.device(device)
         self.prefetcher = Prefetcher(split, self.device, workers)
-        self.variants: VariantNumbers | None = None
-        """Set, if batches shall say which version of its image each sample is."""
+        self.variants: Variants | None = None
+        """Set while batches shall say which version of its image each sample is (`Batch.version`)."""
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.split), self.batch_size)
@@ -130,9 +84,8 @@ class Loader:
         for augment, noise in zip(self.augments, self._noises(batch.index, epoch), strict=True):
             batch = augment(batch, noise)
         if self.variants is not None:
-            # With noises of its own, each of which begins anew.
-            number = self.variants.numbers(self._noises(batch.index, epoch), batch.index)
-            batch = replace(batch, variant=number)
+            # With noises of its own, each of which begins anew, on the CPU: nothing waits for a GPU.
+            batch = replace(batch, version=self.variants.versions(self._noises(index, epoch), index))
         return batch
 
     def _noises(self, index: Tensor, epoch: int) -> list[Noise]:

@@ -127,6 +127,27 @@ def send(tensor: Tensor, device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
+class HostCopy:
+    """A copy of a device's tensor in the host's memory, under way: the host does not wait for it until `get`."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._host, self._done = tensor.to("cpu", non_blocking=True), None  # into pinned memory
+        if tensor.device.type != "cpu":
+            self._done = torch.Event(tensor.device)
+            self._done.record()
+
+    @property
+    def arrived(self) -> bool:
+        """Whether `get` would not wait."""
+        return self._done is None or self._done.query()
+
+    def get(self) -> Tensor:
+        """The copy."""
+        if self._done is not None:
+            self._done.synchronize()
+        return self._host
+
+
 def _kept(split: Split, device: torch.device) -> Tensor | None:
     """All images on the device; None if they would take too much of its memory."""
     one = pixels(split, torch.zeros(1, dtype=torch.int64))

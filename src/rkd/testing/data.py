@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from typing import cast
 
 import torch
 from torch import Tensor
 
-from rkd.core.errors import RkdError
+from rkd.core.errors import Refused, RkdError
 from rkd.core.random import Noise
 from rkd.core.types import Batch
+from rkd.data.augment import Augment, Variants
 from rkd.data.dataset import Dataset, Split, check_images
-from rkd.data.loader import Augment, FiniteAugment
 from rkd.evaluation.corruptions import SEVERITIES, Corruption
 from rkd.registry.config import parse
 from rkd.registry.defaults import with_names
@@ -82,7 +81,7 @@ def check_augment(augment: Augment, *, soft: bool = False) -> None:
                 f"{who}: what becomes of a sample depends on the others; such an augmentation must say mixes = True",
             )
     if hasattr(augment, "variants"):
-        _check_variants(cast(FiniteAugment, augment), who)
+        _check_variants(augment, who)
 
 
 @promise
@@ -140,21 +139,11 @@ def _check_split(split: Split, data: Dataset, who: str) -> None:
     require(torch.equal(images, alone), f"{who}: an image depends on which others are asked for")
 
 
-def _check_variants(augment: FiniteAugment, who: str) -> None:
-    count, index = augment.variants(SHAPE), torch.arange(400)
-    require(isinstance(count, int) and count >= 1, f"{who}: variants must be a number from 1 on, got {count!r}")
-    number = augment.variant(Noise(3, index), SHAPE)
-    numbers = number.dtype == torch.int64 and tuple(number.shape) == (400,)
-    require(
-        numbers and int(number.min()) >= 0 and int(number.max()) < count,
-        f"{who}: variant must be int64 (B,) from 0 to {count - 1}, got {number.dtype} {tuple(number.shape)}",
-    )
-    one = tiny_batch(1)
-    batch = Batch(one.x.expand(400, *SHAPE).clone(), one.y.expand(400).clone(), index)
-    images = augment(batch, Noise(3, index)).x
-    for which in number.unique():
-        same = images[number == which]
-        require(bool((same == same[:1]).all()), f"{who}: version {int(which)} of one image is not one image")
+def _check_variants(augment: Augment, who: str) -> None:
+    try:
+        Variants.of([augment], SHAPE)
+    except Refused as error:
+        raise AssertionError(f"{who}: {error}") from None
 
 
 def _check_labels(y: Tensor, batch: Batch, who: str) -> None:

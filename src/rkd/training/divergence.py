@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..core.errors import TrainingFailed
 from ..core.types import Batch
+from ..data.prefetch import HostCopy
 from ..storage.serialize import finite
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ class Seen:
     index: Tensor
     loss: Tensor
     terms: dict[str, Tensor]
-    finite: Tensor
+    finite: HostCopy
     """`(2,)` bool: the loss, the weights."""
 
 
@@ -79,12 +80,10 @@ class Guard:
         size = nn.utils.get_total_norm(_floats(run.student.net))
         loss = run.loss_value.detach().reshape(()).to(size.device)
         flags = torch.stack([loss.isfinite(), size.isfinite()])
-        if run.on_nan == "stop" and flags.device.type != "cpu":
-            flags = _start_copy(flags)
-        return Seen(run.epoch, run.batch_number, batch.index, loss, run.terms, flags)
+        return Seen(run.epoch, run.batch_number, batch.index, loss, run.terms, HostCopy(flags))
 
     def _judge(self, seen: Seen) -> bool:
-        loss_is_fine, weights_are_fine = _arrived(seen.finite).tolist()
+        loss_is_fine, weights_are_fine = seen.finite.get().tolist()
         broken = [] if weights_are_fine else self._broken()
         if loss_is_fine and not broken:
             return True
@@ -152,18 +151,3 @@ class RolledBack(Exception):
 
 def _floats(net: nn.Module) -> list[Tensor]:
     return [t.detach() for t in [*net.parameters(), *net.buffers()] if t.is_floating_point() and t.numel()]
-
-
-def _start_copy(flags: Tensor) -> Any:
-    host = flags.to("cpu", non_blocking=True)  # into pinned memory
-    done = torch.Event(flags.device)
-    done.record()
-    return host, done
-
-
-def _arrived(flags: Any) -> Tensor:
-    if isinstance(flags, tuple):
-        host, done = flags
-        done.synchronize()
-        return host
-    return flags

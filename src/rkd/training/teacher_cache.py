@@ -1,156 +1,411 @@
-"""A teacher's answers to clean images that come again, computed once.
+"""A cache of teachers' logits on clean images: each version of each image is asked about once in a training.
 
-Without augmentation each epoch shows the teachers the same images: all of them are asked once, in blocks of
-neighbouring positions, and each step looks its batch up (`Remembering`). Augmentations that make finitely many versions
-of an image (`variants`) show some of them again: their answers are kept as they come (`RememberingVariants`).
+Without augmentation every epoch shows a teacher the same images; crop and flip make 162 versions of each
+(`data.variants`), some of which come again. `cached_teachers` puts a `CachedTeacher` in a teacher's place where that
+pays; its `LogitStore` keeps the logits in memory or in a file.
 
-A net's answer to an image depends in its last bits on the batch around it (other sums, other kernels), and a run that
-was interrupted must end bit for bit as one that was not, whichever answers it finds kept. So no answer may depend on
-which others were there:
+**Exact.** In its last bits a net's answer to an image depends on the batch around it (kernels, order of sums), and a
+run that was killed must end bit for bit as one that was not, whichever answers it finds, on however many processes. So
+a teacher is asked in blocks of one size, filled up, and cached only if its answer to an image has the same bits
+wherever the image stands in such a block and whatever the others are. Whether it is cached follows from the
+configuration and the teacher alone, never from what is kept, measured, or free on the disk.
 
-- blocks of neighbouring positions are the same whatever the order of training;
-- versions are asked about in blocks of one size, filled up, and of a teacher that gives an image the same bits wherever
-  it stands in such a block, whatever the other images. Each is tried before: one that draws random numbers, or whose
-  images influence one another, is asked in each step, as if there were no memory.
+**No waiting.** Which samples are new is known on the host (`Batch.version`). Their logits are copied there while the
+step goes on, and stored by a later step.
 """
 
 from __future__ import annotations
 
+import contextlib
+import os
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from io import BytesIO, FileIO
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import Refused
+from ..core.interfaces import Teacher
 from ..core.random import forked, row_hash
+from ..core.trainer import Run
 from ..core.types import Batch
-from ..data.loader import Loader
+from ..data.augment import Variants, expected_repeats
+from ..data.prefetch import HostCopy, send
 from ..evaluation.journal import fingerprint
 from ..nets.net import NetTeacher
-from .shelf import Answers, Shelf
-from .variants import Variants
 
-BLOCK = 256
-"""Of images that never change."""
+BLOCK = 32
+"""Images in a block, or as many as a step asks about at once, if these are fewer. Of a batch's new images half a block
+is lost on average by filling up; smaller blocks take longer for each image."""
+LEAST_REPEATS = 0.2
+"""Of a training's samples that come again at least, for `auto`."""
+PROBED = 256
+"""Training images, at most, that say whose a file is."""
+CHECKSUM = 2
+"""32-bit columns of a row's checksum."""
+IN_MEMORY = 64 * 2**20
+"""Bytes of a teacher's answers up to which they are kept in memory, not in a file."""
+RESERVE = 2**30
+"""Bytes of a disk that stay free."""
 
-
-class Remembering(NetTeacher):
-    """A teacher that is asked about each clean image of a training once, when the first one is wanted."""
-
-    again = 0.0
-    """The share of clean images that are expected to come again."""
-    in_memory = 0
-    """Bytes of memory that its answers take at most."""
-
-    def __init__(self, teacher: NetTeacher, loader: Loader) -> None:
-        self.role, self.net, self.accelerator = teacher.role, teacher.net, teacher.accelerator
-        self._loader = loader
-        self._answers: Tensor | None = None
-        self._open = True
-
-    def remembered(self, batch: Batch) -> Tensor | None:
-        """Logits `(B, K)` of the images of `batch`; None where they cannot be kept."""
-        if self._open and self._answers is None:
-            with forked(None, batch.x.device):  # a net that draws random numbers leaves the student's as they were
-                self._answers = self._ask_all()
-            self._open = self._answers is not None
-        return None if self._answers is None else self._answers[batch.index]
-
-    def _ask_all(self) -> Tensor | None:
-        blocks = list(torch.arange(len(self._loader.split)).split(BLOCK))
-        first = self._ask(blocks[0])
-        # A net may draw random numbers in eval mode too.
-        if not torch.equal(self._ask(blocks[0]), first):
-            return None
-        return torch.cat([first, *(self._ask(block) for block in blocks[1:])])
-
-    def _ask(self, index: Tensor) -> Tensor:
-        with torch.no_grad():
-            return self.logits(self._loader.prefetcher.images(index)).detach()
+Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
+Tell: TypeAlias = Callable[[str], None]
+Mode: TypeAlias = Literal["auto", "on", "off"]
 
 
-class RememberingVariants(NetTeacher):
-    """A teacher whose answers are kept for each version of each image that it was asked about."""
+@dataclass(frozen=True, slots=True)
+class CachePlan:
+    """How a teacher will be cached. `repeats`: the share of clean images that it is expected to have seen before;
+    `size`: bytes of all answers; `in_file`: whether they are kept in a file."""
 
-    again = 0.0
-    """The share of clean images that are expected to come again."""
-    in_memory = 0
-    """Bytes of memory that its answers take at most."""
+    teacher: NetTeacher
+    variants: Variants
+    images: int
+    classes: int
+    block: int
+    repeats: float
+    size: int
+    in_file: bool
 
-    def __init__(self, teacher: NetTeacher, loader: Loader, variants: Variants, block: int, shelf: Shelf) -> None:
-        self.role, self.net, self.accelerator = teacher.role, teacher.net, teacher.accelerator
-        self.asked = self.found = 0
-        """Clean images that the net was asked about, and that were looked up."""
-        self._loader, self._variants, self._block, self._shelf = loader, variants, block, shelf
-        self._answers: Answers | None = None
-        self._open = True
 
-    def remembered(self, batch: Batch) -> Tensor | None:
-        """Logits `(B, K)` of the images of `batch`; None where they cannot be kept."""
-        if not self._open or batch.variant is None:
-            return None
-        if self._answers is None:
-            try:
-                with forked(None, batch.x.device):
-                    self._answers = self._begin(batch)
-            except Refused as error:
-                self._shelf.tell(f"{self._who}: asked in each step: {error}")
-                self._open = False
-                return None
-        places = self._places(batch)
-        images = row_hash(batch.x).cpu()
-        found, there = self._answers.read(places, images)
-        missing = (~there).nonzero().flatten()
-        if len(missing):
-            found[missing] = self._ask(batch.x[missing.to(batch.x.device)]).cpu()
-            self._answers.write(places[missing], images[missing], found[missing])
-        self.asked += len(missing)
-        self.found += len(places) - len(missing)
-        return found.to(batch.x.device)
+def plan_caches(
+    run: Run, mode: Mode = "auto", *, roles: Iterable[str] | None = None, max_bytes: int = 2**32,
+    tell: Tell = lambda text: None,
+) -> dict[str, CachePlan]:  # fmt: skip
+    """Which of the run's teachers to cache, by role. Asks no teacher.
 
-    def _places(self, batch: Batch) -> Tensor:
-        assert batch.variant is not None
-        variant, count = batch.variant.cpu(), self._variants.count
-        if len(variant) and not 0 <= int(variant.min()) <= int(variant.max()) < count:
-            raise Refused(
-                f"an augmentation says that it made version {int(variant.max())} of an image, and numbers go from 0 to "
-                f"{count - 1}; with --set teacher_cache=off nobody asks it"
-            )
-        return batch.index.cpu() * count + variant
+    `mode`: `auto` where it pays, `on` wherever it is possible, `off`. `roles`: the teachers that are asked about clean
+    images (None: all). `max_bytes`: of all answers together. `tell` is told why a teacher is not cached.
+    """
+    plans: dict[str, CachePlan] = {}
+    wanted = set(run.teachers if roles is None else roles) if mode != "off" else set()
+    for role in [role for role in run.teachers if role in wanted]:
+        try:
+            plans[role] = _plan(run, run.teachers[role], mode, max_bytes)
+            max_bytes -= plans[role].size
+        except Refused as error:
+            tell(f"teacher {role}: asked in each step: {error}")
+    return plans
 
-    def _begin(self, batch: Batch) -> Answers:
-        """A place for this very teacher's answers. Raises Refused if they depend on more than the image."""
-        # The same images whenever it is tried: a run that goes on must not come to another end than before.
-        split = self._loader.split
-        x = self._loader.prefetcher.images(torch.arange(self._block) % len(split))
-        first = self._ask(x)
-        if first.ndim != 2 or first.dtype != torch.float32 or not bool(first.isfinite().all()):
-            raise Refused("its logits are not finite float32 numbers")
-        if not torch.equal(self._ask(x), first):
-            raise Refused("it says something else the second time")
-        order = torch.arange(self._block - 1, -1, -1).roll(self._block // 3)
-        alone = torch.equal(self._ask(x[order]), first[order])
-        # Either half beside other images: what depends on the largest number of a block changes with one of them.
-        second = torch.arange(self._block) >= self._block // 2
-        for mine in (second, ~second):
-            for others in (1 - x, torch.zeros_like(x), torch.ones_like(x)):
-                found = self._ask(torch.where(mine.to(x.device)[:, None, None, None], x, others))
-                alone &= torch.equal(found[mine], first[mine])
-        if not alone:
-            raise Refused("its answer to an image depends on the images beside it")
-        # The answers stand for what no list of settings has: the code of the net, the machine's way to compute it.
-        who = fingerprint(*self.net.state_dict().values(), self._block, first, len(split), self._variants.names)
-        salt = int(who[:16], 16)
-        rows = self._shelf.rows(self._who, salt, len(split) * self._variants.count, first.shape[1])
-        return Answers(rows, first.shape[1], salt)
+
+@contextlib.contextmanager
+def cached_teachers(
+    run: Run, mode: Mode = "auto", *, roles: Iterable[str] | None = None, max_bytes: int = 2**32,
+    folder: Path | None = None, tell: Tell = lambda text: None,
+) -> Iterator[None]:  # fmt: skip
+    """Inside, those of the run's teachers are cached that `plan_caches` names and whose answers are exact.
+
+    `folder` is for files of answers, together at most `max_bytes`, of which older ones make room; None keeps all in
+    memory. Of several processes all call this alike, and those of one machine share the files. `tell` is told what is
+    done, and at the end how many answers were looked up.
+    """
+    plain = run.teachers
+    plans = plan_caches(run, mode, roles=roles, max_bytes=max_bytes, tell=tell)
+    caches = _open_caches(run, plans, max_bytes, folder, tell)
+    run.teachers = {**plain, **caches}
+    if caches:
+        run.loader.variants = next(iter(plans.values())).variants
+    try:
+        yield
+        for role, cache in caches.items():
+            asked, looked_up = (sum(counts) for counts in zip(*run.ranks.objects(cache.counts), strict=True))
+            if asked + looked_up:
+                share = looked_up / (asked + looked_up)
+                tell(f"teacher {role}: {share:.0%} of the answers to clean images were looked up")
+            cache.check_weights()
+    finally:
+        run.teachers, run.loader.variants = plain, None
+        for cache in caches.values():
+            cache.close()
+
+
+class CachedTeacher:
+    """A teacher whose logits on clean images are kept. Whatever else it is asked about goes to the teacher itself.
+
+    `warn` is told if its weights move: from then on it is asked in each step.
+    """
+
+    def __init__(self, teacher: NetTeacher, block: int, store: LogitStore, warn: Tell = lambda text: None) -> None:
+        self.role, self.net = teacher.role, teacher.net
+        self._teacher, self._block, self._store, self._warn = teacher, block, store, warn
+        self._asked = self._looked_up = 0
+        self._new: list[tuple[Rows, HostCopy]] = []
+        """Logits on their way to the host."""
+        self._fingerprint = fingerprint(*teacher.net.state_dict().values())
+        self._tensors = [(tensor, _version(tensor)) for tensor in _tensors(teacher.net)]
+        self._moved = False
 
     @property
-    def _who(self) -> str:
-        return f"teacher {self.role}"
+    def counts(self) -> tuple[int, int]:
+        """How many clean images the net was asked about, and how many were looked up."""
+        return self._asked, self._looked_up
 
-    def _ask(self, x: Tensor) -> Tensor:
-        """Answers in blocks of the one size; a last one is filled up with its last image."""
-        found = []
-        with torch.no_grad():
-            for part in x.split(self._block):
-                filled = torch.cat([part, part[-1:].expand(self._block - len(part), *part.shape[1:])])
-                found.append(self.logits(filled.contiguous()).detach()[: len(part)])
-        return torch.cat(found)
+    def logits(self, x: Tensor) -> Tensor:
+        """`(B, K)`, differentiable in x."""
+        return self._teacher.logits(x)
+
+    def clean_logits(self, batch: Batch) -> Tensor:
+        """`(B, K)` on the clean images of `batch`, without gradient."""
+        if batch.version is None or self._weights_moved():
+            with torch.no_grad():
+                return self._teacher.logits(batch.x).detach()
+        self._store_new()
+        rows = batch.version.numpy()
+        values, new = self._store.read(rows)
+        logits = send(values, batch.x.device)
+        if len(new):
+            places = send(torch.from_numpy(new), batch.x.device)
+            answers = ask_in_blocks(self._teacher, batch.x[places], self._block)
+            logits = logits.index_copy(0, places, answers)
+            self._new.append((rows[new], HostCopy(answers)))
+        self._asked += len(new)
+        self._looked_up += len(rows) - len(new)
+        return logits
+
+    def check_weights(self) -> None:
+        """After a training: warn if weights moved without torch's noticing, by way of `tensor.data`."""
+        if not self._moved and fingerprint(*self.net.state_dict().values()) != self._fingerprint:
+            self._warn(
+                f"the weights of the teacher {self.role!r} were changed through .data, which torch does not track: its "
+                "answers to clean images may be older ones. Change them in place under torch.no_grad(), or train with "
+                "--set teacher_cache=off"
+            )
+
+    def close(self) -> None:
+        """Store what is on its way, and let the file go."""
+        self._store_new(wait=True)
+        self._store.close()
+
+    def _store_new(self, wait: bool = False) -> None:
+        while self._new and (wait or self._new[0][1].arrived):
+            rows, copy = self._new.pop(0)
+            self._store.write(rows, copy.get())
+
+    def _weights_moved(self) -> bool:
+        if not self._moved:
+            now = list(_tensors(self.net))
+            same = len(now) == len(self._tensors) and all(
+                tensor is then and _version(tensor) == version
+                for tensor, (then, version) in zip(now, self._tensors, strict=True)
+            )
+            if not same:
+                self._moved = True
+                self._warn(f"the weights of the teacher {self.role!r} move: from here on it is asked in each step")
+        return self._moved
+
+
+def ask_in_blocks(teacher: NetTeacher, x: Tensor, block: int) -> Tensor:
+    """Logits `(B, K)` of blocks of one size; the last one is filled up with its last image."""
+    answers = []
+    with torch.no_grad():
+        for part in x.split(block):
+            filled = torch.cat([part, part[-1:].expand(block - len(part), *part.shape[1:])])
+            answers.append(teacher.logits(filled.contiguous()).detach()[: len(part)])
+    return torch.cat(answers)
+
+
+class LogitStore:
+    """Float32 logits `(classes,)` by row number, in memory, or in a file that other processes and later runs share.
+
+    Each row has a checksum of its number, its logits and their owner; without a valid one it is missing: torn by a
+    crash, damaged, cut off, another teacher's. So nothing in a file is trusted, and processes write to the same one
+    without a lock. It is sparse: rows that were never written take no room.
+
+    The file is read and written by position. (Mapped into memory, a full disk or a file that somebody cuts off would
+    kill the process with SIGBUS.) After the first error nothing is kept any more, and `failed` is told why.
+    """
+
+    def __init__(
+        self, rows: int, classes: int, owner: int, path: Path | None = None, failed: Tell = lambda text: None
+    ) -> None:
+        self._classes, self._owner, self._failed = classes, owner, failed
+        self._file: FileIO | BytesIO | None = None
+        with self._errors():
+            self._file = BytesIO() if path is None else _open(path, answer_bytes(rows, classes))
+
+    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
+        """The logits `(B, classes)` at `rows (B,)`, and the positions in `rows` of those that are missing."""
+        content = np.zeros((len(rows), self._classes + CHECKSUM), np.int32)
+        with self._errors():
+            for row, number in zip(content, rows.tolist(), strict=True):
+                if self._file is not None:
+                    self._file.seek(number * row.nbytes)
+                    self._file.readinto(row.data)
+        values, checksums = np.split(content, [self._classes], 1)
+        missing = np.flatnonzero((checksums != self._checksums(rows, values)).any(1))
+        return torch.from_numpy(values.copy()).view(torch.float32), missing
+
+    def write(self, rows: Rows, logits: Tensor) -> None:
+        """Keep `logits (B, classes)` at `rows (B,)`."""
+        values = logits.contiguous().numpy().view(np.int32)
+        content = np.concatenate([values, self._checksums(rows, values)], 1)
+        with self._errors():
+            for row, number in zip(content, rows.tolist(), strict=True):
+                if self._file is not None:
+                    self._file.seek(number * row.nbytes)
+                    self._file.write(row.tobytes())
+
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file is not None:
+            with contextlib.suppress(OSError):
+                file.close()
+
+    def _checksums(self, rows: Rows, values: Any) -> Any:
+        content = np.concatenate([rows[:, None].view(np.int32), values], 1)
+        return row_hash(torch.from_numpy(content), self._owner).numpy()[:, None].view(np.int32)
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            self._failed(error.strerror or str(error))
+            self.close()
+
+
+def answer_bytes(rows: int, classes: int) -> int:
+    """Bytes of so many answers."""
+    return 4 * rows * (classes + CHECKSUM)
+
+
+def make_room(folder: Path, size: int, max_bytes: int, keep: set[Path]) -> None:
+    """Remove the files of `folder` that were used the longest ago until `size` more bytes make at most `max_bytes`.
+
+    A process that is using one of them goes on with it, and has its room until it ends. `keep` stay.
+    """
+    with contextlib.suppress(OSError):  # another process may be at it as well
+        files = {p: p.stat() for p in folder.glob("*.answers") if p.is_file() and not p.is_symlink()}
+        total = sum(status.st_size for status in files.values())
+        for path in sorted(files, key=lambda path: files[path].st_mtime):
+            if total + size <= max_bytes:
+                return
+            if path not in keep:
+                path.unlink(missing_ok=True)
+                total -= files[path].st_size
+
+
+def _plan(run: Run, teacher: Teacher, mode: Mode, max_bytes: int) -> CachePlan:
+    """Raises Refused with the reason why it is not cached."""
+    if type(teacher) is not NetTeacher:
+        raise Refused("it is a teacher of its own kind")
+    if run.epochs == 1:
+        raise Refused("no image comes again in a single epoch")
+    loader, classes = run.loader, len(run.data.classes)
+    variants, images = Variants.of(loader.augments, run.data.shape), len(loader.split)
+    size = answer_bytes(images * variants.count, classes)
+    if size > max_bytes:
+        raise Refused(
+            f"answers to {variants.count} versions of {images} images take {size / 2**30:.3g} GiB, and "
+            f"{max_bytes / 2**30:.3g} are left of teacher_cache_gib"
+        )
+    repeats = expected_repeats(variants.count, run.epochs)
+    if mode == "auto" and repeats < LEAST_REPEATS:
+        raise Refused(
+            f"of {variants.count} versions of each image {repeats:.0%} come again in {run.epochs} epochs, too few for "
+            "it to pay"
+        )
+    block = min(BLOCK, -(-loader.batch_size // run.grad_accumulation))
+    in_file = size > IN_MEMORY or run.ranks.size > 1  # through a file processes share what each has asked
+    return CachePlan(teacher, variants, images, classes, block, repeats, size, in_file)
+
+
+def _open_caches(
+    run: Run, plans: Mapping[str, CachePlan], max_bytes: int, folder: Path | None, tell: Tell
+) -> dict[str, CachedTeacher]:
+    def warn(text: str) -> None:
+        run.hooks.hook.rkd_notice(run=run, text=text)
+
+    owners: dict[str, int] = {}
+    for role, plan in plans.items():
+        owner, problem = _try(run, plan)
+        if problem := next(filter(None, run.ranks.objects(problem)), ""):  # one for all
+            tell(f"teacher {role}: asked in each step: {problem}")
+        else:
+            owners[role] = owner
+    paths = {role: folder / f"{owners[role]:016x}.answers" for role in owners if folder and plans[role].in_file}
+    if folder and paths:
+        if run.ranks.local == 0:
+            missing = sum(plans[role].size - _size(path) for role, path in paths.items())
+            make_room(folder, missing, max_bytes, set(paths.values()))
+        run.ranks.objects(None)  # nobody opens a file before the others have made room
+
+    caches = {}
+    for role, owner in owners.items():
+        plan, path, who = plans[role], paths.get(role), f"teacher {role}"
+        tell(f"{who}: about {plan.repeats:.0%} of the clean images come again, and are looked up")
+        if path is not None:
+            tell(f"{who}: answers to clean images are kept in {path}, at most {plan.size / 2**30:.2g} GiB")
+
+        def failed(why: str, who: str = who, path: Path | None = path) -> None:
+            tell(f"{who}: its answers are not kept any more ({path}: {why})")
+
+        store = LogitStore(plan.images * plan.variants.count, plan.classes, owner, path, failed)
+        caches[role] = CachedTeacher(plan.teacher, plan.block, store, warn)
+    return caches
+
+
+def _try(run: Run, plan: CachePlan) -> tuple[int, str]:
+    """A number for this very teacher on these very images; why it cannot be cached, if it cannot."""
+    teacher, block = plan.teacher, plan.block
+    # The same images whenever it is tried: a run that goes on must not come to another end than before.
+    x = run.loader.prefetcher.images(torch.arange(block) % plan.images)
+    with forked(None, run.device):  # a net that draws random numbers leaves the student's as they were
+        first = ask_in_blocks(teacher, x, block)
+        if first.ndim != 2 or first.dtype != torch.float32 or not bool(first.isfinite().all()):
+            return 0, "its logits are not finite float32 numbers"
+        if not torch.equal(ask_in_blocks(teacher, x, block), first):
+            return 0, "it says something else the second time"
+        order = torch.arange(block - 1, -1, -1).roll(block // 3).to(x.device)
+        alone = torch.equal(ask_in_blocks(teacher, x[order], block), first[order])
+        # Either half beside other images: what depends on the largest number of a block changes with one of them.
+        second = torch.arange(block, device=x.device) >= block // 2
+        for mine in (second, ~second):
+            for others in (1 - x, torch.zeros_like(x), torch.ones_like(x)):
+                beside = ask_in_blocks(teacher, torch.where(mine[:, None, None, None], x, others), block)
+                alone &= torch.equal(beside[mine], first[mine])
+    if not alone:
+        return 0, "its answer to an image depends on the images beside it"
+    # Answers and images stand for what no list of settings has: the code of the net and of augmentations, and the
+    # machine's way to compute.
+    spread = torch.arange(0, plan.images, -(-plan.images // PROBED))
+    owner = fingerprint(
+        *teacher.net.state_dict().values(), block, first, plan.images, plan.variants.names, run.data.fingerprint,
+        run.loader.split.labels, run.loader.batch(spread, 0).x,
+    )  # fmt: skip
+    return int(owner[:16], 16), ""
+
+
+def _tensors(net: nn.Module) -> Iterator[Tensor]:
+    return chain(net.parameters(), net.buffers())
+
+
+def _version(tensor: Tensor) -> int:
+    """How often torch has seen it written to."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def _open(path: Path, size: int) -> FileIO:
+    """A file for reading and writing, made if it is missing; an ordinary one, through no link, with room for `size`
+    bytes. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if shutil.disk_usage(path.parent).free < size - _size(path) + RESERVE:
+        raise OSError("too little of the disk is free")
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(f"{path} is no file")
+    os.utime(handle)  # in use: `make_room` removes the oldest
+    return open(handle, "r+b", buffering=0)
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0

@@ -28,7 +28,7 @@ from rkd.storage.serialize import to_cpu
 from rkd.training.auto_batch import parts_that_fit
 from rkd.training.checkpoints import place_of
 from rkd.training.dry_run import CostCard, dry_step
-from rkd.training.memory import remembering, tell_of_memory
+from rkd.training.teacher_cache import cached_teachers
 
 from .build import accelerate, build
 from .cache import cache_folder
@@ -106,12 +106,12 @@ def train_run(
             manifest |= _continue(run, manifest, reporter)
         folder.write_json(folder.manifest, manifest | {"status": "running"})
         try:
-            run.teachers = remembering(
-                run, plan.config.teacher_cache, roles=card.clean, most=int(plan.config.teacher_cache_gib * 2**30),
+            max_bytes = int(plan.config.teacher_cache_gib * 2**30)
+            with cached_teachers(
+                run, plan.config.teacher_cache, roles=card.clean, max_bytes=max_bytes,
                 folder=cache_folder() / "answers", tell=reporter.detail,
-            )  # fmt: skip
-            fit(run)
-            tell_of_memory(run, reporter.detail)
+            ):  # fmt: skip
+                fit(run)
             net = chosen_net(run)
             results = _finish(run, plan, net, teachers, catalog, reporter, title, started)
         except BaseException as error:
