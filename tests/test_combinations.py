@@ -50,6 +50,7 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", CATALOG.names("loss"))
 def test_every_combination(loss: str) -> None:
     for attack in ATTACKS:

@@ -24,6 +24,7 @@ def rkd_in(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_one_process(rkd, finished: tuple[Path, Said]) -> None:
     run, _ = finished
     words = ("eval", run, "--attack", "pgd", "--attack", "fgsm", "--limit", "41", "--checks", "off", "--json")
@@ -42,6 +43,7 @@ def without_time(value: object) -> object:
     return value
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once(finished: tuple[Path, Said], tmp_path: Path) -> None:
     done = rkd_in("eval", tmp_path / "nothing", "--processes", "2")
     assert done.returncode == 2
@@ -85,6 +87,7 @@ def stand_in(monkeypatch: pytest.MonkeyPatch, script: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_termination_reaches_all(tmp_path: Path) -> None:
     waits = "import time; time.sleep(60)"
     code = (

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from .conftest import TINY, invoke
 
 DIES = '''
@@ -39,6 +41,7 @@ def torchrun(*words: str, restarts: int = 0) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_restarted_and_the_run_continued(empty_folder: Path) -> None:
     Path("dies.py").write_text(DIES)
     done = torchrun(*RUN, "--plugin", "dies.py", "--with", "dies", restarts=1)
@@ -53,6 +56,7 @@ def test_a_process_that_dies_is_restarted_and_the_run_continued(empty_folder: Pa
     assert json.loads((run / "manifest.json").read_text())["hardware"]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(empty_folder: Path) -> None:
     Path("dies.py").write_text(DIES)
     done = torchrun(*RUN, "--plugin", "dies.py", "--with", "dies", "--name", "it")
@@ -64,6 +68,7 @@ def test_a_run_of_two_processes_goes_on_in_one(empty_folder: Path) -> None:
     assert len((Path("runs/it") / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_batch_must_be_large_enough_for_the_processes(empty_folder: Path) -> None:
     done = torchrun("run", "--loss", "pgd-at", "--batch-size", "3")
     assert done.returncode != 0
