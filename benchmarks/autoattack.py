@@ -26,15 +26,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rkd.engine.choose import Engine
 from torch import Tensor
 
 import rkd
 from rkd.api import attack_plan, catalog
 from rkd.core.types import ThreatModel, fraction
 from rkd.distributed.ranks import join
-from rkd.evaluation.evaluate import choose, evaluate
-from rkd.evaluation.measures import interval
+from rkd.engine.accelerator import Engine
+from rkd.evaluation.evaluate import evaluate
+from rkd.evaluation.result import interval
+from rkd.evaluation.samples import EvalSettings, choose_samples
 from rkd.profiling import allocator
 from rkd.profiling.machine import cpu_name
 from rkd.registry.config import read_recipe
@@ -70,7 +71,7 @@ def main() -> None:
 
 def measure(run: Path, arguments: argparse.Namespace) -> None:
     _, data = loaded(run, arguments.data_dir)
-    positions = choose(len(data.test), arguments.samples)
+    positions = choose_samples(len(data.test), arguments.samples)
     count = -(-len(positions) // arguments.chunk)
     engines = arguments.engine
     numbers = [n for n in range(count) if not all(chunk_file(arguments, run, e, n).is_file() for e in engines)]
@@ -192,17 +193,12 @@ def ours(run: Path, arguments: argparse.Namespace, engine: str) -> Attack:
     allocator.keep_freed_memory()
     ranks = join()
     subject, data = loaded(run, arguments.data_dir)
-    # One engine for the whole run, as in an evaluation: it measures once.
-    chooser = None
-    if engine != "plain":
-        chooser = Engine(lambda text: print(f"  {text}", flush=True), bfloat16=engine == "bfloat16")
+    accelerator = Engine(engine, lambda text: print(f"  {text}", flush=True))
     plans, threat = {"autoattack": attack_plan("autoattack")}, attacker(subject, arguments)
 
     def attack(part: Tensor, seed: int) -> dict[str, Any]:
-        result = evaluate(
-            subject.net, data.test, plans, threat=threat, positions=part,
-            engine=chooser, seed=seed, ranks=ranks,
-        )  # fmt: skip
+        settings = EvalSettings(threat=threat, positions=part, accelerator=accelerator, seed=seed, ranks=ranks)
+        result = evaluate(subject.net, data.test, plans, settings)
         outcome = result.outcomes["autoattack"]
         return {"right": outcome.right.tolist(), "clean": result.clean.tolist(), "engine": outcome.about["engine"]}
 

@@ -24,7 +24,7 @@ import rkd
 from rkd.api import attack_plan
 from rkd.core.step import AttackPlan, Step
 from rkd.data.dataset import Dataset, fetch
-from rkd.evaluation.evaluate import choose
+from rkd.evaluation.samples import choose_samples
 from rkd.nets.net import NetStudent
 
 CAP = 112 / 784
@@ -167,7 +167,7 @@ def gradients(net: nn.Module, data: Dataset, samples: int) -> Numbers:
     """log10 of each image's mean of |dF_k/dx_j| over classes k and pixels j, F = softmax(z): the net's own, and what
     automatic differentiation finds in float32 (None where that is 0)."""
     own, single = [], []
-    for positions in choose(len(data.test), samples).split(100):
+    for positions in choose_samples(len(data.test), samples).split(100):
         x = data.test.images(positions).requires_grad_()
         z = net(x)
         F = z.softmax(1)
@@ -225,7 +225,7 @@ def ask(net: nn.Module, data: Dataset, positions: Tensor, question: Callable[[Te
 def jsma(net: nn.Module, data: Dataset, samples: int, **options: Any) -> Numbers:
     """Targeted JSMA at all nine other classes: the share that reached its class, and features changed."""
     attack: Any = attack_plan("jsma", **options).attack
-    answers = ask(net, data, choose(len(data.test), samples), attack.run)
+    answers = ask(net, data, choose_samples(len(data.test), samples), attack.run)
     reached = torch.cat([answer[1] for answer in answers])
     changed = torch.cat([answer[2] for answer in answers])
     share = (changed / 784).double()
@@ -259,7 +259,7 @@ def nearest(net: nn.Module, data: Dataset, samples: int, T: int) -> Numbers:
             fooled = target.logits(images).argmax(1) != target.y
         return fooled, (images - x).flatten(1).norm(dim=1)
 
-    answers = ask(net, data, choose(len(data.test), samples), question)
+    answers = ask(net, data, choose_samples(len(data.test), samples), question)
     fooled = torch.cat([answer[0] for answer in answers])
     distance = torch.cat([answer[1] for answer in answers])
     return {

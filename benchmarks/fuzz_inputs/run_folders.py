@@ -21,6 +21,7 @@ from rkd.core.errors import RkdError
 from rkd.core.types import ThreatModel
 from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.journal import Journal
+from rkd.evaluation.samples import EvalSettings
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import load_state, pack, save_state
 from rkd.testing import TinyNet
@@ -293,7 +294,7 @@ def journal(rng: random.Random, folder: Path) -> None:
     split = ArraySplit(torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(6) % 4)
     torch.manual_seed(0)
     net = TinyNet().eval()
-    evaluate(net, split, {}, threat=ThreatModel(), batch_size=3, journal=book)
+    evaluate(net, split, {}, EvalSettings(threat=ThreatModel(), batch_size=3, journal=book))
     for file in sorted((folder / "journal").rglob("*.safetensors")):
         if rng.random() < 0.5:
             file.write_bytes(scribbled(rng, file.read_bytes()))
@@ -307,4 +308,4 @@ def journal(rng: random.Random, folder: Path) -> None:
                 for name in rng.choice((["right"], ["right", "confidence", "prediction", "seconds"], []))
             }
             file.write_bytes(pack(odd))
-    evaluate(net, split, {}, threat=ThreatModel(), batch_size=3, journal=book)
+    evaluate(net, split, {}, EvalSettings(threat=ThreatModel(), batch_size=3, journal=book))

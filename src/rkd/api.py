@@ -25,7 +25,7 @@ from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.config import merge, read_recipe
 from rkd.registry.defaults import default_objective
 from rkd.workflow.build import choose_device
-from rkd.workflow.evaluate import doubted
+from rkd.workflow.evaluate import EvalSettings, all_warnings
 from rkd.workflow.nets import load_run
 from rkd.workflow.plan import Reporter
 from rkd.workflow.train import train_run
@@ -126,12 +126,12 @@ def evaluate(
     if engine != "plain":
         keep_freed_memory()
     book = Journal(journal) if journal is not None else None
-    shared: dict[str, Any] = {"threat": threat, "device": device}
-    result = _evaluate(
-        module, split, plans, classes=classes, seed=seed, batch_size=batch_size, limit=limit, rounded=rounded,
-        accelerator=Engine(engine), journal=book, **shared,
+    settings = EvalSettings(
+        threat=threat, classes=classes, seed=seed, batch_size=batch_size, limit=limit, device=device, rounded=rounded,
+        journal=book, accelerator=Engine(engine),
     )  # fmt: skip
-    result.warnings = doubted(module, split, result, plans, catalog(), checks, seed=seed, **shared)
+    result = _evaluate(module, split, plans, settings)
+    result.warnings = all_warnings(module, split, result, plans, catalog(), checks, settings)
     if book is not None:
         book.close()
     return result

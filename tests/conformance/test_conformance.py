@@ -16,7 +16,8 @@ from rkd.core.errors import RkdError
 from rkd.core.hooks import KINDS
 from rkd.core.interfaces import Family, traits_of
 from rkd.core.step import AttackPlan, Step
-from rkd.evaluation.counting import rehearse
+from rkd.evaluation.evaluate import rehearse
+from rkd.evaluation.samples import EvalSettings
 from rkd.nets.net import NetStudent
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog, load_catalog
@@ -93,7 +94,7 @@ def test_attack_can_be_rehearsed(name: str) -> None:
     attack = testing.TinyParts(CATALOG).attack(name, OPTIONS.get(name, {}) if name == "transfer" else {})
     plan = AttackPlan(attack, CATALOG.create("objective", "ce"))
     with testing.untouched(net), counting({"net": net}) as counts:
-        rehearse(net, data.train, {name: plan}, threat=data.threat)
+        rehearse(net, data.train, {name: plan}, EvalSettings(threat=data.threat))
     assert counts["net"].forwards <= 5
 
 

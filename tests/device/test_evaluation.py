@@ -16,6 +16,7 @@ from rkd.core.step import AttackPlan
 from rkd.data.dataset import ArraySplit
 from rkd.evaluation.corruptions import corrupted_accuracy, corrupted_files_accuracy
 from rkd.evaluation.curve import curve
+from rkd.evaluation.samples import EvalSettings
 from rkd.evaluation.transfer import transfer_matrix
 from rkd.plugin import Target
 from rkd.testing import TinyParts, tiny_batch, tiny_net
@@ -85,7 +86,8 @@ def test_every_corruption(corruption: str, device: torch.device) -> None:
     split = ArraySplit(BATCH.x[:6], BATCH.y[:6])
     makers = {corruption: CATALOG.create("corruption", corruption)}
     expected, found = (
-        corrupted_accuracy(tiny_net().eval().to(one), split, makers, device=one, batch_size=4) for one in (CPU, device)
+        corrupted_accuracy(tiny_net().eval().to(one), split, makers, EvalSettings(device=one, batch_size=4))
+        for one in (CPU, device)
     )
     assert found == expected
 
@@ -95,7 +97,7 @@ def test_corrupted_files(tmp_path: Path, device: torch.device) -> None:
     np.save(tmp_path / "fog.npy", pixels)
     np.save(tmp_path / "labels.npy", np.ones(5, dtype=np.int64))
     expected, found = (
-        corrupted_files_accuracy(tiny_net().eval().to(one), tmp_path, names=["fog"], device=one)
+        corrupted_files_accuracy(tiny_net().eval().to(one), tmp_path, EvalSettings(device=one), names=["fog"])
         for one in (CPU, device)
     )
     assert found == expected
@@ -105,7 +107,14 @@ def test_corrupted_files(tmp_path: Path, device: torch.device) -> None:
 def test_a_curve(attack: str, device: torch.device) -> None:
     split = ArraySplit(BATCH.x[:6], BATCH.y[:6])
     expected, found = (
-        curve(tiny_net().eval().to(one), split, attack, plan_of(attack, one), [0.02, 0.1], threat=THREAT, device=one)
+        curve(
+            tiny_net().eval().to(one),
+            split,
+            attack,
+            plan_of(attack, one),
+            [0.02, 0.1],
+            EvalSettings(threat=THREAT, device=one),
+        )
         for one in (CPU, device)
     )
     assert found == expected
@@ -113,13 +122,12 @@ def test_a_curve(attack: str, device: torch.device) -> None:
 
 def test_a_transfer_matrix(device: torch.device) -> None:
     split = ArraySplit(BATCH.x[:6], BATCH.y[:6])
-    expected, found = (
-        transfer_matrix(
-            {name: tiny_net(seed=seed).eval().to(one) for seed, name in enumerate("ab")}, split, plan_of("pgd", one),
-            threat=THREAT, device=one,
-        )
-        for one in (CPU, device)
-    )  # fmt: skip
+    matrices = []
+    for one in (CPU, device):
+        nets = {name: tiny_net(seed=seed).eval().to(one) for seed, name in enumerate("ab")}
+        settings = EvalSettings(threat=THREAT, device=one)
+        matrices.append(transfer_matrix(nets, split, plan_of("pgd", one), settings))
+    expected, found = matrices
     assert found == expected
 
 

@@ -18,6 +18,7 @@ from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.journal import Journal
+from rkd.evaluation.samples import EvalSettings
 from rkd.nets.net import NetStudent
 from rkd.plugins.augments.mixup import Mixup
 from rkd.plugins.extensions.awp import Awp
@@ -114,9 +115,9 @@ def evaluations(ranks: Ranks, folder: Path) -> dict[str, Any]:
     net = tiny_net()
     attacks = {"one": AttackPlan(OneStep(), cross_entropy), "none": AttackPlan(lambda x, target: x, cross_entropy)}
     shared: dict[str, Any] = {"threat": DATA.threat, "examples": 3, "batch_size": 5, "ranks": ranks, "rounded": True}
-    found = evaluate(net, DATA.test, attacks, classes=4, journal=Journal(folder / "journal"), **shared)
-    again = evaluate(net, DATA.test, attacks, classes=4, journal=Journal(folder / "journal"), **shared)
-    few = evaluate(net, DATA.test, attacks, limit=1, **shared)
+    found = evaluate(net, DATA.test, attacks, EvalSettings(classes=4, journal=Journal(folder / "journal"), **shared))
+    again = evaluate(net, DATA.test, attacks, EvalSettings(classes=4, journal=Journal(folder / "journal"), **shared))
+    few = evaluate(net, DATA.test, attacks, EvalSettings(limit=1, **shared))
     return {"found": plain(found), "again": plain(again), "few": plain(few)}
 
 

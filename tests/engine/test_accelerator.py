@@ -18,6 +18,7 @@ from rkd.engine import backends
 from rkd.engine.accelerator import Engine, EngineProbe
 from rkd.engine.backends import FastCopy, FastNet
 from rkd.evaluation.evaluate import evaluate
+from rkd.evaluation.samples import EvalSettings
 from rkd.nets.batchnorm import Router, add_auxiliary
 from rkd.nets.cpu_bfloat16 import packs
 from rkd.nets.net import Net, NetStudent, NetTeacher
@@ -336,11 +337,11 @@ def test_reduced_precision_has_to_be_asked_for(attack: str, name: str, monkeypat
     monkeypatch.setattr(Engine, "copy_for", copy_for)
     needs, search = SEARCHES[attack]
     plans = {"it": AttackPlan(search, ce)}
-    found = evaluate(net, split, plans, threat=LINF, accelerator=Engine(name)).outcomes["it"]
+    found = evaluate(net, split, plans, EvalSettings(threat=LINF, accelerator=Engine(name))).outcomes["it"]
     assert (copies[True].count > 0) is (name == "bfloat16")
     assert (copies[False].count > 0) is (name == "auto" or "fine" in needs)
     assert ("low" in found.about["engine"]) is (name == "bfloat16")
-    plain = evaluate(net, split, plans, threat=LINF).outcomes["it"]
+    plain = evaluate(net, split, plans, EvalSettings(threat=LINF)).outcomes["it"]
     assert (found.forwards, found.backwards) == (plain.forwards, plain.backwards)
 
 
@@ -352,7 +353,7 @@ def test_nothing_is_counted_that_the_net_itself_does_not_confirm(attack, monkeyp
     with torch.no_grad():
         split = ArraySplit(x, net.eval()(x).argmax(1))
     plans = {"it": AttackPlan(attack, ce)}
-    plain = evaluate(net, split, plans, threat=LINF)
+    plain = evaluate(net, split, plans, EvalSettings(threat=LINF))
     liar = Heard("liar", net)
     liar.shape, liar.logits = x.shape[1:], lambda x: -net(x)
 
@@ -361,7 +362,7 @@ def test_nothing_is_counted_that_the_net_itself_does_not_confirm(attack, monkeyp
         return liar
 
     monkeypatch.setattr(Engine, "copy_for", copy_for)
-    lied_to = evaluate(net, split, plans, threat=ThreatModel("Linf", 1e-4, 1e-4), accelerator=Engine())
+    lied_to = evaluate(net, split, plans, EvalSettings(threat=ThreatModel("Linf", 1e-4, 1e-4), accelerator=Engine()))
     assert lied_to.accuracy("it") == 1, "at so small a radius nothing falls"
     assert lied_to.outcomes["it"].about["engine"] == "liar"
     assert plain.accuracy("it") < 1
@@ -376,10 +377,10 @@ def test_the_verdict_is_the_plain_nets(catalog: Catalog, kind: str) -> None:
         split = ArraySplit(X, net(X).argmax(1))
     plans = {"apgd": AttackPlan(ApgdCe(steps=10), ce), "pgd": AttackPlan(Pgd(steps=10), ce)}
     threat = ThreatModel("Linf", 1 / 255, 1 / 255)
-    plain = evaluate(net, split, plans, threat=threat)
+    plain = evaluate(net, split, plans, EvalSettings(threat=threat))
     assert 0 < plain.accuracy("apgd") < 1
     with untouched(net):
-        found = evaluate(net, split, plans, threat=threat, accelerator=Engine(kind))
+        found = evaluate(net, split, plans, EvalSettings(threat=threat, accelerator=Engine(kind)))
     low = kind == "bfloat16" and packs()
     assert (found.attacks["apgd"] ^ plain.attacks["apgd"]).sum() <= (1 if low else 0)
     assert found.outcomes["pgd"].about["engine"] == "plain", "PGD confirms nothing"
@@ -403,8 +404,8 @@ def test_square_asks_about_patches(catalog: Catalog, monkeypatch) -> None:
         split = ArraySplit(X, net(X).argmax(1))
     plans = {"square": AttackPlan(Square(queries=150), ce)}
     threat = ThreatModel("Linf", 4 / 255, 1 / 255)
-    plain = evaluate(net, split, plans, threat=threat)
-    found = evaluate(net, split, plans, threat=threat, accelerator=Engine())
+    plain = evaluate(net, split, plans, EvalSettings(threat=threat))
+    found = evaluate(net, split, plans, EvalSettings(threat=threat, accelerator=Engine()))
     assert asked and Patches not in asked
     assert 0 < plain.accuracy("square") < 1
     assert torch.equal(found.attacks["square"], plain.attacks["square"])

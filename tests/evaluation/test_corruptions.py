@@ -14,7 +14,7 @@ from rkd.core.errors import DataError, RkdError
 from rkd.core.random import Noise, key
 from rkd.data.dataset import ArraySplit
 from rkd.evaluation.corruptions import BENCHMARK, OWN, corrupted_accuracy, corrupted_files_accuracy, open_corrupted
-from rkd.evaluation.evaluate import choose
+from rkd.evaluation.samples import EvalSettings, choose_samples
 from rkd.testing import tiny_batch, tiny_net, untouched
 
 
@@ -60,8 +60,8 @@ def labelled(count: int = 40) -> tuple[nn.Module, ArraySplit]:
 
 def test_a_plain_loop_says_the_same() -> None:
     net, split = labelled()
-    result = corrupted_accuracy(net, split, {"noisy": noisy}, seed=7, limit=30, batch_size=11)
-    chosen = choose(len(split), 30).tolist()
+    result = corrupted_accuracy(net, split, {"noisy": noisy}, EvalSettings(seed=7, limit=30, batch_size=11))
+    chosen = choose_samples(len(split), 30).tolist()
     expected = []
     for severity in range(1, 6):
         right = 0
@@ -78,7 +78,7 @@ def test_a_plain_loop_says_the_same() -> None:
 def test_batches_and_repeats_change_nothing_and_the_seed_does() -> None:
     net, split = labelled()
     first, again, other = (
-        corrupted_accuracy(net, split, {"noisy": noisy}, seed=seed, batch_size=size)
+        corrupted_accuracy(net, split, {"noisy": noisy}, EvalSettings(seed=seed, batch_size=size))
         for seed, size in ((1, 3), (1, 256), (2, 256))
     )
     assert first == again != other
@@ -89,7 +89,9 @@ def test_the_net_is_left_as_it_was() -> None:
     net.train()
     told: list[tuple[str, int, int]] = []
     with untouched(net):
-        corrupted_accuracy(net, split, {"noisy": noisy}, batch_size=16, progress=lambda *news: told.append(news))
+        corrupted_accuracy(
+            net, split, {"noisy": noisy}, EvalSettings(batch_size=16, progress=lambda *news: told.append(news))
+        )
         with pytest.raises(ZeroDivisionError):
             corrupted_accuracy(net, split, {"broken": lambda x, severity, noise: 1 / 0})
     assert told == [("noisy", done, 40) for done in (0, 16, 32, 40)]
@@ -136,7 +138,7 @@ def test_a_folder_of_files(tmp_path: Path) -> None:
     flat = np.full((20, 8, 8, 3), 200, np.uint8)
     place = folder(tmp_path / "CIFAR-10-C", fog=flat)
     np.save(place / "speckle_noise.npy", 0 * flat)  # not among the fifteen: no part of the mean
-    result = corrupted_files_accuracy(Bright(), place, batch_size=3)
+    result = corrupted_files_accuracy(Bright(), place, EvalSettings(batch_size=3))
     dark = [0.75, 0.75, 0.5, 0.25, 0.0]
     assert result["source"] == "CIFAR-10-C"
     assert result["samples"] == 4
@@ -161,12 +163,12 @@ def test_a_limit_takes_the_same_images_of_each_severity(tmp_path: Path) -> None:
     levels = np.tile(np.array([250, 10, 250, 10, 10, 10], np.uint8), 5)
     images = np.broadcast_to(levels.reshape(30, 1, 1, 1), (30, 8, 8, 1))
     place = folder(tmp_path / "c", ("fog",), fog=images, labels=np.ones(30, np.int64))
-    result = corrupted_files_accuracy(Bright(), place, names=["fog"], limit=3)
-    bright = [bool(levels[row] == 250) for row in choose(6, 3).tolist()]
+    result = corrupted_files_accuracy(Bright(), place, EvalSettings(limit=3), names=["fog"])
+    bright = [bool(levels[row] == 250) for row in choose_samples(6, 3).tolist()]
     assert result["samples"] == 3
     assert result["accuracy"]["fog"] == [sum(bright) / 3] * 5
     with pytest.raises(DataError, match="between 1 and 6"):
-        corrupted_files_accuracy(Bright(), place, names=["fog"], limit=7)
+        corrupted_files_accuracy(Bright(), place, EvalSettings(limit=7), names=["fog"])
 
 
 ONES = np.ones(20, np.int64)
@@ -190,7 +192,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_files_of_another_form(tmp_path: Path, arrays: dict[str, np.ndarray], problem: str) -> None:
     place = folder(tmp_path / "c", **arrays)
     with pytest.raises(DataError) as error:
-        corrupted_files_accuracy(Bright(), place, shape=(3, 8, 8), classes=2)
+        corrupted_files_accuracy(Bright(), place, EvalSettings(classes=2), shape=(3, 8, 8))
     assert problem in str(error.value)
     assert str(place) in str(error.value)
 

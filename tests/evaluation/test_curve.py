@@ -15,6 +15,7 @@ from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
 from rkd.evaluation.curve import curve, usual_radii
 from rkd.evaluation.evaluate import evaluate
+from rkd.evaluation.samples import EvalSettings
 from rkd.plugins.attacks.cw_l2 import CwL2
 from rkd.plugins.attacks.jsma import Jsma
 from rkd.plugins.attacks.pgd import Pgd
@@ -34,7 +35,7 @@ def setting():
 def test_on_a_linear_net_it_is_the_analytic_one() -> None:
     net, x, split = setting()
     radii = [0.01, 0.02, 0.04, 0.08]
-    found = curve(net, split, "pgd", AttackPlan(Pgd(steps=10), ce), radii, threat=THREAT)
+    found = curve(net, split, "pgd", AttackPlan(Pgd(steps=10), ce), radii, EvalSettings(threat=THREAT))
     with torch.no_grad():
         z = net(x)
         margin = (z[:, 0] - z[:, 1]).abs()
@@ -51,22 +52,31 @@ def test_the_point_at_eps_is_the_evaluations() -> None:
     with torch.no_grad():
         split = ArraySplit(x, net.eval()(x).argmax(1))
     plan = AttackPlan(Pgd(steps=3, start="uniform"), ce)
-    plain = evaluate(net, split, {"pgd": plan}, threat=THREAT, seed=3)
-    found = curve(net, split, "pgd", plan, [THREAT.eps], threat=THREAT, seed=3)
+    plain = evaluate(net, split, {"pgd": plan}, EvalSettings(threat=THREAT, seed=3))
+    found = curve(net, split, "pgd", plan, [THREAT.eps], EvalSettings(threat=THREAT, seed=3))
     assert found["accuracy"] == [plain.accuracy(), plain.accuracy("pgd")]
 
 
 def test_an_attacks_own_radius_gives_way() -> None:
     net, _, split = setting()
-    own = curve(net, split, "pgd", AttackPlan(Pgd(steps=5, eps=1e-6, step_size=1e-6), ce), [0.05], threat=THREAT)
-    assert own == curve(net, split, "pgd", AttackPlan(Pgd(steps=5), ce), [0.05], threat=THREAT)
+    own = curve(
+        net, split, "pgd", AttackPlan(Pgd(steps=5, eps=1e-6, step_size=1e-6), ce), [0.05], EvalSettings(threat=THREAT)
+    )
+    assert own == curve(net, split, "pgd", AttackPlan(Pgd(steps=5), ce), [0.05], EvalSettings(threat=THREAT))
 
 
 def test_it_never_rises() -> None:
     net = tiny_net()
     x = tiny_batch(40, seed=4).x
     split = ArraySplit(x, net.eval()(x).argmax(1).detach())
-    found = curve(net, split, "pgd", AttackPlan(Pgd(steps=1, start="uniform"), ce), usual_radii(THREAT), threat=THREAT)
+    found = curve(
+        net,
+        split,
+        "pgd",
+        AttackPlan(Pgd(steps=1, start="uniform"), ce),
+        usual_radii(THREAT),
+        EvalSettings(threat=THREAT),
+    )
     assert found["accuracy"] == sorted(found["accuracy"], reverse=True)
 
 
@@ -86,12 +96,17 @@ def test_one_search_serves_all_radii(threat: ThreatModel) -> None:
     radii = [0.25 * threat.eps, 0.5 * threat.eps, threat.eps, 2 * threat.eps]
     done: list[tuple[int, int]] = []
     found = curve(
-        net, split, "cw-l2", plan, radii, threat=threat, batch_size=16, progress=lambda *told: done.append(told[1:])
+        net,
+        split,
+        "cw-l2",
+        plan,
+        radii,
+        EvalSettings(threat=threat, batch_size=16, progress=lambda *told: done.append(told[1:])),
     )
     assert sum(calls) == 54, "each image that is right, once"
     assert (max(done), {total for _, total in done}) == ((60, 60), {60})
     each = [
-        evaluate(net, split, {"cw-l2": replace_plan(plan)}, threat=threat.with_eps(eps)).accuracy("cw-l2")
+        evaluate(net, split, {"cw-l2": replace_plan(plan)}, EvalSettings(threat=threat.with_eps(eps))).accuracy("cw-l2")
         for eps in radii
     ]
     assert found["accuracy"] == [0.9, *each]
@@ -107,9 +122,9 @@ def replace_plan(plan: AttackPlan) -> AttackPlan:
 def test_wrong_use() -> None:
     net, _, split = setting()
     with pytest.raises(RkdError, match="no ball"):
-        curve(net, split, "jsma", AttackPlan(Jsma(), ce), [0.1], threat=THREAT)
+        curve(net, split, "jsma", AttackPlan(Jsma(), ce), [0.1], EvalSettings(threat=THREAT))
     with pytest.raises(RkdError, match="radius"):
-        curve(net, split, "pgd", AttackPlan(Pgd(), ce), [], threat=THREAT)
+        curve(net, split, "pgd", AttackPlan(Pgd(), ce), [], EvalSettings(threat=THREAT))
 
 
 def test_usual_radii_stay_in_the_images() -> None:

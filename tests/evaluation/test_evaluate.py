@@ -16,11 +16,10 @@ from rkd.core.interfaces import Target
 from rkd.core.step import AttackPlan
 from rkd.core.types import Mode, ThreatModel
 from rkd.data.dataset import ArraySplit
-from rkd.evaluation.counting import rehearse
-from rkd.evaluation.evaluate import choose, evaluate
-from rkd.evaluation.measures import wilson
-from rkd.evaluation.result import Evaluation, Outcome
-from rkd.evaluation.warnings import doubts
+from rkd.evaluation.evaluate import evaluate, rehearse
+from rkd.evaluation.result import AttackResult, Evaluation, wilson
+from rkd.evaluation.samples import EvalSettings, choose_samples
+from rkd.evaluation.warnings import find_warnings
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
 from rkd.testing import LinearNet, OneStep, tiny_batch, tiny_net, untouched
@@ -42,7 +41,7 @@ def split(net: nn.Module, wrong: int = 10) -> ArraySplit:
 
 
 def run(net: nn.Module, data, plans=PLANS, **settings) -> Evaluation:
-    return evaluate(net, data, plans, threat=THREAT, classes=4, **settings)
+    return evaluate(net, data, plans, EvalSettings(threat=THREAT, classes=4, **settings))
 
 
 @pytest.mark.slow
@@ -53,7 +52,7 @@ def test_accuracies_are_those_of_a_plain_loop() -> None:
     w = 0
     assert result.accuracy() == 1 - 10 / COUNT
     for name, plan in PLANS.items():
-        alone = evaluate(net, data, {name: plan}, threat=THREAT, classes=4, batch_size=1)
+        alone = evaluate(net, data, {name: plan}, EvalSettings(threat=THREAT, classes=4, batch_size=1))
         right = []
         for place in range(COUNT):
             one = ArraySplit(data.images(torch.tensor([place])), data.labels[place : place + 1])
@@ -77,7 +76,7 @@ def test_attacked_accuracy_on_a_linear_net_is_the_analytic_one() -> None:
         reach = THREAT.eps * weight.abs().sum() / 0.25  # behind the normalisation
         survives = (z[:, 0] - z[:, 1]).abs() > reach
     plans = {"pgd": AttackPlan(Pgd(steps=10), ce)}
-    result = evaluate(net, ArraySplit(x, y), plans, threat=THREAT, classes=2)
+    result = evaluate(net, ArraySplit(x, y), plans, EvalSettings(threat=THREAT, classes=2))
     assert torch.equal(result.attacks["pgd"], survives)
     assert 0 < int(survives.sum()) < COUNT
 
@@ -111,16 +110,18 @@ def test_an_attack_in_any_mode_moves_no_running_statistics(mode) -> None:
     data = split(net)
     with untouched(net):
         result = run(net, data, {"it": AttackPlan(OneStep(mode), cross_entropy)})
-        rehearse(net, data, {"it": AttackPlan(OneStep(mode), cross_entropy)}, threat=THREAT)
+        rehearse(net, data, {"it": AttackPlan(OneStep(mode), cross_entropy)}, EvalSettings(threat=THREAT))
     assert result.accuracy("it") < result.accuracy()
 
 
 def test_the_number_of_classes_is_the_nets_unless_it_is_given() -> None:
     net = tiny_net()
     x = tiny_batch().x
-    assert evaluate(net, ArraySplit(x, torch.zeros(8)), threat=THREAT).samples == 8, "no label need be the last class"
+    assert evaluate(net, ArraySplit(x, torch.zeros(8)), settings=EvalSettings(threat=THREAT)).samples == 8, (
+        "no label need be the last class"
+    )
     with pytest.raises(DataError, match="a label is 4, but the net knows 4 classes"):
-        evaluate(net, ArraySplit(x, torch.full((8,), 4)), threat=THREAT)
+        evaluate(net, ArraySplit(x, torch.full((8,), 4)), settings=EvalSettings(threat=THREAT))
 
 
 def test_a_net_that_gets_everything_wrong_needs_no_attack() -> None:
@@ -173,10 +174,10 @@ def test_limit_takes_the_same_samples_every_time() -> None:
     assert torch.equal(part.index, run(net, data, limit=15, seed=2).index)
     assert torch.equal(part.index, part.index.sort().values)
     assert torch.equal(part.clean, run(net, data).clean[part.index])
-    assert torch.equal(choose(10, 10), torch.arange(10))
+    assert torch.equal(choose_samples(10, 10), torch.arange(10))
     for limit in (0, -1, 11):
         with pytest.raises(DataError, match="between 1 and 10"):
-            choose(10, limit)
+            choose_samples(10, limit)
 
 
 def test_progress_is_told() -> None:
@@ -261,7 +262,7 @@ def test_the_gallery_shows_what_came_nearest_to_fooling_the_net() -> None:
 
 def test_a_net_for_other_classes() -> None:
     with pytest.raises(RkdError, match=r"\(8, 4\).*expected \(8, 7\)"):
-        evaluate(tiny_net(), RawSplit(tiny_batch().x, tiny_batch().y), threat=THREAT, classes=7)
+        evaluate(tiny_net(), RawSplit(tiny_batch().x, tiny_batch().y), settings=EvalSettings(threat=THREAT, classes=7))
 
 
 def test_a_net_whose_logits_are_not_numbers() -> None:
@@ -285,7 +286,7 @@ class Breaks(nn.Module):
 def test_a_net_that_breaks_under_attack() -> None:
     """NaN counts as wrong, leaves no NaN in the summary, and is said."""
     data = ArraySplit(torch.full((6, 1, 4, 4), 0.5), torch.zeros(6, dtype=torch.int64))
-    result = evaluate(Breaks(), data, {"pgd": PLANS["pgd"]}, threat=THREAT)
+    result = evaluate(Breaks(), data, {"pgd": PLANS["pgd"]}, EvalSettings(threat=THREAT))
     assert (result.accuracy(), result.accuracy("pgd")) == (1, 0)
     assert "for 6 of the images that pgd made" in str(result.warnings[0])
     assert result.warnings[0].check == "not-numbers"
@@ -310,7 +311,9 @@ def test_margins_are_those_of_the_logits() -> None:
 def test_a_rehearsal_costs_one_question_and_leaves_the_net_alone() -> None:
     net = tiny_net().train()
     with untouched(net), counting({"net": net}) as counts:
-        rehearse(net, split(tiny_net()), {**PLANS, "long": AttackPlan(Pgd(steps=1000), ce)}, threat=THREAT)
+        rehearse(
+            net, split(tiny_net()), {**PLANS, "long": AttackPlan(Pgd(steps=1000), ce)}, EvalSettings(threat=THREAT)
+        )
     assert counts["net"].forwards <= 2 * 3
 
 
@@ -322,7 +325,7 @@ def test_a_rehearsal_finds_what_could_not_be_run() -> None:
         (AttackPlan(Pgd(norm="L2"), ce), "its own eps"),
     ):
         with pytest.raises(Refused, match=rf"'mine' could not be run in the evaluation: .*{word}"):
-            rehearse(tiny_net(), split(tiny_net()), {"mine": plan}, threat=THREAT)
+            rehearse(tiny_net(), split(tiny_net()), {"mine": plan}, EvalSettings(threat=THREAT))
 
 
 # Numbers
@@ -346,9 +349,11 @@ def test_wilson(successes: int, count: int, low: float, high: float) -> None:
         assert z == pytest.approx(1.959964, rel=1e-6)
 
 
-def outcome(right: list[bool], **about: object) -> Outcome:
+def outcome(right: list[bool], **about: object) -> AttackResult:
     count = len(right)
-    return Outcome(torch.tensor(right), torch.zeros(count, dtype=torch.int64), torch.full((count,), 0.5), about=about)
+    return AttackResult(
+        torch.tensor(right), torch.zeros(count, dtype=torch.int64), torch.full((count,), 0.5), about=about
+    )
 
 
 def made(clean: list[bool], **attacks: list[bool]) -> Evaluation:
@@ -368,7 +373,7 @@ def test_summary() -> None:
 
 
 def found(result: Evaluation) -> list[str]:
-    return [doubt.check for doubt in doubts(result) if doubt.check != "few-samples"]
+    return [doubt.check for doubt in find_warnings(result) if doubt.check != "few-samples"]
 
 
 def test_doubts() -> None:
@@ -377,9 +382,9 @@ def test_doubts() -> None:
     assert found(made(clean, fgsm=[True] * 20 + [False] * 80, pgd=most)) == ["fgsm-beats-iterated"]
     assert found(made(clean, pgd=clean)) == ["no-effect"]
     assert found(made(clean, fgsm=most, pgd=half)) == []
-    assert [doubt.check for doubt in doubts(made(clean, pgd=half))] == ["few-samples"]
-    assert "40.4% and 59.6%" in str(doubts(made(clean, pgd=half))[0])
-    assert doubts(made(clean * 10, pgd=half * 10)) == []
+    assert [doubt.check for doubt in find_warnings(made(clean, pgd=half))] == ["few-samples"]
+    assert "40.4% and 59.6%" in str(find_warnings(made(clean, pgd=half))[0])
+    assert find_warnings(made(clean * 10, pgd=half * 10)) == []
 
 
 def stood(margins: list[float], lost: float, fell: int = 0, eps: float = 0.01) -> Evaluation:
@@ -396,7 +401,7 @@ def test_an_attack_without_effect_where_none_is_expected() -> None:
     """With a slope of 10 a radius of 0.01 lowers margins by 0.1."""
 
     def said(result: Evaluation, slope: float | None) -> list[str]:
-        return [doubt.check for doubt in doubts(result, slope) if doubt.check == "no-effect"]
+        return [doubt.check for doubt in find_warnings(result, slope) if doubt.check == "no-effect"]
 
     far, near = [5.0] * 100, [0.05] * 4 + [5.0] * 96
     assert said(stood(far, 0.1), None) == ["no-effect"], "nobody knows the slope"

@@ -20,6 +20,7 @@ from rkd.data.dataset import ArraySplit
 from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.journal import MONTH, Journal, fingerprint
 from rkd.evaluation.result import Evaluation
+from rkd.evaluation.samples import EvalSettings
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
 from rkd.testing import tiny_batch, tiny_net
@@ -54,7 +55,7 @@ def run(net, split, journal: Journal | None, **settings) -> Evaluation:
         "a": AttackPlan(Counting(steps=3, start="uniform"), ce),
         "b": AttackPlan(Counting(steps=5, start="uniform"), ce),
     }
-    return evaluate(net, split, plans, threat=THREAT, batch_size=8, journal=journal, **settings)
+    return evaluate(net, split, plans, EvalSettings(threat=THREAT, batch_size=8, journal=journal, **settings))
 
 
 def setting():
@@ -221,7 +222,9 @@ def with_engine(net, split, journal: Journal, accelerator: Accelerator) -> str:
     attack = Counting(steps=3, start="uniform")
     attack.traits = AttackTraits(confirms=True)  # it takes a faster copy of the net
     plans = {"a": AttackPlan(attack, ce)}
-    result = evaluate(net, split, plans, threat=THREAT, batch_size=8, journal=journal, accelerator=accelerator)
+    result = evaluate(
+        net, split, plans, EvalSettings(threat=THREAT, batch_size=8, journal=journal, accelerator=accelerator)
+    )
     return result.summary()["searches"]["a"]["engine"]
 
 

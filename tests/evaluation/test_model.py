@@ -15,10 +15,10 @@ from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
 from rkd.evaluation.corruptions import corrupted_accuracy
-from rkd.evaluation.counting import rehearse
-from rkd.evaluation.evaluate import evaluate
-from rkd.evaluation.model import BELOW, ready
-from rkd.evaluation.selfcheck import look
+from rkd.evaluation.evaluate import evaluate, rehearse
+from rkd.evaluation.model import BELOW, prepare_model
+from rkd.evaluation.samples import EvalSettings
+from rkd.evaluation.selfcheck import quick_checks
 from rkd.evaluation.transfer import transfer_matrix
 from rkd.plugins.attacks.apgd import ApgdDlr
 from rkd.plugins.attacks.transfer import Transfer
@@ -79,8 +79,8 @@ def test_every_attack_does_what_it_does_without_these_classes(name: str, norm: s
     threat = THREAT if norm == "Linf" else ThreatModel("L2", 0.3, 0.1)
     net, other = Masked().eval(), Without().eval()
     with untouched(net):
-        found = evaluate(net, split(net), {"it": plan(name, catalog)}, threat=threat)
-    wanted = evaluate(other, split(other), {"it": plan(name, catalog)}, threat=threat)
+        found = evaluate(net, split(net), {"it": plan(name, catalog)}, EvalSettings(threat=threat))
+    wanted = evaluate(other, split(other), {"it": plan(name, catalog)}, EvalSettings(threat=threat))
     assert found.accuracy() == 1
     assert not torch.isin(found.outcomes["it"].prediction, torch.tensor(net.out)).any()
     assert "not-numbers" not in {doubt.check for doubt in found.warnings}
@@ -96,8 +96,8 @@ def test_every_attack_does_what_it_does_without_these_classes(name: str, norm: s
 def test_few_classes_left(name: str, out: tuple[int, ...], catalog: Catalog) -> None:
     """Then the ratio of logits has a huge number below the line."""
     net, other = Masked(out).eval(), Without(out).eval()
-    found = evaluate(net, split(net), {"it": plan(name, catalog)}, threat=THREAT)
-    wanted = evaluate(other, split(other), {"it": plan(name, catalog)}, threat=THREAT)
+    found = evaluate(net, split(net), {"it": plan(name, catalog)}, EvalSettings(threat=THREAT))
+    wanted = evaluate(other, split(other), {"it": plan(name, catalog)}, EvalSettings(threat=THREAT))
     assert (found.attacks["it"] != wanted.attacks["it"]).sum() <= 1
 
 
@@ -116,12 +116,17 @@ def test_a_low_number_is_as_good() -> None:
 def test_other_evaluations(catalog: Catalog) -> None:
     net = Masked().eval()
     data = split(net)
-    rehearse(net, data, {"apgd-t": plan("apgd-t", catalog)}, threat=THREAT)
-    matrix = transfer_matrix({"a": net, "b": Masked((5,)).eval()}, data, plan("apgd-dlr", catalog), threat=THREAT)
+    rehearse(net, data, {"apgd-t": plan("apgd-t", catalog)}, EvalSettings(threat=THREAT))
+    matrix = transfer_matrix(
+        {"a": net, "b": Masked((5,)).eval()}, data, plan("apgd-dlr", catalog), EvalSettings(threat=THREAT)
+    )
     assert matrix["clean"]["a"] == 1 and matrix["accuracy"]["a"]["a"] < 1
     noise = {"gaussian-noise": catalog.create("corruption", "gaussian-noise")}
     assert 0 < corrupted_accuracy(net, data, noise)["mean"] <= 1
-    assert not {doubt.check for doubt in look(net, data, threat=THREAT)} & {"nan-gradient", "stochastic"}
+    assert not {doubt.check for doubt in quick_checks(net, data, EvalSettings(threat=THREAT))} & {
+        "nan-gradient",
+        "stochastic",
+    }
 
 
 def test_a_source_of_transferred_images() -> None:
@@ -130,7 +135,7 @@ def test_a_source_of_transferred_images() -> None:
     def made_on(source: nn.Module) -> torch.Tensor:
         attack = Transfer("another net")
         attack._net, attack._search = source, ApgdDlr(steps=10)
-        return evaluate(net, split(net), {"it": AttackPlan(attack, ce)}, threat=THREAT).attacks["it"]
+        return evaluate(net, split(net), {"it": AttackPlan(attack, ce)}, EvalSettings(threat=THREAT)).attacks["it"]
 
     net = Masked(()).eval()
     assert torch.equal(made_on(Masked().eval()), made_on(Masked(value=-1e4).eval()))
@@ -138,12 +143,12 @@ def test_a_source_of_transferred_images() -> None:
 
 def test_what_is_replaced() -> None:
     net = Masked((1, 4)).eval()
-    logits, raw = ready(net, images())(images()), net(images())
+    logits, raw = prepare_model(net, images())(images()), net(images())
     lowest = raw[:, [0, 2, 3, 5]].amin(1)
     assert torch.equal(logits[:, [0, 2, 3, 5]], raw[:, [0, 2, 3, 5]])
     assert torch.equal(logits[:, 1], lowest - BELOW) and torch.equal(logits[:, 4], lowest - BELOW)
     sound = Masked(()).eval()
-    assert ready(sound, images()) is sound
+    assert prepare_model(sound, images()) is sound
 
 
 class Odd(Masked):
@@ -164,19 +169,19 @@ class Odd(Masked):
 def test_other_numbers_that_are_none_are_refused_as_ever(column: int, value: float) -> None:
     net = Odd(column, value).eval()
     with pytest.raises(RkdError, match="NaN or infinity"):
-        evaluate(net, ArraySplit(images(), torch.zeros(12, dtype=torch.int64)), threat=THREAT)
+        evaluate(net, ArraySplit(images(), torch.zeros(12, dtype=torch.int64)), settings=EvalSettings(threat=THREAT))
 
 
 def test_a_class_ruled_out_for_some_images_is_refused_with_a_way_out() -> None:
     net = Odd(2, -torch.inf, slice(9, 11)).eval()
     with pytest.raises(RkdError, match=r"-inf for 2 of 12 clean images \(class 2\): .*low finite logit"):
-        evaluate(net, ArraySplit(images(), torch.zeros(12, dtype=torch.int64)), threat=THREAT)
+        evaluate(net, ArraySplit(images(), torch.zeros(12, dtype=torch.int64)), settings=EvalSettings(threat=THREAT))
 
 
 def test_a_net_that_says_nothing_at_all_is_refused() -> None:
     net = Masked(tuple(range(CLASSES))).eval()
     with pytest.raises(RkdError, match="-inf for 12 of 12 clean images"):
-        evaluate(net, ArraySplit(images(), torch.zeros(12, dtype=torch.int64)), threat=THREAT)
+        evaluate(net, ArraySplit(images(), torch.zeros(12, dtype=torch.int64)), settings=EvalSettings(threat=THREAT))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
@@ -196,7 +201,7 @@ def test_infinities_under_attack_still_count_as_wrong(value: float, catalog: Cat
 
     for columns in (slice(2, 3), slice(0, CLASSES)):
         net = Breaks(columns).eval()
-        found = evaluate(net, split(Masked().eval()), {"fgsm": plan("fgsm", catalog)}, threat=THREAT)
+        found = evaluate(net, split(Masked().eval()), {"fgsm": plan("fgsm", catalog)}, EvalSettings(threat=THREAT))
         assert (found.accuracy(), found.accuracy("fgsm")) == (1, 0)
         assert "not-numbers" in {doubt.check for doubt in found.warnings}
 
@@ -227,8 +232,8 @@ class Quantised(nn.Module):
 def test_every_attack_runs_on_a_net_whose_gradients_lead_nowhere(name: str, catalog: Catalog) -> None:
     net = Quantised().eval()
     with untouched(net):
-        found = evaluate(net, split(net), {"it": plan(name, catalog)}, threat=THREAT)
-        doubts = look(net, split(net), threat=THREAT)
+        found = evaluate(net, split(net), {"it": plan(name, catalog)}, EvalSettings(threat=THREAT))
+        doubts = quick_checks(net, split(net), EvalSettings(threat=THREAT))
     assert found.accuracy() == 1
     assert "zero-gradient" in {doubt.check for doubt in doubts}
 
@@ -236,9 +241,9 @@ def test_every_attack_runs_on_a_net_whose_gradients_lead_nowhere(name: str, cata
 def test_a_net_that_takes_no_gradients_at_all_is_refused_by_whoever_needs_them(catalog: Catalog) -> None:
     with torch.inference_mode():
         net = tiny_net(classes=CLASSES, seed=3).eval()
-    assert evaluate(net, split(net), {}, threat=THREAT).accuracy() == 1
+    assert evaluate(net, split(net), {}, EvalSettings(threat=THREAT)).accuracy() == 1
     with pytest.raises(RkdError, match="inference_mode"):
-        evaluate(net, split(net), {"fgsm": plan("fgsm", catalog)}, threat=THREAT)
+        evaluate(net, split(net), {"fgsm": plan("fgsm", catalog)}, EvalSettings(threat=THREAT))
 
 
 class InNumpy(nn.Module):
@@ -280,7 +285,7 @@ def test_a_net_that_loses_a_batch_of_one_image_is_refused() -> None:
             return self.net(x).squeeze()
 
     with pytest.raises(RkdError, match=r"returned \(6,\) for 1 image, but \(8, 6\) for 8: a squeeze\(\)"):
-        ready(Squeezed().eval(), images())
+        prepare_model(Squeezed().eval(), images())
 
 
 @pytest.mark.slow
@@ -292,7 +297,7 @@ def test_every_attack_runs_where_new_tensors_are_of_another_type(name: str, norm
     pair = split(net)
     torch.set_default_dtype(torch.float64)
     try:
-        found = evaluate(net, pair, {"it": plan(name, catalog)}, threat=threat)
+        found = evaluate(net, pair, {"it": plan(name, catalog)}, EvalSettings(threat=threat))
         assert torch.get_default_dtype() == torch.float64
     finally:
         torch.set_default_dtype(torch.float32)

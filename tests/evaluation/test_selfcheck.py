@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
-from rkd.evaluation.selfcheck import look, probe, slope
+from rkd.evaluation.samples import EvalSettings
+from rkd.evaluation.selfcheck import full_checks, margin_slope, quick_checks
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
 from rkd.registry.catalog import Catalog
@@ -46,7 +47,7 @@ def near() -> ArraySplit:
 
 
 def checks(net: nn.Module, **settings) -> list[str]:
-    return [doubt.check for doubt in look(net, split(), threat=THREAT, again=AGAIN, **settings)]
+    return [doubt.check for doubt in quick_checks(net, split(), EvalSettings(threat=THREAT, **settings), repeat=AGAIN)]
 
 
 def test_a_sound_net_raises_no_doubt() -> None:
@@ -60,7 +61,7 @@ def test_the_net_is_left_as_it_was() -> None:
         labels = net.eval()(x).argmax(1)
     net.train()
     with untouched(net):
-        look(net, ArraySplit(x, labels), threat=THREAT, again=AGAIN)
+        quick_checks(net, ArraySplit(x, labels), EvalSettings(threat=THREAT), repeat=AGAIN)
 
 
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
@@ -141,7 +142,7 @@ def test_a_gradient_that_is_no_number() -> None:
 
 def test_a_saturated_softmax() -> None:
     """Defensive distillation's way: logits a hundred times too large."""
-    doubts = look(Linear(6000.0).eval(), split(), threat=THREAT)
+    doubts = quick_checks(Linear(6000.0).eval(), split(), EvalSettings(threat=THREAT))
     assert [doubt.check for doubt in doubts] == ["zero-gradient"]
     assert "apart" in doubts[0].meaning and "logits" in doubts[0].advice
 
@@ -169,7 +170,7 @@ def test_a_net_in_another_precision() -> None:
 def probed(net: nn.Module, catalog: Catalog) -> list[str]:
     plans = check_plans(THREAT, (3, 8, 8), catalog)
     assert set(plans) == {"fgsm", "short", "long", "large", "unbounded", "margin", "black-box"}
-    found, result = probe(net, split(), plans, threat=THREAT, samples=32)
+    found, result = full_checks(net, split(), plans, EvalSettings(threat=THREAT), samples=32)
     assert result.samples == 32 and result.accuracy() == 1
     return [doubt.check for doubt in found]
 
@@ -182,7 +183,9 @@ def test_probing_a_sound_net(catalog: Catalog) -> None:
 def test_probing_a_sound_net_in_a_small_ball(catalog: Catalog, eps: float) -> None:
     """No image falls, and none in the larger ball: but their margins shrink with the ball."""
     threat = THREAT.with_eps(eps)
-    found, result = probe(Linear().eval(), split(), check_plans(threat, (3, 8, 8), catalog), threat=threat, samples=32)
+    found, result = full_checks(
+        Linear().eval(), split(), check_plans(threat, (3, 8, 8), catalog), EvalSettings(threat=threat), samples=32
+    )
     assert result.accuracy("large") > 0.9
     assert found == []
 
@@ -198,7 +201,9 @@ def test_probing_a_net_that_rounds(catalog: Catalog) -> None:
 
 
 def test_probing_a_saturated_softmax(catalog: Catalog) -> None:
-    found, _ = probe(Linear(60000.0).eval(), near(), check_plans(THREAT, (3, 8, 8), catalog), threat=THREAT, samples=32)
+    found, _ = full_checks(
+        Linear(60000.0).eval(), near(), check_plans(THREAT, (3, 8, 8), catalog), EvalSettings(threat=THREAT), samples=32
+    )
     assert {"cross-entropy", "unbounded"} <= {doubt.check for doubt in found}
 
 
@@ -211,7 +216,9 @@ def test_probing_a_jagged_loss(catalog: Catalog) -> None:
             grey = (x.mean((1, 2, 3)) - 0.5) * self.scale + ripple
             return torch.stack((-grey, grey), 1)
 
-    found, _ = probe(Rippled().eval(), near(), check_plans(THREAT, (3, 8, 8), catalog), threat=THREAT, samples=32)
+    found, _ = full_checks(
+        Rippled().eval(), near(), check_plans(THREAT, (3, 8, 8), catalog), EvalSettings(threat=THREAT), samples=32
+    )
     assert {doubt.check for doubt in found} & {"black-box-beats-pgd", "unbounded", "larger-eps"}
 
 
@@ -227,9 +234,9 @@ def test_the_slope_of_a_linear_net() -> None:
     """Its margin is 2 scale (grey - 1/2): a pixel's share of it is 2 scale / n."""
     net, dimensions = Linear().eval(), 3 * 8 * 8
     with untouched(net):
-        assert slope(net, split(), threat=THREAT) == pytest.approx(120, rel=1e-4)
+        assert margin_slope(net, split(), EvalSettings(threat=THREAT)) == pytest.approx(120, rel=1e-4)
     l2 = ThreatModel("L2", 0.5, 0.1)
-    assert slope(net, split(), threat=l2) == pytest.approx(120 / dimensions**0.5, rel=1e-4)
+    assert margin_slope(net, split(), EvalSettings(threat=l2)) == pytest.approx(120 / dimensions**0.5, rel=1e-4)
 
 
 def test_gradients_that_lead_nowhere_have_no_slope() -> None:
@@ -247,6 +254,6 @@ def test_gradients_that_lead_nowhere_have_no_slope() -> None:
             return super().forward(x) + 0 * (x.flatten(1)[:, :1] * 0).sqrt()
 
     for net in (Rounded(), Detached(), Faint(), Rooted()):
-        assert slope(net.eval(), split(), threat=THREAT) is None
+        assert margin_slope(net.eval(), split(), EvalSettings(threat=THREAT)) is None
     wrong = ArraySplit(split().images(torch.arange(48)), 1 - split().labels)
-    assert slope(Linear().eval(), wrong, threat=THREAT) is None, "no image is right"
+    assert margin_slope(Linear().eval(), wrong, EvalSettings(threat=THREAT)) is None, "no image is right"

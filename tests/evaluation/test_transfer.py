@@ -11,7 +11,8 @@ from rkd.core.random import key
 from rkd.core.step import AttackPlan, Step
 from rkd.core.types import Batch, ThreatModel
 from rkd.data.dataset import ArraySplit
-from rkd.evaluation.evaluate import choose, evaluate
+from rkd.evaluation.evaluate import evaluate
+from rkd.evaluation.samples import EvalSettings, choose_samples
 from rkd.evaluation.transfer import identity, transfer_matrix
 from rkd.nets.net import Net, NetStudent
 from rkd.plugins.attacks.fgsm import Fgsm
@@ -38,11 +39,11 @@ def split() -> ArraySplit:
 
 def test_the_diagonal_is_the_evaluation() -> None:
     data = split()
-    found = transfer_matrix(nets(), data, PLAN, threat=THREAT, name="pgd-sat", seed=3, batch_size=16)
+    found = transfer_matrix(nets(), data, PLAN, EvalSettings(threat=THREAT, seed=3, batch_size=16), name="pgd-sat")
     assert found["samples"] == COUNT
     assert found["attack"] == "pgd-sat"
     for name, net in nets().items():
-        alone = evaluate(net, data, {"pgd-sat": PLAN}, threat=THREAT, seed=3, batch_size=7)
+        alone = evaluate(net, data, {"pgd-sat": PLAN}, EvalSettings(threat=THREAT, seed=3, batch_size=7))
         assert found["clean"][name] == alone.accuracy()
         assert found["accuracy"][name][name] == alone.accuracy("pgd-sat")
     assert any(found["accuracy"][name][name] < found["clean"][name] for name in nets()), "else it shows nothing"
@@ -50,8 +51,8 @@ def test_the_diagonal_is_the_evaluation() -> None:
 
 def test_every_cell_is_that_of_a_plain_loop() -> None:
     data, known = split(), nets()
-    found = transfer_matrix(known, data, PLAN, threat=THREAT, name="x", seed=3, limit=25)
-    chosen = choose(COUNT, 25).tolist()
+    found = transfer_matrix(known, data, PLAN, EvalSettings(threat=THREAT, seed=3, limit=25), name="x")
+    chosen = choose_samples(COUNT, 25).tolist()
     expected: dict[str, dict[str, float]] = {a: dict.fromkeys(known, 0.0) for a in known}
     for place in chosen:
         index = torch.tensor([place])
@@ -88,8 +89,8 @@ def test_nets_that_look_at_different_things_do_not_share_their_weakness() -> Non
         data = ArraySplit(x, logits.argmax(1))
         clean_two = float((two(x).argmax(1) == data.labels).double().mean())
     stands = 1 - (COUNT // 4 + 1) / COUNT
-    found = transfer_matrix({"one": one, "two": two, "twin": twin}, data, AttackPlan(Fgsm(), ce),
-                            threat=ThreatModel("Linf", eps, eps / 4))["accuracy"]  # fmt: skip
+    settings = EvalSettings(threat=ThreatModel("Linf", eps, eps / 4))
+    found = transfer_matrix({"one": one, "two": two, "twin": twin}, data, AttackPlan(Fgsm(), ce), settings)["accuracy"]
     assert eps < 0.3, "the images have room on all sides"
     assert found["one"] == {"one": pytest.approx(stands), "two": pytest.approx(clean_two), "twin": found["one"]["one"]}
     assert found["two"]["one"] == 1.0
@@ -98,7 +99,9 @@ def test_nets_that_look_at_different_things_do_not_share_their_weakness() -> Non
 
 def test_batches_and_repeats_change_nothing() -> None:
     data = split()
-    first, again = (transfer_matrix(nets(), data, PLAN, threat=THREAT, batch_size=size) for size in (3, 64))
+    first, again = (
+        transfer_matrix(nets(), data, PLAN, EvalSettings(threat=THREAT, batch_size=size)) for size in (3, 64)
+    )
     assert first == again
 
 
@@ -107,7 +110,7 @@ def test_the_nets_are_left_as_they_were() -> None:
     told: list[tuple[str, int, int]] = []
     with untouched(*known.values()):
         plan = AttackPlan(Pgd(steps=2, mode="train"), ce)
-        transfer_matrix(known, split(), plan, threat=THREAT, progress=lambda *news: told.append(news))
+        transfer_matrix(known, split(), plan, EvalSettings(threat=THREAT, progress=lambda *news: told.append(news)))
     assert [news[0] for news in told] == ["a", "a", "b", "b"]
     assert told[-1][1:] == (COUNT, COUNT)
 
@@ -117,7 +120,9 @@ def test_nobody_is_attacked_where_all_are_wrong() -> None:
     with torch.no_grad():
         answers = torch.stack([net(data.images(torch.arange(COUNT))).argmax(1) for net in nets().values()])
     labels = torch.tensor([min(set(range(4)) - set(column)) for column in answers.T.tolist()])
-    found = transfer_matrix(nets(), ArraySplit(data.images(torch.arange(COUNT)), labels), PLAN, threat=THREAT)
+    found = transfer_matrix(
+        nets(), ArraySplit(data.images(torch.arange(COUNT)), labels), PLAN, EvalSettings(threat=THREAT)
+    )
     assert found["accuracy"] == {a: dict.fromkeys(nets(), 0.0) for a in nets()}
 
 
@@ -130,16 +135,16 @@ def test_nobody_is_attacked_where_all_are_wrong() -> None:
 )
 def test_nets_that_do_not_fit(others: dict[str, nn.Module], error: type[RkdError], problem: str) -> None:
     with pytest.raises(error) as raised:
-        transfer_matrix({**nets(), **others}, split(), PLAN, threat=THREAT)
+        transfer_matrix({**nets(), **others}, split(), PLAN, EvalSettings(threat=THREAT))
     assert problem in str(raised.value)
 
 
 def test_nothing_to_do() -> None:
     with pytest.raises(RkdError, match="no net"):
-        transfer_matrix({}, split(), PLAN, threat=THREAT)
+        transfer_matrix({}, split(), PLAN, EvalSettings(threat=THREAT))
     with pytest.raises(DataError, match="a label is 7, but the net 'a' knows 4 classes"):
         data = ArraySplit(tiny_batch(2).x, torch.tensor([0, 7]))
-        transfer_matrix(nets(), data, PLAN, threat=THREAT)
+        transfer_matrix(nets(), data, PLAN, EvalSettings(threat=THREAT))
 
 
 def test_identity() -> None:

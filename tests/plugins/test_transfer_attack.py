@@ -18,9 +18,9 @@ from rkd.core.interfaces import Attack, Parts, traits_of
 from rkd.core.random import forked
 from rkd.core.step import AttackPlan
 from rkd.core.types import Batch, ThreatModel
-from rkd.evaluation.counting import rehearse
-from rkd.evaluation.evaluate import evaluate
+from rkd.evaluation.evaluate import evaluate, rehearse
 from rkd.evaluation.journal import Journal
+from rkd.evaluation.samples import EvalSettings
 from rkd.nets.net import Net
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.attacks.transfer import Transfer
@@ -153,19 +153,19 @@ def test_a_rehearsal_stops_the_search_on_the_other_net() -> None:
     net, source, data = tiny_net(), tiny_net(seed=1), tiny_dataset()
     plans = {"transfer": AttackPlan(transfer(source, "pgd", steps=1000), ce)}
     with counting({"net": net, "source": source}) as counts:
-        rehearse(net, data.train, plans, threat=LINF)
+        rehearse(net, data.train, plans, EvalSettings(threat=LINF))
     assert counts["net"].forwards == 0 and counts["source"].forwards == 2
 
 
 def test_what_the_evaluation_says_of_it() -> None:
     net, data = tiny_net(), tiny_dataset()
     plans = {"transfer": AttackPlan(transfer(tiny_net(seed=1), "pgd", steps=2, eps=16 / 255), ce)}
-    rehearse(net, data.train, plans, threat=LINF)
-    about = evaluate(net, data.test, plans, threat=LINF).summary()["searches"]["transfer"]
+    rehearse(net, data.train, plans, EvalSettings(threat=LINF))
+    about = evaluate(net, data.test, plans, EvalSettings(threat=LINF)).summary()["searches"]["transfer"]
     assert about["black_box"]
     assert about["eps"] == pytest.approx(16 / 255), "the search's own ball"
     other = {"transfer": AttackPlan(transfer(tiny_net(seed=2), "pgd", steps=2, eps=16 / 255), ce)}
-    again = evaluate(net, data.test, other, threat=LINF).summary()["searches"]["transfer"]
+    again = evaluate(net, data.test, other, EvalSettings(threat=LINF)).summary()["searches"]["transfer"]
     assert about["notes"][0].startswith("made on another (weights ")
     assert about["notes"][0].endswith(f") by pgd steps=2 eps={16 / 255}")
     assert about["notes"] != again["notes"], "other weights are another attack"
@@ -183,7 +183,7 @@ def test_questions_to_the_source_are_counted_apart(tmp_path: Path) -> None:
         "pgd": AttackPlan(Pgd(steps=3), ce),
     }
     with through(source) as counted:
-        found = evaluate(net, data.test, plans, threat=LINF, batch_size=7, journal=Journal(tmp_path))
+        found = evaluate(net, data.test, plans, EvalSettings(threat=LINF, batch_size=7, journal=Journal(tmp_path)))
     searches = found.summary()["searches"]
     right = int(found.clean.sum())
     assert right > 0
@@ -193,7 +193,7 @@ def test_questions_to_the_source_are_counted_apart(tmp_path: Path) -> None:
     assert (searches["pgd"]["forwards"], searches["pgd"]["backwards"]) == (3 * right, 3 * right)
     assert "other_forwards" not in searches["pgd"]
     assert counted[0] == 3 * right + searches["apgd"]["other_forwards"]
-    again = evaluate(net, data.test, plans, threat=LINF, batch_size=7, journal=Journal(tmp_path))
+    again = evaluate(net, data.test, plans, EvalSettings(threat=LINF, batch_size=7, journal=Journal(tmp_path)))
     assert again.outcomes["apgd"].others == found.outcomes["apgd"].others
 
 

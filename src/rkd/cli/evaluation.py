@@ -14,8 +14,8 @@ from typing import Any
 from rkd.core.errors import ConfigError, RkdError
 from rkd.distributed.ranks import ALONE, leave
 from rkd.evaluation.corruptions import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
-from rkd.evaluation.counting import rehearse
 from rkd.evaluation.curve import usual_radii
+from rkd.evaluation.evaluate import rehearse
 from rkd.evaluation.journal import MONTH, Journal
 from rkd.evaluation.result import Evaluation
 from rkd.evaluation.transfer import identity, transfer_matrix
@@ -26,7 +26,7 @@ from rkd.storage.card import training_key
 from rkd.storage.runfolder import RunFolder
 from rkd.workflow.build import choose_device
 from rkd.workflow.cache import cache_folder
-from rkd.workflow.evaluate import curve_attack
+from rkd.workflow.evaluate import curve_attack, settings_of
 from rkd.workflow.evaluate import evaluate_net as run_attacks
 from rkd.workflow.manifest import environment_of
 from rkd.workflow.nets import load_file, load_run, settle_normalization
@@ -107,7 +107,7 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
     for note in plan.notes:
         app.terminal.message(note)
     others = {str(find_run(text)): of_run(text, options, catalog) for text in options["others"]}
-    rehearse(net, plan.data.test, plan.evaluation, threat=plan.data.threat, device=choose_device(plan.config.device))
+    rehearse(net, plan.data.test, plan.evaluation, settings_of(plan))
     journal = Journal(cache_folder() / "evaluations", kept=MONTH)
     with interrupts.noted():
         result = run_attacks(
@@ -140,25 +140,17 @@ def evaluate_net(subject: Subject, options: Mapping[str, Any], catalog: Catalog,
 
 
 def _corrupted(net: Net, plan: Plan, where: str, catalog: Catalog, display: Display, name: str) -> dict[str, Any]:
-    shared: dict[str, Any] = {
-        "classes": len(plan.data.classes), "batch_size": plan.config.evaluate.batch_size,
-        "limit": plan.config.evaluate.limit, "device": choose_device(plan.config.device),
-        "progress": display.evaluating(name),
-    }  # fmt: skip
+    settings = settings_of(plan, progress=display.evaluating(name))
     if where != "own":
-        return corrupted_files_accuracy(net, where, shape=plan.data.shape, **shared)
+        return corrupted_files_accuracy(net, where, settings, shape=plan.data.shape)
     own = {each: catalog.create("corruption", each) for each in catalog.names("corruption")}
-    return corrupted_accuracy(net, plan.data.test, own, seed=plan.config.seed, **shared)
+    return corrupted_accuracy(net, plan.data.test, own, settings)
 
 
 def _transfer(nets: dict[str, Net], plan: Plan, display: Display) -> dict[str, Any]:
     name = curve_attack(plan)
-    rules = plan.config.evaluate
-    return transfer_matrix(
-        nets, plan.data.test, plan.evaluation[name], name=name, threat=plan.data.threat, seed=plan.config.seed,
-        classes=len(plan.data.classes), batch_size=rules.batch_size, limit=rules.limit,
-        device=choose_device(plan.config.device), progress=display.evaluating("transfer"),
-    )  # fmt: skip
+    settings = settings_of(plan, progress=display.evaluating("transfer"))
+    return transfer_matrix(nets, plan.data.test, plan.evaluation[name], settings, name=name)
 
 
 def _new_folder(text: str) -> Path:

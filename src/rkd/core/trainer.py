@@ -17,7 +17,7 @@ from ..data.dataset import Dataset, Split
 from ..data.loader import Loader
 from ..distributed.ranks import ALONE, Ranks
 from ..distributed.sync_batchnorm import synchronised
-from ..evaluation.evaluate import evaluate
+from ..evaluation.evaluate import EvalSettings, evaluate
 from ..nets.memory_format import follow
 from ..nets.memory_format import restore as as_kept
 from ..nets.net import Net, NetStudent
@@ -272,15 +272,17 @@ def _validate(run: Run, metrics: dict[str, Any], keeper: Keeper) -> None:
         net,
         plan.split,
         {"adv": plan.attack} if plan.attack else {},
-        threat=run.data.threat,
-        classes=len(run.data.classes),
-        seed=run.seed,
-        batch_size=max(-(-run.loader.batch_size // run.grad_accumulation), 128),
-        limit=min(plan.limit, len(plan.split)) if plan.limit else None,
-        device=run.device,
-        # Several processes call their progress at different times: they stop together, after the validation.
-        progress=None if run.ranks.size > 1 else lambda what, done, total: keeper.obey(),
-        ranks=run.ranks,
+        EvalSettings(
+            threat=run.data.threat,
+            classes=len(run.data.classes),
+            seed=run.seed,
+            batch_size=max(-(-run.loader.batch_size // run.grad_accumulation), 128),
+            limit=min(plan.limit, len(plan.split)) if plan.limit else None,
+            device=run.device,
+            # Several processes call their progress at different times: they stop together, after the validation.
+            progress=None if run.ranks.size > 1 else lambda what, done, total: keeper.obey(),
+            ranks=run.ranks,
+        ),
     )
     metrics["val.clean"] = result.accuracy()
     score = result.accuracy()

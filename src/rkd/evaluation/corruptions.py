@@ -27,9 +27,8 @@ from ..core.random import Noise, key
 from ..data.dataset import Split, check_images, fetch
 from ..nets.modes import running
 from ..storage.text import expanded
-from .answers import check_answer
-from .evaluate import Progress, choose
-from .model import Finite, in_float32
+from .model import Finite, as_float32, check_classes
+from .samples import EvalSettings, Record, choose_samples, run_batches
 
 T = TypeVar("T")
 
@@ -73,64 +72,48 @@ def at_severity(values: Sequence[T], severity: int) -> T:
 
 
 def corrupted_accuracy(
-    net: nn.Module,
-    split: Split,
-    corruptions: Mapping[str, Corruption],
-    *,
-    classes: int | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    limit: int | None = None,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
+    net: nn.Module, split: Split, corruptions: Mapping[str, Corruption], settings: EvalSettings | None = None
 ) -> dict[str, Any]:
     """Accuracy of `net`, which takes images in [0, 1], on the images of `split` under rkd's own corruptions.
 
     `{"source": OWN, "accuracy": {name: [five fractions]}, "mean": fraction, "samples": images per severity}`.
-    `limit` takes the samples that `evaluate` takes; the results do not depend on `batch_size`. The net is left as it
-    was. `classes`: None for as many as the net has. Raises RkdError if a corruption breaks its promises or there is
-    none, DataError for images outside [0, 1] or labels that the net does not know.
+    The samples are those that `evaluate` takes; the results do not depend on `batch_size`. The net is left as it was.
+    Raises RkdError if a corruption breaks its promises or there is none, DataError for images outside [0, 1] or labels
+    that the net does not know.
     """
+    settings = (settings or EvalSettings()).plain()
 
     def versions(name: str, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        batch = fetch(split, rows, device)
+        batch = fetch(split, rows, settings.device)
         check_images(batch.x)
         for severity in SEVERITIES:
-            noise = Noise(key(seed, "corruption", name, severity), batch.index)
+            noise = Noise(key(settings.seed, "corruption", name, severity), batch.index)
             x = corruptions[name](batch.x, severity, noise)
             _check(x, batch.x, name, severity)
             yield x, batch.y
 
-    accuracy = _accuracy(net, list(corruptions), choose(len(split), limit), versions, classes, batch_size, progress)
-    return {"source": OWN} | accuracy
+    return {"source": OWN} | _accuracy(net, list(corruptions), settings.samples(split), versions, settings)
 
 
 def corrupted_files_accuracy(
-    net: nn.Module,
-    folder: Path | str,
-    *,
-    names: Sequence[str] = BENCHMARK,
+    net: nn.Module, folder: Path | str, settings: EvalSettings | None = None, *, names: Sequence[str] = BENCHMARK,
     shape: Sequence[int] | None = None,
-    classes: int | None = None,
-    batch_size: int = 256,
-    limit: int | None = None,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+) -> dict[str, Any]:  # fmt: skip
     """Accuracy of `net`, which takes images in [0, 1], on the files of a "-C" folder; see `open_corrupted`.
 
-    As `corrupted_accuracy`, with the folder's name for a source. `limit` takes as many images of each severity, the
-    same of each. Raises DataError for files of another form.
+    As `corrupted_accuracy`, with the folder's name for a source. The settings' `limit` takes as many images of each
+    severity, the same of each. Raises DataError for files of another form.
     """
-    files = open_corrupted(folder, names, shape, classes)
+    settings = (settings or EvalSettings()).plain()
+    files = open_corrupted(folder, names, shape, settings.classes)
 
     def versions(name: str, rows: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        y = files.labels[rows].to(device)
+        y = files.labels[rows].to(settings.device)
         for severity in SEVERITIES:
-            yield files.images(name, severity, rows).to(device), y
+            yield files.images(name, severity, rows).to(settings.device), y
 
-    positions = choose(len(files.labels), limit)
-    return {"source": files.name} | _accuracy(net, list(names), positions, versions, classes, batch_size, progress)
+    positions = choose_samples(len(files.labels), settings.limit)
+    return {"source": files.name} | _accuracy(net, list(names), positions, versions, settings)
 
 
 @dataclass(frozen=True)
@@ -228,42 +211,39 @@ def _labels(array: Any, file: Path, classes: int | None) -> Tensor:
 
 
 def _accuracy(
-    net: nn.Module,
-    names: Sequence[str],
-    positions: Tensor,
-    versions: Callable[[str, Tensor], Iterator[tuple[Tensor, Tensor]]],
-    classes: int | None,
-    batch_size: int,
-    progress: Progress | None,
-) -> dict[str, Any]:
-    """`versions(name, rows)` yields images and labels of each severity in order."""
+    net: nn.Module, names: Sequence[str], positions: Tensor,
+    versions: Callable[[str, Tensor], Iterator[tuple[Tensor, Tensor]]], settings: EvalSettings,
+) -> dict[str, Any]:  # fmt: skip
+    """`versions(name, positions)` yields images and labels of each severity in order."""
     if not names:
         raise RkdError("there is no corruption to evaluate under")
-    report = progress or (lambda what, done, total: None)
-    net = Finite(in_float32(net))
+    net, classes = Finite(as_float32(net)), settings.classes
+    batches, count = positions.split(settings.batch_size), len(positions)
     accuracy: dict[str, list[float]] = {}
-    with running(net, "eval"), torch.no_grad():
-        for name in names:
-            right = [0] * len(SEVERITIES)
-            done = 0
-            report(name, done, len(positions))
-            for rows in positions.split(batch_size):
-                for place, (x, y) in enumerate(versions(name, rows)):
+    for name in names:
+
+        def right(rows: Tensor, name: str = name) -> Record:
+            nonlocal classes
+            columns = []
+            with running(net, "eval"), torch.no_grad():
+                for x, y in versions(name, rows):
                     logits = net(x)
-                    classes = check_answer(logits, y, classes)
-                    right[place] += int(ops.correct(logits, y).sum())
-                done += len(rows)
-                report(name, done, len(positions))
-            accuracy[name] = [count / len(positions) for count in right]
+                    classes = check_classes(logits, y, classes)
+                    columns.append(ops.correct(logits, y).cpu())
+            return {"right": torch.stack(columns, dim=1)}
+
+        records = run_batches(name, batches, right, count, settings)
+        counts = torch.cat([record["right"] for record in records]).sum(0).tolist()
+        accuracy[name] = [correct / count for correct in counts]
     mean = sum(map(sum, accuracy.values())) / (len(accuracy) * len(SEVERITIES))
-    return {"accuracy": accuracy, "mean": mean, "samples": len(positions)}
+    return {"accuracy": accuracy, "mean": mean, "samples": count}
 
 
 def _check(images: Tensor, x: Tensor, name: str, severity: int) -> None:
-    who = f"the corruption {name!r} at severity {severity}"
+    name = f"the corruption {name!r} at severity {severity}"
     if images.shape != x.shape or images.dtype != torch.float32:
-        raise RkdError(f"{who} returned {images.dtype} {tuple(images.shape)} for float32 images {tuple(x.shape)}")
+        raise RkdError(f"{name} returned {images.dtype} {tuple(images.shape)} for float32 images {tuple(x.shape)}")
     try:
         check_images(images)
     except DataError as error:
-        raise RkdError(f"{who}: {error}") from None
+        raise RkdError(f"{name}: {error}") from None

@@ -15,99 +15,84 @@ from ..core.interfaces import traits_of
 from ..core.step import AttackPlan
 from ..core.types import ThreatModel
 from ..data.dataset import Split
-from .evaluate import Progress, choose, evaluate
-from .measures import interval
+from .evaluate import evaluate
+from .result import interval
+from .samples import EvalSettings
 
 
 def curve(
-    net: nn.Module,
-    split: Split,
-    name: str,
-    plan: AttackPlan,
-    radii: Sequence[float],
-    *,
-    threat: ThreatModel,
-    classes: int | None = None,
-    seed: int = 0,
-    batch_size: int = 256,
-    limit: int | None = None,
-    device: torch.device | str = "cpu",
-    progress: Progress | None = None,
-) -> dict[str, Any]:
+    net: nn.Module, split: Split, name: str, plan: AttackPlan, radii: Sequence[float],
+    settings: EvalSettings | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """Accuracy under one attack at radius 0 and at each of `radii` (in units of [0, 1] images), in plain values.
 
-    A sample that fell at some radius is not attacked again at a larger one, whose ball holds the image that felled
-    it: so the curve never rises, and costs less than as many evaluations. The step size keeps its share of the radius.
-    An attack that looks for the nearest image, whatever the radius (`any_radius`), runs only once.
+    A sample that was fooled at some radius is not attacked again at a larger one, whose ball holds the same adversarial
+    image: so the curve never rises, and costs less than as many evaluations. The step size keeps its share of the
+    radius. An attack that looks for the nearest image, whatever the radius (`any_radius`), runs only once.
     """
+    settings = settings or EvalSettings()
     if not traits_of(plan.attack).bounded:
         raise RkdError(f"{name} keeps to no ball: there is no accuracy against eps for it")
     if not radii:
         raise RkdError("a curve needs at least one radius above 0")
     eps_values = [0.0, *sorted(set(radii))]
-    plan = AttackPlan(_at_any_radius(plan.attack), plan.objective)
-    positions = choose(len(split), limit)
-    settings: dict[str, Any] = {"classes": classes, "seed": seed, "batch_size": batch_size, "device": device}
+    plan = AttackPlan(_without_radius(plan.attack), plan.objective)
+    settings = replace(settings.plain(), positions=settings.samples(split))
     if traits_of(plan.attack).any_radius:
-        distance = _distances(net, split, name, plan, positions, threat, progress, settings)
-        standing = [distance > eps for eps in eps_values]
+        distance = _distances(net, split, name, plan, settings)
+        robust = [distance > eps for eps in eps_values]
     else:
-        standing = _standing(net, split, name, plan, positions, eps_values, threat, progress, settings)
+        robust = _robust(net, split, name, plan, eps_values, settings)
     return {
         "attack": name,
-        "norm": threat.norm,
+        "norm": settings.threat.norm,
         "eps": eps_values,
-        "accuracy": [float(right.double().mean()) for right in standing],
-        "interval_95": [interval(right) for right in standing],
-        "samples": len(positions),
+        "accuracy": [float(right.double().mean()) for right in robust],
+        "interval_95": [interval(right) for right in robust],
+        "samples": len(robust[0]),
     }
 
 
-def _standing(
-    net: nn.Module, split: Split, name: str, plan: AttackPlan, positions: Tensor, radii: Sequence[float],
-    threat: ThreatModel, progress: Progress | None, settings: dict[str, Any],
-) -> list[Tensor]:  # fmt: skip
-    """Who still stands at each radius, `(N,)` bool: a search at each. The first radius is 0."""
-    right, found = torch.ones(len(positions), dtype=torch.bool), []
-    for number, eps in enumerate(radii):
+def _robust(
+    net: nn.Module, split: Split, name: str, plan: AttackPlan, radii: Sequence[float], settings: EvalSettings
+) -> list[Tensor]:
+    """Which samples are robust at each radius, `(N,)` bool, by an attack at each. The first radius is 0."""
+    positions, threat = settings.samples(split), settings.threat
+    right, robust = torch.ones(len(positions), dtype=torch.bool), []
+    for eps in radii:
         rows = right.nonzero().squeeze(1)
         if len(rows):
-            result = evaluate(
-                net, split, {name: plan} if number else {}, positions=positions[rows], progress=progress,
-                threat=threat.with_eps(eps) if number else threat, **settings,
-            )  # fmt: skip
-            right[rows] = result.worst() if number else result.clean
-        found.append(right.clone())
-    return found
+            there = replace(settings, positions=positions[rows], threat=threat.with_eps(eps) if eps else threat)
+            result = evaluate(net, split, {name: plan} if eps else {}, there)
+            right[rows] = result.worst() if eps else result.clean
+        robust.append(right.clone())
+    return robust
 
 
-def _distances(
-    net: nn.Module, split: Split, name: str, plan: AttackPlan, positions: Tensor, threat: ThreatModel,
-    progress: Progress | None, settings: dict[str, Any],
-) -> Tensor:  # fmt: skip
-    """How far from each image the one that fools the net is, in the threat's norm, `(N,)`: -1 for images that are wrong
-    as they are, infinite where nothing fooled the net. One search, which keeps to no ball."""
+def _distances(net: nn.Module, split: Split, name: str, plan: AttackPlan, settings: EvalSettings) -> Tensor:
+    """How far from each image its nearest adversarial image is, in the threat's norm, `(N,)`: -1 for images that are
+    wrong as they are, infinite where nothing fooled the net. One attack, without a ball."""
     attack: Any = plan.attack
     plan = AttackPlan(replace(attack, bounded=False), plan.objective)
-    found: list[Tensor] = []
-    order = math.inf if threat.norm == "Linf" else 2
-    for rows in positions.split(settings["batch_size"]):  # so that few images are kept at a time
-        done = sum(map(len, found))
+    order = math.inf if settings.threat.norm == "Linf" else 2
+    positions, distances = settings.samples(split), []
+    done = 0
+    for rows in positions.split(settings.batch_size):  # so that few images are kept at a time
 
-        def told(what: str, count: int, total: int, done: int = done) -> None:
-            if progress is not None:
-                progress(what, done + count, len(positions))
+        def progress(what: str, count: int, total: int, done: int = done) -> None:
+            settings.report(what, done + count, len(positions))
 
         result = evaluate(
-            net, split, {name: plan}, positions=rows, threat=threat, examples=len(rows), progress=told, **settings
+            net, split, {name: plan}, replace(settings, positions=rows, examples=len(rows), progress=progress)
         )
         distance = torch.where(result.clean, torch.inf, -1.0)
         if result.gallery is not None:
             away = (result.gallery.adversarial - result.gallery.clean).flatten(1).norm(order, dim=1)
             kept = result.gallery.rows
             distance[kept] = away.where(~result.attacks[name][kept], torch.inf)
-        found.append(distance)
-    return torch.cat(found)
+        distances.append(distance)
+        done += len(rows)
+    return torch.cat(distances)
 
 
 def usual_radii(threat: ThreatModel) -> list[float]:
@@ -116,7 +101,7 @@ def usual_radii(threat: ThreatModel) -> list[float]:
     return [eps for eps in radii if threat.norm != "Linf" or eps <= 1]
 
 
-def _at_any_radius(attack: Any) -> Any:
+def _without_radius(attack: Any) -> Any:
     """The attack without a radius and a step of its own, which would hold at all points."""
     if not is_dataclass(attack) or isinstance(attack, type):
         return attack

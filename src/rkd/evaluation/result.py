@@ -1,25 +1,25 @@
-"""What an evaluation found, sample by sample, and the numbers made of it."""
+"""The result of an evaluation, sample by sample, and its measures: intervals, calibration, accuracy by class."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..core.types import ThreatModel
-from .measures import calibration, interval, nrr, per_class, w_robust
-from .warnings import Doubt
 
 
 @dataclass
-class Outcome:
-    """What the net says to some version of the evaluated images. All tensors `(N,)`, on the CPU.
+class AttackResult:
+    """The net's predictions on the clean images, or on those that one attack made. All tensors `(N,)`, on the CPU.
 
     `confidence`: the largest probability, 0 where the logits are not numbers (such an answer counts as wrong).
     `margin`: the label's logit minus the largest other one. `forwards` and `backwards` count images through the net
-    during the search, `others` those through other nets that it ran on (`transfer`); `about` says what was run.
-    `rounded`: right after rounding to 8 bits inside the ball, if that was asked for.
+    during the attack, `others` those through other nets that it ran on (`transfer`); `about` describes the attack.
+    `rounded`: right after rounding to 8 bits inside the ball, if `EvalSettings.rounded`.
     """
 
     right: Tensor
@@ -45,6 +45,20 @@ class Gallery:
     adversarial: Tensor
 
 
+@dataclass(frozen=True)
+class EvaluationWarning:
+    """A reason not to trust a robust accuracy: `check` is its short name, `finding` what was seen, `meaning` what it
+    says, `advice` what to do."""
+
+    check: str
+    finding: str
+    meaning: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.finding}: {self.meaning}; {self.advice}"
+
+
 @dataclass
 class Evaluation:
     """Which samples a net gets right: `clean` and, under each attack, `attacks[name]`, `(N,)` bool.
@@ -56,10 +70,10 @@ class Evaluation:
 
     index: Tensor
     labels: Tensor
-    outcomes: dict[str, Outcome]
+    outcomes: dict[str, AttackResult]
     classes: int
     threat: ThreatModel = field(default_factory=ThreatModel)
-    warnings: list[Doubt] = field(default_factory=list)
+    warnings: list[EvaluationWarning] = field(default_factory=list)
     gallery: Gallery | None = None
     extra: dict[str, Any] = field(default_factory=dict)
     """Further findings by name (`curve`, `corruptions`, ...), plain values for JSON."""
@@ -110,7 +124,7 @@ class Evaluation:
         names = list(self.attacks)
         worst = self.worst()
         rights = {"clean": self.clean, **self.attacks, "worst_case": worst}
-        found: dict[str, Any] = {
+        values: dict[str, Any] = {
             "samples": self.samples,
             "clean": self.accuracy(),
             "attacks": {name: self.accuracy(name) for name in names},
@@ -119,20 +133,20 @@ class Evaluation:
             "worst_case": float(worst.double().mean()),
             "interval_95": {name: interval(right) for name, right in rights.items()},
             "seconds": {name: round(outcome.seconds, 2) for name, outcome in self.outcomes.items()},
-            "warnings": [doubt.plain() for doubt in self.warnings],
+            "warnings": [asdict(warning) for warning in self.warnings],
             "per_class": {name: per_class(right, self.labels, self.classes) for name, right in rights.items()},
             "calibration": {name: calibration(o.confidence, o.right) for name, o in self.outcomes.items()},
-            "searches": {name: self._search(name) for name in names},
+            "searches": {name: self._attack(name) for name in names},
         }
-        found["worst_class"] = {
+        values["worst_class"] = {
             name: min((a for a in accuracies if a is not None), default=None)
-            for name, accuracies in found["per_class"].items()
+            for name, accuracies in values["per_class"].items()
         }
         if any(o.rounded is not None for o in self.outcomes.values()):
-            found["rounded"] = self._rounded()
+            values["rounded"] = self._rounded()
         if self.gallery is not None:
-            found["examples"] = self._examples(self.gallery)
-        return found | self.extra
+            values["examples"] = self._examples(self.gallery)
+        return values | self.extra
 
     def _rounded(self) -> dict[str, float]:
         """Accuracies on the images rounded to 8 bits: of each attack, and under all of the threat model."""
@@ -143,22 +157,75 @@ class Evaluation:
                 worst &= right
         return {name: float(right.double().mean()) for name, right in {**rights, "worst_case": worst}.items()}
 
-    def _search(self, name: str) -> dict[str, Any]:
+    def _attack(self, name: str) -> dict[str, Any]:
         outcome = self.outcomes[name]
         attacked = int(self.clean.sum())
-        fell = int((self.clean & ~outcome.right).sum())
-        counts = {"attacked": attacked, "fooled": fell, "forwards": outcome.forwards, "backwards": outcome.backwards}
+        fooled = int((self.clean & ~outcome.right).sum())
+        counts = {"attacked": attacked, "fooled": fooled, "forwards": outcome.forwards, "backwards": outcome.backwards}
         if any(outcome.others):
             counts |= dict(zip(("other_forwards", "other_backwards"), outcome.others, strict=True))
         return outcome.about | counts | {"seconds": round(outcome.seconds, 2)}
 
     def _examples(self, gallery: Gallery) -> list[dict[str, Any]]:
-        def said(name: str, row: int) -> dict[str, Any]:
+        def answer(name: str, row: int) -> dict[str, Any]:
             outcome = self.outcomes[name]
             return {"prediction": int(outcome.prediction[row]), "confidence": float(outcome.confidence[row])}
 
         return [
             {"index": int(self.index[row]), "label": int(self.labels[row]), "attack": name}
-            | {"clean": said("clean", row), "adversarial": said(name, row)}
+            | {"clean": answer("clean", row), "adversarial": answer(name, row)}
             for row, name in zip(gallery.rows.tolist(), gallery.attacks, strict=True)
         ]
+
+
+def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, float]:
+    """The 95 % interval of a fraction (Wilson, 1927)."""
+    share = successes / count
+    centre = share + z * z / (2 * count)
+    spread = z * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    scale = 1 + z * z / count
+    # Exactly 0 and 1 at the ends, where rounding would leave a trace.
+    low = (centre - spread) / scale if successes else 0.0
+    high = (centre + spread) / scale if successes < count else 1.0
+    return max(0.0, low), min(1.0, high)
+
+
+def interval(right: Tensor) -> list[float]:
+    """The 95 % interval of the share of True in `right (N,)`."""
+    return list(wilson(int(right.sum()), len(right)))
+
+
+def w_robust(clean: float, robust: float) -> float:
+    """(clean + robust) / 2, the measure of Zhao et al. (MTARD, ECCV 2022)."""
+    return (clean + robust) / 2
+
+
+def nrr(clean: float, robust: float) -> float:
+    """Natural-robust ratio: the harmonic mean of clean and robust accuracy."""
+    return 2 * clean * robust / (clean + robust) if clean + robust else 0.0
+
+
+def per_class(right: Tensor, labels: Tensor, classes: int) -> list[float | None]:
+    """The accuracy on the samples of each class; None where there is no sample."""
+    count = torch.bincount(labels, minlength=classes)
+    hits = torch.bincount(labels[right], minlength=classes)
+    return [float(h / c) if c else None for h, c in zip(hits.double(), count, strict=True)]
+
+
+def calibration(confidence: Tensor, right: Tensor, bins: int = 15) -> dict[str, Any]:
+    """Expected calibration error in `bins` equal bins of confidence (Guo et al., ICML 2017, eq. 3).
+
+    `confidence (N,)`: the largest probability, in [0, 1]; `right (N,)`. Gives the mean confidence, and of each bin
+    from 0 to 1 how many samples it has, their mean confidence and their accuracy.
+    """
+    confidence, hits = confidence.double(), right.double()
+    # Bins (0, 1/15], (1/15, 2/15], ...: a net that is quite sure, at 1.0, is in the last.
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    count = torch.bincount(place, minlength=bins)
+    sure = torch.bincount(place, confidence, minlength=bins)
+    good = torch.bincount(place, hits, minlength=bins)
+    rows = [
+        [int(c), float(s / c), float(g / c)] if c else [0, 0.0, 0.0]
+        for c, s, g in zip(count, sure, good, strict=True)
+    ]  # fmt: skip
+    return {"ece": float((good - sure).abs().sum() / len(right)), "confidence": float(confidence.mean()), "bins": rows}

@@ -1,4 +1,4 @@
-"""The ball that an attack keeps to: which it is, whether images are inside, and its 8-bit images."""
+"""The ball of an attack: its norm and radius, whether images are inside, and its 8-bit images."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from ..core.step import AttackPlan
 from ..core.types import Norm, ThreatModel, at, fraction
 
 SLACK = 1e-6
-"""How far an adversarial image may stand outside its ball and [0, 1]: rounding."""
+"""How far an adversarial image may lie outside its ball and [0, 1]: rounding."""
 
 
 def check_threat(threat: ThreatModel) -> None:
-    """Raise RkdError for a radius that no attacker has, or a norm that there is none of."""
+    """Raise RkdError for an unknown norm, or a radius that is not above 0, finite and, in Linf, at most 1."""
     if threat.norm not in get_args(Norm):
         raise RkdError(f"the norm of a threat is one of {', '.join(get_args(Norm))}; got {threat.norm!r}")
     if not 0 < threat.eps < math.inf:
@@ -27,8 +27,8 @@ def check_threat(threat: ThreatModel) -> None:
         raise RkdError(f"eps is in units of [0, 1] images, got {threat.eps:g}; 8/255 is meant by 8 of 255 levels")
 
 
-def reach(plan: AttackPlan, threat: ThreatModel) -> ThreatModel | None:
-    """The ball that an attack keeps to: its own `eps` and `norm`, else the threat's; None if it keeps to none."""
+def ball_of(plan: AttackPlan, threat: ThreatModel) -> ThreatModel | None:
+    """The ball that an attack keeps to: its own radius and norm, else the threat's; None if it keeps to none."""
     traits = traits_of(plan.attack)
     if not traits.bounded:
         return None
@@ -39,18 +39,18 @@ def reach(plan: AttackPlan, threat: ThreatModel) -> ThreatModel | None:
 def check_inside(x: Tensor, x_adv: Tensor, ball: ThreatModel | None, name: str) -> None:
     """Raise RkdError unless the images `x_adv`, which the attack `name` made, are numbers in [0, 1] and, if there is
     one, inside the ball around x."""
-    who = f"the attack {name!r}"
+    name = f"the attack {name!r}"
     if not bool(x_adv.isfinite().all()):
-        raise RkdError(f"{who} returned images with values that are not numbers")
+        raise RkdError(f"{name} returned images with values that are not numbers")
     if float(x_adv.min()) < -SLACK or float(x_adv.max()) > 1 + SLACK:
-        raise RkdError(f"{who} returned images outside [0, 1]: from {float(x_adv.min()):g} to {float(x_adv.max()):g}")
+        raise RkdError(f"{name} returned images outside [0, 1]: from {float(x_adv.min()):g} to {float(x_adv.max()):g}")
     if ball is None:
         return
     change = (x_adv.double() - x.double()).flatten(1)
     size = change.abs().amax(1) if ball.norm == "Linf" else change.norm(dim=1)
     if float(size.max()) > ball.eps * (1 + 1e-5) + SLACK:
         raise RkdError(
-            f"{who} left its ball: {ball.norm} {float(size.max()):.6g} from the image, where eps is "
+            f"{name} left its ball: {ball.norm} {float(size.max()):.6g} from the image, where eps is "
             f"{fraction(ball.eps)}; an attack without a ball says so with bounded = False"
         )
 

@@ -18,16 +18,17 @@ from rkd.engine.accelerator import Engine
 from rkd.evaluation.curve import curve
 from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.journal import Journal
-from rkd.evaluation.result import Evaluation
-from rkd.evaluation.selfcheck import look, probe, slope
-from rkd.evaluation.warnings import Doubt, doubts
+from rkd.evaluation.result import Evaluation, EvaluationWarning
+from rkd.evaluation.samples import EvalSettings
+from rkd.evaluation.selfcheck import full_checks, margin_slope, quick_checks
+from rkd.evaluation.warnings import find_warnings
 from rkd.registry.catalog import Catalog
 
 from .build import choose_device
 from .plan import Plan, Progress
 from .resolve import bounded
 
-PROBED = 32
+CHECKED = 32
 """Images on which the full self-checks run their attacks."""
 
 
@@ -38,54 +39,52 @@ def evaluate_net(
     """The final evaluation of a plan: on the test images, with its attacks. A journal is closed by the caller;
     `detail` is told how the net is run."""
     rules, data = plan.config.evaluate, plan.data
-    shared: dict[str, Any] = {"threat": data.threat, "device": choose_device(plan.config.device)}
-    running: dict[str, Any] = {"seed": plan.config.seed, "batch_size": rules.batch_size, "progress": progress}
-    result = evaluate(
-        net, data.test, plan.evaluation, classes=len(data.classes), limit=rules.limit, rounded=rules.rounded,
-        examples=rules.examples, journal=journal, accelerator=Engine(rules.engine, detail),
-        ranks=ranks, **shared, **running,
-    )  # fmt: skip
-    result.warnings = doubted(net, data.test, result, plan.evaluation, catalog, rules.checks, **shared, **running)
+    settings = settings_of(plan, progress=progress, journal=journal, ranks=ranks, rounded=rules.rounded,
+                           examples=rules.examples, accelerator=Engine(rules.engine, detail))  # fmt: skip
+    result = evaluate(net, data.test, plan.evaluation, settings)
+    result.warnings = all_warnings(net, data.test, result, plan.evaluation, catalog, rules.checks, settings)
     if rules.curve:
         name = curve_attack(plan)
-        result.extra["curve"] = curve(
-            net, data.test, name, plan.evaluation[name], rules.curve, classes=len(data.classes), limit=rules.limit,
-            **shared, **running,
-        )  # fmt: skip
+        result.extra["curve"] = curve(net, data.test, name, plan.evaluation[name], rules.curve, settings)
     return result
 
 
-def doubted(
+def settings_of(plan: Plan, **more: Any) -> EvalSettings:
+    """What a plan says of its evaluation, whatever is evaluated; `more`: fields of EvalSettings."""
+    rules, data = plan.config.evaluate, plan.data
+    return EvalSettings(
+        threat=data.threat, classes=len(data.classes), seed=plan.config.seed, batch_size=rules.batch_size,
+        limit=rules.limit, device=choose_device(plan.config.device), **more,
+    )  # fmt: skip
+
+
+def all_warnings(
     net: nn.Module, split: Split, result: Evaluation, plans: Mapping[str, AttackPlan], catalog: Catalog, checks: str,
-    *, threat: ThreatModel, device: Any = "cpu", seed: int = 0, batch_size: int = 256,
-    progress: Progress | None = None,
-) -> list[Doubt]:  # fmt: skip
-    """All reasons not to trust `result`: its own, and what the self-checks find (`quick`, `full`, or `off`).
+    settings: EvalSettings,
+) -> list[EvaluationWarning]:  # fmt: skip
+    """All reasons not to trust `result`: its own, and those of the self-checks (`quick`, `full`, or `off`).
 
     Of full ones, the accuracies of the attacks they ran go into `result.extra["checks"]`.
     """
-    found: list[Doubt] = []
+    warnings: list[EvaluationWarning] = []
     if checks != "off":
-        again = next((plan for name, plan in plans.items() if name != "fgsm"), None)
-        found += look(net, split, threat=threat, again=_short(again, catalog), device=device)
-    if checks == "full" and all(doubt.check != "no-gradient" for doubt in found):  # nothing could be probed with
+        repeat = next((plan for name, plan in plans.items() if name != "fgsm"), None)
+        warnings += quick_checks(net, split, settings, repeat=_short(repeat, catalog))
+    if checks == "full" and all(warning.check != "no-gradient" for warning in warnings):  # or no attack could run
         shape = tuple(split.images(torch.tensor([0])).shape[1:])
-        probed_with = check_plans(threat, shape, catalog)  # type: ignore[arg-type]
-        probing, probed = probe(
-            net, split, probed_with, threat=threat, samples=PROBED, seed=seed, batch_size=batch_size, device=device,
-            progress=progress,
-        )  # fmt: skip
-        found += probing
+        known_outcomes = check_plans(settings.threat, shape, catalog)  # type: ignore[arg-type]
+        more, checked = full_checks(net, split, known_outcomes, settings, samples=CHECKED)
+        warnings += more
         result.extra["checks"] = {
-            "samples": probed.samples,
-            "clean": probed.accuracy(),
-            "attacks": {name: probed.accuracy(name) for name in probed.attacks},
+            "samples": checked.samples,
+            "clean": checked.accuracy(),
+            "attacks": {name: checked.accuracy(name) for name in checked.attacks},
         }
-    said = result.warnings
-    if checks != "off" and any(doubt.check == "no-effect" for doubt in said):
-        said = doubts(result, slope(net, split, threat=threat, device=device))
-    known = {doubt.check for doubt in found}
-    return found + [doubt for doubt in said if doubt.check not in known]
+    own = result.warnings
+    if checks != "off" and any(warning.check == "no-effect" for warning in own):
+        own = find_warnings(result, margin_slope(net, split, settings))
+    known = {warning.check for warning in warnings}
+    return warnings + [warning for warning in own if warning.check not in known]
 
 
 def curve_attack(plan: Plan) -> str:
@@ -101,7 +100,7 @@ def curve_attack(plan: Plan) -> str:
 
 
 def check_plans(threat: ThreatModel, shape: Shape, catalog: Catalog) -> dict[str, AttackPlan]:
-    """The attacks that `rkd.evaluation.selfcheck.probe` knows the outcome of, as far as their plugins are there."""
+    """The attacks of `rkd.evaluation.selfcheck.full_checks`, as far as their plugins are installed."""
     dimensions = math.prod(shape)
     most = 1.0 if threat.norm == "Linf" else math.sqrt(dimensions)
     wanted: dict[str, tuple[str, str, dict[str, Any]]] = {

@@ -16,9 +16,10 @@ from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.interfaces import Teacher
 from rkd.core.trainer import Run, chosen_net, fit
 from rkd.distributed.ranks import ALONE, Ranks
-from rkd.evaluation.counting import rehearse
+from rkd.evaluation.evaluate import rehearse
 from rkd.evaluation.journal import Journal
 from rkd.evaluation.result import Evaluation
+from rkd.evaluation.samples import EvalSettings
 from rkd.nets.memory_format import restore as as_kept
 from rkd.nets.net import Net
 from rkd.registry.catalog import Catalog
@@ -130,7 +131,7 @@ def _rehearse(run: Run, plan: Plan) -> CostCard:
     """A dry step, and the attacks that come after the training: their mistakes shall not show when it is over."""
     card = dry_step(run)
     net = run.student.deployed()
-    rehearse(net, run.loader.split, plan.evaluation, threat=plan.data.threat, device=run.device)
+    rehearse(net, run.loader.split, plan.evaluation, EvalSettings(threat=plan.data.threat, device=run.device))
     return card
 
 

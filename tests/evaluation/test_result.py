@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rkd.evaluation.measures import calibration, interval, nrr, per_class, w_robust, wilson
+from rkd.evaluation.result import calibration, interval, nrr, per_class, w_robust, wilson
 
 
 def test_calibration_is_the_loop_of_guo_et_al() -> None:

@@ -1,0 +1,106 @@
+"""Which samples an evaluation takes, and the loop over their batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from rkd.core.errors import DataError, RkdError
+from rkd.data.dataset import ArraySplit
+from rkd.distributed.ranks import Ranks
+from rkd.evaluation.journal import Journal
+from rkd.evaluation.samples import EvalSettings, choose_samples, run_batches, split_by_margin
+
+
+def test_samples_are_all_or_the_same_few() -> None:
+    assert torch.equal(choose_samples(10, 10), torch.arange(10))
+    few = choose_samples(50, 15)
+    assert torch.equal(few, choose_samples(50, 15)) and torch.equal(few, few.sort().values) and len(few.unique()) == 15
+    for limit in (0, -1, 11, 2.5):
+        with pytest.raises(DataError, match="between 1 and 10"):
+            choose_samples(10, limit)
+
+
+def test_settings_say_which_samples() -> None:
+    split = ArraySplit(torch.zeros(6, 1, 2, 2), torch.zeros(6))
+    assert torch.equal(EvalSettings().samples(split), torch.arange(6))
+    assert torch.equal(EvalSettings(limit=2).samples(split), choose_samples(6, 2))
+    assert EvalSettings(limit=2, positions=torch.tensor([5])).samples(split).tolist() == [5]
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, "8"])
+def test_a_batch_size_that_is_none(size: object) -> None:
+    with pytest.raises(RkdError, match="batch size must be a whole number of at least 1"):
+        EvalSettings(batch_size=size)
+
+
+@pytest.mark.parametrize(("size", "processes"), [(4, 1), (4, 2), (100, 3), (3, 2)])
+def test_batches_hold_images_of_a_similar_margin(size: int, processes: int) -> None:
+    margin = torch.rand(23, generator=torch.Generator().manual_seed(0))
+    batches = split_by_margin(torch.arange(23), margin, size, processes)
+    assert sorted(torch.cat(list(batches)).tolist()) == list(range(23)), "each sample once"
+    assert max(map(len, batches)) <= size
+    rounds = [torch.cat(list(batches[k : k + processes])) for k in range(0, len(batches), processes)]
+    assert all(margin[a].min() >= margin[b].max() for a, b in pairwise(rounds))
+    assert max(map(len, batches[:processes])) - min(map(len, batches[:processes])) <= 1, "as much for each process"
+
+
+def square(rows: Tensor) -> dict[str, Tensor]:
+    return {"right": rows % 2 == 0, "square": rows**2}
+
+
+def test_records_come_in_order_and_the_progress_counts_samples(tmp_path) -> None:
+    told: list[tuple[str, int, int]] = []
+    settings = EvalSettings(progress=lambda *news: told.append(news))
+    batches = torch.tensor([6, 7, 8, 9]).split(3)
+    records = run_batches("x", batches, square, 10, settings)
+    assert [record["square"].tolist() for record in records] == [[36, 49, 64], [81]]
+    assert all(record["seconds"].shape == (1,) for record in records)
+    assert told == [("x", 6, 10), ("x", 9, 10), ("x", 10, 10)]
+    assert run_batches("x", (), square, 10, settings) == [] and told[-1] == ("x", 10, 10)
+
+
+def test_a_journals_records_are_not_computed_again(tmp_path) -> None:
+    journal = Journal(tmp_path)
+    journal.open("0" * 32)
+    settings, calls = EvalSettings(journal=journal), []
+
+    def compute(rows: Tensor) -> dict[str, Tensor]:
+        calls.append(rows.tolist())
+        return square(rows)
+
+    batches = torch.arange(5).split(2)
+    first = run_batches("x", batches, compute, 5, settings)
+    again = run_batches("x", batches, compute, 5, settings)
+    assert len(calls) == 3 and all(torch.equal(a["square"], b["square"]) for a, b in zip(first, again, strict=True))
+    run_batches("x", batches, compute, 5, settings, lambda record, rows, other: len(rows) == 2)
+    assert calls[3:] == [[4]], "what does not fit is computed"
+
+
+@dataclass(frozen=True)
+class Pair(Ranks):
+    """The second of two processes, with what the first one says."""
+
+    first_says: object = None
+
+    def objects(self, mine):
+        return [self.first_says, mine]
+
+
+def test_processes_take_batches_in_turn() -> None:
+    batches, calls = torch.arange(6).split(2), []
+
+    def compute(rows: Tensor) -> dict[str, Tensor]:
+        calls.append(rows.tolist())
+        return square(rows)
+
+    theirs = {number: square(batches[number]) for number in (0, 2)}
+    ranks = Pair(rank=1, size=2, first_says=theirs)
+    records = run_batches("x", batches, compute, 6, EvalSettings(ranks=ranks))
+    assert calls == [[2, 3]] and torch.equal(torch.cat([r["square"] for r in records]), torch.arange(6) ** 2)
+    with pytest.raises(RkdError, match="other images than the 6"):
+        run_batches("x", batches, compute, 6, EvalSettings(ranks=replace(ranks, first_says={0: theirs[0]})))
