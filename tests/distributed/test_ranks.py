@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from rkd.distributed.ranks import ALONE, Ranks, join
-from rkd.evaluation.evaluate import _parts
 from rkd.storage.serialize import load_state
 
 from .distributed_cases import METHODS, end, everything, to_be_continued
@@ -125,20 +124,3 @@ def test_nothing_is_sent_by_one_alone() -> None:
     ALONE.sum_([tensor])
     assert torch.equal(ALONE.gather(tensor, [3]), torch.ones(3)) and ALONE.objects("a") == ["a"]
     assert ALONE.once(lambda: 3) == 3 and ALONE.from_first(4) == 4 and ALONE.fails_first() and ALONE.first
-
-
-@pytest.mark.parametrize(
-    ("count", "most", "processes"), [(197, 125, 2), (810, 256, 2), (5, 100, 4), (3, 2, 8), (9, 4, 1)]
-)
-def test_survivors_are_shared_equally(count: int, most: int, processes: int) -> None:
-    lead = torch.rand(count, generator=torch.Generator().manual_seed(1))
-    parts = _parts(torch.arange(count), lead, most, processes)
-    assert torch.equal(torch.cat(list(parts)).sort().values, torch.arange(count))
-    for first in range(0, len(parts) - processes, processes):
-        now, next_ones = (lead[torch.cat(list(parts[at : at + processes]))] for at in (first, first + processes))
-        assert now.min() >= next_ones.max(), "those that stand longest come first, shared by all"
-    sizes = [len(part) for part in parts]
-    assert max(sizes) <= most and min(sizes) > 0
-    if processes > 1 and count >= processes:
-        assert len(parts) % processes == 0 and max(sizes) - min(sizes) <= 1
-    assert not _parts(torch.arange(0), torch.rand(0), most, processes)

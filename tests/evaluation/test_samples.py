@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import pytest
 import torch
@@ -38,15 +37,21 @@ def test_a_batch_size_that_is_none(size: object) -> None:
         EvalSettings(batch_size=size)
 
 
-@pytest.mark.parametrize(("size", "processes"), [(4, 1), (4, 2), (100, 3), (3, 2)])
-def test_batches_hold_images_of_a_similar_margin(size: int, processes: int) -> None:
-    margin = torch.rand(23, generator=torch.Generator().manual_seed(0))
-    batches = split_by_margin(torch.arange(23), margin, size, processes)
-    assert sorted(torch.cat(list(batches)).tolist()) == list(range(23)), "each sample once"
-    assert max(map(len, batches)) <= size
-    rounds = [torch.cat(list(batches[k : k + processes])) for k in range(0, len(batches), processes)]
-    assert all(margin[a].min() >= margin[b].max() for a, b in pairwise(rounds))
-    assert max(map(len, batches[:processes])) - min(map(len, batches[:processes])) <= 1, "as much for each process"
+@pytest.mark.parametrize(
+    ("count", "size", "processes"), [(197, 125, 2), (810, 256, 2), (5, 100, 4), (3, 2, 8), (9, 4, 1)]
+)
+def test_batches_are_shared_equally(count: int, size: int, processes: int) -> None:
+    margin = torch.rand(count, generator=torch.Generator().manual_seed(1))
+    parts = split_by_margin(torch.arange(count), margin, size, processes)
+    assert torch.equal(torch.cat(list(parts)).sort().values, torch.arange(count))
+    for first in range(0, len(parts) - processes, processes):
+        now, next_ones = (margin[torch.cat(list(parts[at : at + processes]))] for at in (first, first + processes))
+        assert now.min() >= next_ones.max(), "those of the largest margin come first, shared by all"
+    sizes = [len(part) for part in parts]
+    assert max(sizes) <= size and min(sizes) > 0
+    if processes > 1 and count >= processes:
+        assert len(parts) % processes == 0 and max(sizes) - min(sizes) <= 1
+    assert not split_by_margin(torch.arange(0), torch.rand(0), size, processes)
 
 
 def square(rows: Tensor) -> dict[str, Tensor]:
