@@ -38,7 +38,7 @@ from rkd.evaluation.result import interval
 from rkd.evaluation.samples import EvalSettings, choose_samples
 from rkd.profiling import allocator
 from rkd.profiling.machine import cpu_name
-from rkd.registry.config import read_recipe
+from rkd.registry.recipes import read_recipe
 from rkd.storage.runfolder import RunFolder
 from rkd.workflow.nets import load_run
 from rkd.workflow.resolve import load_data, parse

@@ -23,7 +23,7 @@ import torch
 from rkd.core.hooks import hookimpl
 from rkd.profiling.bench import peak_bytes
 from rkd.registry.catalog import load_catalog
-from rkd.registry.config import merge
+from rkd.registry.recipes import merge
 from rkd.storage.runfolder import RunFolder
 from rkd.workflow.plan import Silent
 from rkd.workflow.train import train_run

@@ -5,10 +5,10 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from rkd.cli.about import attack_traits, in_words
+from rkd.cli.commands.info import traits_text
 from rkd.core.hooks import KINDS
 from rkd.core.interfaces import Family
-from rkd.registry.catalog import Catalog, Entry
+from rkd.registry.catalog import Catalog, Entry, attack_traits
 from rkd.registry.options import describe, plain
 from rkd.registry.plugins import load_plugins
 
@@ -57,7 +57,7 @@ def _entry(entry: Entry) -> list[str]:
     if isinstance(defaults, dict) and defaults:
         lines.append(f"  - brings: {', '.join(f'`{key} = {value}`' for key, value in defaults.items())}")
     if entry.kind == "attack":
-        lines.append(f"  - traits: {in_words(attack_traits(component))}")
+        lines.append(f"  - traits: {traits_text(attack_traits(component))}")
     fixed = _fixed(entry)
     shown = [
         f"`{option.name}` ({option.type}{'' if option.required else f'; {_default(option.default)}'})"

@@ -50,7 +50,6 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
     return found
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("loss", CATALOG.names("loss"))
 def test_every_combination(loss: str) -> None:
     for attack in ATTACKS:

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 
 from rkd.cli import cli
 from rkd.registry.catalog import load_catalog
-from rkd.registry.config import recipes
+from rkd.registry.recipes import recipes
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()

@@ -25,7 +25,7 @@ from rkd.nets.weights import built_for, load_into, read_weights
 from rkd.plugins.datasets import imagefolder, npz
 from rkd.plugins.datasets._cifar import ArrayUnpickler
 from rkd.registry.catalog import Catalog, load_catalog
-from rkd.registry.config import assignments
+from rkd.registry.recipes import assignments
 from rkd.testing import TinyNet
 from rkd.workflow.resolve import resolve
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import tomli_w
 
-from rkd.registry.config import assignments, merge, parse, read_recipe, recipes
+from rkd.registry.config import parse
+from rkd.registry.recipes import assignments, merge, read_recipe, recipes
 from rkd.workflow.resolve import resolve
 
 from .strange import NASTY_TEXT, catalog, mutated, scribbled, strange

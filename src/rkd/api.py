@@ -12,22 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core.errors import DataError, RkdError
-from rkd.core.step import AttackPlan
-from rkd.core.types import ThreatModel
-from rkd.data.dataset import ArraySplit, Dataset, Split
-from rkd.distributed.ranks import join
-from rkd.engine.accelerator import Engine
-from rkd.evaluation.evaluate import evaluate as _evaluate
-from rkd.evaluation.journal import Journal
-from rkd.evaluation.result import Evaluation
-from rkd.profiling.allocator import keep_freed_memory
 from rkd.registry.catalog import Catalog, load_catalog
-from rkd.registry.config import merge, read_recipe
 from rkd.registry.defaults import default_objective
+from rkd.registry.recipes import merge, read_recipe
 from rkd.workflow.build import choose_device
-from rkd.workflow.evaluate import EvalSettings, all_warnings
+from rkd.workflow.evaluate import Engine, EvalSettings, Evaluation, Journal, evaluate_and_check
 from rkd.workflow.nets import load_run
-from rkd.workflow.plan import Reporter
+from rkd.workflow.plan import ArraySplit, AttackPlan, Dataset, Reporter, Split, ThreatModel, join
 from rkd.workflow.train import train_run
 
 Checks = Literal["off", "quick", "full"]
@@ -90,15 +81,14 @@ def evaluate(
     else the data set's, else Linf 8/255; `eps` changes its radius. The module is left as it was.
     `rounded`: also the accuracy after rounding adversarial images to 8 bits. `checks`: what to look for before the
     numbers are believed; findings are in `.warnings`, and `full` runs attacks with a known outcome on a few images.
-    `engine`: `auto` lets attacks that confirm what they find (autoattack) search on a faster copy, and lets the C
-    library keep what tensors give back (`rkd.keep_freed_memory`); `bfloat16` lets them search in reduced precision
-    besides. Every image that is counted has fooled the module itself in float32. `journal`: a folder; a killed
-    evaluation that is called again goes on there.
+    `engine`: `auto` lets attacks that confirm what they find (autoattack) search on a faster copy; `bfloat16` lets them
+    search in reduced precision besides. Every image that is counted has fooled the module itself in float32.
+    `journal`: a folder; a killed evaluation that is called again goes on there.
     Raises `rkd.RkdError`, `rkd.DataError` for images, labels, radii or nets that are none.
     """
-    for what, given, known in (("checks", checks, get_args(Checks)), ("engine", engine, get_args(EngineName))):
+    for name, given, known in (("checks", checks, get_args(Checks)), ("engine", engine, get_args(EngineName))):
         if given not in known:
-            raise RkdError(f"{what} is one of {', '.join(known)}; got {given!r}")
+            raise RkdError(f"{name} is one of {', '.join(known)}; got {given!r}")
     if eps is not None and (not isinstance(eps, Real) or isinstance(eps, bool)):
         raise RkdError(f"eps must be a number, such as 8 / 255; got {eps!r}")
     if threat is not None and not isinstance(threat, ThreatModel):
@@ -123,17 +113,14 @@ def evaluate(
     attacks = [attacks] if isinstance(attacks, str) else attacks
     _check_attacks(attacks)
     plans = attacks if isinstance(attacks, Mapping) else {name: attack_plan(name) for name in attacks}
-    if engine != "plain":
-        keep_freed_memory()
-    book = Journal(journal) if journal is not None else None
+    notes = Journal(journal) if journal is not None else None
     settings = EvalSettings(
         threat=threat, classes=classes, seed=seed, batch_size=batch_size, limit=limit, device=device, rounded=rounded,
-        journal=book, accelerator=Engine(engine),
+        journal=notes, accelerator=Engine(engine),
     )  # fmt: skip
-    result = _evaluate(module, split, plans, settings)
-    result.warnings = all_warnings(module, split, result, plans, catalog(), checks, settings)
-    if book is not None:
-        book.close()
+    result = evaluate_and_check(module, split, plans, settings, catalog(), checks)
+    if notes is not None:
+        notes.close()
     return result
 
 

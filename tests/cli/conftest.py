@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import io
 import json
+import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +21,7 @@ import torch
 from click.testing import CliRunner
 
 from rkd.cli import cli
+from rkd.cli.terminal import Terminal
 
 TINY = ("--epochs", "1", "--set", "student.width=4", "--set", "evaluate.limit=50", "--set", "attack.steps=2",
         "--set", "validate.limit=50", "--evaluate", "fgsm,pgd", "--no-report")  # fmt: skip
@@ -85,3 +89,30 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Said]:
 def digest(run: Path) -> str:
     """The weights of a run, bit for bit."""
     return hashlib.sha256((run / "student.safetensors").read_bytes()).hexdigest()
+
+
+class Screen(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def screen(monkeypatch: pytest.MonkeyPatch):
+    """Makes terminals of a width, and what they show without control characters."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+
+    def make(width: int, **options) -> tuple[Terminal, Screen]:
+        stream = Screen()
+        monkeypatch.setenv("COLUMNS", str(width))
+        monkeypatch.setattr(sys, "stdout", stream)
+        monkeypatch.setattr(sys, "stderr", stream)
+        return Terminal(**options), stream
+
+    return make
+
+
+def plain(stream: io.StringIO) -> list[str]:
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue()).splitlines()

@@ -94,7 +94,7 @@ class FakeTarget:
 
 def small_net(seed: int = 0, gain: float = 3.0) -> nn.Sequential:
     """Images `(B, 3, 6, 6)` to logits `(B, 5)`; smooth, so that no gradient sits on a kink."""
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Tanh(), nn.Flatten(), nn.Linear(128, 5))
         with torch.no_grad():

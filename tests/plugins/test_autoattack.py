@@ -114,7 +114,6 @@ def theirs(net: nn.Module, batch: Batch, threat: ThreatModel, part: str, queries
 # The promises of the interface
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_keeps_the_promises_of_an_attack(name: str) -> None:
     check_attack(make(name), optimum=0)
@@ -146,7 +145,6 @@ def test_stays_in_the_ball_and_among_images(name: str, threat: ThreatModel) -> N
     assert x_adv.min() >= 0 and x_adv.max() <= 1 and x_adv.dtype == torch.float32
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("name", OURS)
 def test_a_sample_gets_the_same_image_in_any_batch(digits: SimpleNamespace, name: str, norm: str) -> None:
@@ -187,7 +185,6 @@ def test_nonsense_is_refused(component: type, options: dict, word: str) -> None:
         component(**options)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_another_norm_needs_its_own_radius(name: str) -> None:
     net, batch = tiny_net(), tiny_batch(4)
@@ -197,7 +194,6 @@ def test_another_norm_needs_its_own_radius(name: str) -> None:
     assert (x_adv - batch.x).flatten(1).norm(dim=1).amax() <= 0.1 + 1e-6
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_radius_of_zero_finds_nothing(name: str) -> None:
     net, batch = tiny_net(), tiny_batch(4)
@@ -299,7 +295,6 @@ def test_ratio_of_logits() -> None:
 # The authors' code, on a real net
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("kind", ["ce", "dlr", "dlr-targeted"])
 def test_apgd_climbs_as_the_authors_from_the_same_start(digits: SimpleNamespace, norm: str, kind: str) -> None:
@@ -337,7 +332,6 @@ class Given:
         self.select = lambda keep: self
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threat", [LINF, L2])
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t"])
 def test_leaves_as_many_standing_as_the_authors(digits: SimpleNamespace, name: str, threat: ThreatModel) -> None:
@@ -352,7 +346,6 @@ def test_leaves_as_many_standing_as_the_authors(digits: SimpleNamespace, name: s
     assert int((ours != reference).sum()) <= 8
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threat", [LINF, L2])
 def test_square_leaves_as_many_standing_as_the_authors(
     digits: SimpleNamespace, threat: ThreatModel, monkeypatch: pytest.MonkeyPatch
@@ -373,7 +366,6 @@ def test_square_leaves_as_many_standing_as_the_authors(
     assert int((ours != reference).sum()) <= 12
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threat", [replace(LINF, eps=0.22), replace(L2, eps=1.0)])
 def test_autoattack_gives_the_verdict_of_the_reference(digits: SimpleNamespace, threat: ThreatModel) -> None:
     net, batch = digits.net, digits.batch
@@ -416,7 +408,6 @@ def run_with_parts(
 # Strength
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"])
 def test_more_restarts_are_never_weaker(digits: SimpleNamespace, name: str) -> None:
     batch, net = digits.batch.select(torch.arange(40)), digits.net
@@ -435,7 +426,6 @@ def test_more_restarts_are_never_weaker(digits: SimpleNamespace, name: str) -> N
     assert fooled[-1].sum() > fooled[0].sum() or name in ("fab-t", "apgd-t")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("name", "score"), [("apgd-ce", ops.cross_entropy), ("apgd-dlr", dlr.ratio)])
 def test_where_nothing_fools_the_loss_is_highest(digits: SimpleNamespace, name: str, score: Callable) -> None:
     batch, net = digits.batch.select(torch.arange(40)), digits.net
@@ -448,7 +438,6 @@ def test_where_nothing_fools_the_loss_is_highest(digits: SimpleNamespace, name: 
     assert (stopped - batch.x).abs().amax() <= LINF.eps + 1e-6
 
 
-@pytest.mark.slow
 def test_autoattack_hands_out_what_came_nearest(digits: SimpleNamespace) -> None:
     batch, net = digits.batch.select(torch.arange(40)), digits.net
     attack = make("autoattack")
@@ -458,7 +447,6 @@ def test_autoattack_hands_out_what_came_nearest(digits: SimpleNamespace) -> None
     assert (lead[1] < lead[0]).all()
 
 
-@pytest.mark.slow
 def test_the_ratio_of_logits_beats_a_saturated_softmax(digits: SimpleNamespace) -> None:
     """Cross-entropy has no gradient left where the logits are thousands apart; their ratio does not notice."""
     net, batch = Scaled(digits.net, 1e4).eval(), digits.batch.select(torch.arange(40))
@@ -479,7 +467,6 @@ def test_what_is_wrong_already_is_left_alone(digits: SimpleNamespace, name: str)
     assert torch.equal(run_attack(make(name), digits.net, wrong, LINF), batch.x)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("name", ALL)
 def test_few_classes(name: str, classes: int) -> None:
@@ -550,7 +537,6 @@ class FakeTarget:
         return type(self)(self.net, self.y[keep], self.threat, self.progress, self.noise.select(keep), self.count)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
 def test_samples_that_fell_leave(digits: SimpleNamespace, name: str) -> None:
     net, batch = digits.net, digits.batch
@@ -577,7 +563,6 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threat", [LINF, L2])
 @pytest.mark.parametrize(("name", "steps"), [("apgd-ce", 100), ("square", 500)])
 def test_hardly_ever_waits_for_the_device(name: str, steps: int, threat: ThreatModel) -> None:
@@ -614,7 +599,6 @@ class Hasty(FakeTarget):
         return logits
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
 def test_only_what_fools_the_exact_net_counts(digits: SimpleNamespace, name: str) -> None:
     net, batch = digits.net, digits.batch.select(torch.arange(40))
@@ -653,7 +637,6 @@ class RoundedForward(Rounded):
     pass
 
 
-@pytest.mark.slow
 def test_fab_ends_on_the_boundary_though_most_of_it_is_rough(digits: SimpleNamespace) -> None:
     """Its own f, off by more than the boundary is crossed by, would leave many standing."""
     net, batch = digits.net, digits.batch
@@ -667,7 +650,6 @@ def test_fab_ends_on_the_boundary_though_most_of_it_is_rough(digits: SimpleNames
 # The reference, contained
 
 
-@pytest.mark.slow
 def test_the_reference_leaves_the_process_alone(digits: SimpleNamespace) -> None:
     batch, wide = digits.batch.select(torch.arange(6)), ThreatModel("Linf", 0.3, 0.1)
     logger, seen = logging.getLogger("auto-attack"), []
@@ -727,7 +709,6 @@ def test_the_reference_gives_way_to_errors() -> None:
     assert torch.equal(before, torch.get_rng_state()) and not logging.getLogger("auto-attack").disabled
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("threat", [LINF, L2])
 @pytest.mark.parametrize(
     "net",

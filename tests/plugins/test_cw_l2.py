@@ -30,12 +30,10 @@ def problem(distance: float):
     return net, type(batch)(x + side * ahead * slope / slope.norm(), batch.y, batch.index)
 
 
-@pytest.mark.slow
 def test_keeps_the_promises_of_an_attack() -> None:
     check_attack(CwL2(searches=3, steps=30), optimum=0)
 
 
-@pytest.mark.slow
 def test_finds_the_nearest_image_of_a_linear_net() -> None:
     net, batch = problem(0.2)
     for start in (1e-3, 1.0):
@@ -59,7 +57,6 @@ def test_returns_what_lies_inside_the_ball_alone() -> None:
     assert not torch.equal(run_attack(attack, net, batch, ThreatModel("Linf", 0.2, 0.05)), batch.x)
 
 
-@pytest.mark.slow
 def test_kappa_goes_further() -> None:
     net, batch = problem(0.1)
     leads = []
@@ -70,7 +67,6 @@ def test_kappa_goes_further() -> None:
     assert (leads[1] > 2).all() and (leads[1] < 2.3).all()
 
 
-@pytest.mark.slow
 def test_a_saturated_softmax_does_not_matter() -> None:
     net, batch = problem(0.2)
     x_adv = run_attack(CwL2(steps=200, bounded=False), Scaled(net, 1e3), batch, L2)

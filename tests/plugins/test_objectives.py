@@ -51,7 +51,7 @@ class FakeStep:
 
 
 def net(seed: int) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng():
         torch.manual_seed(seed)
         return nn.Sequential(nn.Flatten(), nn.Linear(12, 16), nn.Tanh(), nn.Linear(16, CLASSES)).eval()
 

@@ -211,7 +211,6 @@ def test_other_peoples_places_are_not_written_to(tmp_path: Path) -> None:
     assert target.read_text() == "precious" and not (folder.path / "report.html").is_symlink()
 
 
-@pytest.mark.slow
 def test_a_report_is_written_anew(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", finished=False, epochs=1)
     first = write_report(folder).read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rkd.core.errors import RkdError
-from rkd.registry.config import read_recipe
+from rkd.registry.recipes import read_recipe
 from rkd.storage.text import parse_toml, read_text
 
 

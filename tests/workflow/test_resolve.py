@@ -12,7 +12,7 @@ from rkd.core.errors import ConfigError
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.registry.catalog import Catalog, load_catalog
-from rkd.registry.config import read_recipe, recipes
+from rkd.registry.recipes import read_recipe, recipes
 from rkd.workflow import resolve as resolving
 from rkd.workflow.plan import Plan
 from rkd.workflow.resolve import resolve

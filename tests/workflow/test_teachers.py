@@ -134,7 +134,6 @@ def test_a_preparation_that_fails_leaves_nothing(cache: Path) -> None:
     assert [p for p in (cache / "teachers").iterdir() if p.is_dir()] == []
 
 
-@pytest.mark.slow
 def test_a_preparation_that_takes_too_long_is_refused(cache: Path) -> None:
     teachers = [{"reference": "resnet20", "train": {"epochs": 100_000}}]
     with pytest.raises(Refused, match=r"would take about .* h .*prepare_minutes=MINUTES"):
@@ -152,7 +151,6 @@ print(len(listener.trained), ready(listener).source, len(listener.trained))
 """
 
 
-@pytest.mark.slow
 def test_two_processes_prepare_one_teacher_once(cache: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
     environment = {**os.environ, "RKD_CACHE": str(cache)}

@@ -17,7 +17,7 @@ import rkd
 from rkd.core.errors import RkdError, Stopped
 from rkd.core.hooks import hookimpl
 from rkd.registry.catalog import load_catalog
-from rkd.registry.config import read_recipe
+from rkd.registry.recipes import read_recipe
 from rkd.storage.lock import run_lock
 from rkd.storage.runfolder import RunFolder
 from rkd.training import teacher_cache
@@ -119,7 +119,6 @@ class Stopper(Silent):
         return {"stopper": Hooks()}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("epoch", "where"), [(0, "middle"), (0, "end"), (1, "middle"), (2, "end")])
 def test_it_goes_on_exactly(epoch: int, where: str, finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
@@ -175,7 +174,6 @@ def test_it_goes_on_exactly_from_within_an_epoch(finished, tmp_path: Path) -> No
         assert {k: v for k, v in line.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
 
 
-@pytest.mark.slow
 def test_it_goes_on_exactly_with_teachers_and_everything_that_adapts(finished, tmp_path: Path) -> None:
     """Answers of teachers that are kept between epochs are made anew, and are the same."""
     teachers = [{"role": role, "reference": str(finished[0])} for role in ("robust", "clean")]
@@ -195,7 +193,6 @@ def test_it_goes_on_exactly_with_teachers_and_everything_that_adapts(finished, t
     assert histories[0] == histories[1]
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("found", ["newer answers", "no answers", "damaged answers", "a whole run's answers"])
 def test_it_goes_on_exactly_whatever_answers_of_teachers_are_kept(
     found: str, finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -455,7 +452,6 @@ def test_mistakes_write_nothing(changes: dict, tmp_path: Path, cache: Path) -> N
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.slow
 def test_a_dry_run_writes_nothing(tmp_path: Path, cache: Path) -> None:
     for loss in ("trades", "mtard-anl"):
         answer = train_run(table(loss={"name": loss}), CATALOG, tmp_path / "runs" / "run", dry_run=True)

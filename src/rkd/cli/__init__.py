@@ -16,7 +16,7 @@ from .commands import bench, cite, compare, info, list_plugins, recipes, report,
 from .commands import eval as evaluate
 from .commands import run as train
 from .group import Commands
-from .shared import App, plugin_option
+from .options import App, plugin_option
 
 
 @click.group(

@@ -14,8 +14,8 @@ import click
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean
 
-from .interrupts import Terminated
-from .shared import App
+from .options import App
+from .signals import Terminated
 
 MENDABLE = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENAMETOOLONG}
 """Errors of the operating system that the user can mend: no traceback for these."""
@@ -44,15 +44,15 @@ class Commands(click.Group):
             return known
         app = ctx.ensure_object(App)
         owners, broken = _plugin_commands(app)
-        found = owners.get(cmd_name, {})
-        if len(found) > 1:
-            both = " and ".join(found)
+        commands = owners.get(cmd_name, {})
+        if len(commands) > 1:
+            both = " and ".join(commands)
             raise RkdError(f"two plugins provide the command {cmd_name!r}: {both}; RKD_DISABLE_PLUGINS blocks one")
-        if not found:
+        if not commands:
             names = [*self.commands, *owners]
             near = did_you_mean(cmd_name, names)
             raise UnknownName(f"there is no command {cmd_name!r}.{near} Commands: {', '.join(names)}.{broken}")
-        return next(iter(found.values()))
+        return next(iter(commands.values()))
 
     def make_context(self, info_name: str | None, args: list[str], *rest: Any, **extra: Any) -> click.Context:
         words = list(args)
@@ -134,7 +134,7 @@ def _plugin_commands(app: App) -> tuple[Mapping[str, Mapping[str, click.Command]
     Plugins add to a group of their own: none can take the place of a command of rkd, or of another plugin.
     """
     plugins = app.catalog().plugins
-    found: dict[str, dict[str, click.Command]] = {}
+    owners: dict[str, dict[str, click.Command]] = {}
     for hook in plugins.manager.hook.rkd_commands.get_hookimpls():
         group = click.Group()
         try:
@@ -143,6 +143,6 @@ def _plugin_commands(app: App) -> tuple[Mapping[str, Mapping[str, click.Command]
         except (Exception, SystemExit) as error:
             plugins.fail(plugins.plugins[hook.plugin_name], error)
         for name, command in group.commands.items():
-            found.setdefault(name, {})[hook.plugin_name] = command
+            owners.setdefault(name, {})[hook.plugin_name] = command
     broken = ", ".join(plugin.key for plugin in plugins.broken)
-    return found, f" Plugins that could not be loaded: {broken}; `rkd list-plugins` says why." if broken else ""
+    return owners, f" Plugins that could not be loaded: {broken}; `rkd list-plugins` says why." if broken else ""

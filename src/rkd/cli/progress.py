@@ -10,15 +10,14 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from rkd.core.hooks import hookimpl
-from rkd.core.types import attack_name
+from rkd import hookimpl
+from rkd.workflow.plan import attack_name
 
-from .interrupts import Interrupts
+from .signals import Interrupts
 from .terminal import Terminal, duration, memory, percent, safe
 
 if TYPE_CHECKING:
-    from rkd.core.trainer import Run
-    from rkd.training.dry_run import CostCard
+    from rkd.workflow.plan import CostCard, Run
 
 READ_EVERY = 0.5
 """Seconds between two looks at the losses: each look waits for the device."""
@@ -121,7 +120,7 @@ class Training:
 
 
 class Display:
-    """The reporter of the command line (`rkd.workflow.train.Reporter`)."""
+    """The reporter of the command line (`rkd.workflow.plan.Reporter`)."""
 
     def __init__(self, terminal: Terminal, interrupts: Interrupts | None = None) -> None:
         self.terminal = terminal

@@ -21,7 +21,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from rkd.storage.text import printable
+from rkd.core.errors import printable
 
 _ESCAPED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\U000e0000-\U000e0fff]")
 """Characters beyond ASCII's own that steer a terminal, or how it orders what follows."""
@@ -57,7 +57,7 @@ class Terminal:
         return self.out.width if self.out.is_terminal else 80
 
     def result(self, text: str = "", style: str = "", wrap: bool = False) -> None:
-        """What the user asked for: stdout. `wrap`: by words, where it is not to be copied as it stands."""
+        """A result: stdout. `wrap`: by words, where it is not to be copied as it stands."""
         self.out.print(Text(safe(text), style), soft_wrap=not wrap)
 
     def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], title: str = "") -> None:
@@ -89,7 +89,7 @@ class Terminal:
         if self.out.quiet:
             return
         text = json.dumps(content, indent=2, ensure_ascii=False, default=str)
-        sys.stdout.write(_ESCAPED.sub(lambda found: json.dumps(found.group())[1:-1], text) + "\n")
+        sys.stdout.write(_ESCAPED.sub(lambda match: json.dumps(match.group())[1:-1], text) + "\n")
         sys.stdout.flush()
 
     def message(self, text: str, always: bool = False, hint: bool = False, wrap: bool = False) -> None:

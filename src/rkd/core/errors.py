@@ -6,6 +6,7 @@ what there is, and what to type.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -63,3 +64,19 @@ def shown(value: object, limit: int = 200) -> str:
     """`repr` of what somebody gave, cut to `limit` characters."""
     text = repr(value)
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def printable(value: str, keep: str = "") -> str:
+    """Without control, format and private characters: no terminal, browser or XML parser is surprised by the rest."""
+    if value.isprintable():
+        return value
+    kept = []
+    for c in value:
+        kind = unicodedata.category(c)
+        if c in keep:
+            kept.append(c)
+        elif c in "\n\r\t" or kind in ("Zl", "Zp"):
+            kept.append(" ")
+        elif kind[0] != "C":
+            kept.append(c)
+    return "".join(kept)

@@ -1,4 +1,4 @@
-"""{kind: {name: component}}, and clear words when a name is unknown or has two owners."""
+"""{kind: {name: component}}, clear words when a name is unknown or has two owners, and all that a component says."""
 
 from __future__ import annotations
 
@@ -7,17 +7,15 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rkd.core.errors import RkdError, UnknownName, did_you_mean, shown
-from rkd.core.hooks import KINDS
-from rkd.core.interfaces import Family
+from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown
+from rkd.core.interfaces import Family, traits_of
 
 from . import options
-from .plugins import Plugin, Plugins, load_plugins
+from .plugins import KINDS, Plugin, Plugins, load_plugins
 
 LONGEST = 80
 """Characters of a component's name."""
@@ -34,13 +32,71 @@ class Entry:
     fixed: tuple[tuple[str, str], ...] = ()
 
     @property
+    def factory(self) -> Any:
+        """The class or function behind the name; a family's is the one that all its members share."""
+        return self.component.component if isinstance(self.component, Family) else self.component
+
+    @property
+    def description(self) -> str:
+        """The component's docstring."""
+        text = (inspect.getdoc(self.factory) or "").strip()
+        # A dataclass without a docstring gets its signature for one.
+        return "" if text.startswith(f"{getattr(self.factory, '__name__', '')}(") else text
+
+    @property
     def summary(self) -> str:
         """The first line of the component's docstring."""
-        component = self.component.component if isinstance(self.component, Family) else self.component
-        text = inspect.getdoc(component) or ""
-        # A dataclass without a docstring gets its signature for one.
-        first = text.strip().split("\n")[0]
-        return "" if first.startswith(f"{getattr(component, '__name__', '')}(") else first
+        return self.description.split("\n")[0]
+
+    def create(self, given: Mapping[str, Any], setting: str) -> Any:
+        """An instance with checked options; `setting` names them in errors. A function is its own instance.
+
+        Raises ConfigError.
+        """
+        if not isinstance(self.component, type):
+            if given:
+                raise ConfigError([f"{setting}.{name}: {self.name} has no options" for name in given])
+            return self.component
+        fixed = dict(self.fixed)
+        if clash := [f"{setting}.{name}: the name {self.name!r} fixes it already" for name in given if name in fixed]:
+            raise ConfigError(clash)
+        values = options.validate(self.component, {**fixed, **given}, setting)
+        try:
+            return self.component(**values)
+        except (ValueError, RkdError) as error:
+            raise ConfigError(f"{setting}: {error}") from None
+
+    def facts(self) -> dict[str, Any]:
+        """All that `rkd info` tells, as plain values."""
+        component, fixed = self.factory, dict(self.fixed)
+        defaults = getattr(component, "defaults", {})
+        return {
+            "kind": self.kind,
+            "name": self.name,
+            "distribution": self.plugin.distribution,
+            "version": self.plugin.version,
+            "plugin": self.plugin.name,
+            "module": component.__module__,
+            "examples": list(self.component.examples) if isinstance(self.component, Family) else [],
+            "description": self.description,
+            "about": inspect.getdoc(sys.modules.get(component.__module__)) or "",
+            "options": [
+                {"name": o.name, "type": o.type, "default": options.plain(o.default), "required": o.required}
+                | ({"fixed": fixed[o.name]} if o.name in fixed else {})
+                for o in options.describe(component)
+            ],
+            "traits": attack_traits(component) if self.kind == "attack" else {},
+            "roles": list(getattr(component, "roles", ())),
+            "defaults": options.plain(dict(defaults) if isinstance(defaults, Mapping) else {}),
+        }
+
+    def citations(self) -> dict[str, str]:
+        """BibTeX entries in the docstring of the component's module, or else of its package, by their keys."""
+        module = self.factory.__module__
+        for name in (module, module.rpartition(".")[0]):
+            if entries := bibtex(getattr(sys.modules.get(name), "__doc__", None) or ""):
+                return entries
+        return {}
 
 
 class Catalog:
@@ -99,10 +155,27 @@ class Catalog:
             raise RkdError(f"two plugins provide the {kind} {short!r}; type {owners.replace(' and ', ' or ')}")
         return found[0]
 
-    def create(self, kind: str, name: str, given: Mapping[str, Any] | None = None, where: str = "") -> Any:
+    def find_all(self, name: str, kind: str | None = None) -> list[Entry]:
+        """The components of that name, of any kind. Raises UnknownName with near names of all kinds."""
+        if kind and name not in self.entries[kind]:
+            return [self.find(kind, name)]
+        entries: list[Entry] = []
+        for each in [kind] if kind else KINDS:
+            if name in self.entries[each]:
+                entries += self.entries[each][name]  # a family by its own name too, and every owner of a name
+                continue
+            with contextlib.suppress(UnknownName):
+                entries.append(self.find(each, name))
+        if not entries:
+            near = did_you_mean(name, dict.fromkeys(known for each in KINDS for known in self.names(each)))
+            broken = ", ".join(plugin.key for plugin in self.plugins.broken)
+            more = f" Plugins that could not be loaded: {broken}." if broken else ""
+            raise UnknownName(f"nothing is called {name!r}.{near} `rkd list-plugins` lists all there is.{more}")
+        return entries
+
+    def create(self, kind: str, name: str, given: Mapping[str, Any] | None = None, setting: str = "") -> Any:
         """An instance of the component, with validated options. Raises ConfigError, UnknownName."""
-        entry = self.find(kind, name)
-        return options.instantiate(entry, given or {}, where or kind)
+        return self.find(kind, name).create(given or {}, setting or kind)
 
     def _named(self, kind: str, name: str, distribution: str = "") -> list[Entry]:
         """What the name means (to one distribution): entries of that very name, else of families that it fits."""
@@ -136,10 +209,6 @@ class Catalog:
             message += f" Plugins that could not be loaded: {names}; `rkd list-plugins` says why."
         return message
 
-    @cached_property
-    def kinds(self) -> tuple[str, ...]:
-        return tuple(KINDS)
-
 
 def _entry(kind: str, name: Any, component: Any, plugin: Plugin) -> Entry:
     """What a plugin provides, if it is fit to be looked up and shown. Raises TypeError, ValueError, re.error."""
@@ -153,6 +222,22 @@ def _entry(kind: str, name: Any, component: Any, plugin: Plugin) -> Entry:
     if not isinstance(entry.summary, str):
         raise TypeError(f"{KINDS[kind]}: the docstring of {name!r} is no text")
     return entry
+
+
+def attack_traits(attack: Any) -> dict[str, Any]:
+    """The traits of an attack's class that are no options of it."""
+    own = {option.name for option in options.describe(attack)}
+    return {name: value for name, value in asdict(traits_of(attack)).items() if name not in {*own, "eps", "norm"}}
+
+
+def bibtex(text: str) -> dict[str, str]:
+    """The entries in ```bibtex blocks, by their keys."""
+    entries = {}
+    for block in re.findall(r"```bibtex\n(.*?)```", text, re.DOTALL):
+        for entry in re.split(r"(?m)^(?=@)", block):
+            if match := re.match(r"@\w+\s*\{\s*([^,\s]+)\s*,", entry):
+                entries[match.group(1)] = entry.strip()
+    return entries
 
 
 def load_catalog(files: Iterable[Path | str] = ()) -> Catalog:

@@ -6,10 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from rkd.core.interfaces import traits_of
-from rkd.data.dataset import Dataset
 
 from .catalog import Catalog
-from .config import Table, merge, nested
+from .recipes import Table, merge, nested
 
 
 def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Table:
@@ -43,12 +42,10 @@ def default_objective(attack: Any) -> str:
     return traits_of(attack).objective
 
 
-def data_customs(data: Dataset, method: Mapping[str, Any], table: Mapping[str, Any]) -> Table:
-    """The data set's usual settings. What they say of the attack needs an attack, and the usual threat."""
-    customs = dict(data.defaults)
-    if "attack" not in method or table.get("threat"):
-        customs.pop("attack", None)
-    return customs
+def data_defaults(defaults: Mapping[str, Any], method: Mapping[str, Any], table: Mapping[str, Any]) -> Table:
+    """The data set's usual settings. Those of the attack need an attack of the method, and the usual threat."""
+    usable = "attack" in method and not table.get("threat")
+    return {key: value for key, value in defaults.items() if key != "attack" or usable}
 
 
 def with_names(table: Mapping[str, Any]) -> Table:

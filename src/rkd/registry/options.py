@@ -12,16 +12,13 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
-from typing import TYPE_CHECKING, Annotated, Any, get_args, get_origin
+from typing import Annotated, Any, get_args, get_origin
 
 from pydantic import BeforeValidator, ConfigDict, ValidationError, create_model
 
 from rkd.core.errors import ConfigError, RkdError, did_you_mean, with_input
 from rkd.core.types import fraction
 from rkd.registry.schedules import parse_number, parse_schedule
-
-if TYPE_CHECKING:
-    from .catalog import Entry
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,24 +73,6 @@ def validate(component: Any, given: Mapping[str, Any], where: str) -> dict[str, 
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return {name: getattr(checked, name) if name in given else _default(field) for name, field in fields.items()}
-
-
-def instantiate(entry: Entry, given: Mapping[str, Any], where: str) -> Any:
-    """An instance of the entry's component. A plain function without options is its own instance."""
-    component = entry.component
-    if not isinstance(component, type):
-        if given:
-            raise ConfigError([f"{where}.{name}: {entry.name} has no options" for name in given])
-        return component
-    fixed = dict(entry.fixed)
-    clash = [f"{where}.{name}: the name {entry.name!r} fixes it already" for name in given if name in fixed]
-    if clash:
-        raise ConfigError(clash)
-    values = validate(component, {**fixed, **given}, where)
-    try:
-        return component(**values)
-    except (ValueError, RkdError) as error:
-        raise ConfigError(f"{where}: {error}") from None
 
 
 def values_of(instance: Any, without: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:

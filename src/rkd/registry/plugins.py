@@ -22,7 +22,9 @@ from typing import Any
 import pluggy
 
 from rkd.core.errors import RkdError
-from rkd.core.hooks import RegistrationHooks
+from rkd.core.hooks import KINDS, RegistrationHooks
+
+__all__ = ["GROUP", "KINDS", "Plugin", "Plugins", "load_plugins"]
 
 GROUP = "rkd"
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 import tomllib
-import unicodedata
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -79,22 +78,6 @@ def check_values(value: Any, deepest: int = DEEPEST) -> None:
         if not level:
             return
     raise ValueError("it is nested too deeply")
-
-
-def printable(value: str, keep: str = "") -> str:
-    """Without control, format and private characters: no terminal, browser or XML parser is surprised by the rest."""
-    if value.isprintable():
-        return value
-    kept = []
-    for c in value:
-        kind = unicodedata.category(c)
-        if c in keep:
-            kept.append(c)
-        elif c in "\n\r\t" or kind in ("Zl", "Zp"):
-            kept.append(" ")
-        elif kind[0] != "C":
-            kept.append(c)
-    return "".join(kept)
 
 
 def expanded(path: Path | str) -> Path:

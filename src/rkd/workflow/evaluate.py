@@ -1,74 +1,71 @@
-"""The evaluation of a plan's net: its attacks, the self-checks, and what else the configuration asks for."""
+"""Evaluating: the net of a plan at the end of a run, a run or a weights file by `rkd eval`, any module by
+`rkd.evaluate`."""
 
 from __future__ import annotations
 
+import datetime
 import math
-from collections.abc import Callable, Mapping
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from rkd.core.errors import ConfigError, RkdError
 from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan
 from rkd.core.types import Shape, ThreatModel
 from rkd.data.dataset import Split
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.engine.accelerator import Engine
-from rkd.evaluation.curve import curve
-from rkd.evaluation.evaluate import evaluate
-from rkd.evaluation.journal import Journal
+from rkd.evaluation.corruptions import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
+from rkd.evaluation.curve import curve, usual_radii
+from rkd.evaluation.evaluate import evaluate, rehearse
+from rkd.evaluation.journal import MONTH, Journal
 from rkd.evaluation.result import Evaluation, EvaluationWarning
 from rkd.evaluation.samples import EvalSettings
 from rkd.evaluation.selfcheck import full_checks, margin_slope, quick_checks
+from rkd.evaluation.transfer import identity, transfer_matrix
 from rkd.evaluation.warnings import find_warnings
+from rkd.nets.net import Net
 from rkd.registry.catalog import Catalog
+from rkd.registry.config import parse
+from rkd.registry.recipes import merge, read_recipe, toml
+from rkd.storage.card import training_key
+from rkd.storage.runfolder import RunFolder
 
 from .build import choose_device
-from .plan import Plan, Progress
-from .resolve import bounded
+from .folders import cache_folder, find_run, new_folder
+from .manifest import environment_of
+from .nets import load_file, load_run, settle_normalization
+from .plan import Plan, Progress, Reporter, Silent
+from .resolve import bounded, resolve
 
 CHECKED = 32
 """Images on which the full self-checks run their attacks."""
 
+EXAMPLES = 16
+"""Images kept by `rkd eval --save`."""
 
-def evaluate_net(
-    net: nn.Module, plan: Plan, catalog: Catalog, progress: Progress | None = None, journal: Journal | None = None,
-    detail: Callable[[str], None] = lambda text: None, ranks: Ranks = ALONE,
+
+def evaluate_and_check(
+    net: nn.Module, split: Split, attacks: Mapping[str, AttackPlan], settings: EvalSettings, catalog: Catalog,
+    checks: str = "quick", radii: Sequence[float] = (),
 ) -> Evaluation:  # fmt: skip
-    """The final evaluation of a plan: on the test images, with its attacks. A journal is closed by the caller;
-    `detail` is told how the net is run."""
-    rules, data = plan.config.evaluate, plan.data
-    settings = settings_of(plan, progress=progress, journal=journal, ranks=ranks, rounded=rules.rounded,
-                           examples=rules.examples, accelerator=Engine(rules.engine, detail))  # fmt: skip
-    result = evaluate(net, data.test, plan.evaluation, settings)
-    result.warnings = all_warnings(net, data.test, result, plan.evaluation, catalog, rules.checks, settings)
-    if rules.curve:
-        name = curve_attack(plan)
-        result.extra["curve"] = curve(net, data.test, name, plan.evaluation[name], rules.curve, settings)
-    return result
+    """`rkd.evaluation.evaluate.evaluate`, the self-checks (`off`, `quick`, `full`), and robust accuracy at `radii`.
 
-
-def settings_of(plan: Plan, **more: Any) -> EvalSettings:
-    """What a plan says of its evaluation, whatever is evaluated; `more`: fields of EvalSettings."""
-    rules, data = plan.config.evaluate, plan.data
-    return EvalSettings(
-        threat=data.threat, classes=len(data.classes), seed=plan.config.seed, batch_size=rules.batch_size,
-        limit=rules.limit, device=choose_device(plan.config.device), **more,
-    )  # fmt: skip
-
-
-def all_warnings(
-    net: nn.Module, split: Split, result: Evaluation, plans: Mapping[str, AttackPlan], catalog: Catalog, checks: str,
-    settings: EvalSettings,
-) -> list[EvaluationWarning]:  # fmt: skip
-    """All reasons not to trust `result`: its own, and those of the self-checks (`quick`, `full`, or `off`).
-
-    Of full ones, the accuracies of the attacks they ran go into `result.extra["checks"]`.
+    All reasons not to trust the result are in its `warnings`; of full self-checks the accuracies of their attacks in
+    `extra["checks"]`. A journal is closed by the caller.
     """
+    result = evaluate(net, split, attacks, settings)
     warnings: list[EvaluationWarning] = []
     if checks != "off":
-        repeat = next((plan for name, plan in plans.items() if name != "fgsm"), None)
+        repeat = next((plan for name, plan in attacks.items() if name != "fgsm"), None)
         warnings += quick_checks(net, split, settings, repeat=_short(repeat, catalog))
     if checks == "full" and all(warning.check != "no-gradient" for warning in warnings):  # or no attack could run
         shape = tuple(split.images(torch.tensor([0])).shape[1:])
@@ -84,19 +81,305 @@ def all_warnings(
     if checks != "off" and any(warning.check == "no-effect" for warning in own):
         own = find_warnings(result, margin_slope(net, split, settings))
     known = {warning.check for warning in warnings}
-    return warnings + [warning for warning in own if warning.check not in known]
+    result.warnings = warnings + [warning for warning in own if warning.check not in known]
+    if radii:
+        name = curve_attack(attacks)
+        result.extra["curve"] = curve(net, split, name, attacks[name], radii, settings)
+    return result
 
 
-def curve_attack(plan: Plan) -> str:
+def evaluate_plan(
+    net: nn.Module, plan: Plan, catalog: Catalog, progress: Progress, journal: Journal,
+    detail: Callable[[str], None] = lambda text: None, ranks: Ranks = ALONE,
+) -> Evaluation:  # fmt: skip
+    """Evaluate `net` as the plan's configuration says, on the test images. `detail` is told how the net runs."""
+    rules = plan.config.evaluate
+    settings = settings_of(plan, progress=progress, journal=journal, ranks=ranks, rounded=rules.rounded,
+                           examples=rules.examples, accelerator=Engine(rules.engine, detail))  # fmt: skip
+    return evaluate_and_check(net, plan.data.test, plan.evaluation, settings, catalog, rules.checks, rules.curve)
+
+
+def settings_of(plan: Plan, **more: Any) -> EvalSettings:
+    """What a plan says of its evaluation, whatever is evaluated; `more`: fields of EvalSettings."""
+    rules, data = plan.config.evaluate, plan.data
+    return EvalSettings(
+        threat=data.threat, classes=len(data.classes), seed=plan.config.seed, batch_size=rules.batch_size,
+        limit=rules.limit, device=choose_device(plan.config.device), **more,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """A run or a weights file to be evaluated, and how; None for what the run says, or else the usual.
+
+    `net`: a run's folder or name, or a weights file; `curve`: "usual" or radii by commas; `corruptions`: "own" or a
+    folder; `others`: runs for a transfer matrix; `save`: a new folder for the result; `settings`: tables `evaluate`,
+    `model` and `data` on top of all; `command`: the words that asked for it.
+    """
+
+    net: str
+    model: str | None = None
+    dataset: str | None = None
+    data_dir: str | None = None
+    attacks: Sequence[str] | None = None
+    eps: str | float | None = None
+    norm: str | None = None
+    limit: int | None = None
+    rounded: bool = False
+    curve: str | None = None
+    checks: str = "full"
+    corruptions: str | None = None
+    others: Sequence[str] = ()
+    save: str | None = None
+    engine: str | None = None
+    batch_size: int | None = None
+    seed: int | None = None
+    device: str | None = None
+    normalize: str = "auto"
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    command: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A net to be evaluated. `options`: its model's; `trained`: its run's settings, for the card."""
+
+    name: str
+    model: str
+    net: Net
+    plan: Plan
+    options: Mapping[str, Any]
+    trained: Mapping[str, Any] = field(default_factory=dict)
+
+
+def evaluate_request(
+    request: EvalRequest, catalog: Catalog, reporter: Reporter | None = None, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Evaluate a run or a weights file. Returns the results, as `rkd eval --json` prints them.
+
+    An evaluation that was killed goes on where it was, if it is asked for again. Raises RkdError.
+    """
+    reporter, started = reporter or Silent(), time.time()
+    subject = _of_file(request, catalog, reporter) if Path(request.net).is_file() else _of_run(request, catalog)
+    plan = subject.plan
+    device = choose_device(plan.config.device)
+    net = subject.net.to(device)
+    save = ranks.once(lambda: new_folder(Path(str(request.save)), "--save")) if request.save else None
+    if request.corruptions not in (None, "own"):
+        open_corrupted(str(request.corruptions), shape=plan.data.shape, classes=len(plan.data.classes))
+    for note in plan.notes:
+        reporter.message(note)
+    others = {str(find_run(text)): _of_run(request, catalog, text) for text in request.others}
+    rehearse(net, plan.data.test, plan.evaluation, settings_of(plan))
+    journal = Journal(cache_folder() / "evaluations", kept=MONTH)
+    result = evaluate_plan(net, plan, catalog, reporter.evaluating(subject.name), journal, reporter.detail, ranks)
+    if request.corruptions:
+        result.extra["corruptions"] = _corrupted(subject, request.corruptions, catalog, reporter)
+    if others:
+        nets = {subject.name: net} | {name: other.net.to(device) for name, other in others.items()}
+        result.extra["transfer"] = _transfer(nets, plan, reporter)
+    summary = {
+        "net": subject.name,
+        "model": subject.model,
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "data": plan.data.name,
+        "classes": list(plan.data.classes),
+        "threat": asdict(plan.data.threat),
+        "seed": plan.config.seed,
+    } | result.summary()
+    ranks.objects(None)  # nobody may still be writing into the journal that is about to be taken away
+    if ranks.first:
+        if save:
+            _save(RunFolder(save), subject, summary, result)
+            _describe(RunFolder(save), subject, request, catalog, ranks, started)
+        journal.close()
+    return summary
+
+
+def _of_run(request: EvalRequest, catalog: Catalog, text: str | None = None) -> Subject:
+    """The student of a finished run, on its own data unless told otherwise."""
+    folder = RunFolder(find_run(text or request.net))
+    loaded = load_run(folder.path, catalog)
+    card = loaded.card
+    config = read_recipe(folder.config)
+    parse(config)  # a stranger's: every section has its form from here on
+    own: dict[str, Any] = {key: config[key] for key in ("seed", "device", "data", "evaluate") if key in config}
+    own["threat"] = asdict(card.threat)
+    if request.dataset:
+        own.get("evaluate", {}).pop("limit", None)  # it was meant for another number of test images
+    plan = _plan(own, request, catalog)
+    if (card.shape, len(card.classes)) != (tuple(plan.data.shape), len(plan.data.classes)):
+        raise RkdError(
+            f"{folder.path} is for images {card.shape} and {len(card.classes)} classes; data set {plan.data.name!r} "
+            f"has {tuple(plan.data.shape)} and {len(plan.data.classes)}"
+        )
+    trained = {
+        "method": _name_in(config.get("loss")), "epochs": config.get("epochs"), "seed": config.get("seed"),
+        "data": _name_in(config.get("data")), "threat": asdict(card.threat), "settings": training_key(config),
+    }  # fmt: skip
+    trained = {key: value for key, value in trained.items() if value is not None}
+    return Subject(str(folder.path), card.model, loaded.net, plan, card.options, trained)
+
+
+def _name_in(section: Any) -> Any:
+    return section.get("name") if isinstance(section, Mapping) else None
+
+
+def _of_file(request: EvalRequest, catalog: Catalog, reporter: Reporter) -> Subject:
+    """A net with weights from a file."""
+    plan = _plan({}, request, catalog)
+    data, model, options = plan.data, str(request.model), request.settings.get("model", {})
+    net = load_file(request.net, model, data.shape, len(data.classes), catalog, data.mean, data.std, options)
+    settle_normalization(
+        net, request.normalize, request.net, data, lambda text: reporter.message(f"{text}; --normalize settles it")
+    )
+    return Subject(request.net, model, net, plan, options)
+
+
+def _plan(own: Mapping[str, Any], request: EvalRequest, catalog: Catalog) -> Plan:
+    """The plan of a request: a run's own settings yield to it."""
+    table: dict[str, Any] = {"loss": {"name": "ce"}, **own}  # a method without teachers and attacks
+    data = merge(_given({"name": request.dataset, "dir": request.data_dir}), request.settings.get("data", {}))
+    rules = merge(_given({
+        "limit": request.limit, "batch_size": request.batch_size, "engine": request.engine, "attacks": request.attacks,
+        "rounded": request.rounded or None, "checks": request.checks, "examples": EXAMPLES if request.save else 0,
+        "curve": [],
+    }), request.settings.get("evaluate", {}))  # fmt: skip
+    options = rules.pop("options", {})
+    table = merge(table, {"data": data} if data else {}, {"evaluate": rules})
+    chosen = table["evaluate"].get("attacks")
+    own_options = table["evaluate"].get("options", {})
+    kept = {name: given for name, given in own_options.items() if chosen is None or name in chosen}
+    table["evaluate"]["options"] = merge(kept, options)
+    old_norm = own.get("threat", {}).get("norm")
+    if request.eps is not None:
+        # The step size goes with the radius, at the share that the data set's custom gives it.
+        table["threat"] = {"norm": request.norm or old_norm, "eps": request.eps}
+    elif request.norm and request.norm != old_norm:
+        if old_norm:
+            raise RkdError(f"the run's eps is a radius in {old_norm}: with --norm {request.norm} give --eps")
+        table["threat"] = {"norm": request.norm}
+    table |= _given({"seed": request.seed, "device": request.device})
+    with _by_option(request):
+        plan = resolve(table, catalog)
+        for option, asked in (("rounded", request.rounded), ("curve", request.curve), ("transfer", request.others)):
+            if asked and not plan.evaluation:
+                raise RkdError(f"--{option} needs an attack")
+        if request.curve:
+            usual = request.curve == "usual"
+            radii = usual_radii(plan.data.threat) if usual else [text.strip() for text in request.curve.split(",")]
+            plan = resolve(merge(table, {"evaluate": {"curve": radii}}), catalog)
+    return plan
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in values.items() if value is not None}
+
+
+_OPTIONS = {
+    "threat.eps": "eps", "threat.norm": "norm", "evaluate.limit": "limit", "evaluate.batch_size": "batch_size",
+    "evaluate.curve": "curve", "seed": "seed", "data.name": "dataset", "data.dir": "data_dir",
+}  # fmt: skip
+"""Settings by the options of `rkd eval` that give them."""
+
+
+@contextmanager
+def _by_option(request: EvalRequest) -> Iterator[None]:
+    """Problems of settings that options gave name the options: a radius that was typed is `--eps`, a run's own is its
+    `threat.eps`. So is one that is missing in a ball that was typed."""
+    given = {key: option for key, option in _OPTIONS.items() if getattr(request, option) is not None}
+    if request.norm is not None:
+        given["threat.eps"] = "eps"
+
+    def renamed(problem: str) -> str:
+        setting, colon, text = problem.partition(": ")
+        key = re.sub(r"\.\d+$", "", setting)
+        return f"--{given[key].replace('_', '-')}{colon}{text}" if colon and key in given else problem
+
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([renamed(problem) for problem in error.problems]) from None
+
+
+def _corrupted(subject: Subject, source: str, catalog: Catalog, reporter: Reporter) -> dict[str, Any]:
+    plan = subject.plan
+    settings = settings_of(plan, progress=reporter.evaluating(subject.name))
+    if source != "own":
+        return corrupted_files_accuracy(subject.net, source, settings, shape=plan.data.shape)
+    own = {name: catalog.create("corruption", name) for name in catalog.names("corruption")}
+    return corrupted_accuracy(subject.net, plan.data.test, own, settings)
+
+
+def _transfer(nets: dict[str, Net], plan: Plan, reporter: Reporter) -> dict[str, Any]:
+    name = curve_attack(plan.evaluation)
+    settings = settings_of(plan, progress=reporter.evaluating("transfer"))
+    return transfer_matrix(nets, plan.data.test, plan.evaluation[name], settings, name=name)
+
+
+def _save(folder: RunFolder, subject: Subject, summary: Mapping[str, Any], result: Evaluation) -> None:
+    """evaluation.json, the images of the gallery, and net.json, which net it was."""
+    folder.write_json(folder.evaluation, summary)
+    save_gallery(folder, result)
+    net = subject.net
+    card = {
+        "format": 1,
+        "name": Path(subject.name).resolve().name,
+        "source": subject.name,
+        "model": subject.model,
+        "options": dict(subject.options),
+        "parameters": summary["parameters"],
+        "weights": identity(net),
+        "shape": list(subject.plan.data.shape),
+        "mean": net.mean.flatten().tolist(),
+        "std": net.std.flatten().tolist(),
+        "trained": dict(subject.trained),
+    }
+    folder.write_json(folder.net_card, card)
+
+
+def save_gallery(folder: RunFolder, result: Evaluation) -> None:
+    """The images that an evaluation keeps for the report, if any."""
+    if result.gallery is not None:
+        images = {"clean": result.gallery.clean, "adversarial": result.gallery.adversarial}
+        folder.save_weights(folder.examples, images)
+
+
+def _describe(
+    folder: RunFolder, subject: Subject, request: EvalRequest, catalog: Catalog, ranks: Ranks, started: float
+) -> None:
+    """evaluation.toml, the settings, and the manifest."""
+    plan = subject.plan
+    settings = {key: value for key, value in plan.config.model_dump().items() if key in ("seed", "device", "evaluate")}
+    settings["data"] = {"name": plan.config.data.name} | plan.config.data.options
+    settings["threat"] = asdict(plan.data.threat)
+    if request.corruptions:
+        settings["evaluate"]["corruptions"] = request.corruptions
+    if request.others:
+        settings["evaluate"]["transfer"] = list(request.others)
+    folder.write_text(folder.evaluation_settings, toml(settings))
+    manifest = environment_of(catalog, choose_device(plan.config.device), ranks.size)
+    manifest |= {
+        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
+        "seed": plan.config.seed,
+        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
+        "command": list(request.command),
+        "status": "finished",
+        "seconds": round(time.time() - started, 2),
+    }
+    folder.write_json(folder.manifest, manifest)
+
+
+def curve_attack(plans: Mapping[str, AttackPlan]) -> str:
     """The attack whose accuracy is drawn against eps, of those that keep to a ball: the first that climbs by gradients
     in more than one step, else one that does not, else one that looks for the nearest image. Such a search knows no
     radius: it repeats at each the same, often long, way."""
 
     def rank(name: str) -> int:
-        traits = traits_of(plan.evaluation[name].attack)
+        traits = traits_of(plans[name].attack)
         return 2 if traits.seeks_nearest else int(name == "fgsm" or traits.black_box)
 
-    return min(bounded(plan.evaluation), key=rank)
+    return min(bounded(plans), key=rank)
 
 
 def check_plans(threat: ThreatModel, shape: Shape, catalog: Catalog) -> dict[str, AttackPlan]:
@@ -112,11 +395,11 @@ def check_plans(threat: ThreatModel, shape: Shape, catalog: Catalog) -> dict[str
         "margin": ("pgd", "margin", {"steps": 100, "start": "uniform"}),
         "black-box": ("square", "margin", {"queries": 300}),
     }
-    there = {kind: set(catalog.names(kind)) for kind in ("attack", "objective")}
+    known = {kind: set(catalog.names(kind)) for kind in ("attack", "objective")}
     return {
-        what: AttackPlan(catalog.create("attack", name, options), catalog.create("objective", goal))
-        for what, (name, goal, options) in wanted.items()
-        if name in there["attack"] and goal in there["objective"]
+        probe: AttackPlan(catalog.create("attack", name, options), catalog.create("objective", goal))
+        for probe, (name, goal, options) in wanted.items()
+        if name in known["attack"] and goal in known["objective"]
     }
 
 

@@ -90,3 +90,12 @@ def measure(
         "steps": steps,
         "training_seconds": steps * result.step,
     }
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `12 min`, `2.1 h`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"

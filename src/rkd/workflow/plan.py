@@ -1,4 +1,7 @@
-"""Shared by all steps of the workflow: the resolved plan, and the reporter that is told of the progress."""
+"""Shared by all steps of the workflow: the resolved plan, and the reporter that is told of the progress.
+
+The command line and `rkd.api` take the types that they speak of from here.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,32 @@ from typing import Any, Protocol
 from rkd.core.interfaces import Loss
 from rkd.core.step import AttackPlan
 from rkd.core.trainer import Run
-from rkd.data.dataset import Dataset
+from rkd.core.types import ThreatModel, attack_name, fraction
+from rkd.data.dataset import ArraySplit, Dataset, Split
+from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.nets.sources import TeacherReference
 from rkd.registry.config import RunConfig
 from rkd.training.dry_run import CostCard
+
+__all__ = [
+    "ALONE",
+    "ArraySplit",
+    "AttackPlan",
+    "CostCard",
+    "Dataset",
+    "Plan",
+    "Progress",
+    "Ranks",
+    "Reporter",
+    "Run",
+    "Silent",
+    "Split",
+    "ThreatModel",
+    "attack_name",
+    "fraction",
+    "join",
+    "leave",
+]
 
 Progress = Callable[[str, int, int], None]
 """Called with ("clean" or an attack's name, images done, images in all)."""

@@ -16,9 +16,10 @@ from rkd.core.types import ThreatModel
 from rkd.data.dataset import Dataset
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
-from rkd.registry.config import AttackConfig, Component, RunConfig, merge, parse, section, sound
-from rkd.registry.defaults import data_customs, method_defaults, name_of, with_names
+from rkd.registry.config import AttackConfig, Component, RunConfig, parse, section, sound
+from rkd.registry.defaults import data_defaults, method_defaults, name_of, with_names
 from rkd.registry.options import plain, values_of
+from rkd.registry.recipes import merge
 
 from .nets import check_fits, from_sources, normalize
 from .plan import Plan
@@ -121,7 +122,7 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
         _check_names(table, loss, catalog, problems)
         problems.stop()
     method = method_defaults(loss, table, catalog)
-    table = merge(data_customs(data, method, table), method, table)
+    table = merge(data_defaults(data.defaults, method, table), method, table)
     table.setdefault("loss", {})
     table["loss"]["name"] = name
     for part in ("attack", "objective"):

@@ -1,4 +1,4 @@
-"""A matrix of runs: which there are, where each stands, and the words of `rkd run` that carry it out."""
+"""A matrix of runs: its points, the state of each, and the words of `rkd run` that carry it out."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ class Sweep:
         """All runs, the last axis fastest. Raises ConfigError."""
         if not self.axes:
             raise ConfigError(["a sweep needs an axis, such as --grid seed=0..4"])
-        found = []
+        points = []
         for values in itertools.product(*self.axes.values()):
             point = dict(zip(self.axes, values, strict=True))
-            found.append(Point("_".join(f"{_short(axis)}={_slug(value)}" for axis, value in point.items()), point))
-        names = [point.name for point in found]
+            points.append(Point("_".join(f"{_short(axis)}={_slug(value)}" for axis, value in point.items()), point))
+        names = [point.name for point in points]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ConfigError([f"two runs of the sweep would be called {sorted(twice)[0]}: an axis has a value twice"])
         for name in names:
             safe_name(name)
-        return found
+        return points
 
     def words(self, point: Point, folder: Path) -> list[str]:
-        """What follows `rkd` to carry out a point whose run goes into `folder`."""
+        """The words after `rkd` that carry out a point whose run goes into `folder`."""
         path = folder / point.name
         if state_of(path) == "begun":
             return ["run", "--resume", str(path)]
@@ -109,11 +109,21 @@ def read_sweep(path: Path) -> Sweep:
     return Sweep(axes, None if recipe is None else str(recipe), {k: _text(v) for k, v in _flat(table.get("set", {}))})
 
 
+def is_sweep_file(path: Path) -> bool:
+    """Whether a path is a TOML file with a grid, and so no recipe."""
+    if path.suffix != ".toml" or not path.is_file():
+        return False
+    try:
+        return "grid" in tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False  # told when it is read as a recipe
+
+
 def axes_of(texts: Iterable[str]) -> dict[str, list[str]]:
     """`["loss=ard,rslad seed=0..4"]` by axis. Raises ConfigError."""
     axes: dict[str, list[str]] = {}
     problems = []
-    for text in _apart(" ".join(texts), " "):
+    for text in _split(" ".join(texts), " "):
         key, equals, values = text.partition("=")
         if not equals or not key or not values:
             problems.append(f"--grid {text}: expected KEY=VALUE,VALUE,... such as loss=ard,rslad or seed=0..4")
@@ -145,7 +155,7 @@ def _values(key: str, given: Any) -> list[str]:
     if isinstance(given, Sequence) and not isinstance(given, str):
         return [_text(value) for value in given]
     values = []
-    for part in _apart(_text(given), ","):
+    for part in _split(_text(given), ","):
         if match := re.fullmatch(r"(\d+)\.\.(\d+)", part):
             first, last = int(match[1]), int(match[2])
             if last < first or last - first >= 10_000:
@@ -158,7 +168,7 @@ def _values(key: str, given: Any) -> list[str]:
     return values
 
 
-def _apart(text: str, by: str) -> list[str]:
+def _split(text: str, by: str) -> list[str]:
     """`text` cut at `by`, but not inside brackets or quotes."""
     parts, depth, quote = [""], 0, ""
     for c in text:

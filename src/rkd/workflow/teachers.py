@@ -25,11 +25,12 @@ from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
-from rkd.registry.config import RunConfig, Table, TeacherConfig, merge, parse, read_recipe
+from rkd.registry.config import RunConfig, TeacherConfig, parse
+from rkd.registry.recipes import Table, merge, read_recipe
 from rkd.storage.runfolder import RunFolder
 
 from .build import choose_device, choose_precision
-from .cache import cache_folder
+from .folders import cache_folder
 from .nets import build_net, check_fits, from_sources, normalize
 from .plan import Plan, Reporter
 

@@ -32,9 +32,9 @@ from rkd.training.dry_run import CostCard, dry_step
 from rkd.training.teacher_cache import cached_teachers
 
 from .build import accelerate, build
-from .cache import cache_folder
-from .evaluate import evaluate_net
-from .forecast import predict
+from .evaluate import evaluate_plan, save_gallery
+from .folders import cache_folder
+from .forecast import duration, predict
 from .manifest import cost_of, differences, earlier_manifest, engine_of, manifest_of, try_to_write, weights_of
 from .plan import Plan, Reporter, Silent
 from .resolve import resolve
@@ -85,7 +85,7 @@ def train_run(
     reporter.cost(title, run, card, seconds)
     if limit_minutes is not None and seconds > 60 * limit_minutes:
         raise Refused(
-            f"preparing the {title} would take about {_duration(seconds)} on this machine "
+            f"preparing the {title} would take about {duration(seconds)} on this machine "
             f"(the limit is {limit_minutes:g} minutes): {how_to_avoid}"
         )
     if dry_run:
@@ -170,8 +170,8 @@ def _finish(
 
     journal = Journal(folder.checkpoints / "evaluation")  # a run that is killed here goes on here
 
-    def evaluated(net: nn.Module, what: str) -> Evaluation:
-        return evaluate_net(net, plan, catalog, reporter.evaluating(what), journal, ranks=run.ranks)
+    def evaluated(net: nn.Module, name: str) -> Evaluation:
+        return evaluate_plan(net, plan, catalog, reporter.evaluating(name), journal, ranks=run.ranks)
 
     evaluation = evaluated(net, title)
     student = evaluation.summary()
@@ -190,9 +190,7 @@ def _finish(
     parameters = sum(p.numel() for p in net.parameters())
     described = card_of(plan, net, student)  # type: ignore[arg-type]
     folder.write_json(folder.card, described | {"parameters": parameters, "chosen_epoch": chosen_epoch})
-    if evaluation.gallery is not None:
-        gallery = {"clean": evaluation.gallery.clean, "adversarial": evaluation.gallery.adversarial}
-        folder.save_weights(folder.examples, gallery)
+    save_gallery(folder, evaluation)
     folder.write_json(folder.evaluation, {"student": student, "teachers": teachers})
     run.ranks.objects(None)  # nobody may still be writing into what is about to be taken away
     if run.ranks.first:
@@ -285,11 +283,3 @@ def _kept(section: Mapping[str, Any]) -> list[str]:
 
 def _plain_config(plan: Plan) -> dict[str, Any]:
     return plan.config.model_dump(by_alias=True, exclude_none=True)
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h"

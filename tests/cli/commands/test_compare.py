@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from report.folders import make_evaluation, make_run, net
+from ...report.folders import make_evaluation, make_run, net
 
 
 @pytest.fixture

@@ -18,11 +18,10 @@ from rkd.engine import backends
 from rkd.evaluation.transfer import identity
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.registry.catalog import load_catalog
-from rkd.registry.config import toml
+from rkd.registry.recipes import toml
 from rkd.workflow.nets import load_run
 
 
-@pytest.mark.slow
 def test_a_run_gives_its_numbers_again(rkd, finished) -> None:
     run, first = finished
     said = rkd("eval", run, "--json")
@@ -34,7 +33,6 @@ def test_a_run_gives_its_numbers_again(rkd, finished) -> None:
     assert said.json["parameters"] == student["parameters"]
 
 
-@pytest.mark.slow
 def test_table(rkd, finished) -> None:
     run, _ = finished
     said = rkd("eval", run)
@@ -45,23 +43,29 @@ def test_table(rkd, finished) -> None:
     assert re.search(r"PGD +\d+\.\d +\d+\.\d - \d+\.\d +\d+\.\d +\d+\.\d", lines[5])
 
 
-@pytest.mark.slow
 def test_other_attacks_radius_and_images(rkd, finished) -> None:
     run, _ = finished
     words = ("eval", run, "--attack", "pgd-sat,cw", "--attack", "fgsm", "--eps", "8/255", "--limit", "80", "--json")
-    found = rkd(*words, "--set", "attack.pgd-sat.steps=3").json
+    found = rkd(*words, "--set", "evaluate.options.pgd-sat.steps=3").json
     assert list(found["attacks"]) == ["pgd-sat", "cw", "fgsm"]
     assert found["threat"] == {"norm": "Linf", "eps": pytest.approx(8 / 255), "step_size": pytest.approx(2 / 255)}
     assert found["samples"] == 80
 
 
-@pytest.mark.slow
+def test_the_spelling_of_version_0_1_still_works(rkd, finished) -> None:
+    run, _ = finished
+    said = rkd(
+        "eval", run, "--attack", "pgd", "--limit", "8", "--checks", "off", "--json", "--set", "attack.pgd.steps=3"
+    )
+    assert said.json["searches"]["pgd"]["options"]["steps"] == 3
+    assert "attack.pgd.steps is deprecated and goes in 0.3: type --set evaluate.options.pgd.steps" in said.stderr
+
+
 def test_clean_alone(rkd, finished) -> None:
     run, _ = finished
     assert rkd("eval", run, "--attack", "none", "--json").json["attacks"] == {}
 
 
-@pytest.mark.slow
 def test_it_leaves_the_run_as_it_was(rkd, finished) -> None:
     run, _ = finished
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -81,7 +85,6 @@ def weights(finished) -> Path:
 FILE = ("--model", "small-cnn", "--dataset", "digits", "--set", "model.width=4", "--attack", "fgsm,pgd")
 
 
-@pytest.mark.slow
 def test_a_weights_file(rkd, finished, weights: Path) -> None:
     _, first = finished
     said = rkd("eval", weights, *FILE, "--normalize", "data", "--limit", "50", "--json")
@@ -169,9 +172,9 @@ def test_data_of_another_shape(rkd, finished) -> None:
         (("--limit", "0"), "--limit: Input should be greater than or equal to 1"),
         (("--attack", "pgdd"), "there is no attack 'pgdd'. Did you mean pgd"),
         (("--attack", "PGD-SAT"), "there is no attack 'PGD-SAT'. Did you mean pgd-sat"),
-        (("--set", "attack.pgd.stpes=1"), "there is no such option. Did you mean steps"),
+        (("--set", "evaluate.options.pgd.stpes=1"), "there is no such option. Did you mean steps"),
         (("--set", "attack.steps=1"), "name the attack"),
-        (("--set", "loss.T=1"), "--set loss: here there is attack.NAME.KEY, model.KEY and data.KEY"),
+        (("--set", "loss.T=1"), "--set loss: here there is evaluate.options.NAME.KEY, model.KEY and data.KEY"),
         (("--model", "mlp"), "--model and --normalize belong to weights files"),
     ],
 )
@@ -207,7 +210,6 @@ def test_everything_that_can_be_asked(rkd, finished) -> None:
     assert "30 images: the worst case lies between" in said.stderr
 
 
-@pytest.mark.slow
 def test_the_json_of_all_that(rkd, finished) -> None:
     run, _ = finished
     found = rkd("eval", run, "--attack", "pgd", "--rounded", "--curve", "19/255,38/255", "--limit", "40", "--json").json
@@ -226,13 +228,12 @@ def test_the_json_of_all_that(rkd, finished) -> None:
     assert search["fooled"] == round(40 * (found["clean"] - found["attacks"]["pgd"]))
 
 
-@pytest.mark.slow
 def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
     """Attacks outside the threat model are shown, and leave the worst case alone."""
     run, _ = finished
     words = ("eval", run, "--limit", "40", "--checks", "off", "--json")
     plain = rkd(*words, "--attack", "pgd").json
-    more = rkd(*words, "--attack", "pgd,cw,jsma", "--set", "attack.cw.eps=1.0").json
+    more = rkd(*words, "--attack", "pgd,cw,jsma", "--set", "evaluate.options.cw.eps=1.0").json
     assert more["worst_case"] == plain["attacks"]["pgd"]
     assert more["attacks"]["cw"] < plain["attacks"]["pgd"]
     assert "not part of the worst case" in more["searches"]["cw"]["notes"][0]
@@ -241,7 +242,6 @@ def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
     assert "JSMA: keeps to no ball: not part of the worst case" in said.stderr
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attacks", "drawn"),
     [
@@ -251,7 +251,7 @@ def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
 )  # fmt: skip
 def test_the_curve_is_of_an_attack_that_searches_in_a_ball(rkd, finished, attacks: str, drawn: str) -> None:
     run, _ = finished
-    short = ("--set", "attack.cw-l2.steps=2") if "cw-l2" in attacks else ()
+    short = ("--set", "evaluate.options.cw-l2.steps=2") if "cw-l2" in attacks else ()
     said = rkd(
         "eval", run, "--attack", attacks, "--curve", "1/255", "--limit", "6", "--checks", "off", "--json", *short
     )
@@ -259,7 +259,6 @@ def test_the_curve_is_of_an_attack_that_searches_in_a_ball(rkd, finished, attack
     assert said.json["curve"]["attack"] == drawn
 
 
-@pytest.mark.slow
 def test_saved(rkd, finished) -> None:
     run, _ = finished
     said = rkd("eval", run, "--attack", "pgd", "--save", "kept", "--json")
@@ -274,7 +273,6 @@ def test_saved(rkd, finished) -> None:
     assert "kept exists already" in said.stderr
 
 
-@pytest.mark.slow
 def test_saved_says_of_which_training_it_is_a_draw(rkd, finished) -> None:
     """A run of another seed has the same key, one of other settings has not: `rkd compare` goes by it."""
     run, _ = finished
@@ -294,7 +292,6 @@ def test_saved_says_of_which_training_it_is_a_draw(rkd, finished) -> None:
     assert [len(group["runs"]) for group in found["groups"]] == [2, 1]
 
 
-@pytest.mark.slow
 def test_saved_is_all_that_a_page_needs(rkd, finished) -> None:
     run, _ = finished
     words = ("--attack", "fgsm,pgd", "--curve", "--transfer", run, "--corruptions", "--limit", "30", "--checks", "off")
@@ -331,7 +328,6 @@ def test_saved_is_all_that_a_page_needs(rkd, finished) -> None:
     assert "papernot" in rkd("cite", "kept").stdout or "madry2018" in rkd("cite", "kept").stdout
 
 
-@pytest.mark.slow
 def test_saved_of_a_weights_file_without_a_page(rkd, weights: Path) -> None:
     said = rkd("eval", weights, *FILE, "--normalize", "data", "--limit", "20", "--save", "kept", "--no-report")
     assert said.exit_code == 0 and not Path("kept/report.html").exists()
@@ -351,14 +347,12 @@ def test_a_page_that_fails_leaves_the_result(rkd, finished, monkeypatch: pytest.
     assert said.exit_code == 0 and said.json["clean"] and "`rkd report kept` tries again" in said.stderr
 
 
-@pytest.mark.slow
 def test_nothing_is_left_in_the_cache(rkd, finished, cache: Path) -> None:
     run, _ = finished
     rkd("eval", run, "--attack", "pgd", "--limit", "30")
     assert not (cache / "evaluations").exists()
 
 
-@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(rkd, finished, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = finished
     words = ("eval", run, "--attack", "fgsm,pgd", "--batch-size", "20", "--checks", "off", "--json")
@@ -426,7 +420,7 @@ def test_how_the_net_runs_in_a_search_can_be_said(rkd, finished, engine: str, mo
     rule = backends.rule
     monkeypatch.setattr("rkd.engine.accelerator.rule", lambda name, *more: asked.append(name) or rule(name, *more))
     run, _ = finished
-    words = ("--attack", "apgd-ce", "--set", "attack.apgd-ce.steps=2", "--limit", "8", "--checks", "off")
+    words = ("--attack", "apgd-ce", "--set", "evaluate.options.apgd-ce.steps=2", "--limit", "8", "--checks", "off")
     said = rkd("eval", run, *words, "--engine", engine, "--json")
     assert said.exit_code == 0, said.stderr
     assert set(asked) == ({engine} if engine != "plain" else set())

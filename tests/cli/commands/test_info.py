@@ -1,12 +1,9 @@
-"""`rkd info`, `rkd cite`, `rkd recipes`."""
+"""`rkd info`: all that there is to know about a component."""
 
 from __future__ import annotations
 
 import re
-import tomllib
 from pathlib import Path
-
-import pytest
 
 
 def test_info_of_a_method(rkd) -> None:
@@ -70,54 +67,3 @@ def test_info_of_a_local_plugin(rkd, tmp_path: Path) -> None:
     assert "Mine alone." in said.stdout
     assert "A loss of one's own." in said.stdout
     assert re.search(r"alpha +8/255 +number", said.stdout)
-
-
-def keys(text: str) -> list[str]:
-    return re.findall(r"@\w+\{([^,]+),", text)
-
-
-def test_cite_a_component(rkd) -> None:
-    said = rkd("cite", "pgd-sat")
-    assert keys(said.stdout) == ["madry2018towards", "zhang2019theoretically", "carlini2017towards"]
-    assert said.stdout.count("{") == said.stdout.count("}")
-
-
-@pytest.mark.parametrize("name", ["gaussian-noise", "motion-blur", "contrast", "jpeg", "snow", "elastic"])
-def test_cite_what_a_family_cites(rkd, name: str) -> None:
-    """The paper stands once, in the package of the corruptions."""
-    assert keys(rkd("cite", name).stdout) == ["hendrycks2019benchmarking"]
-
-
-def test_cite_names_each_paper_once(rkd) -> None:
-    # `ce` is a loss and an objective.
-    found = keys(rkd("cite", "ce").stdout)
-    assert found.count("madry2018towards") == 1
-
-
-def test_cite_a_run(rkd, finished) -> None:
-    run, _ = finished
-    found = keys(rkd("cite", run).stdout)
-    assert {"madry2018towards", "alpaydin1998optical", "goodfellow2015explaining"} <= set(found)
-    assert len(found) == len(set(found))
-
-
-def test_cite_an_unknown_name(rkd) -> None:
-    assert rkd("cite", "rslda").exit_code == 2
-
-
-def test_recipes(rkd) -> None:
-    said = rkd("recipes")
-    assert said.exit_code == 0
-    names = [line.split()[0] for line in said.stdout.splitlines()[1:]]
-    assert "digits-mtard" in names
-    text = rkd("recipes", "digits-mtard").stdout
-    assert text.startswith("# ")
-    assert tomllib.loads(text)["loss"]["name"] == "mtard-anl"
-    assert {item["name"] for item in rkd("recipes", "--json").json["recipes"]} == set(names)
-
-
-def test_an_unknown_recipe(rkd) -> None:
-    for words in (("recipes", "digits-mtrad"), ("run", "digits-mtrad")):
-        said = rkd(*words)
-        assert said.exit_code == 2
-        assert "Did you mean digits-mtard" in said.stderr

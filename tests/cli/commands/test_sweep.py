@@ -1,4 +1,4 @@
-"""`rkd sweep` and `rkd submit`, with real processes."""
+"""`rkd sweep`, with real processes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,6 @@ def half_done(empty_folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
 def test_a_sweep_goes_on_and_compares(half_done: Path) -> None:
     plan = invoke("sweep", half_done, "--dry-run")
     assert [line.split()[0] for line in plan.stdout.splitlines()] == ["finished", "begun", "new"]
@@ -83,22 +82,3 @@ def test_mistakes(words: tuple[str, ...], what: str) -> None:
     said: Said = invoke("sweep", *words)
     assert said.exit_code == 2 and what in said.stderr
     assert not Path("runs").exists()
-
-
-@pytest.mark.slow
-def test_a_job_of_two_processes(empty_folder: Path) -> None:
-    pytest.importorskip("submitit")
-    job = ("submit", "--cluster", "local", "--processes", "2", "--minutes", "3", "--wait", "--json")
-    said = invoke(*job, "--", "run", "--loss", "pgd-at", *TINY)
-    assert said.exit_code == 0, said.stderr
-    run = Path(said.json["run"])
-    assert json.loads((run / "manifest.json").read_text())["hardware"]["processes"] == 2
-    assert json.loads((run / "evaluation.json").read_text())["student"]["samples"] == 50
-    assert not said.stderr.count("error")
-
-
-def test_what_is_submitted_is_checked_first() -> None:
-    assert "after --" in invoke("submit").stderr
-    said = invoke("submit", "--cluster", "local", "--", "run", "--loss", "rslaad")
-    assert said.exit_code == 2 and "rslad" in said.stderr
-    assert not Path("jobs").exists()

@@ -10,7 +10,7 @@ import click
 
 from rkd.core.errors import RkdError
 
-from ..shared import RUNS, App, find_run, json_option, pass_app, verbosity_options
+from ..options import App, json_option, out_option, pass_app, verbosity_options
 
 if TYPE_CHECKING:
     from rkd.report import Comparison
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--csv", "as_csv", is_flag=True, help="The runs as CSV on stdout.")
 @click.option("--latex", "as_latex", is_flag=True, help="The table in LaTeX (booktabs) on stdout.")
 @click.option("--html", metavar="FILE", type=click.Path(), help="Also write a page with the clean/robust trade-off.")
-@click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where runs named without a path are.")
+@out_option
 @json_option
 @verbosity_options
 @pass_app
@@ -40,20 +40,21 @@ def compare(
     """
     if app.json + as_csv + as_latex > 1:
         raise RkdError("--json, --csv and --latex each fill stdout: give one of them")
+    from rkd.workflow.folders import RunFolder, find_run
+
     folders = [find_run(run, out, evaluations=True) for run in runs]
     with app.terminal.guarded():
         from rkd import report
-        from rkd.storage.runfolder import RunFolder
 
-        found = report.compare([RunFolder.open_results(path) for path in folders], attack)
-        written = report.write_comparison(found, Path(html)) if html else []
+        comparison = report.compare([RunFolder.open_results(path) for path in folders], attack)
+        written = report.write_comparison(comparison, Path(html)) if html else []
     if app.json:
-        app.terminal.json(report.to_json(found) | {"written": [str(path) for path in written]})
+        app.terminal.json(report.to_json(comparison) | {"written": [str(path) for path in written]})
     elif as_csv or as_latex:
-        app.terminal.result((report.to_csv(found) if as_csv else report.to_latex(found)).rstrip("\n"))
+        app.terminal.result((report.to_csv(comparison) if as_csv else report.to_latex(comparison)).rstrip("\n"))
     else:
-        _show(found, app)
-    for warning in found.warnings:
+        _show(comparison, app)
+    for warning in comparison.warnings:
         app.terminal.warning(warning)
     if written:
         app.terminal.message(f"wrote {', '.join(map(str, written))}")
@@ -61,27 +62,28 @@ def compare(
 
 def show_comparison(paths: Sequence[Path], app: App) -> None:
     """The table of runs that are known to be finished, with its warnings; one JSON object with --json."""
+    from rkd.workflow.folders import RunFolder
+
     with app.terminal.guarded():
         from rkd import report
-        from rkd.storage.runfolder import RunFolder
 
-        found = report.compare([RunFolder.open(path) for path in paths])
+        comparison = report.compare([RunFolder.open(path) for path in paths])
     if app.json:
-        app.terminal.json(report.to_json(found))
+        app.terminal.json(report.to_json(comparison))
     else:
-        _show(found, app)
-    for warning in found.warnings:
+        _show(comparison, app)
+    for warning in comparison.warnings:
         app.terminal.warning(warning)
 
 
-def _show(found: Comparison, app: App) -> None:
+def _show(comparison: Comparison, app: App) -> None:
     from rkd.report import basis, cells, where
 
-    titles, rows = cells(found)
-    several = len(found.runs) > len(found.groups)
+    titles, rows = cells(comparison)
+    several = len(comparison.runs) > len(comparison.groups)
     head: list[Column] = ["", *([("seeds", "right")] if several else []), *((title, "right") for title in titles)]
     lines = [
         [group.name, *([str(len(group.runs))] if several else []), *row]
-        for group, row in zip(found.groups, rows, strict=True)
+        for group, row in zip(comparison.groups, rows, strict=True)
     ]
-    app.terminal.table(head, lines, f"Accuracy in % on {where(found)}{basis(found)}")
+    app.terminal.table(head, lines, f"Accuracy in % on {where(comparison)}{basis(comparison)}")

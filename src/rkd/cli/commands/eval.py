@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rkd.core.errors import RkdError
+from rkd.core.errors import ConfigError, RkdError
 
-from ..many import among_many, in_processes
-from ..shared import RUNS, App, json_option, pass_app, plugin_option, verbosity_options
+from ..options import App, json_option, pass_app, plugin_option, split_attacks, verbosity_options
+from ..processes import in_processes, is_one_of_several
 
 
 @click.command("eval", short_help="Evaluate a run or a weights file under attack.")
@@ -90,21 +91,25 @@ from ..shared import RUNS, App, json_option, pass_app, plugin_option, verbosity_
     "sets",
     multiple=True,
     metavar="KEY=VALUE",
-    help="An option: attack.NAME.KEY=VALUE, model.KEY=VALUE or data.KEY=VALUE; repeatable.",
+    help="A setting, as in recipes: evaluate.options.ATTACK.KEY=VALUE, data.KEY=VALUE; model.KEY=VALUE; repeatable.",
 )
 @json_option
 @verbosity_options
 @plugin_option
 @pass_app
-def evaluate(app: App, net: str, **options: Any) -> None:
+def evaluate(
+    app: App, net: str, sets: Sequence[str], processes: int, per_class: bool, report: bool, **options: Any
+) -> None:
     """Clean and attacked accuracy of a finished run's student, or of a weights file (with --model and --dataset).
 
     Attacks, radius and test images are a run's own unless given, so that its numbers come out again.
     """
-    from rkd.storage.runfolder import RunFolder
+    from rkd.workflow.evaluate import EvalRequest, evaluate_request
+    from rkd.workflow.folders import RUNS, RunFolder
 
-    from ..evaluation import evaluate_net, of_file, of_run
-    from ..results import show_evaluation, show_further
+    from ..progress import Display
+    from ..signals import Interrupts
+    from ..tables import show_evaluation, show_further
     from .report import report_at_end
 
     path = Path(net)
@@ -116,18 +121,49 @@ def evaluate(app: App, net: str, **options: Any) -> None:
         raise RkdError(f"there is no weights file {path}")
     if not is_file and (options["model"] or options["normalize"] != "auto"):
         raise RkdError(f"--model and --normalize belong to weights files; {path} is none")
-    if options["processes"] > 1 and not among_many():
-        click.get_current_context().exit(in_processes(app.words, options["processes"]))
-    app.meet()
+    if processes > 1 and not is_one_of_several():
+        click.get_current_context().exit(in_processes(app.words, processes))
+    ranks = app.meet()
     catalog = app.catalog()
-    with app.terminal.guarded():
-        subject = of_file(path, options, catalog, app) if is_file else of_run(net, options, catalog)
-        result = evaluate_net(subject, options, catalog, app)
+    options["attacks"] = split_attacks("--attack", options["attacks"])
+    settings = eval_settings(sets, app.terminal.warning)
+    request = EvalRequest(net, **options, settings=settings, command=("rkd", *app.words))
+    interrupts = Interrupts()
+    with interrupts.noted(), app.terminal.guarded():
+        result = evaluate_request(request, catalog, Display(app.terminal, interrupts), ranks)
+    app.leave()
+    if not app.speaks:
+        return
     if app.json:
         app.terminal.json(result)
     else:
         app.terminal.result(f"{result['net']}: {result['model']}, {result['parameters']:,} parameters", "bold")
         show_evaluation(result, result["threat"], result["data"], app.terminal)
-        show_further(result, options["per_class"], app.terminal)
-    if options["save"] and options["report"] and (app.ranks is None or app.ranks.first):
+        show_further(result, per_class, app.terminal)
+    if options["save"] and report:
         report_at_end(RunFolder(options["save"]), catalog, app)
+
+
+def eval_settings(sets: Sequence[str], warn: Callable[[str], None]) -> dict[str, Any]:
+    """The tables of `--set`: `evaluate` and `data` as in recipes, `model` of a weights file. Raises ConfigError.
+
+    `attack.NAME.KEY`, the spelling of version 0.1, still stands for `evaluate.options.NAME.KEY`.
+    """
+    from rkd.registry.recipes import assignments, merge
+
+    table = assignments(sets)
+    if wrong := sorted(table.keys() - {"evaluate", "model", "data", "attack"}):
+        known = "evaluate.options.NAME.KEY, model.KEY and data.KEY"
+        raise ConfigError([f"--set {key}: here there is {known}" for key in wrong])
+    if values := [key for key, value in table.items() if not isinstance(value, Mapping)]:
+        raise ConfigError([f"--set {key}=...: expected --set {key}.KEY=VALUE" for key in values])
+    if "attack" in table:
+        options = table.pop("attack")
+        if unnamed := [key for key, value in options.items() if not isinstance(value, Mapping)]:
+            key = unnamed[0]
+            raise ConfigError(f"--set attack.{key}: name the attack, as in --set evaluate.options.pgd-sat.{key}=...")
+        name, given = next(iter(options.items()))
+        old, new = f"attack.{name}.{next(iter(given))}", f"evaluate.options.{name}.{next(iter(given))}"
+        warn(f"--set {old} is deprecated and goes in 0.3: type --set {new}, as for `rkd run`")
+        table = merge({"evaluate": {"options": options}}, table)
+    return table

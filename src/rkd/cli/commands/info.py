@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkd.core.hooks import KINDS
+from rkd.registry.plugins import KINDS
 
-from ..shared import App, json_option, pass_app, plugin_option
+from ..options import App, json_option, pass_app, plugin_option
 
 if TYPE_CHECKING:
     from ..terminal import Terminal
@@ -24,22 +24,18 @@ if TYPE_CHECKING:
 @pass_app
 def info(app: App, name: str, kind: str | None) -> None:
     """Show a component's description, options and defaults."""
-    from ..about import about, find
-
     with app.terminal.guarded():
-        found = [about(entry) for entry in find(app.catalog(), name, kind)]
+        components = [entry.facts() for entry in app.catalog().find_all(name, kind)]
     if app.json:
-        app.terminal.json(found[0] if len(found) == 1 else {"components": found})
+        app.terminal.json(components[0] if len(components) == 1 else {"components": components})
         return
-    for number, item in enumerate(found):
+    for number, item in enumerate(components):
         if number:
             app.terminal.result()
         _show(item, app.terminal)
 
 
 def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
-    from ..about import in_words
-
     terminal.result(f"{item['kind']} {item['name']}", "bold")
     terminal.result(f"from {item['distribution']} {item['version']} ({item['module']})", "dim")
     if item["examples"]:
@@ -57,7 +53,7 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
         defaults = ", ".join(f"{key} = {value}" for key, value in item["defaults"].items())
         terminal.result(f"\nthe method's defaults: {defaults}", wrap=True)
     if item["traits"]:
-        terminal.result(f"\ntraits: {in_words(item['traits'])}", wrap=True)
+        terminal.result(f"\ntraits: {traits_text(item['traits'])}", wrap=True)
     if item["options"]:
         terminal.result()
         rows = [[o["name"], _default(o), o["type"]] for o in item["options"]]
@@ -75,3 +71,10 @@ def _default(option: Mapping[str, Any]) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={inner}" for key, inner in value.items()) or "-"
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def traits_text(traits: Mapping[str, Any]) -> str:
+    """`objective = ce, black_box`: the values that are words, and what holds; `bounded` where it does not."""
+    words = [f"{name} = {value}" for name, value in traits.items() if isinstance(value, str)]
+    words += [name for name, value in traits.items() if value is True and name != "bounded"]
+    return ", ".join([*words, *(["keeps to no ball"] if traits.get("bounded") is False else [])])

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
-from rkd.core.hooks import KINDS
+from rkd.registry.plugins import KINDS
 
-from ..shared import App, json_option, pass_app, plugin_option
+from ..options import App, json_option, pass_app, plugin_option
 
 
 @click.command("list-plugins", short_help="List all components and plugins.")

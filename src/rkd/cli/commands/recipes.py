@@ -6,7 +6,7 @@ import click
 
 from rkd.core.errors import UnknownName, did_you_mean
 
-from ..shared import App, json_option, pass_app
+from ..options import App, json_option, pass_app
 
 
 @click.command("recipes", short_help="List or print the shipped recipes.")
@@ -15,7 +15,7 @@ from ..shared import App, json_option, pass_app
 @pass_app
 def recipes(app: App, name: str | None) -> None:
     """List the shipped recipes, or print one: `rkd recipes NAME > mine.toml`."""
-    from rkd.registry.config import recipes as shipped
+    from rkd.registry.recipes import recipes as shipped
 
     texts = shipped()
     if name is not None and name not in texts:

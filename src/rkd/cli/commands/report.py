@@ -7,16 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
-from ..shared import RUNS, App, find_run, json_option, pass_app, plugin_option, verbosity_options
+from rkd.core.errors import ConfigError
+
+from ..options import App, json_option, out_option, pass_app, plugin_option, verbosity_options
 
 if TYPE_CHECKING:
     from rkd.registry.catalog import Catalog
-    from rkd.storage.runfolder import RunFolder
+    from rkd.workflow.folders import RunFolder
 
 
 @click.command("report", short_help="Write a page about a run or a saved evaluation, with pictures.")
 @click.argument("run", metavar="RUN|EVALUATION", type=click.Path())
-@click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where runs named without a path are.")
+@out_option
 @json_option
 @verbosity_options
 @plugin_option
@@ -27,10 +29,10 @@ def report(app: App, run: str, out: str) -> None:
     RUN is a run's folder, or its name under --out. Of a run that is not finished the page shows what there is.
     EVALUATION is a folder that `rkd eval --save` wrote.
     """
+    from rkd.workflow.folders import RunFolder, find_run
+
     path = find_run(run, out, evaluations=True)
     with app.terminal.guarded():
-        from rkd.storage.runfolder import RunFolder
-
         folder = RunFolder.open_results(path)
         page, left_out = report_on(folder, app.catalog(), app)
     pictures = sorted(str(file) for file in (path / "plots").glob("*.*"))
@@ -70,17 +72,14 @@ def report_at_end(folder: RunFolder, catalog: Catalog, app: App) -> None:
 def citations_of(folder: RunFolder, catalog: Catalog, app: App) -> tuple[dict[str, str] | None, str]:
     """BibTeX entries of a run's parts by their keys, as `rkd cite` gives them; None and the reason where its
     configuration cannot be read for parts."""
-    from rkd.core.errors import ConfigError
+    from .cite import components
 
-    from .cite import citations, parts_of
-
-    found: dict[str, str] = {}
+    citations: dict[str, str] = {}
     try:
-        for entry in parts_of(folder.path, catalog, app):
-            for key, text in citations(entry).items():
-                found.setdefault(key, text)
+        for entry in components(folder, catalog, app.terminal.warning):
+            citations |= entry.citations()
     except (ConfigError, KeyError, TypeError, AttributeError, ValueError) as error:
         # A configuration that no run wrote; `rkd run` would say what is wrong with it.
         name = (folder.evaluation if folder.is_evaluation else folder.config).name
         return None, f"citations: {name} names no parts that can be read ({type(error).__name__})"
-    return found, ""
+    return citations, ""

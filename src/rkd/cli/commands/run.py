@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
-from rkd.core.errors import RkdError
+from rkd.core.errors import ConfigError, RkdError, TrainingFailed
 
-from ..shared import RUNS, App, find_run, json_option, plugin_option, verbosity_options
+from ..options import App, json_option, plugin_option, split_attacks, verbosity_options
+
+if TYPE_CHECKING:
+    from rkd.registry.catalog import Catalog
+
+    from ..terminal import Terminal
+
+Table = dict[str, Any]
 
 FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugin"}
 """Options that say nothing about the run itself: they go with --resume."""
@@ -63,7 +73,7 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
     "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, such as attack.steps=7; repeatable."
 )
 @click.option("--name", help="Name of the run's folder; made of method, student, data and seed unless given.")
-@click.option("--out", metavar="DIR", default=RUNS, show_default=True, help="Where the run's folder goes.")
+@click.option("--out", metavar="DIR", default="runs", show_default=True, help="Where the run's folder goes.")
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out.")
 @click.option("--report/--no-report", default=True, help="Write report.html, a page about the run, at its end.")
 @click.option("--dry-run", is_flag=True, help="Show the resolved recipe and what it costs; write nothing.")
@@ -78,25 +88,73 @@ def run(context: click.Context, recipe: str | None, name: str | None, out: str, 
     RECIPE is a shipped recipe's name (`rkd recipes`) or a .toml file; options go on top of it, --set on top of both.
     Without a recipe or options: mtard-anl on digits.
     """
+    from rkd.workflow.folders import new_run_folder, restarted_run
+
     app = context.ensure_object(App)
     ranks = app.meet()
+    resumed = resume is not None
     if resume is not None:
         path = _resumable(context, resume, out)
         recipe = str(path / "config.toml")
     catalog = app.catalog()
-
-    from ..runner import carry_out
-    from ..settings import begun, run_folder, run_table
-
     table = run_table(recipe, options, sets, catalog)
-    again = resume is not None
-    if not again:
-        path, again = ranks.once(lambda: begun(table, name, out, ranks) or (run_folder(table, name, out), False))
-    carry_out(table, catalog, path, app, resume=again, dry_run=dry_run, report=report)
+    if not resumed:
+        begun = ranks.once(lambda: restarted_run(name, out, ranks))
+        path, resumed = begun or ranks.once(lambda: new_run_folder(table, name, out)), begun is not None
+    run_command(table, catalog, path, app, resume=resumed, dry_run=dry_run, report=report)
+
+
+def run_command(
+    table: Mapping[str, Any], catalog: Catalog, path: Path, app: App, *, resume: bool, dry_run: bool, report: bool
+) -> None:
+    """Run a configuration in the folder `path` and show its results."""
+    from rkd.workflow.folders import RunFolder
+    from rkd.workflow.plan import ALONE
+    from rkd.workflow.train import train_run
+
+    from ..progress import Display
+    from ..signals import Interrupts
+    from ..tables import show_run
+    from ..terminal import duration
+    from .report import report_at_end
+
+    terminal = app.terminal
+    began = resume or not path.exists()
+    interrupts = Interrupts(lambda: terminal.message("stopping after this step; once more stops at once", always=True))
+    try:
+        with interrupts.noted(), terminal.guarded():
+            results = train_run(
+                table, catalog, path, Display(terminal, interrupts), title=_title(table), dry_run=dry_run,
+                resume=resume, ranks=app.ranks or ALONE,
+            )  # fmt: skip
+    except (Exception, KeyboardInterrupt) as error:
+        for note in _how_to_go_on(path, error) if began else []:
+            error.add_note(note)
+        for note in _plugin_files(path, catalog) if resume else []:
+            error.add_note(note)
+        raise
+    app.leave()
+    if not app.speaks:
+        return
+    if app.json:
+        terminal.json(results)
+    if dry_run:
+        if not app.json:
+            _show_plan(results, path, terminal)
+        return
+    folder = RunFolder(path)
+    if not app.json:
+        show_run(results, folder.read_json(folder.card), terminal)
+        kept = f"weights of epoch {results['student']['chosen_epoch'] + 1} of {results['epochs']}"
+        terminal.result(f"wrote {path} in {duration(results['seconds'])} ({kept})")
+    if report:
+        report_at_end(folder, catalog, app)
+    stronger = [f" --attack {name}" for name in ("pgd-trades", "autoattack") if name in catalog.names("attack")]
+    terminal.message(f"next: rkd eval {path}{''.join(stronger)}")
 
 
 def _resumable(context: click.Context, text: str, out: str) -> Path:
-    from rkd.storage.runfolder import RunFolder
+    from rkd.workflow.folders import RunFolder, find_run
 
     def shown(parameter: click.Parameter) -> str:
         return "RECIPE" if isinstance(parameter, click.Argument) else parameter.opts[0]
@@ -110,3 +168,171 @@ def _resumable(context: click.Context, text: str, out: str) -> Path:
         raise RkdError(f"{folder.path} is finished; look at it with `rkd eval {folder.path}`, "
                        f"repeat it with `rkd run {folder.config}`")  # fmt: skip
     return folder.path
+
+
+def _title(table: Mapping[str, Any]) -> str:
+    from rkd.registry.config import RunConfig
+
+    student = table.get("student")
+    model = student.get("model") if isinstance(student, Mapping) else None
+    return f"student {model or RunConfig().student.model}"
+
+
+def _how_to_go_on(path: Path, error: BaseException) -> list[str]:
+    """What the folder holds after an error, and what to type."""
+    from rkd.workflow.folders import RunFolder
+    from rkd.workflow.train import place_of
+
+    folder = RunFolder(path)
+    if not folder.config.is_file():
+        if isinstance(error, KeyboardInterrupt):
+            return [f"{path} was not begun; teachers that are complete stay in the cache"]
+        return []
+    if isinstance(error, TrainingFailed):
+        return [f"{path} holds what there is of the run; a changed setting needs a new one"]
+    place = folder.place()
+    held = f"the state after {place_of(*place)}" if place else "the configuration, no finished epoch yet"
+    return [f"{path} holds {held}", f"continue with: rkd run --resume {path}"]
+
+
+def _plugin_files(path: Path, catalog: Catalog) -> list[str]:
+    """Local plugin files that the run was started with and that are not loaded now: they are not loaded unasked."""
+    from rkd.workflow.manifest import RunFolder, earlier_manifest
+
+    plugins = earlier_manifest(RunFolder(path)).get("plugins", {})
+    missing = [
+        shlex.quote(str(file))
+        for key, file in plugins.items()
+        if key.startswith("file/") and key not in catalog.plugins.plugins
+    ]
+    return [f"the run was started with {' '.join(f'--plugin {file}' for file in missing)}"] if missing else []
+
+
+def _show_plan(plan: Mapping[str, Any], path: Path, terminal: Terminal) -> None:
+    """The resolved configuration as a recipe, its cost in comments."""
+    import tomli_w
+
+    from ..terminal import duration, memory
+
+    head = ["what `rkd run` would do; nothing was written", f"folder: {path}"]
+    head += [f"teacher {t['role']}: {t['model']}, {t['source']}" for t in plan["teachers"]]
+    size = f", {memory(plan['memory'])}" if plan["memory"] else ""
+    head += [f"training: about {duration(plan['seconds'])}{size}; each step:"]
+    head += [f"  {name}: {c['forwards']} forwards, {c['backwards']} backwards" for name, c in plan["cost"].items()]
+    for line in head:
+        terminal.result(f"# {line}")
+    terminal.result()
+    terminal.result(tomli_w.dumps(_filled(plan["config"])).rstrip())
+
+
+def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
+    """Without empty tables, which say nothing."""
+    inner = {key: _filled(value) if isinstance(value, Mapping) else value for key, value in table.items()}
+    return {key: value for key, value in inner.items() if value != {}}
+
+
+def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str], catalog: Catalog) -> Table:
+    """A recipe, the options on top of it, `--set` on top of both. Raises ConfigError, UnknownName."""
+    from rkd.registry.recipes import assignments, merge, read_recipe
+
+    if recipe and Path(recipe).is_dir():
+        raise RkdError(
+            f"{recipe} is a folder; type `rkd run --resume {recipe}` to continue that run, "
+            f"`rkd run {recipe}/config.toml` to repeat it"
+        )
+    base = read_recipe(recipe) if recipe is not None else {}
+    given = option_table(options)
+    # What is named on the command line replaces the recipe's choice, not only adds to it.
+    if "student" in given and isinstance(base.get("student"), Mapping):
+        same = base["student"].get("model") == given["student"]["model"]
+        base["student"] = {k: v for k, v in base["student"].items() if same and k != "conversions"}
+    if options["scheduler"] and isinstance(base.get("schedulers"), Mapping):
+        base["schedulers"] = {k: v for k, v in base["schedulers"].items() if k in given["schedulers"]}
+    table = merge(base, given)
+    if "none" in options["scheduler"]:
+        if not isinstance(table.get("schedulers"), Mapping):
+            raise ConfigError("schedulers: is a table of settings")
+        table["schedulers"].pop("none", None)
+        if default := _default_scheduler(table, catalog):
+            table["schedulers"].setdefault(default, False)
+    return merge(table, assignments(sets))
+
+
+def option_table(options: Mapping[str, Any]) -> Table:
+    """What the options of the command line say, without those that were not given."""
+    table: Table = {}
+
+    def put(key: str, value: Any) -> None:
+        if value is not None and value is not False:
+            *parents, last = key.split(".")
+            place = table
+            for parent in parents:
+                place = place.setdefault(parent, {})
+            place[last] = value
+
+    plain = {"dataset": "data.name", "data_dir": "data.dir", "download": "data.download", "loss": "loss.name",
+             "objective": "objective.name", "lr": "optimizer.lr"}  # fmt: skip
+    for option, key in plain.items():
+        put(key, options[option])
+    values = ("epochs", "batch_size", "grad_accumulation", "sync_bn", "seed", "device", "precision", "engine", "on_nan")
+    for option in values:
+        put(option, options[option])
+    if options["student"] is not None:
+        model, *conversions = _parts("--student", options["student"])
+        put("student.model", model)
+        for name in conversions:
+            put(f"student.conversions.{name}", {})
+    problems = []
+    for text in options["attack"]:
+        view, name = _assigned(text)
+        if (view or "adv") in _views(table):
+            problems.append(f"--attack {text}: the view {view or 'adv'!r} has an attack already")
+        put("attack.name" if view in (None, "adv") else f"attacks.{view}.name", name)
+    if problems:
+        raise ConfigError(problems)
+    if options["teacher"]:
+        put("teachers", [_teacher(text) for text in options["teacher"]])
+    for kind, option in (("schedulers", "scheduler"), ("augments", "augment"), ("extensions", "extension")):
+        for name in options[option]:
+            put(f"{kind}.{name}", {})
+    if (attacks := split_attacks("--evaluate", options["evaluate"])) is not None:
+        put("evaluate.attacks", attacks)
+    return table
+
+
+def _views(table: Table) -> set[str]:
+    return ({"adv"} if "attack" in table else set()) | set(table.get("attacks", {}))
+
+
+def _assigned(text: str) -> tuple[str | None, str]:
+    """`ROLE=REF` or `REF`. A path or URL may hold `=` itself: only a word before the first one is a role."""
+    role, equals, rest = text.partition("=")
+    if equals and re.fullmatch(r"[A-Za-z_][\w-]*", role) and rest:
+        return role, rest
+    return None, text
+
+
+def _teacher(text: str) -> Table:
+    if not text:
+        raise ConfigError("--teacher: expected [ROLE=]REF, such as robust=wrn34@FILE or clean=runs/my-run")
+    role, reference = (None, text) if Path(text).is_dir() else _assigned(text)
+    return {"reference": reference} | ({"role": role} if role else {})
+
+
+def _parts(option: str, text: str) -> list[str]:
+    parts = [part.strip() for part in text.split("+")]
+    if not all(parts):
+        raise ConfigError(f"{option} {text}: expected NET or NET+CONVERSION, such as resnet18+aux-bn")
+    return parts
+
+
+def _default_scheduler(table: Mapping[str, Any], catalog: Catalog) -> str | None:
+    from rkd.registry.config import RunConfig
+
+    loss = table.get("loss")
+    name = loss.get("name") if isinstance(loss, Mapping) else None
+    try:
+        component = catalog.find("loss", str(name or RunConfig().loss.name)).component
+    except RkdError:
+        return None  # told with all other problems, when the run is resolved
+    return dict(getattr(component, "defaults", {})).get("scheduler")

@@ -11,7 +11,7 @@ import click
 
 from rkd.core.errors import ConfigError, RkdError
 
-from ..shared import App, json_option, pass_app, verbosity_options
+from ..options import App, json_option, pass_app, verbosity_options
 
 
 def job_options(command: Callable[..., Any]) -> Any:
@@ -38,7 +38,7 @@ def job_options(command: Callable[..., Any]) -> Any:
 
 def parameters_of(options: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The options as submitit's executor calls them."""
-    found: dict[str, Any] = {
+    parameters: dict[str, Any] = {
         "name": name,
         "nodes": options["nodes"],
         "tasks_per_node": options["processes"],
@@ -49,7 +49,7 @@ def parameters_of(options: Mapping[str, Any], name: str) -> dict[str, Any]:
     }
     gpus = options["gpus"] if options["gpus"] is not None else options["processes"]
     if options["cluster"] != "local" or options["gpus"]:
-        found["gpus_per_node"] = gpus
+        parameters["gpus_per_node"] = gpus
     more = {}
     for text in options["slurm"]:
         key, equals, value = text.partition("=")
@@ -57,8 +57,8 @@ def parameters_of(options: Mapping[str, Any], name: str) -> dict[str, Any]:
             raise ConfigError([f"--slurm {text}: expected KEY=VALUE, such as account=vision"])
         more[key] = value
     if more:
-        found["slurm_additional_parameters"] = more
-    return {key: value for key, value in found.items() if value is not None}
+        parameters["slurm_additional_parameters"] = more
+    return {key: value for key, value in parameters.items() if value is not None}
 
 
 class AfterDashes(click.Command):
@@ -108,22 +108,20 @@ def submit(context: click.Context, app: App, wait: bool, **options: Any) -> None
 
 def planned(words: list[str], app: App) -> tuple[Path, list[str]]:
     """The folder of the run that `run ...` would make, and the words with its name: the same whenever it starts."""
-    from ..settings import run_folder, run_table
-    from .run import run
+    from rkd.workflow.folders import find_run, new_run_folder
+    from rkd.workflow.resolve import resolve
+
+    from .run import run, run_table
 
     parsed = run.make_context("rkd run", list(words[1:]))
     given = dict(parsed.params)
     if given["resume"] is not None:
-        from ..shared import find_run
-
         return find_run(given["resume"], given["out"]), words
-    from rkd.workflow.resolve import resolve
-
     catalog = app.catalog()
     own = {key: given.pop(key) for key in ("recipe", "name", "out", "resume", "report", "dry_run", "sets")}
     table = run_table(own["recipe"], given, own["sets"], catalog)
     resolve(table, catalog)
-    path = run_folder(table, own["name"], own["out"])
+    path = new_run_folder(table, own["name"], own["out"])
     return path, words if own["name"] else [*words, "--name", path.name]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rkd.core.types import attack_name, fraction
+from rkd.workflow.plan import attack_name, fraction
 
 from .terminal import Terminal, percent
 
@@ -37,7 +37,7 @@ def show_run(results: Mapping[str, Any], card: Mapping[str, Any], terminal: Term
     if attacks:
         accuracy_table("W-Robust in %: the mean of clean and attacked accuracy", columns[1 : len(attacks) + 1],
                        w_robust, terminal)  # fmt: skip
-    show_doubts(student.get("warnings", []), terminal)
+    show_warnings(student.get("warnings", []), terminal)
 
 
 def show_evaluation(summary: Mapping[str, Any], threat: Mapping[str, Any], data: str, terminal: Terminal) -> None:
@@ -72,7 +72,7 @@ def show_evaluation(summary: Mapping[str, Any], threat: Mapping[str, Any], data:
             notes.setdefault(note, []).append(attack_name(name))
     for note, names in notes.items():
         terminal.message(f"{', '.join(names)}: {note}")
-    show_doubts(summary["warnings"], terminal)
+    show_warnings(summary["warnings"], terminal)
 
 
 def show_further(summary: Mapping[str, Any], per_class: bool, terminal: Terminal) -> None:
@@ -121,10 +121,10 @@ def _block(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], te
     terminal.table([columns[0], *((column, "right") for column in columns[1:])], rows, title)
 
 
-def show_doubts(doubts: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
+def show_warnings(warnings: Sequence[Mapping[str, str]], terminal: Terminal) -> None:
     """Why a number may not be what it seems: one line each."""
-    for doubt in doubts:
-        terminal.warning(f"{doubt['finding']}: {doubt['meaning']}; {doubt['advice']}")
+    for warning in warnings:
+        terminal.warning(f"{warning['finding']}: {warning['meaning']}; {warning['advice']}")
 
 
 def threat_text(threat: Mapping[str, Any]) -> str:

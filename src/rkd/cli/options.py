@@ -1,25 +1,21 @@
-"""What several commands share: options, and the catalog with the local plugin files."""
+"""Options of several commands, and the invocation that they fill: `App`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkd.core.errors import RkdError, did_you_mean
+from rkd.core.errors import RkdError
 
 if TYPE_CHECKING:
-    from rkd.distributed.ranks import Ranks
     from rkd.registry.catalog import Catalog
+    from rkd.workflow.plan import Ranks
 
     from .terminal import Terminal
-
-RUNS = "runs"
-"""Where runs go unless told."""
 
 
 @dataclass
@@ -27,7 +23,7 @@ class App:
     """One invocation of `rkd`."""
 
     words: list[str] = field(default_factory=list)
-    """What came behind `rkd`."""
+    """The words after `rkd`."""
     files: list[str] = field(default_factory=list)
     debug: bool = False
     json: bool = False
@@ -43,12 +39,19 @@ class App:
 
     def meet(self) -> Ranks:
         """Meet the other processes, if torchrun started any. All but the first are silent from then on."""
-        from rkd.distributed.ranks import join
+        from rkd.workflow.plan import join
 
         self.ranks = join()
         if not self.ranks.first:
             self.terminal.silence()
         return self.ranks
+
+    def leave(self) -> None:
+        """Part from the other processes: the work is done. Not after an error, when the others may not come."""
+        from rkd.workflow.plan import leave
+
+        if self.ranks is not None:
+            leave(self.ranks)
 
     def catalog(self, broken_files: bool = False) -> Catalog:
         """Everything that the plugins provide. A local file that does not load is an error: it was asked for."""
@@ -61,6 +64,11 @@ class App:
             if plugin.distribution != "file":
                 self.terminal.detail(f"the plugin {plugin.key} {plugin.version} could not be loaded: {plugin.error}")
         return catalog
+
+    @property
+    def speaks(self) -> bool:
+        """Whether this is the process that shows results."""
+        return self.ranks is None or self.ranks.first
 
 
 pass_app = click.make_pass_decorator(App, ensure=True)
@@ -82,41 +90,22 @@ plugin_option = click.option(
     help="Load a local plugin file; repeatable.",
 )  # fmt: skip
 
+out_option = click.option(
+    "--out", metavar="DIR", default="runs", show_default=True, help="Where runs named without a path are."
+)
+
 json_option = click.option(
     "--json", is_flag=True, expose_value=False, is_eager=True, callback=_remember("json"),
     help="One JSON object on stdout, everything else on stderr.",
 )  # fmt: skip
 
 
-def find_run(text: str, out: str = RUNS, evaluations: bool = False) -> Path:
-    """A run by its folder, or by its name under `out`; with `evaluations` also what `rkd eval --save` wrote.
-
-    Raises RkdError.
-    """
-    places = (Path(text), Path(out) / text)
-    names = ("config.toml", "evaluation.json") if evaluations else ("config.toml",)
-    for path in places:
-        if any((path / name).is_file() for name in names):
-            return path
-    for path in places:
-        if (path / "evaluation.json").is_file():
-            raise RkdError(
-                f"{path} is not a run's folder: it is an evaluation saved by `rkd eval`, and holds no net. "
-                f"`rkd report {path}` shows it, `rkd compare` puts it beside others"
-            )
-    known = list(dict.fromkeys(path.parent.name for name in names for path in sorted(Path(out).glob(f"*/{name}"))))
-    there = f" Runs in {out}: {', '.join(known)}." if known else ""
-    raise RkdError(f"{text} is not a run's folder, nor a name under {out}.{did_you_mean(text, known)}{there}")
-
-
-def split_names(texts: tuple[str, ...]) -> list[str]:
-    """`("fgsm,cw", "pgd")` to `["fgsm", "cw", "pgd"]`, each once."""
-    return list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
-
-
 def split_attacks(option: str, texts: tuple[str, ...]) -> list[str] | None:
-    """The attacks of an option: [] for `none`, None where it was not given. Raises RkdError for `none` among others."""
-    names = split_names(texts)
+    """The attacks of a repeatable option, each once: `("fgsm,cw", "pgd")` to `["fgsm", "cw", "pgd"]`.
+
+    [] for `none`, None where it was not given. Raises RkdError for `none` among others.
+    """
+    names = list(dict.fromkeys(name.strip() for text in texts for name in text.split(",") if name.strip()))
     if texts and not names:
         raise RkdError(f"{option} names no attack; for clean accuracy alone type {option} none")
     if "none" in names and len(names) > 1:

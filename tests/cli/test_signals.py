@@ -1,24 +1,87 @@
-"""Real processes, really killed: what they leave, and that the run ends bit for bit where it would have.
+"""Ctrl-C and SIGTERM: those that some callback swallowed, and real processes, really killed, whose run ends bit for bit
+where it would have.
 
 A few kills; `benchmarks/reliability.py` does it many times (docs/reliability.md).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from rkd.cli.signals import Interrupts
 from rkd.storage.runfolder import RunFolder
 
 from .conftest import TINY, digest
+
+
+def press() -> None:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.getsignal(signal.SIGINT)  # some bytecode, at which Python looks for signals
+
+
+def test_it_is_raised_at_once_and_remembered() -> None:
+    interrupts = Interrupts()
+    interrupts.check()
+    before = signal.getsignal(signal.SIGINT)
+    with interrupts.noted():
+        with contextlib.suppress(KeyboardInterrupt):  # as C code does with a callback's error
+            press()
+            pytest.fail("not raised")
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.check()
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_other_threads_get_no_signals() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    found = []
+
+    def work() -> None:
+        with Interrupts().noted():
+            found.append(signal.getsignal(signal.SIGINT))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert found == [before]
+
+
+def test_a_run_whose_interrupt_was_swallowed_ends_after_the_step(rkd) -> None:
+    """A plugin that throws KeyboardInterrupt away stands for the C code that does."""
+    Path("deaf.py").write_text(
+        "import os, signal\n"
+        "from rkd import hookimpl\n\n\n"
+        "class Deaf:\n"
+        '    """Presses Ctrl-C, and swallows what comes of it."""\n\n'
+        "    @hookimpl\n"
+        "    def rkd_attack_query(self, step, view, logits):\n"
+        "        try:\n"
+        "            os.kill(os.getpid(), signal.SIGINT)\n"
+        "            signal.getsignal(signal.SIGINT)\n"
+        "        except KeyboardInterrupt:\n"
+        "            pass\n\n\n"
+        "@hookimpl\n"
+        "def rkd_extensions():\n"
+        '    return {"deaf": Deaf}\n'
+    )
+    words = ("run", "--plugin", "deaf.py", "--with", "deaf", "--loss", "pgd-at", "--epochs", "2", "--no-report")
+    said = rkd(*words, "--set", "student.width=4", "--set", "attack.steps=2", "--set", "validate.limit=50")
+    assert said.exit_code == 130
+    assert "error: interrupted" in said.stderr
+
+
+# Real processes, really killed
 
 SLOW = """
 import os, time
@@ -41,7 +104,7 @@ def rkd_extensions():
 """
 WORDS = (*TINY, "--epochs", "4", "--with", "ema", "--with", "slow", "--set", "checkpoint.minutes=0.001")
 
-pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+POSIX = pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 
 
 def start(*words: str | Path, **settings: str) -> subprocess.Popen[bytes]:
@@ -64,7 +127,7 @@ def until(process: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.slow
+@POSIX
 def test_killed_terminated_and_interrupted_it_ends_where_it_would_have(rkd, tmp_path: Path) -> None:
     plugin = tmp_path / "slow.py"
     plugin.write_text(SLOW)
@@ -126,7 +189,7 @@ def test_killed_terminated_and_interrupted_it_ends_where_it_would_have(rkd, tmp_
     assert lines[0] == lines[1]
 
 
-@pytest.mark.slow
+@POSIX
 def test_a_teacher_whose_preparation_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rkd) -> None:
     monkeypatch.setenv("RKD_CACHE", str(tmp_path / "own"))
     plugin = tmp_path / "slow.py"

@@ -1,0 +1,143 @@
+"""Where things lie: the cache, and runs and saved evaluations by path or name."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rkd.core.errors import ConfigError, RkdError, did_you_mean
+from rkd.registry.config import RunConfig, parse
+from rkd.registry.recipes import read_recipe
+from rkd.storage.runfolder import RunFolder, safe_name
+
+if TYPE_CHECKING:
+    from rkd.distributed.ranks import Ranks
+
+RUNS = "runs"
+"""Folder of new runs unless told otherwise."""
+
+
+def cache_folder() -> Path:
+    """Of all that can be made again (prepared teachers, journals): `RKD_CACHE`, else `$XDG_CACHE_HOME/rkd`, else
+    `~/.cache/rkd`."""
+    if "RKD_CACHE" in os.environ:
+        return Path(os.environ["RKD_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rkd"
+
+
+def find_run(text: str, out: str = RUNS, evaluations: bool = False) -> Path:
+    """A run by its folder, or by its name under `out`; with `evaluations` also what `rkd eval --save` wrote.
+
+    Raises RkdError.
+    """
+    places = (Path(text), Path(out) / text)
+    names = ("config.toml", "evaluation.json") if evaluations else ("config.toml",)
+    for path in places:
+        if any((path / name).is_file() for name in names):
+            return path
+    for path in places:
+        if (path / "evaluation.json").is_file():
+            raise RkdError(
+                f"{path} is not a run's folder: it is an evaluation saved by `rkd eval`, and holds no net. "
+                f"`rkd report {path}` shows it, `rkd compare` puts it beside others"
+            )
+    known = list(dict.fromkeys(path.parent.name for name in names for path in sorted(Path(out).glob(f"*/{name}"))))
+    runs = f" Runs in {out}: {', '.join(known)}." if known else ""
+    raise RkdError(f"{text} is not a run's folder, nor a name under {out}.{did_you_mean(text, known)}{runs}")
+
+
+def new_run_folder(table: Mapping[str, Any], name: str | None, out: str) -> Path:
+    """Where a run goes: `name` in `out`, else a free name made of the recipe's, or of method, student, data and seed.
+
+    Raises RkdError for a name that is no folder's.
+    """
+    if name is not None:
+        return Path(out) / safe_name(name)
+    usual = RunConfig()
+
+    def section(key: str) -> Mapping[str, Any]:
+        inner = table.get(key)
+        return inner if isinstance(inner, Mapping) else {}
+
+    conversions = section("student").get("conversions")
+    kept = [k for k, options in conversions.items() if options is not False] if isinstance(conversions, Mapping) else []
+    student = "+".join([str(section("student").get("model", usual.student.model)), *kept])
+    parts = [section("loss").get("name", usual.loss.name), student, section("data").get("name", usual.data.name)]
+    base = str(table.get("name") or f"{'-'.join(map(str, parts))}-s{table.get('seed', usual.seed)}")
+    base = re.sub(r"[^A-Za-z0-9_.+=-]+", "-", base).strip("-.")[:120] or "run"
+    number = 1
+    while (path := Path(out) / (base if number == 1 else f"{base}-{number}")).exists():
+        number += 1
+    return path
+
+
+def restarted_run(name: str | None, out: str, ranks: Ranks) -> Path | None:
+    """The unfinished run that these processes began before torchrun restarted them (`--max-restarts`), if any."""
+    if not ranks.attempt:
+        return None
+    for path in [Path(out) / safe_name(name)] if name is not None else sorted(Path(out).glob("*")):
+        folder = RunFolder(path)
+        if not folder.config.is_file() or folder.evaluation.is_file():
+            continue
+        if folder.manifest.is_file() and folder.read_json(folder.manifest).get("launch") == ranks.launch:
+            return path
+    return None
+
+
+def new_folder(path: Path, option: str) -> Path:
+    """Make an empty folder, unless it is there, as a killed evaluation leaves it. Raises RkdError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        if any(path.iterdir()):
+            raise FileExistsError
+    except FileExistsError:
+        raise RkdError(f"{path} exists already; choose another {option} folder") from None
+    except OSError as error:
+        raise RkdError(f"cannot make the folder {path}: {error.strerror}; choose another {option} folder") from None
+    return path
+
+
+def components_of(folder: RunFolder) -> list[tuple[str, str]]:
+    """(kind, name) of every component that a run's configuration, or a saved evaluation, names.
+
+    Raises ConfigError for a folder that rkd did not write.
+    """
+    if folder.is_evaluation:
+        names = _evaluated(folder)
+    else:
+        config = read_recipe(folder.config)
+        parse(config)  # every section has its form from here on
+        names = _configured(config)
+    return list(dict.fromkeys(names))
+
+
+def _evaluated(folder: RunFolder) -> Iterator[tuple[str, str]]:
+    content = folder.read_json(folder.evaluation)
+    content = content if isinstance(content, Mapping) else {}
+    names, attacks = (content.get("model"), content.get("data")), content.get("attacks")
+    if not all(isinstance(name, str) for name in names) or not isinstance(attacks, Mapping):
+        raise ConfigError(f"{folder.evaluation} does not say what was evaluated, as those of `rkd eval --save` do")
+    yield from zip(("model", "dataset"), map(str, names), strict=True)
+    yield from (("attack", name) for name in attacks)
+
+
+def _configured(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for kind in ("loss", "attack", "objective"):
+        if kind in config:
+            yield kind, config[kind]["name"]
+    for attack in config.get("attacks", {}).values():
+        yield "attack", attack["name"]
+    for kind in ("scheduler", "augment", "extension"):
+        yield from ((kind, name) for name, options in config.get(f"{kind}s", {}).items() if options is not False)
+    student = config.get("student", {})
+    yield "model", student.get("model", "small-cnn")
+    yield from (("student", name) for name, options in student.get("conversions", {}).items() if options is not False)
+    for teacher in config.get("teachers", []):
+        reference = teacher["reference"]
+        if "@" in reference or not Path(reference).is_dir():
+            yield "model", reference.partition("@")[0]
+    yield "dataset", config.get("data", {}).get("name", "digits")
+    yield from (("attack", name) for name in config.get("evaluate", {}).get("attacks", []))
