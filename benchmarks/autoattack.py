@@ -123,14 +123,7 @@ def worker(
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=work, args=(make, run, arguments, there, engine, rank, port), daemon=True)
-    before = dict(os.environ)
-    if make is ours:
-        os.environ |= allocator.settled(before)  # as the `rkd` command starts itself
-    try:
-        process.start()
-    finally:
-        os.environ.clear()
-        os.environ |= before
+    process.start()
     there.close()
     try:
         yield here

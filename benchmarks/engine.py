@@ -20,9 +20,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from rkd.profiling.allocator import keep_freed_memory, wait_briefly
+from rkd.profiling.allocator import keep_freed_memory
 
-wait_briefly()
 keep_freed_memory()
 
 import torch  # noqa: E402

@@ -176,9 +176,8 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
 def work(job: dict[str, Any]) -> None:
     """A worker: one step for each line on stdin, one line of JSON about it."""
     if job["kind"] != "plain":
-        from rkd.profiling.allocator import keep_freed_memory, wait_briefly
+        from rkd.profiling.allocator import keep_freed_memory
 
-        wait_briefly()
         keep_freed_memory()
     import torch
 

@@ -9,6 +9,6 @@ from pathlib import Path
 if sys.path and sys.path[0] in ("", os.getcwd()) and Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
     del sys.path[0]
 
-from rkd.cli import start
+from rkd.cli import main
 
-start()
+main()

@@ -9,8 +9,7 @@ import sys
 
 import click
 
-from rkd import __version__
-from rkd.profiling.allocator import keep_freed_memory, start_settled, wait_briefly
+from rkd import __version__, keep_freed_memory
 
 from .commands import bench, cite, compare, info, list_plugins, recipes, report, submit, sweep
 from .commands import eval as evaluate
@@ -44,20 +43,8 @@ for command in (
     cli.add_command(command)
 
 
-COMPUTING = {"run", "eval", "bench", "sweep"}
-"""Commands whose tensors take memory, in this process or in those that it starts."""
-
-
-def start() -> None:
-    """The console script: of a process that is nothing but `rkd`."""
-    if COMPUTING & set(sys.argv[1:]):
-        start_settled()
-    main()
-
-
 def main() -> None:
-    """The command line, in a process that may be somebody else's too."""
-    wait_briefly()
+    """The command line, in a process of its own or in one that is somebody else's too."""
     keep_freed_memory()
     for stream in (sys.stdout, sys.stderr):
         # A terminal without Unicode shows `?` for a formula's letters; it is no reason to fail.

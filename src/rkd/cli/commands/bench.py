@@ -14,13 +14,8 @@ OTHERS = {"name", "out", "resume", "report", "dry_run", "on_nan", "evaluate", "j
 
 
 @click.command("bench", short_help="Time a training step and its parts.")
-@click.option(
-    "--seconds",
-    type=click.FloatRange(0),
-    default=10.0,
-    show_default=True,
-    help="How long to measure, about.",
-)
+@click.option("--seconds", type=click.FloatRange(0), default=10.0, show_default=True, help="How long to measure, "
+              "about.")  # fmt: skip
 @json_option
 @verbosity_options
 @plugin_option

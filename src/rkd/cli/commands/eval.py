@@ -21,78 +21,36 @@ from ..processes import in_processes, is_one_of_several
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
 @click.option("--attack", "attacks", multiple=True, metavar="NAME", help="Attack; repeatable. `none`: clean alone.")
 @click.option("--eps", metavar="E", help="Radius, such as 8/255; a run's or the data set's own unless given.")
-@click.option(
-    "--norm", type=click.Choice(["Linf", "L2"]), help="The ball's norm; another one than the run's needs --eps."
-)
+@click.option("--norm", type=click.Choice(["Linf", "L2"]), help="The ball's norm; another one than the run's needs "
+              "--eps.")  # fmt: skip
 @click.option("--limit", type=int, help="Number of test images, the same ones for every net; all unless given.")
 @click.option("--rounded", is_flag=True, help="Also the accuracy after rounding adversarial images to 8 bits.")
-@click.option(
-    "--curve",
-    is_flag=False,
-    flag_value="usual",
-    metavar="EPS,EPS,...",
-    help="Robust accuracy against eps; without radii, at parts and multiples of eps.",
-)
-@click.option(
-    "--checks",
-    type=click.Choice(["off", "quick", "full"]),
-    default="full",
-    show_default=True,
-    help="Self-checks of the numbers; `full` runs attacks whose outcome is known on a few images.",
-)
+@click.option("--curve", is_flag=False, flag_value="usual", metavar="EPS,EPS,...", help="Robust accuracy against eps; "
+              "without radii, at parts and multiples of eps.")  # fmt: skip
+@click.option("--checks", type=click.Choice(["off", "quick", "full"]), default="full", show_default=True,
+              help="Self-checks of the numbers; `full` runs attacks whose outcome is known on a few "
+              "images.")  # fmt: skip
 @click.option("--per-class", is_flag=True, help="Show the accuracy of each class.")
-@click.option(
-    "--corruptions",
-    is_flag=False,
-    flag_value="own",
-    metavar="DIR",
-    help="Accuracy under common corruptions: of a folder such as CIFAR-10-C, else rkd's own.",
-)
-@click.option(
-    "--transfer",
-    "others",
-    multiple=True,
-    metavar="RUN",
-    help="Another run: a matrix of who falls to whose adversarial images; repeatable.",
-)
-@click.option(
-    "--save",
-    metavar="DIR",
-    type=click.Path(),
-    help="A new folder for the result, some images and a page; `rkd report` and `rkd compare` take it.",
-)
+@click.option("--corruptions", is_flag=False, flag_value="own", metavar="DIR", help="Accuracy under common "
+              "corruptions: of a folder such as CIFAR-10-C, else rkd's own.")  # fmt: skip
+@click.option("--transfer", "others", multiple=True, metavar="RUN", help="Another run: a matrix of who falls to whose "
+              "adversarial images; repeatable.")  # fmt: skip
+@click.option("--save", metavar="DIR", type=click.Path(), help="A new folder for the result, some images and a page; "
+              "`rkd report` and `rkd compare` take it.")  # fmt: skip
 @click.option("--report/--no-report", default=True, help="Write report.html into the --save folder.")
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "bfloat16", "plain"]),
-    help="auto (the default): autoattack searches on a folded and fused copy of the net, and confirms on the net; "
-    "bfloat16: in reduced precision besides, where the processor has it; plain: on the net as it is.",
-)
+@click.option("--engine", type=click.Choice(["auto", "bfloat16", "plain"]), help="auto (the default): autoattack "
+              "searches on a folded and fused copy of the net, and confirms on the net; bfloat16: in reduced "
+              "precision besides, where the processor has it; plain: on the net as it is.")  # fmt: skip
 @click.option("--batch-size", type=int)
-@click.option(
-    "--processes",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Divide the images among so many processes of this machine. On a CPU small nets gain by it.",
-)
+@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Divide the images among so "
+              "many processes of this machine. On a CPU small nets gain by it.")  # fmt: skip
 @click.option("--seed", type=int, help="Seed of the attacks; a run's own unless given.")
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
-@click.option(
-    "--normalize",
-    type=click.Choice(["auto", "data", "none"]),
-    default="auto",
-    show_default=True,
-    help="What a weights file's net expects: the data set's mean and std, plain [0, 1] images, or "
-    "whichever classifies training images better.",
-)
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="A setting, as in recipes: evaluate.options.ATTACK.KEY=VALUE, data.KEY=VALUE; model.KEY=VALUE; repeatable.",
-)
+@click.option("--normalize", type=click.Choice(["auto", "data", "none"]), default="auto", show_default=True,
+              help="What a weights file's net expects: the data set's mean and std, plain [0, 1] images, or whichever "
+              "classifies training images better.")  # fmt: skip
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting, as in recipes: "
+              "evaluate.options.ATTACK.KEY=VALUE, data.KEY=VALUE; model.KEY=VALUE; repeatable.")  # fmt: skip
 @json_option
 @verbosity_options
 @plugin_option

@@ -32,12 +32,8 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
 @click.option("--download", is_flag=True, help="Allow the data set to be downloaded.")
 @click.option("--student", metavar="NET[+CONVERSION...]", help="Student, such as resnet18 or resnet18+aux-bn.")
-@click.option(
-    "--teacher",
-    multiple=True,
-    metavar="[ROLE=]REF",
-    help="Teacher: MODEL@WEIGHTS, a finished run's folder, or MODEL alone, which is prepared; repeatable.",
-)
+@click.option("--teacher", multiple=True, metavar="[ROLE=]REF", help="Teacher: MODEL@WEIGHTS, a finished run's "
+              "folder, or MODEL alone, which is prepared; repeatable.")  # fmt: skip
 @click.option("--loss", metavar="NAME", help="Method, such as mtard-anl (the default), rslad, trades, pgd-at.")
 @click.option("--attack", multiple=True, metavar="[VIEW=]NAME", help="Attack of the training instead of the method's.")
 @click.option("--objective", metavar="NAME", help="What the attack maximises instead of the method's.")
@@ -53,25 +49,16 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 @click.option("--seed", type=int)
 @click.option("--evaluate", multiple=True, metavar="A,B,...", help="Attacks of the final evaluation: fgsm,pgd-sat,cw.")
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "bf16", "fp16", "auto"]),
-    help="Inside the nets: fp32 (the default), bf16, fp16 (GPUs); auto: bf16 on GPUs that have it.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["auto", "plain", "folded", "channels-last", "fused", "compiled"]),
-    help="How the attacked student runs: auto (the default) on a frozen copy with folded batch norms and, on CPUs, "
-    "fused layers; plain as it is; the others force one kind of copy (compiled: torch.compile).",
-)
-@click.option(
-    "--on-nan",
-    type=click.Choice(["stop", "skip", "rollback"]),
-    help="A loss or weight that is not finite: stop (the default), skip the batch, or go back an epoch.",
-)
-@click.option(
-    "--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, such as attack.steps=7; repeatable."
-)
+@click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16", "auto"]), help="Inside the nets: fp32 (the "
+              "default), bf16, fp16 (GPUs); auto: bf16 on GPUs that have it.")  # fmt: skip
+@click.option("--engine", type=click.Choice(["auto", "plain", "folded", "channels-last", "fused", "compiled"]),
+              help="How the attacked student runs: auto (the default) on a frozen copy with folded batch norms and, "
+              "on CPUs, fused layers; plain as it is; the others force one kind of copy (compiled: "
+              "torch.compile).")  # fmt: skip
+@click.option("--on-nan", type=click.Choice(["stop", "skip", "rollback"]), help="A loss or weight that is not finite: "
+              "stop (the default), skip the batch, or go back an epoch.")  # fmt: skip
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="Any setting, such as attack.steps=7; "
+              "repeatable.")  # fmt: skip
 @click.option("--name", help="Name of the run's folder; made of method, student, data and seed unless given.")
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Where the run's folder goes.")
 @click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out.")

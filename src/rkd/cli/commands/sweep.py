@@ -21,28 +21,14 @@ if TYPE_CHECKING:
 
 @click.command("sweep", short_help="Carry out a matrix of runs and compare them.")
 @click.argument("words", metavar="[RECIPE | SWEEP.toml | SWEEP] [KEY=VALUES]...", nargs=-1)
-@click.option(
-    "--grid",
-    multiple=True,
-    metavar="KEY=A,B,...",
-    help="An axis: an option of `rkd run` (loss, seed, student, ...) or a setting; 0..4 is a range.",
-)
-@click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    metavar="KEY=VALUE",
-    help="What all runs have in common: an option of `rkd run` without its dashes, or a setting.",
-)
+@click.option("--grid", multiple=True, metavar="KEY=A,B,...", help="An axis: an option of `rkd run` (loss, seed, "
+              "student, ...) or a setting; 0..4 is a range.")  # fmt: skip
+@click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="What all runs have in common: an option of "
+              "`rkd run` without its dashes, or a setting.")  # fmt: skip
 @click.option("--name", help="Name of the sweep's folder; made of its axes unless given.")
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Where the sweep's folder goes.")
-@click.option(
-    "--jobs",
-    type=click.IntRange(1),
-    default=1,
-    show_default=True,
-    help="Runs at a time on this machine; GPUs are dealt out among them.",
-)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time on this machine; "
+              "GPUs are dealt out among them.")  # fmt: skip
 @click.option("--submit", is_flag=True, help="Send the runs to SLURM instead.")
 @click.option("--wait/--no-wait", default=True, help="With --submit: wait for the jobs, and compare.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and where each stands.")
