@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rkd.core import ops
+from rkd.core.random import Noise
 
 K = 5
 
@@ -135,3 +136,68 @@ def test_class_weights_of_samples() -> None:
     assert ops.per_class(values, torch.tensor([2, 0])).tolist() == [4.0, 1.0]
     soft = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]])
     assert ops.per_class(values, soft).tolist() == [1.5, 3.5]
+
+
+X, Y = (torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_the_norm_of_images_is_that_of_each(norm: str) -> None:
+    delta = X - Y
+    for row, value in zip(delta, ops.image_norm(delta, norm), strict=True):
+        assert float(value) == pytest.approx(float(row.abs().max() if norm == "Linf" else row.square().sum().sqrt()))
+    assert torch.equal(
+        ops.image_norm(torch.stack((delta, 2 * delta)), norm, start_dim=2)[0], ops.image_norm(delta, norm)
+    )
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("clamp", [True, False])
+def test_projection_lies_in_ball_and_box_and_leaves_alone_what_does(norm: str, clamp: bool) -> None:
+    project = ops.projection(X, 0.1, norm, clamp=clamp)
+    far = project(3 * Y - 1)
+    assert (ops.image_norm(far - X, norm) <= 0.1 + 1e-6).all()
+    assert not clamp or (far.min() >= 0 and far.max() <= 1)
+    inside = (X + 0.01 * (Y - 0.5)).clamp(0, 1)
+    assert torch.allclose(project(inside.clone()), inside, atol=1e-7)
+    if norm == "L2" and not clamp:
+        far = project(Y.clone())
+        direction = (Y - X) / ops.per_image(ops.image_norm(Y - X, norm), X)
+        assert torch.allclose(far, X + 0.1 * direction, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("size", [1.0, 1e-26, 1e20])
+def test_steepest_raises_a_linear_function_the_most(norm: str, size: float) -> None:
+    gradient = size * (Y - 0.5)
+    step = ops.steepest(gradient, norm)
+    assert torch.allclose(ops.image_norm(step, norm), torch.ones(5), atol=1e-5)
+    gain = ((gradient / size) * step).flatten(1).sum(1)
+    dual = (gradient / size).flatten(1).norm(1 if norm == "Linf" else 2, dim=1)
+    assert torch.allclose(gain, dual, rtol=1e-4)
+    assert not ops.steepest(torch.zeros_like(X), norm).any(), "a gradient of zero stays zero"
+
+
+def test_scaled_gradients_hold_no_nan() -> None:
+    gradient = Y.clone()
+    gradient[2, 0, 0, 0] = torch.nan
+    gradient[3] *= 1e-30
+    result = ops.scaled(gradient)
+    assert result.isfinite().all() and result[2, 0, 0, 0] == 0
+    assert torch.allclose(ops.image_norm(result, "Linf"), torch.ones(5))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_random_changes_fill_the_ball_or_lie_on_its_surface(norm: str) -> None:
+    noise = Noise(3, torch.arange(5))
+    inside, outside = (f(X, Noise(3, torch.arange(5)), 0.25, norm) for f in (ops.uniform_in_ball, ops.random_on_sphere))
+    assert (ops.image_norm(inside, norm) <= 0.25 + 1e-6).all() and ops.image_norm(inside, norm).unique().numel() == 5
+    assert torch.allclose(ops.image_norm(outside, norm), torch.full((5,), 0.25), atol=1e-5)
+    part = ops.uniform_in_ball(X[2:4], noise.select(torch.tensor([2, 3])), 0.25, norm)
+    assert torch.equal(part, inside[2:4]), "each sample's own numbers"
+
+
+def test_where_takes_whole_images() -> None:
+    mask = torch.tensor([True, False, True, False, False])
+    result = ops.where(mask, X, Y)
+    assert torch.equal(result[mask], X[mask]) and torch.equal(result[~mask], Y[~mask])

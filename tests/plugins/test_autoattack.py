@@ -31,7 +31,7 @@ from rkd.core.interfaces import Attack
 from rkd.core.random import Noise, forked
 from rkd.core.types import Batch, ThreatModel
 from rkd.nets.net import Net
-from rkd.plugins.attacks import _survivors, apgd, autoattack, fab, square
+from rkd.plugins.attacks import _early_stop, apgd, autoattack, fab, square
 from rkd.plugins.attacks.apgd import ApgdCe, ApgdDlr, ApgdT
 from rkd.plugins.attacks.autoattack import AutoAttack, Reference
 from rkd.plugins.attacks.fab import FabT
@@ -746,8 +746,8 @@ class FakeReferenceTarget(FakeTarget):
         return self.net(x)
 
 
-def test_survivors_are_asked_for_often_at_first_only() -> None:
-    assert [step for step in range(1, 26) if _survivors.due(step)] == [1, 2, 4, 5, 10, 15, 20, 25]
+def test_fooled_images_are_confirmed_often_at_first_only() -> None:
+    assert [step for step in range(1, 26) if _early_stop.is_check_step(step)] == [1, 2, 4, 5, 10, 15, 20, 25]
 
 
 class Breaks(nn.Module):

@@ -1,12 +1,20 @@
-"""Per-sample formulas: logits `(B, K)` in, `(B,)` out. No reduction over the batch is ever implicit."""
+"""Per-sample formulas: logits `(B, K)` in, `(B,)` out, and the geometry of balls around images. No reduction over the
+batch is ever implicit."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from .random import Noise
+from .types import Norm
+
+TINY = torch.finfo(torch.float32).tiny
+"""The least divisor of a length: a gradient of zero stays zero."""
 
 Reduction = Literal["batchmean", "mean"]
 """Over classes: `batchmean` sums them (the formula of the KL), `mean` averages them (most official scripts)."""
@@ -55,3 +63,81 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
 def per_class(values: Tensor, y: Tensor) -> Tensor:
     """`values (K,)`, one a class, for each sample: `values[y]`, or the mean under soft labels `y @ values`."""
     return values[y] if y.ndim == 1 else y @ values.to(y.dtype)
+
+
+# The geometry of balls around images
+
+
+def per_image(values: Tensor, images: Tensor) -> Tensor:
+    """`values (B,)` in a shape that multiplies `images (B, C, H, W)`."""
+    return values.reshape(-1, *[1] * (images.ndim - 1))
+
+
+def where(mask: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    """Each image `(C, H, W)` from `images` where `mask (B,)` is true, else from `others`."""
+    return torch.where(per_image(mask, images), images, others)
+
+
+def image_norm(images: Tensor, norm: Norm, start_dim: int = 1) -> Tensor:
+    """The length of each image, `(B,)`; `start_dim`: the first of the dimensions that make an image."""
+    flat = images.flatten(start_dim)
+    return flat.abs().amax(-1) if norm == "Linf" else torch.linalg.vector_norm(flat, dim=-1)
+
+
+def projection(x: Tensor, eps: float, norm: Norm, clamp: bool = True) -> Callable[[Tensor], Tensor]:
+    """A function that brings images into the ball of radius `eps` around `x`, and if `clamp` then into [0, 1].
+
+    In Linf the result is the nearest image in both; in L2 it lies in both, since clamping moves each pixel towards `x`.
+    The function may write into its argument.
+    """
+    if norm == "Linf":
+        low, high = x - eps, x + eps
+        if clamp:
+            # x lies in both boxes, so this one clamp is the projection followed by the clamp, bit by bit.
+            low, high = low.clamp_(min=0), high.clamp_(max=1)
+        return lambda x_adv: x_adv.clamp_(low, high)
+
+    def project(x_adv: Tensor) -> Tensor:
+        delta = x_adv - x
+        # Inside the ball the factor is eps / eps = 1.
+        delta *= per_image(eps / image_norm(delta, "L2").clamp_(min=max(eps, TINY)), x)
+        delta += x
+        return delta.clamp_(0, 1) if clamp else delta
+
+    return project
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The step of length 1 that raises a linear function the most: the gradient's sign (Linf), or the gradient of
+    length 1 (L2). A gradient of zero stays zero."""
+    if norm == "Linf":
+        return gradient.sign()
+    gradient = scaled(gradient)
+    return gradient / per_image(image_norm(gradient, "L2").clamp_(min=TINY), gradient)
+
+
+def scaled(gradient: Tensor) -> Tensor:
+    """Each image's gradient with 1 as its largest entry: those of saturated nets are around 1e-26, and their squares 0.
+
+    NaN counts as 0, as its sign does: one such pixel would make the whole image NaN, which no evaluation accepts.
+    """
+    gradient = gradient.nan_to_num()
+    return gradient / per_image(image_norm(gradient, "Linf").clamp_(min=TINY), gradient)
+
+
+def uniform_in_ball(x: Tensor, noise: Noise, eps: float, norm: Norm) -> Tensor:
+    """A random change of each image `x (B, C, H, W)`, uniform in the ball of radius `eps`."""
+    shape = x.shape[1:]
+    if norm == "Linf":
+        return noise.uniform(shape, -eps, eps)
+    radius = eps * noise.uniform(()) ** (1 / shape.numel())
+    return steepest(noise.normal(shape), "L2") * per_image(radius, x)
+
+
+def random_on_sphere(x: Tensor, noise: Noise, eps: float, norm: Norm) -> Tensor:
+    """A random change of each image `x (B, C, H, W)`, of length `eps`: uniform on the sphere in L2; in Linf a point of
+    the cube, stretched."""
+    if norm == "L2":
+        return eps * steepest(noise.normal(x.shape[1:]), "L2")
+    delta = noise.uniform(x.shape[1:], -1, 1)
+    return eps * delta / per_image(image_norm(delta, "Linf").clamp_(min=1e-12), x)

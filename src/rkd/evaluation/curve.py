@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core import ops
 from ..core.errors import RkdError
 from ..core.interfaces import traits_of
 from ..core.step import AttackPlan
@@ -74,7 +74,6 @@ def _distances(net: nn.Module, split: Split, name: str, plan: AttackPlan, settin
     wrong as they are, infinite where nothing fooled the net. One attack, without a ball."""
     attack: Any = plan.attack
     plan = AttackPlan(replace(attack, bounded=False), plan.objective)
-    order = math.inf if settings.threat.norm == "Linf" else 2
     positions, distances = settings.samples(split), []
     done = 0
     for rows in positions.split(settings.batch_size):  # so that few images are kept at a time
@@ -87,7 +86,7 @@ def _distances(net: nn.Module, split: Split, name: str, plan: AttackPlan, settin
         )
         distance = torch.where(result.clean, torch.inf, -1.0)
         if result.gallery is not None:
-            away = (result.gallery.adversarial - result.gallery.clean).flatten(1).norm(order, dim=1)
+            away = ops.image_norm(result.gallery.adversarial - result.gallery.clean, settings.threat.norm)
             kept = result.gallery.rows
             distance[kept] = away.where(~result.attacks[name][kept], torch.inf)
         distances.append(distance)

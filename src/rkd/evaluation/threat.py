@@ -8,6 +8,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
+from ..core import ops
 from ..core.errors import RkdError
 from ..core.interfaces import traits_of
 from ..core.step import AttackPlan
@@ -46,8 +47,7 @@ def check_inside(x: Tensor, x_adv: Tensor, ball: ThreatModel | None, name: str) 
         raise RkdError(f"{name} returned images outside [0, 1]: from {float(x_adv.min()):g} to {float(x_adv.max()):g}")
     if ball is None:
         return
-    change = (x_adv.double() - x.double()).flatten(1)
-    size = change.abs().amax(1) if ball.norm == "Linf" else change.norm(dim=1)
+    size = ops.image_norm(x_adv.double() - x.double(), ball.norm)
     if float(size.max()) > ball.eps * (1 + 1e-5) + SLACK:
         raise RkdError(
             f"{name} left its ball: {ball.norm} {float(size.max()):.6g} from the image, where eps is "

@@ -212,8 +212,7 @@ def _check_images(x_adv: Tensor, x: Tensor, eps: float, threat: ThreatModel, who
     )
     require(not x_adv.requires_grad, f"{who} must return images without a graph")
     check_images(x_adv)
-    delta = (x_adv - x).flatten(1)
-    distance = float((delta.abs().amax(1) if threat.norm == "Linf" else delta.norm(dim=1)).max())
+    distance = float(ops.image_norm(x_adv - x, threat.norm).max())
     require(distance <= eps + 1e-6, f"{who} left the {threat.norm} ball of radius {eps:.6g}: {distance:.6g}")
 
 

@@ -1,83 +1,85 @@
-"""What searches share that let a sample go once the net is fooled: the samples under way, and the images that did it.
+"""Early stopping: a sample leaves an attack once its image fools the net.
 
-A search keeps its state in a `Flight`, one row a sample, and asks `Catch.settle` after some steps, not after each:
-the question makes the host wait for the device. An image is counted only after the net has seen it once more; the
-sample then leaves, and the batch shrinks.
+An attack keeps its state in `ActiveSamples`, one row a sample, and calls `FooledImages.confirm` after some steps, not
+after each, since that makes the host wait for the device. An image is counted only if the net itself, in float32, is
+wrong on it; the sample then leaves, and the batch shrinks.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from typing import get_args
+from typing import Self
 
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Noise, Norm, Schedule, Target, ThreatModel, key, ops
-
-from .pgd import _direction, _per_image, check_pixels, check_positive, check_word
+from rkd.plugin import Noise, Patches, Target, key, ops
 
 MOST_TARGETS = 9
 """As many classes other than the label as the targeted attacks of AutoAttack try, in the order of their logits."""
 
 
-def due(step: int) -> bool:
-    """After which steps, counted from 1, to ask who has fallen: often at first, when most fall."""
+def is_check_step(step: int) -> bool:
+    """After which steps, counted from 1, to confirm fooled images: often at first, when most are found."""
     return step in (1, 2, 4) or step % 5 == 0
 
 
-def judged(x: Tensor, target: Target) -> Tensor:
-    """The logits by which an image counts: the net's own in float32."""
+def reference_logits(x: Tensor, target: Target) -> Tensor:
+    """The logits by which an image counts, without a graph: the net's own in float32."""
     with torch.no_grad():
         return target.reference(x)
 
 
-def fools(x: Tensor, target: Target) -> Tensor:
-    """Whether the net is wrong on each image, `(B,)` bool."""
-    return misses(judged(x, target), target.y)
-
-
-def misses(logits: Tensor, y: Tensor) -> Tensor:
-    """Whether the net is wrong, `(B,)` bool; logits that are no numbers count as in `ops.correct`. What a search asks
-    after each step."""
+def misclassified(logits: Tensor, y: Tensor) -> Tensor:
+    """Whether the net is wrong, `(B,)` bool; logits that are not finite count as wrong."""
     return ~ops.correct(logits, y)
 
 
-def label_lead(logits: Tensor, y: Tensor) -> Tensor:
-    """The label's lead over the others, `ops.margin (B,)`; none at all where the logits are no numbers."""
+def finite_margin(logits: Tensor, y: Tensor) -> Tensor:
+    """`ops.margin (B,)`, and -inf where the logits are not finite."""
     return ops.margin(logits, y).where(logits.isfinite().all(1), -torch.inf)
 
 
-def goals(x: Tensor, target: Target, limit: int) -> Tensor:
-    """The classes to aim at, `(B, min(limit, K - 1))`: those other than the label by falling logit."""
+def target_classes(x: Tensor, target: Target, limit: int) -> Tensor:
+    """The classes of a targeted attack, `(B, min(limit, K - 1))`: those other than the label by falling logit."""
     with torch.no_grad():
         logits = target.logits(x)
     others = logits.float().scatter(1, ops.hard(target.y).unsqueeze(1), -torch.inf)
     return others.topk(min(limit, logits.shape[1] - 1), dim=1).indices
 
 
-def part(target: Target, rows: Tensor, *name: object) -> Target:
+def for_samples(target: Target, rows: Tensor, *name: object) -> Target:
     """The target for the samples at `rows` alone, with random numbers of its own that follow from `name`."""
-    chosen = target.select(rows)
-    chosen.noise = Noise(key(chosen.noise.key, *name), chosen.noise.index)
-    return chosen
+    selected = target.select(rows)
+    selected.noise = Noise(key(selected.noise.key, *name), selected.noise.index)
+    return selected
 
 
 @dataclass
-class Flight:
-    """The samples under way. Subclasses add tensors of theirs, one row a sample; None is allowed.
+class ActiveSamples:
+    """The samples under attack. Subclasses add tensors of theirs, one row a sample; None is allowed.
 
-    `place`: where each sample stands in the whole batch. `fooled`: whether `hit` holds an image that fools the net,
-    by the search's own forwards.
+    `position`: the rows of the samples in the whole batch. `fooled`: whether `candidate` holds an image that fools the
+    net by the attack's own queries.
     """
 
     target: Target
-    place: Tensor
+    position: Tensor
     x: Tensor
     y: Tensor
-    hit: Tensor
+    candidate: Tensor
     fooled: Tensor
+
+    @classmethod
+    def of(
+        cls, target: Target, x: Tensor, candidate: Tensor, fooled: Tensor | None = None,
+        position: Tensor | None = None, **more: Tensor | Patches | None,
+    ) -> Self:  # fmt: skip
+        """All samples of a target; `fooled` where nothing else is said: none, `position`: one after the other."""
+        fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device) if fooled is None else fooled
+        position = torch.arange(len(x), device=x.device) if position is None else position
+        return cls(target, position, x, target.y, candidate, fooled, **more)
 
     def keep(self, rows: Tensor) -> None:
         """Go on with the samples at `rows`, a mask or positions, alone."""
@@ -88,80 +90,62 @@ class Flight:
                 setattr(self, item.name, value[rows])
 
 
-class Catch:
-    """The images that fooled the net, `images (B, C, H, W)`, and whether there is one, `fooled (B,)`."""
+class FooledImages:
+    """The images that fool the net, `images (B, C, H, W)`, and whether there is one, `fooled (B,)`."""
 
     def __init__(self, x: Tensor) -> None:
         self.images = x.clone()
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
 
-    def settle(self, flight: Flight) -> bool:
-        """Let go whoever has fallen. False where nobody is left. Makes the host wait."""
-        rows = flight.fooled.nonzero().squeeze(1)
+    def confirm(self, active: ActiveSamples) -> bool:
+        """Take over the candidates that fool the net itself, whose samples leave; the others stay. False where no
+        sample is left. Makes the host wait."""
+        rows = active.fooled.nonzero().squeeze(1)
         if len(rows):
-            images = flight.hit[rows]
-            sure = fools(images, flight.target.select(rows))
-            gone = rows[sure]
-            self.add(flight.place[gone], images[sure])
-            # Whoever was not confirmed goes on searching.
-            flight.fooled.zero_()
-            stay = torch.ones_like(flight.fooled)
-            stay[gone] = False
-            flight.keep(stay)
-        return len(flight.place) > 0
+            images = active.candidate[rows]
+            target = active.target.select(rows)
+            confirmed = misclassified(reference_logits(images, target), target.y)
+            leaving = rows[confirmed]
+            self.add(active.position[leaving], images[confirmed])
+            active.fooled.zero_()
+            stay = torch.ones_like(active.fooled)
+            stay[leaving] = False
+            active.keep(stay)
+        return len(active.position) > 0
 
-    def add(self, place: Tensor, images: Tensor) -> None:
-        """Note images that fool the net, for the samples at `place`."""
-        self.images[place] = images
-        self.fooled[place] = True
+    def add(self, position: Tensor, images: Tensor) -> None:
+        """Note images that fool the net, for the samples at these positions."""
+        self.images[position] = images
+        self.fooled[position] = True
 
-    def rest(self) -> Tensor:
-        """The samples that are not fooled yet, as positions. Makes the host wait."""
+    def remaining(self) -> Tensor:
+        """The positions of the samples that are not fooled yet. Makes the host wait."""
         return (~self.fooled).nonzero().squeeze(1)
 
 
-def rounds(
-    caught: Catch, target: Target, aims: Tensor, restarts: int, name: str
+def begin(x: Tensor, target: Target) -> FooledImages:
+    """The state before an attack: images that the net gets wrong as they are need none."""
+    result = FooledImages(x)
+    result.fooled = misclassified(reference_logits(x, target), target.y)
+    return result
+
+
+def targeted_runs(
+    result: FooledImages, target: Target, classes: Tensor, restarts: int, name: str
 ) -> Iterator[tuple[Tensor, Target, Tensor, int]]:
-    """The searches of a targeted attack, towards each class of `aims (B, classes)` and as often as there are restarts,
-    until nobody is left: the samples still standing as positions, the target for them, their goals, which restart."""
-    for rank in range(aims.shape[1]):
+    """The runs of a targeted attack, towards each of `classes (B, T)` and as often as there are restarts, until every
+    sample is fooled: positions of the remaining samples, the target for them, their classes, which restart."""
+    for rank in range(classes.shape[1]):
         for restart in range(restarts):
-            rest = caught.rest()
-            if not len(rest):
+            remaining = result.remaining()
+            if not len(remaining):
                 return
-            yield rest, part(target, rest, name, rank, restart), aims[rest, rank], restart
+            selected = for_samples(target, remaining, name, rank, restart)
+            yield remaining, selected, classes[remaining, rank], restart
 
 
-def fewer_targets(name: str, classes: int, targets: int) -> list[str]:
-    """What to tell where there are not as many classes to aim at as an attack would try."""
+def note_fewer_targets(name: str, classes: int, targets: int) -> list[str]:
+    """For `notes`: there are fewer classes than the attack would aim at."""
     if classes > targets:
         return []
     return [f"{name}: {classes - 1} target classes, not {targets}: there are {classes} classes"]
-
-
-def begin(x: Tensor, target: Target) -> Catch:
-    """The state before any search: whatever the net gets wrong as it is needs none."""
-    caught = Catch(x)
-    caught.fooled = fools(x, target)
-    return caught
-
-
-def surface(x: Tensor, target: Target, threat: ThreatModel) -> Tensor:
-    """A random way to the surface of the ball."""
-    if threat.norm == "L2":
-        return threat.eps * _direction(target.noise.normal(x.shape[1:]), "L2")
-    noise = target.noise.uniform(x.shape[1:], -1, 1)
-    return threat.eps * noise / _per_image(noise.flatten(1).abs().amax(1).clamp_(min=1e-12), x)
-
-
-def check_search(eps: Schedule | None, norm: Norm | None, mode: Mode, **counts: int) -> None:
-    """Raise ValueError for nonsense among the options that these searches share."""
-    check_positive("eps", eps)
-    if norm == "Linf":
-        check_pixels(eps, ValueError)
-    check_word("norm", norm, None, *get_args(Norm))
-    check_word("mode", mode, *get_args(Mode))
-    for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")

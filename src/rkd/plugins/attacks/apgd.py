@@ -50,21 +50,19 @@ from torch import Tensor
 from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, value_and_grad
 
 from ..objectives.dlr import ratio, targeted_ratio
-from ._survivors import (
+from ._early_stop import (
     MOST_TARGETS,
-    Catch,
-    Flight,
+    ActiveSamples,
+    FooledImages,
     begin,
-    check_search,
-    due,
-    fewer_targets,
-    goals,
-    misses,
-    part,
-    rounds,
-    surface,
+    for_samples,
+    is_check_step,
+    misclassified,
+    note_fewer_targets,
+    target_classes,
+    targeted_runs,
 )
-from .pgd import _direction, _per_image, _projection, attacker
+from ._options import attacker, check_search
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Logits `(B, K)`, labels, classes aimed at: a loss `(B,)` to be raised."""
@@ -97,19 +95,19 @@ class ApgdCe:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` + 1 gradients a restart."""
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
-        caught = begin(x, target) if self.stop else Catch(x)
+        result = begin(x, target) if self.stop else FooledImages(x)
         best = x.new_full((len(x),), -torch.inf)
         for restart in range(self.restarts):
-            rest = caught.rest()
-            if not len(rest):
+            remaining = result.remaining()
+            if not len(remaining):
                 break
-            chosen = part(target.low_precision("gradient"), rest, "apgd", self.traits.objective, restart)
-            found = climb(x[rest], chosen, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
-            caught.add(rest[found.fooled], found.images[found.fooled])
-            left = ~found.fooled & (found.loss > best[rest])
-            caught.images[rest[left]] = found.images[left]
-            best[rest[left]] = found.loss[left]
-        return caught.images
+            selected = for_samples(target.low_precision("gradient"), remaining, "apgd", self.traits.objective, restart)
+            found = climb(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
+            result.add(remaining[found.fooled], found.images[found.fooled])
+            left = ~found.fooled & (found.loss > best[remaining])
+            result.images[remaining[left]] = found.images[left]
+            best[remaining[left]] = found.loss[left]
+        return result.images
 
     @staticmethod
     def loss(logits: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
@@ -160,12 +158,13 @@ class ApgdT:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` + 1 gradients a target."""
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
-        caught = begin(x, target)
-        aims = goals(x, target, self.targets)
-        for rest, chosen, goal, _ in rounds(caught, target.low_precision("gradient"), aims, self.restarts, "apgd-t"):
-            found = climb(x[rest], chosen, self.loss, threat, steps=self.steps, rho=self.rho, goal=goal)
-            caught.add(rest[found.fooled], found.images[found.fooled])
-        return caught.images
+        result = begin(x, target)
+        classes = target_classes(x, target, self.targets)
+        target = target.low_precision("gradient")
+        for remaining, selected, goal, _ in targeted_runs(result, target, classes, self.restarts, "apgd-t"):
+            run = climb(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, goal=goal)
+            result.add(remaining[run.fooled], run.images[run.fooled])
+        return result.images
 
     @staticmethod
     def loss(logits: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
@@ -174,7 +173,7 @@ class ApgdT:
 
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes."""
-        found = fewer_targets("apgd-t", classes, self.targets)
+        found = note_fewer_targets("apgd-t", classes, self.targets)
         if classes == 3:
             found.append("apgd-t: with 3 classes the targeted ratio lacks the fourth logit, which is left out")
         if classes == 2:
@@ -182,7 +181,7 @@ class ApgdT:
         return found
 
 
-class Found(Catch):
+class Found(FooledImages):
     """What a climb found: of samples not `fooled`, `images` holds those of the highest `loss (B,)`."""
 
     def __init__(self, x: Tensor) -> None:
@@ -191,7 +190,7 @@ class Found(Catch):
 
 
 @dataclass
-class _Climb(Flight):
+class _Climb(ActiveSamples):
     """`best` is the image of the highest loss so far, with that loss and the gradient there."""
 
     goal: Tensor | None
@@ -221,48 +220,49 @@ def climb(
     stop: bool = True,
 ) -> Found:
     """One run of Auto-PGD from one random start, `steps` + 1 gradients long. Without `stop` none counts as fooled."""
-    caught = Found(x)
-    inside = _projection(x, threat, "each")
-    x_adv = inside(x + surface(x, target, threat))
+    result = Found(x)
+    project = ops.projection(x, threat.eps, threat.norm)
+    x_adv = project(x + ops.random_on_sphere(x, target.noise, threat.eps, threat.norm))
     logits, value, gradient = _look(x_adv, target, loss, target.y, goal)
-    now = _Climb(
-        target, torch.arange(len(x), device=x.device), x, target.y, hit=x_adv, fooled=misses(logits, target.y),
-        goal=goal, x_adv=x_adv, x_old=x_adv, gradient=gradient, loss=value,
-        best=x_adv, best_gradient=gradient, best_loss=value, checked_loss=value,
+    active = _Climb.of(
+        target, x, x_adv, misclassified(logits, target.y), goal=goal, x_adv=x_adv, x_old=x_adv, gradient=gradient,
+        loss=value, best=x_adv, best_gradient=gradient, best_loss=value, checked_loss=value,
         step=torch.full_like(value, 2 * threat.eps), rises=torch.zeros_like(value),
         halved=torch.ones_like(value, dtype=torch.bool),
     )  # fmt: skip
     checkpoint, window = (first := max(int(0.22 * steps), 1)), first
     for done in range(1, steps + 1):
-        ahead = inside(torch.addcmul(now.x_adv, _per_image(now.step, x), _direction(now.gradient, threat.norm)))
+        ahead = project(
+            torch.addcmul(active.x_adv, ops.per_image(active.step, x), ops.steepest(active.gradient, threat.norm))
+        )
         if done > 1:
-            ahead = inside(ahead.mul_(0.75).add_(now.x_adv, alpha=0.5).sub_(now.x_old, alpha=0.25))
-        now.x_old, now.x_adv = now.x_adv, ahead
-        before = now.loss
-        logits, now.loss, now.gradient = _look(ahead, now.target, loss, now.y, now.goal)
+            ahead = project(ahead.mul_(0.75).add_(active.x_adv, alpha=0.5).sub_(active.x_old, alpha=0.25))
+        active.x_old, active.x_adv = active.x_adv, ahead
+        before = active.loss
+        logits, active.loss, active.gradient = _look(ahead, active.target, loss, active.y, active.goal)
 
-        wrong = misses(logits, now.y)
-        now.fooled = now.fooled | wrong
-        now.hit = torch.where(_per_image(wrong, x), ahead, now.hit)
-        better = now.loss > now.best_loss
-        now.best = torch.where(_per_image(better, x), ahead, now.best)
-        now.best_gradient = torch.where(_per_image(better, x), now.gradient, now.best_gradient)
-        now.best_loss = torch.where(better, now.loss, now.best_loss)
-        now.rises = now.rises + (now.loss > before)
+        wrong = misclassified(logits, active.y)
+        active.fooled = active.fooled | wrong
+        active.candidate = ops.where(wrong, ahead, active.candidate)
+        better = active.loss > active.best_loss
+        active.best = ops.where(better, ahead, active.best)
+        active.best_gradient = ops.where(better, active.gradient, active.best_gradient)
+        active.best_loss = torch.where(better, active.loss, active.best_loss)
+        active.rises = active.rises + (active.loss > before)
 
         if done == checkpoint:
-            _check_step(now, rho * window)
+            _check_step(active, rho * window)
             window = max(window - max(int(0.03 * steps), 1), max(int(0.06 * steps), 1))
             checkpoint += window
-        if stop and (due(done) or done == steps):
-            count = len(now.place)
-            if not caught.settle(now):
-                return caught
-            if len(now.place) < count:
-                inside = _projection(now.x, threat, "each")
-    caught.images[now.place] = now.best
-    caught.loss[now.place] = now.best_loss
-    return caught
+        if stop and (is_check_step(done) or done == steps):
+            count = len(active.position)
+            if not result.confirm(active):
+                return result
+            if len(active.position) < count:
+                project = ops.projection(active.x, threat.eps, threat.norm)
+    result.images[active.position] = active.best
+    result.loss[active.position] = active.best_loss
+    return result
 
 
 def _look(x: Tensor, target: Target, loss: Loss, y: Tensor, goal: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -270,15 +270,15 @@ def _look(x: Tensor, target: Target, loss: Loss, y: Tensor, goal: Tensor | None)
     return value_and_grad(target, x, lambda logits: loss(logits, y, goal))
 
 
-def _check_step(now: _Climb, enough: float) -> None:
+def _check_step(active: _Climb, enough: float) -> None:
     """At a checkpoint: halve the step where it is too large, and go back to the best image there."""
-    stuck = ~now.halved & (now.checked_loss >= now.best_loss)
-    halve = (now.rises <= enough) | stuck
-    now.step = torch.where(halve, now.step / 2, now.step)
-    now.x_adv = torch.where(_per_image(halve, now.x), now.best, now.x_adv)
-    now.gradient = torch.where(_per_image(halve, now.x), now.best_gradient, now.gradient)
-    now.halved, now.checked_loss = halve, now.best_loss
-    now.rises = torch.zeros_like(now.rises)
+    stuck = ~active.halved & (active.checked_loss >= active.best_loss)
+    halve = (active.rises <= enough) | stuck
+    active.step = torch.where(halve, active.step / 2, active.step)
+    active.x_adv = ops.where(halve, active.best, active.x_adv)
+    active.gradient = ops.where(halve, active.best_gradient, active.gradient)
+    active.halved, active.checked_loss = halve, active.best_loss
+    active.rises = torch.zeros_like(active.rises)
 
 
 @hookimpl

@@ -63,10 +63,10 @@ from rkd.plugin import (
     ops,
 )
 
-from ._survivors import MOST_TARGETS, begin, check_search, judged, label_lead, misses, part
+from ._early_stop import MOST_TARGETS, begin, finite_margin, for_samples, misclassified, reference_logits
+from ._options import attacker, check_search
 from .apgd import ApgdCe, ApgdT
 from .fab import FabT
-from .pgd import _per_image, attacker
 from .square import Square
 
 
@@ -98,22 +98,22 @@ class AutoAttack:
     def run(self, x: Tensor, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
         """The images found, and after `clean` and each part which samples still stand, `(B,)` bool."""
         x = x.detach()
-        caught = begin(x, target)
-        standing = {"clean": ~caught.fooled}
+        result = begin(x, target)
+        standing = {"clean": ~result.fooled}
         least = x.new_full((len(x),), torch.inf)
         for name, attack in self.parts().items():
-            rest = caught.rest()
-            if len(rest):
-                chosen = part(target, rest, name)
-                images = attack(x[rest], chosen)
-                logits = judged(images, chosen)
-                margin, fooled = label_lead(logits, chosen.y), misses(logits, chosen.y)
-                better = fooled | (margin < least[rest])
-                caught.images[rest[better]] = images[better]
-                least[rest[better]] = margin[better]
-                caught.fooled[rest] = fooled
-            standing[name] = ~caught.fooled
-        return caught.images, standing
+            remaining = result.remaining()
+            if len(remaining):
+                selected = for_samples(target, remaining, name)
+                images = attack(x[remaining], selected)
+                logits = reference_logits(images, selected)
+                margin, fooled = finite_margin(logits, selected.y), misclassified(logits, selected.y)
+                better = fooled | (margin < least[remaining])
+                result.images[remaining[better]] = images[better]
+                least[remaining[better]] = margin[better]
+                result.fooled[remaining] = fooled
+            standing[name] = ~result.fooled
+        return result.images, standing
 
     def parts(self) -> dict[str, Attack]:
         """The attacks in their order."""
@@ -177,7 +177,7 @@ class Reference:
             theirs.square.margin_and_loss = _settled(theirs.square.margin_and_loss)
             found, _ = theirs.run_standard_evaluation(x, y, batch_size=len(x))
         sound = found.flatten(1).isfinite().all(1)
-        return torch.where(_per_image(sound, x), found.detach(), x)
+        return ops.where(sound, found.detach(), x)
 
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes."""

@@ -37,10 +37,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl, ops
 
-from ._survivors import Catch, Flight, begin, check_search, label_lead
-from .pgd import _per_image, attacker
+from ._early_stop import ActiveSamples, FooledImages, begin, finite_margin
+from ._options import attacker, check_search
 
 _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
 """Adam's."""
@@ -81,11 +81,11 @@ class CwL2:
         """`(B, C, H, W)` float32 in [0, 1]. At most `searches` * `steps` gradients."""
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
-        caught = begin(x, target)
-        rest = caught.rest()
-        if not len(rest):
-            return caught.images
-        target, x = target.select(rest), x[rest]
+        result = begin(x, target)
+        remaining = result.remaining()
+        if not len(remaining):
+            return result.images
+        target, x = target.select(remaining), x[remaining]
         near = _Nearest(x)
         c, low, high = (x.new_full((len(x),), value) for value in (self.c, 0.0, torch.inf))
         for _ in range(self.searches):
@@ -93,58 +93,55 @@ class CwL2:
             high, low = torch.where(fooled, torch.minimum(high, c), high), torch.where(fooled, low, c)
             c = torch.where(high.isinf(), 10 * c, (low + high) / 2)
         if self.bounded:
-            away = (near.images - x).flatten(1)
-            size = away.abs().amax(1) if threat.norm == "Linf" else torch.linalg.vector_norm(away, dim=1)
-            near.fooled &= size <= threat.eps
-        caught.add(rest[near.fooled], near.images[near.fooled])
-        return caught.images
+            near.fooled &= ops.image_norm(near.images - x, threat.norm) <= threat.eps
+        result.add(remaining[near.fooled], near.images[near.fooled])
+        return result.images
 
     def _descend(self, x: Tensor, target: Target, c: Tensor, near: _Nearest) -> Tensor:
         """One search with the constants `c`. Notes what is nearer than before; returns who was fooled, `(B,)`."""
         fooled = torch.zeros_like(near.fooled)
-        now = _Descent(
-            target, torch.arange(len(x), device=x.device), x, target.y, hit=near.images, fooled=fooled.clone(),
-            c=c, w=torch.atanh((2 * x - 1) * 0.999999), mean=torch.zeros_like(x), square=torch.zeros_like(x),
-            nearest=near.distance, checked=torch.full_like(c, torch.inf),
+        active = _Descent.of(
+            target, x, near.images, c=c, w=torch.atanh((2 * x - 1) * 0.999999), mean=torch.zeros_like(x),
+            square=torch.zeros_like(x), nearest=near.distance, checked=torch.full_like(c, torch.inf),
         )  # fmt: skip
         every = max(self.steps // 10, 1)
         for done in range(1, self.steps + 1):
-            x_adv, distance, lead, loss, gradient = self._look(now)
+            x_adv, distance, lead, loss, gradient = self._look(active)
             success = lead > self.kappa
-            nearer = success & (distance < now.nearest)
-            now.hit = torch.where(_per_image(nearer, x), x_adv, now.hit)
-            now.nearest = torch.where(nearer, distance, now.nearest)
-            now.fooled = now.fooled | success
-            now.mean = now.mean.mul(_BETA_1).add_(gradient, alpha=1 - _BETA_1)
-            now.square = now.square.mul(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
-            root = now.square.div(1 - _BETA_2**done).sqrt_().add_(_EPS)
-            now.w = torch.addcdiv(now.w, now.mean, root, value=-self.lr / (1 - _BETA_1**done))
+            nearer = success & (distance < active.nearest)
+            active.candidate = ops.where(nearer, x_adv, active.candidate)
+            active.nearest = torch.where(nearer, distance, active.nearest)
+            active.fooled = active.fooled | success
+            active.mean = active.mean.mul(_BETA_1).add_(gradient, alpha=1 - _BETA_1)
+            active.square = active.square.mul(_BETA_2).addcmul_(gradient, gradient, value=1 - _BETA_2)
+            root = active.square.div(1 - _BETA_2**done).sqrt_().add_(_EPS)
+            active.w = torch.addcdiv(active.w, active.mean, root, value=-self.lr / (1 - _BETA_1**done))
             if done == self.steps or not done % every:
-                on = (loss < 0.9999 * now.checked) & (done < self.steps)
+                on = (loss < 0.9999 * active.checked) & (done < self.steps)
                 off = (~on).nonzero().squeeze(1)
-                near.note(now, off)
-                fooled[now.place[off]] = now.fooled[off]
-                now.checked = loss
-                now.keep(on)
-                if not len(now.place):
+                near.note(active, off)
+                fooled[active.position[off]] = active.fooled[off]
+                active.checked = loss
+                active.keep(on)
+                if not len(active.position):
                     break
         return fooled
 
-    def _look(self, now: _Descent) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    def _look(self, active: _Descent) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """The image, its squared distance, the other classes' lead, the loss, and the gradient by w."""
-        w = now.w.detach().requires_grad_()
+        w = active.w.detach().requires_grad_()
         with torch.enable_grad():
             x_adv = (torch.tanh(w) + 1) / 2
-            distance = (x_adv - now.x).flatten(1).square().sum(1)
-            lead = -label_lead(now.target.logits(x_adv), now.y)
-            loss = distance + now.c * (self.kappa - lead).clamp(min=0)
+            distance = (x_adv - active.x).flatten(1).square().sum(1)
+            lead = -finite_margin(active.target.logits(x_adv), active.y)
+            loss = distance + active.c * (self.kappa - lead).clamp(min=0)
             (gradient,) = torch.autograd.grad(loss.sum(), w)
         return x_adv.detach(), distance.detach(), lead.detach(), loss.detach(), gradient
 
 
 @dataclass
-class _Descent(Flight):
-    """`hit` is the nearest image so far in all searches, `fooled` whether this search fooled the net."""
+class _Descent(ActiveSamples):
+    """`candidate` is the nearest image so far in all searches, `fooled` whether this search fooled the net."""
 
     c: Tensor
     w: Tensor
@@ -154,16 +151,16 @@ class _Descent(Flight):
     checked: Tensor
 
 
-class _Nearest(Catch):
+class _Nearest(FooledImages):
     """The nearest images that fooled the net, with their squared `distance (B,)`."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
         self.distance = x.new_full((len(x),), torch.inf)
 
-    def note(self, now: _Descent, rows: Tensor) -> None:
-        place = now.place[rows]
-        self.images[place], self.distance[place] = now.hit[rows], now.nearest[rows]
+    def note(self, active: _Descent, rows: Tensor) -> None:
+        place = active.position[rows]
+        self.images[place], self.distance[place] = active.candidate[rows], active.nearest[rows]
         self.fooled[place] = self.distance[place].isfinite()
 
 

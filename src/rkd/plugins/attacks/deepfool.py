@@ -38,8 +38,8 @@ from torch import Tensor
 
 from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl, ops
 
-from ._survivors import Flight, begin, check_search, due, goals, misses
-from .pgd import _TINY, _per_image, _projection, attacker
+from ._early_stop import ActiveSamples, begin, is_check_step, misclassified, target_classes
+from ._options import attacker, check_search
 
 
 @dataclass
@@ -74,39 +74,37 @@ class DeepFool:
         found = self._search(x, target, threat.norm)
         if not self.bounded:
             return found
-        near = _projection(x, threat, "each")(found.clone())
+        near = ops.projection(x, threat.eps, threat.norm)(found.clone())
         with torch.no_grad():
             worse = ops.margin(target.logits(near), target.y) <= ops.margin(target.logits(x), target.y)
-        return torch.where(_per_image(worse, x), near, x)
+        return ops.where(worse, near, x)
 
     @torch.no_grad()
     def _search(self, x: Tensor, target: Target, norm: Norm) -> Tensor:
-        caught = begin(x, target)
-        rest = caught.rest()
-        if not len(rest):
-            return caught.images
-        target, x = target.select(rest), x[rest]
-        now = _Walk(
-            target, rest, x, target.y, hit=x, fooled=torch.zeros(len(x), dtype=torch.bool, device=x.device),
-            classes=goals(x, target, self.candidates - 1), r=torch.zeros_like(x),
-        )  # fmt: skip
+        result = begin(x, target)
+        remaining = result.remaining()
+        if not len(remaining):
+            return result.images
+        target, x = target.select(remaining), x[remaining]
+        classes = target_classes(x, target, self.candidates - 1)
+        active = _Walk.of(target, x, x, position=remaining, classes=classes, r=torch.zeros_like(x))
         for done in range(1, self.steps + 1):
-            now.r = torch.where(_per_image(now.fooled, x), now.r, now.r + self._step(now, norm))
-            now.hit = (now.x + (1 + self.overshoot) * now.r).clamp_(0, 1)
-            now.fooled = misses(now.target.logits(now.hit), now.y)
-            if (due(done) or done == self.steps) and not caught.settle(now):
-                return caught.images
-        caught.images[now.place] = now.hit  # not fooled, but on the way
-        return caught.images
+            active.r = ops.where(active.fooled, active.r, active.r + self._step(active, norm))
+            active.candidate = (active.x + (1 + self.overshoot) * active.r).clamp_(0, 1)
+            active.fooled = misclassified(active.target.logits(active.candidate), active.y)
+            if (is_check_step(done) or done == self.steps) and not result.confirm(active):
+                return result.images
+        result.images[active.position] = active.candidate  # not fooled, but on the way
+        return result.images
 
-    def _step(self, now: _Walk, norm: Norm) -> Tensor:
+    def _step(self, active: _Walk, norm: Norm) -> Tensor:
         """The way to the nearest boundary of the linearised net."""
-        x = now.hit.detach().requires_grad_()
+        x = active.candidate.detach().requires_grad_()
         nearest = x.new_full((len(x),), torch.inf)
         way = torch.zeros_like(x)
         with torch.enable_grad():
-            logits = now.target.logits(x).float()
-            leads = logits.gather(1, now.classes) - logits.gather(1, ops.hard(now.y).unsqueeze(1))
+            logits = active.target.logits(x).float()
+            leads = logits.gather(1, active.classes) - logits.gather(1, ops.hard(active.y).unsqueeze(1))
             if not leads.requires_grad:  # a net whose logits do not depend on the images
                 return way
         count = leads.shape[1]
@@ -115,25 +113,25 @@ class DeepFool:
                 lead = leads[:, place].sum()
             (w,) = torch.autograd.grad(lead, x, retain_graph=place < count - 1)
             # Saturated nets have gradients whose squares are 0 in float32: scale by the largest entry.
-            largest = w.flatten(1).abs().amax(1).clamp_(min=_TINY)
-            w = w / _per_image(largest, w)
+            largest = w.flatten(1).abs().amax(1).clamp_(min=ops.TINY)
+            w = w / ops.per_image(largest, w)
             far = leads[:, place].detach().abs() / largest
             if norm == "L2":
                 length = w.flatten(1).square().sum(1).sqrt()
-                w = w / _per_image(length.clamp(min=_TINY), w)
+                w = w / ops.per_image(length.clamp(min=ops.TINY), w)
             else:
                 length = w.flatten(1).abs().sum(1)
                 w = w.sign()
-            far = torch.where(length > 0, far / length.clamp(min=_TINY), torch.inf)
+            far = torch.where(length > 0, far / length.clamp(min=ops.TINY), torch.inf)
             nearer = far < nearest
-            way = torch.where(_per_image(nearer, w), w, way)
+            way = ops.where(nearer, w, way)
             nearest = torch.where(nearer, far, nearest)
         # A way longer than the images are wide is a gradient of nothing but rounding.
-        return way * _per_image((nearest + 1e-4).clamp_(max=1e4), way)
+        return way * ops.per_image((nearest + 1e-4).clamp_(max=1e4), way)
 
 
 @dataclass
-class _Walk(Flight):
+class _Walk(ActiveSamples):
     classes: Tensor
     r: Tensor
 

@@ -55,22 +55,19 @@ from torch import Tensor
 
 from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, ThreatModel, hookimpl, ops, value_and_grad
 
-from ._survivors import (
+from ._early_stop import (
     MOST_TARGETS,
-    Catch,
-    Flight,
+    ActiveSamples,
+    FooledImages,
     begin,
-    check_search,
-    due,
-    fewer_targets,
-    goals,
-    misses,
-    rounds,
-    surface,
+    is_check_step,
+    misclassified,
+    note_fewer_targets,
+    target_classes,
+    targeted_runs,
 )
-from .pgd import _per_image, attacker
+from ._options import attacker, check_search
 
-_TINY = torch.finfo(torch.float32).tiny
 NEAR = 1.5
 """How many radii from x the net is asked exactly, where reduced precision is allowed."""
 _NEWTON = 6
@@ -112,55 +109,54 @@ class FabT:
         forward more."""
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
-        caught = begin(x, target)
-        aims = goals(x, target, self.targets)
-        for rest, chosen, goal, restart in rounds(caught, target, aims, self.restarts, "fab-t"):
-            found = self._walk(x[rest], chosen, threat, goal, random=restart > 0)
-            caught.add(rest[found.fooled], found.images[found.fooled])
-        return caught.images
+        result = begin(x, target)
+        classes = target_classes(x, target, self.targets)
+        for remaining, selected, goal, restart in targeted_runs(result, target, classes, self.restarts, "fab-t"):
+            run = self._walk(x[remaining], selected, threat, goal, random=restart > 0)
+            result.add(remaining[run.fooled], run.images[run.fooled])
+        return result.images
 
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes."""
-        return fewer_targets("fab-t", classes, self.targets)
+        return note_fewer_targets("fab-t", classes, self.targets)
 
     @torch.no_grad()
-    def _walk(self, x: Tensor, target: Target, threat: ThreatModel, goal: Tensor, random: bool) -> Catch:
+    def _walk(self, x: Tensor, target: Target, threat: ThreatModel, goal: Tensor, random: bool) -> FooledImages:
         """One walk towards the classes `goal`."""
-        caught = Catch(x)
-        start = (x + surface(x, target, threat) / 2).clamp_(0, 1) if random else x
-        fooled, known = (torch.full((len(x),), value, device=x.device) for value in (False, True))
+        result = FooledImages(x)
+        start = (x + ops.random_on_sphere(x, target.noise, threat.eps, threat.norm) / 2).clamp_(0, 1) if random else x
         lead = _lead_of(target.logits(start), goal, target.y)
-        now = _Walk(
-            target, torch.arange(len(x), device=x.device), x, target.y, hit=x, fooled=fooled, goal=goal, x_adv=start,
-            lead=lead, known=known, off=torch.zeros_like(lead),
+        active = _Walk.of(
+            target, x, x, goal=goal, x_adv=start, lead=lead, known=torch.ones_like(lead, dtype=torch.bool),
+            off=torch.zeros_like(lead),
         )  # fmt: skip
         for done in range(1, self.steps + 1):
-            lead, gradient = _look(now)
-            here = torch.stack((now.x_adv.flatten(1), now.x.flatten(1)))
+            lead, gradient = _look(active)
+            here = torch.stack((active.x_adv.flatten(1), active.x.flatten(1)))
             w = gradient.flatten(1)
             heights = torch.stack((lead, lead + torch.linalg.vecdot(w, here[1] - here[0])))
             ways = to_plane(here, w, heights, threat.norm)
-            length = _size(ways, threat.norm).clamp_(min=1e-8)
+            length = ops.image_norm(ways, threat.norm, start_dim=2).clamp_(min=1e-8)
             share = (length[0] / length.sum(0)).clamp_(max=self.alpha_max)
             here = here.add_(ways, alpha=self.eta)
-            ahead = here[0].lerp_(here[1], share.unsqueeze(1)).clamp_(0, 1).view_as(now.x)
+            ahead = here[0].lerp_(here[1], share.unsqueeze(1)).clamp_(0, 1).view_as(active.x)
 
-            away = ahead - now.x
-            far = _size(away.flatten(1), threat.norm)
-            logits, exact = _judge(now.target, ahead, far <= NEAR * threat.eps)
-            wrong = misses(logits, now.y)
-            now.lead, now.known = _lead_of(logits, now.goal, now.y), exact & ~wrong
+            away = ahead - active.x
+            far = ops.image_norm(away, threat.norm)
+            logits, exact = _judge(active.target, ahead, far <= NEAR * threat.eps)
+            wrong = misclassified(logits, active.y)
+            active.lead, active.known = _lead_of(logits, active.goal, active.y), exact & ~wrong
             counts = wrong & (far <= threat.eps)
-            now.hit = torch.where(_per_image(counts, x), ahead, now.hit)
-            now.fooled = now.fooled | counts
-            now.x_adv = torch.where(_per_image(wrong, x), now.x + self.beta * away, ahead)
-            if (due(done) or done == self.steps) and not caught.settle(now):
+            active.candidate = ops.where(counts, ahead, active.candidate)
+            active.fooled = active.fooled | counts
+            active.x_adv = ops.where(wrong, active.x + self.beta * away, ahead)
+            if (is_check_step(done) or done == self.steps) and not result.confirm(active):
                 break
-        return caught
+        return result
 
 
 @dataclass
-class _Walk(Flight):
+class _Walk(ActiveSamples):
     """`lead`: f at the last image that was looked at exactly; `known`: whether that is `x_adv`. `off`: by how much the
     search's f was too small where both were known last."""
 
@@ -190,14 +186,14 @@ def _judge(target: Target, x: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat(answers)[torch.cat(found).argsort()], near
 
 
-def _look(now: _Walk) -> tuple[Tensor, Tensor]:
+def _look(active: _Walk) -> tuple[Tensor, Tensor]:
     """f at `x_adv`, and its gradient by the image."""
 
-    target = now.target.low_precision("gradient")
-    _, found, gradient = value_and_grad(target, now.x_adv, lambda logits: _lead_of(logits, now.goal, now.y))
-    now.off = torch.where(now.known, (now.lead - found).nan_to_num(0, 0, 0), now.off)
+    target = active.target.low_precision("gradient")
+    _, found, gradient = value_and_grad(target, active.x_adv, lambda logits: _lead_of(logits, active.goal, active.y))
+    active.off = torch.where(active.known, (active.lead - found).nan_to_num(0, 0, 0), active.off)
     # One pixel without a number, and the walk would never come back from there.
-    return torch.where(now.known, now.lead, found + now.off), gradient.nan_to_num(0, 0, 0)
+    return torch.where(active.known, active.lead, found + active.off), gradient.nan_to_num(0, 0, 0)
 
 
 def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:
@@ -206,7 +202,7 @@ def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:
     `heights (k, B)`: its values at the points. The ways stay within [0, 1]; where that is too narrow to reach the
     plane, they go as far as there is room.
     """
-    largest = w.abs().amax(1).clamp_(min=_TINY)
+    largest = w.abs().amax(1).clamp_(min=ops.TINY)
     heights = (heights / largest).unsqueeze(2)
     w = w / largest.unsqueeze(1)
     uphill = w * -heights.sign()
@@ -224,7 +220,7 @@ def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:
 
 def _fill(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
     """The length L `(k, B, 1)` with sum_j weight_j min(L, room_j) = need; infinite where there is not enough room."""
-    length = need / weight.sum(1, keepdim=True).clamp_(min=_TINY)
+    length = need / weight.sum(1, keepdim=True).clamp_(min=ops.TINY)
     on_host = length.device.type == "cpu"
     spare = torch.empty_like(room)
     for _ in range(50 if on_host else _NEWTON):
@@ -233,13 +229,8 @@ def _fill(weight: Tensor, room: Tensor, need: Tensor) -> Tensor:
         lacking = (need - filled).clamp_(min=0)
         if on_host and bool(((lacking <= 1e-6 * need) | (slope == 0)).all()):
             return torch.where(slope > 0, length, torch.inf)
-        length = length.addcdiv(lacking, slope.clamp_(min=_TINY))  # without a slope there is no room left: infinite
+        length = length.addcdiv(lacking, slope.clamp_(min=ops.TINY))  # without a slope there is no room left: infinite
     return length
-
-
-def _size(ways: Tensor, norm: Norm) -> Tensor:
-    """The length of each way, `(..., n)` to `(...)`."""
-    return ways.abs().amax(-1) if norm == "Linf" else torch.linalg.vector_norm(ways, dim=-1)
 
 
 @hookimpl

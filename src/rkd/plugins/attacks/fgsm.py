@@ -28,7 +28,8 @@ from torch import Tensor
 
 from rkd.plugin import Mode, Schedule, Target, hookimpl
 
-from .pgd import Start, attacker, check_positive, check_word, search
+from ._options import attacker, check_positive, check_word
+from .pgd import Start, search
 
 
 @dataclass

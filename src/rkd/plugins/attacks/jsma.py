@@ -59,8 +59,8 @@ from torch import Tensor
 
 from rkd.plugin import AttackTraits, Mode, Target, hookimpl, ops
 
-from ._survivors import Flight
-from .pgd import check_word
+from ._early_stop import ActiveSamples
+from ._options import check_word
 
 Aim = Literal["all", "random", "next"]
 Output = Literal["probabilities", "logits"]
@@ -106,7 +106,7 @@ class Jsma:
         fewest = changed.masked_fill(~reached, x[0].numel() + 1).argmin(1)
         rows = torch.arange(len(x), device=x.device)
         found = images[rows, fewest]
-        return torch.where(reached[rows, fewest].reshape(-1, *[1] * (x.ndim - 1)), found, x)
+        return ops.where(reached[rows, fewest], found, x)
 
     def run(self, x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
         """For each of A classes aimed at: images `(B, A, C, H, W)`, whether they reached it, and how many features
@@ -135,39 +135,37 @@ class Jsma:
     @torch.no_grad()
     def _search(self, x: Tensor, target: Target, goal: Tensor) -> tuple[Tensor, Tensor]:
         images, reached = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        now = _Pairs(
-            target, torch.arange(len(x), device=x.device), x, target.y, hit=x.clone(), fooled=reached.clone(), goal=goal
-        )
+        active = _Pairs.of(target, x, x.clone(), goal=goal)
         limit = int(self.fraction * x[0].numel() + 1e-6) // 2
         for done in range(limit + 1):
-            there, a, b = self._saliency(now)
-            limits = now.hit < 1 if self.theta > 0 else now.hit > 0
+            there, a, b = self._saliency(active)
+            limits = active.candidate < 1 if self.theta > 0 else active.candidate > 0
             sign = 1 if self.theta > 0 else -1
             p, q, found = best_pair(sign * a, -sign * b, limits.flatten(1), self.scaled)
             off = there | ~found if done < limit else torch.ones_like(there)
             if bool(off.any()):
-                images[now.place[off]], reached[now.place[off]] = now.hit[off], there[off]
+                images[active.position[off]], reached[active.position[off]] = active.candidate[off], there[off]
                 p, q = p[~off], q[~off]
-                now.keep(~off)
-                if not len(now.place):
+                active.keep(~off)
+                if not len(active.position):
                     break
-            pixels = now.hit.flatten(1)
+            pixels = active.candidate.flatten(1)
             pair = torch.stack((p, q), dim=1)
             pixels.scatter_(1, pair, (pixels.gather(1, pair) + self.theta).clamp_(0, 1))
-            now.hit = pixels.view_as(now.hit)
+            active.candidate = pixels.view_as(active.candidate)
         return images, reached
 
-    def _saliency(self, now: _Pairs) -> tuple[Tensor, Tensor, Tensor]:
+    def _saliency(self, active: _Pairs) -> tuple[Tensor, Tensor, Tensor]:
         """Whether the class is reached, and the derivatives of its output and of the others' sum, `(B, n)` both."""
-        x = now.hit.detach().requires_grad_()
+        x = active.candidate.detach().requires_grad_()
         with torch.enable_grad():
-            logits = now.target.logits(x)
+            logits = active.target.logits(x)
             output = logits.float() / self.temperature
             if self.of == "probabilities":
                 output = output.softmax(1)
-            goal = output.gather(1, now.goal.unsqueeze(1)).sum()
+            goal = output.gather(1, active.goal.unsqueeze(1)).sum()
             others = output.sum() - goal
-        there = logits.argmax(1) == now.goal
+        there = logits.argmax(1) == active.goal
         if not goal.requires_grad:  # a net whose logits do not depend on the images
             nothing = torch.zeros_like(x).flatten(1)
             return there, nothing, nothing
@@ -179,7 +177,7 @@ class Jsma:
 
 
 @dataclass
-class _Pairs(Flight):
+class _Pairs(ActiveSamples):
     goal: Tensor
 
 
@@ -198,9 +196,9 @@ def best_pair(gain: Tensor, loss: Tensor, free: Tensor, scaled: bool = True) -> 
     fronts = first | _front(loss.masked_fill(first, 2 * _NEVER))
     most = max(int(fronts.sum(1).max()), 2)
     places = fronts.to(torch.uint8).topk(most, dim=1).indices
-    chosen = fronts.gather(1, places)
-    gain = gain.gather(1, places).masked_fill(~chosen, _NEVER)
-    loss = loss.gather(1, places).masked_fill(~chosen, _NEVER)
+    selected = fronts.gather(1, places)
+    gain = gain.gather(1, places).masked_fill(~selected, _NEVER)
+    loss = loss.gather(1, places).masked_fill(~selected, _NEVER)
     both_gain, both_loss = gain.unsqueeze(2) + gain.unsqueeze(1), loss.unsqueeze(2) + loss.unsqueeze(1)
     fit = (both_gain > 0) & (both_loss > 0)
     fit &= ~torch.eye(most, dtype=torch.bool, device=gain.device)

@@ -27,10 +27,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Norm, Schedule, Target, at, hookimpl
+from rkd.plugin import Mode, Norm, Schedule, Target, at, hookimpl, ops
 
-from ._survivors import check_search
-from .pgd import _TINY, _direction, _per_image, _projection, _scaled, attacker, check_positive
+from ._options import attacker, check_positive, check_search
 
 
 @dataclass
@@ -58,14 +57,14 @@ class MiFgsm:
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
         step = threat.eps / self.steps if self.step_size is None else at(self.step_size, target.progress)
-        inside = _projection(x, threat, "each")
+        project = ops.projection(x, threat.eps, threat.norm)
         x_adv, sum_ = x, torch.zeros_like(x)
         for _ in range(self.steps):
             _, gradient = target.gradient(x_adv)
-            gradient = _scaled(gradient)
-            length = gradient.flatten(1).abs().sum(1).clamp_(min=_TINY)
-            sum_ = torch.add(gradient / _per_image(length, x), sum_, alpha=self.momentum)
-            x_adv = inside(torch.add(x_adv, _direction(sum_, threat.norm), alpha=step))
+            gradient = ops.scaled(gradient)
+            length = gradient.flatten(1).abs().sum(1).clamp_(min=ops.TINY)
+            sum_ = torch.add(gradient / ops.per_image(length, x), sum_, alpha=self.momentum)
+            x_adv = project(torch.add(x_adv, ops.steepest(sum_, threat.norm), alpha=step))
         return x_adv
 
 

@@ -26,10 +26,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl, ops
 
-from ._survivors import check_search, misses
-from .pgd import _noise, _per_image, attacker
+from ._early_stop import misclassified
+from ._options import attacker, check_search
 
 
 @dataclass
@@ -53,12 +53,12 @@ class UniformNoise:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. No gradient; a forward a draw but the last."""
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
-        found = (x + _noise(x, target, threat, "uniform")).clamp_(0, 1)
+        found = (x + ops.uniform_in_ball(x, target.noise, threat.eps, threat.norm)).clamp_(0, 1)
         for _ in range(self.draws - 1):
             with torch.no_grad():
-                done = misses(target.logits(found), target.y)
-            again = (x + _noise(x, target, threat, "uniform")).clamp_(0, 1)
-            found = torch.where(_per_image(done, x), found, again)
+                done = misclassified(target.logits(found), target.y)
+            again = (x + ops.uniform_in_ball(x, target.noise, threat.eps, threat.norm)).clamp_(0, 1)
+            found = ops.where(done, found, again)
         return found
 
 

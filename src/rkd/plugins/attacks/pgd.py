@@ -40,19 +40,18 @@ What official scripts do, and what is done here:
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 
-from rkd.plugin import Mode, Norm, Refused, Schedule, Target, ThreatModel, at, fraction, hookimpl, ops
+from rkd.plugin import Mode, Norm, Schedule, Target, ThreatModel, at, hookimpl, ops
+
+from ._options import attacker, check_pixels, check_positive, check_word
 
 Start = Literal["uniform", "gaussian", "none"]
 Clip = Literal["each", "end"]
-
-_TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass
@@ -103,7 +102,7 @@ class Pgd:
             other = search(x, target, threat, self.steps, self.start, self.clip)
             other_fooled, other_score = _judge(other, target)
             better = (other_fooled & ~fooled) | ((other_fooled == fooled) & (other_score > score))
-            found = torch.where(_per_image(better, x), other, found)
+            found = ops.where(better, other, found)
             score = torch.where(better, other_score, score)
             fooled = fooled | other_fooled
         return found
@@ -117,119 +116,30 @@ class Pgd:
         return threat
 
 
-def attacker(target: Target, eps: Schedule | None = None, norm: Norm | None = None) -> ThreatModel:
-    """The target's attacker, with another norm and radius where they are given; the step keeps its share."""
-    threat = target.threat
-    if norm is not None and norm != threat.norm:
-        if eps is None:
-            raise Refused(
-                f"the data set's eps {fraction(threat.eps)} is a radius in {threat.norm}, not in {norm}: "
-                f"give the attack its own eps"
-            )
-        threat = replace(threat, norm=norm)
-    if eps is not None:
-        threat = threat.with_eps(at(eps, target.progress))
-    if threat.norm == "Linf":
-        check_pixels(threat.eps, Refused)
-    if not threat.eps >= 0:
-        raise Refused(f"eps is {threat.eps:g} at progress {target.progress:g}: it must not go below 0")
-    return threat
-
-
 def search(
     x: Tensor, target: Target, threat: ThreatModel, steps: int, start: Start = "none", clip: Clip = "each"
 ) -> Tensor:
     """One ascent of the target's score, `steps` gradients long: the last iterate, in the ball and [0, 1]."""
     x = x.detach()
-    inside = _projection(x, threat, clip)
-    x_adv = x if start == "none" else inside(x + _noise(x, target, threat, start))
+    project = ops.projection(x, threat.eps, threat.norm, clamp=clip == "each")
+    x_adv = x if start == "none" else project(x + _noise(x, target, threat, start))
     for _ in range(steps):
         _, gradient = target.gradient(x_adv)
-        x_adv = inside(torch.add(x_adv, _direction(gradient, threat.norm), alpha=threat.step_size))
+        x_adv = project(torch.add(x_adv, ops.steepest(gradient, threat.norm), alpha=threat.step_size))
     return x_adv.clamp(0, 1) if clip == "end" else x_adv
-
-
-def check_positive(name: str, value: Schedule | None) -> None:
-    """A constant must be greater than 0; a schedule may begin there."""
-    if value is not None and not callable(value) and not value > 0:
-        raise ValueError(f"{name} must be greater than 0, got {value:g}")
-
-
-def check_pixels(eps: Schedule | None, error: type[Exception]) -> None:
-    """A constant Linf radius above 1 allows any image at all: somebody forgot `/255`."""
-    if eps is not None and not callable(eps) and eps > 1:
-        raise error(f"eps is in units of [0, 1] images, at most 1 in Linf, got {eps:g}: write {eps:g}/255?")
-
-
-def check_word(name: str, value: str | None, *words: str | None) -> None:
-    """A misspelt word would otherwise mean something else in silence."""
-    if value not in words:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, words))}, got {value!r}")
-
-
-def _projection(x: Tensor, threat: ThreatModel, clip: Clip) -> Callable[[Tensor], Tensor]:
-    """Onto the ball around `x`, and with `each` into [0, 1] as well."""
-    eps = threat.eps
-    if threat.norm == "Linf":
-        low, high = x - eps, x + eps
-        if clip == "each":
-            # x lies in both boxes, so this one clamp is the projection followed by the clamp, bit by bit.
-            low, high = low.clamp_(min=0), high.clamp_(max=1)
-        return lambda x_adv: x_adv.clamp_(low, high)
-
-    def project(x_adv: Tensor) -> Tensor:
-        delta = x_adv - x
-        # Inside the ball the factor is eps / eps = 1.
-        delta *= _per_image(eps / _length(delta).clamp_(min=max(eps, _TINY)), x)
-        delta += x
-        return delta.clamp_(0, 1) if clip == "each" else delta
-
-    return project
-
-
-def _direction(gradient: Tensor, norm: Norm) -> Tensor:
-    """The step of size 1 that raises a linear function the most. A gradient of zero stays zero."""
-    if norm == "Linf":
-        return gradient.sign()
-    gradient = _scaled(gradient)
-    return gradient / _per_image(_length(gradient).clamp_(min=_TINY), gradient)
-
-
-def _scaled(gradient: Tensor) -> Tensor:
-    """Each image's gradient with 1 as its largest entry: those of saturated nets are around 1e-26, and their squares 0.
-
-    What is not a number counts as 0, as its sign does: one pixel would make the whole image so, and no evaluation goes
-    on with such images.
-    """
-    gradient = gradient.nan_to_num()
-    return gradient / _per_image(gradient.flatten(1).abs().amax(1).clamp_(min=_TINY), gradient)
 
 
 def _noise(x: Tensor, target: Target, threat: ThreatModel, start: Start) -> Tensor:
     """The start's distance from `x`: each sample's own numbers, whatever the batch."""
-    shape, noise = x.shape[1:], target.noise
     if start == "gaussian":
-        return 0.001 * noise.normal(shape)
-    if threat.norm == "Linf":
-        return noise.uniform(shape, -threat.eps, threat.eps)
-    radius = threat.eps * noise.uniform(()) ** (1 / shape.numel())
-    return _direction(noise.normal(shape), "L2") * _per_image(radius, x)
+        return 0.001 * target.noise.normal(x.shape[1:])
+    return ops.uniform_in_ball(x, target.noise, threat.eps, threat.norm)
 
 
 def _judge(x_adv: Tensor, target: Target) -> tuple[Tensor, Tensor]:
     """Whether each image fools the net, and its score: `(B,)` both."""
     with torch.no_grad():
         return ~ops.correct(target.logits(x_adv), target.y), target.score(x_adv)
-
-
-def _length(images: Tensor) -> Tensor:
-    """The L2 norm of each image, `(B,)`."""
-    return torch.linalg.vector_norm(images.flatten(1), dim=1)
-
-
-def _per_image(values: Tensor, images: Tensor) -> Tensor:
-    """`values (B,)` in a shape that multiplies `images (B, C, H, W)`."""
-    return values.reshape(-1, *[1] * (images.ndim - 1))
 
 
 @hookimpl

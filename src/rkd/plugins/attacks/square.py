@@ -60,10 +60,11 @@ from rkd.plugin import (
     ThreatModel,
     hookimpl,
     key,
+    ops,
 )
 
-from ._survivors import Catch, Flight, begin, check_search, label_lead, part
-from .pgd import _per_image, attacker
+from ._early_stop import ActiveSamples, FooledImages, begin, finite_margin, for_samples
+from ._options import attacker, check_search
 
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _BLOCK = 50
@@ -99,22 +100,22 @@ class Square:
             raise Refused(f"square changes windows of images (B, C, H, W), and these have the shape {tuple(x.shape)}")
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
-        caught = begin(x, target)
+        result = begin(x, target)
         least = x.new_full((len(x),), torch.inf)
         for restart in range(self.restarts):
-            rest = caught.rest()
-            if not len(rest):
+            remaining = result.remaining()
+            if not len(remaining):
                 break
-            chosen = part(target.low_precision("forward"), rest, "square", restart)
-            found = search(x[rest], chosen, threat, self.queries, self.p_init)
-            caught.add(rest[found.fooled], found.images[found.fooled])
-            left = ~found.fooled & (found.margin < least[rest])
-            caught.images[rest[left]] = found.images[left]
-            least[rest[left]] = found.margin[left]
-        return caught.images
+            selected = for_samples(target.low_precision("forward"), remaining, "square", restart)
+            found = search(x[remaining], selected, threat, self.queries, self.p_init)
+            result.add(remaining[found.fooled], found.images[found.fooled])
+            left = ~found.fooled & (found.margin < least[remaining])
+            result.images[remaining[left]] = found.images[left]
+            least[remaining[left]] = found.margin[left]
+        return result.images
 
 
-class Found(Catch):
+class Found(FooledImages):
     """What a search found: of samples not `fooled`, `images` holds those of the lowest `margin (B,)`."""
 
     def __init__(self, x: Tensor) -> None:
@@ -123,8 +124,8 @@ class Found(Catch):
 
 
 @dataclass
-class _Search(Flight):
-    """`hit` are the images of the lowest margin so far, which `patches` changes in place."""
+class _Search(ActiveSamples):
+    """`candidate` are the images of the lowest margin so far, which `patches` changes in place."""
 
     margin: Tensor
     signs: Tensor
@@ -133,61 +134,60 @@ class _Search(Flight):
     def keep(self, rows: Tensor) -> None:
         super().keep(rows)
         self.patches.select(rows)
-        self.hit = self.patches.x
+        self.candidate = self.patches.x
 
 
 @torch.no_grad()
 def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init: float) -> Found:
     """One random search, `queries` + 1 forwards long."""
-    caught = Found(x)
+    result = Found(x)
     shared = Noise(key(target.noise.key, "windows"), torch.zeros(1, dtype=torch.int64))  # drawn without a device
     start = _stripes(x, target, threat.eps) if threat.norm == "Linf" else _tiles(x, target, threat.eps, shared)
-    margin = label_lead(target.logits(start), target.y)
+    margin = finite_margin(target.logits(start), target.y)
     patches = target.patches(start)
-    now = _Search(
-        target, torch.arange(len(x), device=x.device), x, target.y, hit=patches.x, fooled=margin <= 0, margin=margin,
-        signs=margin, patches=patches,
+    active = _Search.of(
+        target, x, patches.x, margin <= 0, margin=margin, signs=margin, patches=patches,
     )  # fmt: skip
     for done in range(queries):
         if done in (0, 1, 5, 10, 25) or not done % _BLOCK:
-            now.fooled = now.margin <= 0
-            if not caught.settle(now):
-                return caught
+            active.fooled = active.margin <= 0
+            if not result.confirm(active):
+                return result
         if not done % _BLOCK:
             chances = shared.uniform((_BLOCK, 5))[0].tolist()
-            now.signs = _signs(now.target, _BLOCK, x.shape[1])
+            active.signs = _signs(active.target, _BLOCK, x.shape[1])
         share = p_init / 2 ** sum(done > after for after in _HALVED)
         change = _change_linf if threat.norm == "Linf" else _change_l2
-        change(now, threat.eps, share, now.signs[:, done % _BLOCK], chances[done % _BLOCK])
-    now.fooled = now.margin <= 0
-    if caught.settle(now):
-        caught.images[now.place] = now.hit
-        caught.margin[now.place] = now.margin
-    return caught
+        change(active, threat.eps, share, active.signs[:, done % _BLOCK], chances[done % _BLOCK])
+    active.fooled = active.margin <= 0
+    if result.confirm(active):
+        result.images[active.position] = active.candidate
+        result.margin[active.position] = active.margin
+    return result
 
 
-def _change_linf(now: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
+def _change_linf(active: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
     """Try one window on the surface of the ball."""
-    height, width = now.x.shape[2:]
+    height, width = active.x.shape[2:]
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
     rows, columns = _corner(chances[0], height, side), _corner(chances[1], width, side)
-    new = torch.add(now.x[:, :, rows, columns], signs, alpha=eps).clamp_(0, 1)
-    margin = label_lead(now.patches.ask(rows, columns, new), now.y)
-    better = margin < now.margin
-    now.patches.settle(better)
-    now.margin = torch.where(better, margin, now.margin)
+    new = torch.add(active.x[:, :, rows, columns], signs, alpha=eps).clamp_(0, 1)
+    margin = finite_margin(active.patches.ask(rows, columns, new), active.y)
+    better = margin < active.margin
+    active.patches.settle(better)
+    active.margin = torch.where(better, margin, active.margin)
 
 
-def _change_l2(now: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
+def _change_l2(active: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
     """Try to move what is in a second window, and the budget left, into a first one. The whole image changes, since it
     is brought back to the surface of the ball."""
-    height, width = now.x.shape[2:]
+    height, width = active.x.shape[2:]
     side = max(round(math.sqrt(share * height * width)), 3)
     side = min(side + (side % 2 == 0), height, width)
     first, second = (
         (..., _corner(down, height, side), _corner(right, width, side)) for down, right in (chances[0:2], chances[2:4])
     )
-    delta = now.hit - now.x
+    delta = active.candidate - active.x
     spent = delta.square().sum((1, 2, 3), keepdim=True)
     window = delta[first].clone()
     both = torch.zeros_like(delta[:1, :1])
@@ -197,11 +197,11 @@ def _change_l2(now: _Search, eps: float, share: float, signs: Tensor, chances: l
     shape = _pyramids(side, chances[4] > 0.5, delta.device) * signs + window / (_length(window) + _SMALL)
     delta[second] = 0
     delta[first] = shape / (_length(shape) + _SMALL) * budget.sqrt()
-    new = _stretched(now.x, delta, eps)
-    margin = label_lead(now.patches.ask(slice(0, height), slice(0, width), new), now.y)
-    better = margin < now.margin
-    now.patches.settle(better)
-    now.margin = torch.where(better, margin, now.margin)
+    new = _stretched(active.x, delta, eps)
+    margin = finite_margin(active.patches.ask(slice(0, height), slice(0, width), new), active.y)
+    better = margin < active.margin
+    active.patches.settle(better)
+    active.margin = torch.where(better, margin, active.margin)
 
 
 def _stripes(x: Tensor, target: Target, eps: float) -> Tensor:
@@ -261,8 +261,7 @@ def _length(windows: Tensor) -> Tensor:
 
 def _stretched(x: Tensor, delta: Tensor, eps: float) -> Tensor:
     """The image on the surface of the ball in the direction `delta`, clamped to [0, 1]."""
-    size = torch.linalg.vector_norm(delta.flatten(1), dim=1)
-    return (x + delta * _per_image(eps / (size + _SMALL), x)).clamp_(0, 1)
+    return (x + delta * ops.per_image(eps / (ops.image_norm(delta, "L2") + _SMALL), x)).clamp_(0, 1)
 
 
 @hookimpl
