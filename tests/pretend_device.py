@@ -42,6 +42,9 @@ FACTORIES = (
 )  # fmt: skip
 """Operators that make tensors from none. torch makes the others of these."""
 
+REDUCED = ("conv1d", "conv2d", "conv3d", "linear", "matmul", "mm", "bmm", "addmm", "baddbmm")
+"""Operators that autocast runs in reduced precision."""
+
 WAITING = {
     aten._local_scalar_dense, aten.equal, aten.is_nonzero, aten.nonzero, aten.masked_select, aten._unique2,
     aten.unique_dim, aten.unique_consecutive, aten.bincount,
@@ -54,7 +57,7 @@ SCALARS = {aten.fill_, aten.masked_fill, aten.masked_fill_, aten.index_put, aten
 _recorders: list[list[str]] = []
 _on_the_way: list[tuple[Tensor, Tensor]] = []
 """Copies to the CPU that have not arrived: where to, and what."""
-_library: list[torch.library.Library] = []
+_libraries: list[torch.library.Library] = []
 
 
 class PretendTensor(Tensor):
@@ -123,7 +126,7 @@ class _Module:
         return 0
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
-        return [torch.bfloat16]
+        return [torch.bfloat16, torch.float16]
 
     def _is_in_bad_fork(self) -> bool:
         return False
@@ -134,13 +137,17 @@ class _Module:
 
 def register() -> torch.device:
     """The device, which torch knows from here on."""
-    if not _library:
+    if not _libraries:
         backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
         library = torch.library.Library("aten", "IMPL")
         for name in FACTORIES:
             library.impl(name, _factory(name), "PrivateUse1")
         library.impl("_copy_from", _copy_from, "PrivateUse1")
-        _library.append(library)
+        others = torch.library.Library("_", "IMPL")
+        others.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
+        for name in REDUCED:
+            library.impl(name, _reduced(name), "AutocastPrivateUse1")
+        _libraries.extend([library, others])
     return torch.device(NAME, 0)
 
 
@@ -185,6 +192,23 @@ def _factory(name: str) -> Any:
         return PretendTensor(operator(*arguments, **{**options, "device": "cpu"}))
 
     return make
+
+
+def _reduced(name: str) -> Any:
+    operator = getattr(aten, name).default
+    autocast = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
+
+    def run(*arguments: Any, **options: Any) -> Tensor:
+        kind = torch.get_autocast_dtype(NAME)
+        with torch._C._ExcludeDispatchKeyGuard(autocast):
+            return operator(*(_cast(value, kind) for value in arguments), **options)
+
+    return run
+
+
+def _cast(value: Any, kind: torch.dtype) -> Any:
+    floats = isinstance(value, PretendTensor) and value.is_floating_point() and value.dtype != torch.float64
+    return value.to(kind) if floats else value
 
 
 def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:

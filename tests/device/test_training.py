@@ -6,6 +6,9 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
+
+from rkd.core.trainer import Run
 
 from rkd.nets.net import NetTeacher
 from rkd.training.teacher_cache import cached_teachers
@@ -49,6 +52,8 @@ def test_attacks_that_training_uses(attack: str, device: torch.device) -> None:
         {"optimizer": {"clip_gradient": 0.1}},
         {"optimizer": {"name": "adam"}},
         {"optimizer": {"name": "adamw"}},
+        {"optimizer": {"nesterov": True}},
+        {"precision": "bf16"},
     ],
     ids=str,
 )
@@ -82,3 +87,25 @@ def test_soft_labels(loss: str, device: torch.device) -> None:
 @pytest.mark.parametrize("on_nan", ["skip", "rollback"])
 def test_a_step_that_may_be_undone_is_waited_for(on_nan: str, device: torch.device) -> None:
     train_on_both(device, "ce", waits=2, on_nan=on_nan)
+
+
+def test_float16(device: torch.device) -> None:
+    """The CPU has no training in float16: near what it does in float32, and an overflow moves nothing."""
+    settings = {"optimizer": {"clip_gradient": 1.0, "lr": 0.01}}
+    expected = run_on(CPU, "rslad", **settings)
+    before = weights_of(expected)
+    train_an_epoch(expected)
+    run = run_on(device, "rslad", precision="fp16", **settings)
+    assert run.scaler.is_enabled()
+    run.scaler = torch.amp.GradScaler(device.type, 2.0**12)  # what a training comes to after its first overflows
+    assert train_an_epoch(run) == []
+    moved, wanted = weights_of(run) - before, weights_of(expected) - before
+    assert float((moved - wanted).norm() / wanted.norm()) < 0.05
+    over = run_on(device, "rslad", precision="fp16")
+    over.scaler = torch.amp.GradScaler(device.type, 2.0**100)
+    train_an_epoch(over)
+    assert torch.equal(weights_of(over), before) and over.scaler.get_scale() < 2.0**100
+
+
+def weights_of(run: Run) -> Tensor:
+    return torch.cat([weight.detach().cpu().flatten() for weight in run.student.net.parameters()])

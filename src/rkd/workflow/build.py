@@ -116,7 +116,7 @@ def choose_precision(name: str, device: torch.device) -> torch.dtype | None:
     asked for.
     """
     if name == "fp16":
-        if device.type != "cuda":
+        if device.type == "cpu":
             raise RkdError(f"precision fp16 needs a GPU, and this run is on {device}; bf16 works here too")
         return torch.float16
     if name == "bf16" or (
