@@ -14,7 +14,7 @@ from rkd.data.dataset import Subset
 from rkd.registry.catalog import load_catalog
 from rkd.testing import tiny_teachers
 from rkd.training.divergence import Guard
-from rkd.workflow.build import build
+from rkd.workflow.build import accelerate, build
 from rkd.workflow.resolve import resolve
 
 from ..pretend_device import host_waits
@@ -53,7 +53,9 @@ def run_on(device: torch.device, loss: str, **settings: Any) -> Run:
     teachers = tiny_teachers(plan.loss.roles, plan.data.shape, len(plan.data.classes))
     for teacher in teachers.values():
         teacher.net.to(device)
-    return build(plan, CATALOG, teachers)
+    run = build(plan, CATALOG, teachers)
+    accelerate(run, plan.config.engine)
+    return run
 
 
 def train_an_epoch(run: Run) -> list[str]:

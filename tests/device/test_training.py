@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from rkd.core.trainer import Run
-
 from rkd.nets.net import NetTeacher
 from rkd.training.teacher_cache import cached_teachers
 
