@@ -57,6 +57,8 @@ SCALARS = {aten.fill_, aten.masked_fill, aten.masked_fill_, aten.index_put, aten
 _recorders: list[list[str]] = []
 _on_the_way: list[tuple[Tensor, Tensor]] = []
 """Copies to the CPU that have not arrived: where to, and what."""
+_begun = [0]
+"""How many operators the device has been given."""
 _libraries: list[torch.library.Library] = []
 
 
@@ -155,15 +157,19 @@ class PretendEvent(torch.Event):
     """What `torch.Event` has to be while the device is in use: torch's own cannot be waited for there."""
 
     _copies: Sequence[tuple[Tensor, Tensor]] = ()
+    _begun = 0
 
     def record(self, stream: torch.Stream | None = None) -> None:
         if self.device.type != NAME:
             super().record(stream)
-        self._copies = list(_on_the_way)
+        self._copies, self._begun = list(_on_the_way), _begun[0]
 
     def synchronize(self) -> None:
+        """A wait, unless the device has been given more to do since: then what the event stands for is over."""
         if self.device.type != NAME:
             super().synchronize()
+        elif self._begun == _begun[0]:
+            _record("synchronize")
         for copy in self._copies:
             _arrive(copy)
 
@@ -217,6 +223,7 @@ def _copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Te
 
 
 def _compute(operator: Any, arguments: Any, options: dict[str, Any]) -> Any:
+    _begun[0] += 1
     packet = operator.overloadpacket
     goes = options.get("device")
     leaves = goes is not None and torch.device(goes).type == "cpu"

@@ -101,8 +101,19 @@ def test_a_copy_that_does_not_block_arrives_with_its_event(device: torch.device)
     done.record()
     x.zero_()
     assert not copied.any()
-    done.synchronize()
-    assert copied.sum() == 15
+    with host_waits() as waits:
+        done.synchronize()
+    assert copied.sum() == 15 and waits == []
+
+
+def test_an_event_that_the_device_has_just_been_given_is_waited_for(device: torch.device) -> None:
+    x = numbers(device)
+    copied = x.to("cpu", non_blocking=True)
+    done = torch.Event(device)
+    done.record()
+    with host_waits() as waits:
+        done.synchronize()
+    assert copied.sum() == 15 and len(waits) == 1
 
 
 def test_a_net_moves_and_trains_as_on_the_cpu(device: torch.device) -> None:
