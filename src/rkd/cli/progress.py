@@ -144,7 +144,7 @@ class Display:
         title = safe(title)
         self.interrupts.gentle = False  # each batch is kept when it is done, and the next may take minutes
         self.interrupts.check()
-        state: dict[str, Any] = {"what": "clean", "done": 0, "total": 1, "first": 0, "since": time.monotonic()}
+        state: dict[str, Any] = {"name": "clean", "done": 0, "total": 1, "first": 0, "since": time.monotonic()}
         self.told = time.monotonic()
 
         def left() -> str:
@@ -159,19 +159,19 @@ class Display:
             line.add_column(no_wrap=True, overflow="ellipsis", ratio=3)
             line.add_column(ratio=1, min_width=5)
             line.add_column(no_wrap=True, justify="right")
-            text = Text.assemble("evaluating ", (title, "bold"), f"  {_column(state['what'])}")
+            text = Text.assemble("evaluating ", (title, "bold"), f"  {_column(state['name'])}")
             line.add_row(text, ProgressBar(total=state["total"], completed=state["done"]),
                          Text(f"{state['done']}/{state['total']}{left()}"))  # fmt: skip
             return line
 
-        def progress(what: str, done: int, total: int) -> None:
+        def progress(name: str, done: int, total: int) -> None:
             self.interrupts.check()
-            if what != state["what"] or done < state["done"]:
+            if name != state["name"] or done < state["done"]:
                 state.update(first=done, since=time.monotonic())
-            state.update(what=what, done=done, total=total)
+            state.update(name=name, done=done, total=total)
             if not self.terminal.animated and time.monotonic() - self.told >= LINE_EVERY:
                 self.told = time.monotonic()
-                self.terminal.message(f"evaluating {title}: {_column(what)} {done}/{total}{left()}")
+                self.terminal.message(f"evaluating {title}: {_column(name)} {done}/{total}{left()}")
 
         if self.terminal.animated:
             self.terminal.live(draw)
@@ -218,5 +218,5 @@ def _weights(values: Mapping[str, float]) -> str:
     return f"; weights {weights}" if "," in weights else ""
 
 
-def _column(what: str) -> str:
-    return what if what == "clean" else safe(attack_name(what))
+def _column(name: str) -> str:
+    return name if name == "clean" else safe(attack_name(name))

@@ -91,13 +91,13 @@ def show_further(summary: Mapping[str, Any], per_class: bool, terminal: Terminal
                 for eps, a, (low, high) in points]  # fmt: skip
         title = f"Accuracy in % under {attack_name(curve['attack'])} against eps ({curve['norm']})"
         _block(title, ["eps", "accuracy", "95 % interval"], rows, terminal)
-    if found := summary.get("corruptions"):
-        rows = [[name, *map(percent, values)] for name, values in found["accuracy"].items()]
-        rows.append(["mean", percent(found["mean"])])
-        title = f"Accuracy in % by severity on {found['samples']} images: {found['source']}"
+    if corruptions := summary.get("corruptions"):
+        rows = [[name, *map(percent, values)] for name, values in corruptions["accuracy"].items()]
+        rows.append(["mean", percent(corruptions["mean"])])
+        title = f"Accuracy in % by severity on {corruptions['samples']} images: {corruptions['source']}"
         _block(title, ["corruption", "1", "2", "3", "4", "5"], rows, terminal)
-    if found := summary.get("transfer"):
-        _transfer(found, terminal)
+    if transfer := summary.get("transfer"):
+        _transfer(transfer, terminal)
 
 
 def _radius(eps: float, norm: str) -> str:
@@ -106,13 +106,13 @@ def _radius(eps: float, norm: str) -> str:
     return f"{255 * eps:.4g}/255" if norm == "Linf" and "/" not in text and len(text) > 5 else text
 
 
-def _transfer(found: Mapping[str, Any], terminal: Terminal) -> None:
-    names = list(found["accuracy"])
+def _transfer(transfer: Mapping[str, Any], terminal: Terminal) -> None:
+    names = list(transfer["accuracy"])
     short = {name: f"net {place}" for place, name in enumerate(names, 1)}
-    rows = [["clean images", *(percent(found["clean"][name]) for name in names)]]
+    rows = [["clean images", *(percent(transfer["clean"][name]) for name in names)]]
     rows += [[f"{short[source]}: {source}", *(percent(values[name]) for name in names)]
-             for source, values in found["accuracy"].items()]  # fmt: skip
-    title = f"Accuracy in % of each net on images made by {attack_name(found['attack'])} on the net of the row"
+             for source, values in transfer["accuracy"].items()]  # fmt: skip
+    title = f"Accuracy in % of each net on images made by {attack_name(transfer['attack'])} on the net of the row"
     _block(title, ["made on", *short.values()], rows, terminal)
 
 

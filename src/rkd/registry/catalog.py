@@ -116,12 +116,12 @@ class Catalog:
                 provided = hook()
             if not isinstance(provided, Mapping):
                 raise TypeError(f"{KINDS[kind]} must return {{name: component}}, got {type(provided).__name__}")
-            found = [_entry(kind, name, component, plugin) for name, component in provided.items()]
+            entries = [_entry(kind, name, component, plugin) for name, component in provided.items()]
         except (Exception, SystemExit) as error:
             self.plugins.fail(plugin, error)
             self._forget(plugin)
             return
-        for entry in found:
+        for entry in entries:
             self.entries[kind].setdefault(entry.name, []).append(entry)
 
     def _forget(self, plugin: Plugin) -> None:
@@ -147,13 +147,13 @@ class Catalog:
         # A path may follow a prefix (imagefolder:/data): only a bare word before the slash is a distribution.
         if not slash or not re.fullmatch(r"[\w.-]+", distribution):
             distribution, short = "", name
-        found = self._named(kind, short, distribution)
-        if not found:
+        entries = self._named(kind, short, distribution)
+        if not entries:
             raise UnknownName(self._unknown(kind, name))
-        if len(found) > 1:
-            owners = " and ".join(f"{entry.plugin.distribution}/{short}" for entry in found)
+        if len(entries) > 1:
+            owners = " and ".join(f"{entry.plugin.distribution}/{short}" for entry in entries)
             raise RkdError(f"two plugins provide the {kind} {short!r}; type {owners.replace(' and ', ' or ')}")
-        return found[0]
+        return entries[0]
 
     def find_all(self, name: str, kind: str | None = None) -> list[Entry]:
         """The components of that name, of any kind. Raises UnknownName with near names of all kinds."""

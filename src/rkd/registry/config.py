@@ -30,11 +30,10 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Component(BaseModel):
-    """A component by name; everything else in its table is its options."""
+class _WithOptions(BaseModel):
+    """A table whose keys, beyond the known ones, are options of a component."""
 
     model_config = ConfigDict(extra="allow")
-    name: str
 
     @property
     def options(self) -> Table:
@@ -42,6 +41,12 @@ class Component(BaseModel):
 
     def set_options(self, options: Table) -> None:
         self.__pydantic_extra__ = dict(options)
+
+
+class Component(_WithOptions):
+    """A component by name; everything else in its table is its options."""
+
+    name: str
 
 
 class DataConfig(Component):
@@ -53,21 +58,13 @@ class DataConfig(Component):
     workers: Annotated[int, Field(ge=0, le=256)] = 0
 
 
-class StudentConfig(BaseModel):
+class StudentConfig(_WithOptions):
     """`model` with its options; `conversions` in order, each with its options; `normalize`: with the data's mean and
     standard deviation, or not at all, as the nets of many papers."""
 
-    model_config = ConfigDict(extra="allow")
     model: str = "small-cnn"
     normalize: Literal["data", "none"] = "data"
     conversions: dict[str, Table | Literal[False]] = Field(default_factory=dict)
-
-    @property
-    def options(self) -> Table:
-        return dict(self.__pydantic_extra__ or {})
-
-    def set_options(self, options: Table) -> None:
-        self.__pydantic_extra__ = dict(options)
 
 
 class TeacherConfig(_Section):

@@ -36,13 +36,13 @@ def describe(component: Any) -> list[Option]:
     if not dataclasses.is_dataclass(component):
         return []
     hints = _hints(component)
-    found = []
+    options = []
     for field in dataclasses.fields(component):
         if field.init:
             default = _default(field)
             required = default is MISSING
-            found.append(Option(field.name, _show_type(hints[field.name]), None if required else default, required))
-    return found
+            options.append(Option(field.name, _show_type(hints[field.name]), None if required else default, required))
+    return options
 
 
 def validate(component: Any, given: Mapping[str, Any], where: str) -> dict[str, Any]:

@@ -30,21 +30,24 @@ class _Problems:
     """Collects the problems of a configuration instead of stopping at the first."""
 
     def __init__(self) -> None:
-        self.found: list[str] = []
+        self.messages: list[str] = []
+
+    def add(self, problem: str) -> None:
+        self.messages.append(problem)
 
     def catch(self, make: Callable[..., Any], *arguments: Any) -> Any:
         """`make(*arguments)`, or None after noting its problems."""
         try:
             return make(*arguments)
         except ConfigError as error:
-            self.found += error.problems
+            self.messages += error.problems
         except RkdError as error:
-            self.found.append(str(error))
+            self.add(str(error))
         return None
 
     def stop(self) -> None:
-        if self.found:
-            raise ConfigError(list(dict.fromkeys(self.found)))
+        if self.messages:
+            raise ConfigError(list(dict.fromkeys(self.messages)))
 
 
 def create_attack(name: str, options: Mapping[str, Any], where: str, resolver: Resolver) -> Attack:
@@ -128,14 +131,14 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     for part in ("attack", "objective"):
         if isinstance(table.get(part), Mapping) and "name" not in table[part]:
             given_options = ", ".join(f"{part}.{option}" for option in table[part])
-            problems.found.append(f"{given_options}: the loss {name!r} runs no attack, so there is nothing to set")
+            problems.add(f"{given_options}: the loss {name!r} runs no attack, so there is nothing to set")
             del table[part]
     config = problems.catch(parse, table)
     if config is None:
         problems.stop()
 
     if 2 * config.grad_accumulation > config.batch_size:
-        problems.found.append(
+        problems.add(
             f"grad_accumulation: {config.grad_accumulation} parts of a batch of {config.batch_size} have fewer than "
             f"two images each; at most {config.batch_size // 2} are possible"
         )
@@ -145,7 +148,7 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     if config.attack:
         attacks["adv"] = _plan(config.attack, config.objective, resolver, problems)
     elif config.objective:
-        problems.found.append(f"objective: the loss {name!r} runs no attack that could maximise it")
+        problems.add(f"objective: the loss {name!r} runs no attack that could maximise it")
     for view, attack in config.attacks.items():
         attacks[view] = problems.catch(_view_plan, attack, f"attacks.{view}", resolver)
     schedulers = _components("scheduler", config.schedulers, catalog, problems)
@@ -214,16 +217,16 @@ def _evaluation(config: RunConfig, data: Dataset, resolver: Resolver, problems: 
         attack = problems.catch(section, AttackConfig, {**rules.options.get(name, {}), "name": name}, where)
         plans[name] = attack and problems.catch(_view_plan, attack, where, resolver)
     strangers = [name for name in rules.options if name not in plans]
-    problems.found += [f"evaluate.options.{name}: {name!r} is not among evaluate.attacks" for name in strangers]
+    problems.messages += [f"evaluate.options.{name}: {name!r} is not among evaluate.attacks" for name in strangers]
     if rules.curve and None not in plans.values() and not bounded(plans):
-        problems.found.append(
+        problems.add(
             "evaluate.curve: an accuracy against eps needs an attack that keeps to a ball; "
             f"there is {', '.join(plans) or 'none'} among evaluate.attacks"
         )
     if rules.curve and data.threat.norm == "Linf" and max(rules.curve) > 1:
-        problems.found.append(f"evaluate.curve: a radius in Linf is at most 1, got {max(rules.curve):g}")
+        problems.add(f"evaluate.curve: a radius in Linf is at most 1, got {max(rules.curve):g}")
     if rules.limit and rules.limit > len(data.test):
-        problems.found.append(f"evaluate.limit: {rules.limit} is above the {len(data.test)} test images of {data.name}")
+        problems.add(f"evaluate.limit: {rules.limit} is above the {len(data.test)} test images of {data.name}")
     return plans
 
 
@@ -238,7 +241,7 @@ def _validation(config: RunConfig, catalog: Catalog, problems: _Problems) -> Att
         return None
     if not rules.steps:
         if rules.select in ("robust", "w-robust"):
-            problems.found.append(
+            problems.add(
                 f"validate.select: {rules.select} needs the accuracy under attack, and with validate.steps = 0 the "
                 "validation runs no attack; type --set validate.select=clean (or last), or give steps"
             )
@@ -325,5 +328,5 @@ def _check_names(table: Mapping[str, Any], loss: Any, catalog: Catalog, problems
 
 def _named(kind: str, tables: Any, where: str) -> list[tuple[str, Any, Any, str]]:
     """The components of a section whose keys are their names."""
-    found = tables.items() if isinstance(tables, Mapping) else ()
-    return [(kind, name, options, f"{where}.{name}") for name, options in found]
+    components = tables.items() if isinstance(tables, Mapping) else ()
+    return [(kind, name, options, f"{where}.{name}") for name, options in components]
