@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from rkd.core.errors import RkdError
-from rkd.workflow.jobs import Job, _let_it_save, executor
+from rkd.workflow.jobs import Job, LocalRuns, _let_it_save, executor
+from rkd.workflow.sweep import Sweep
 
 
 def test_a_job_whose_time_is_over_is_sent_again(tmp_path: Path) -> None:
@@ -39,3 +42,40 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyP
         executor(tmp_path / "logs", None, {})
     with pytest.raises(RkdError, match="parameters"):
         executor(tmp_path / "logs", "local", {"colour": "red"})
+
+
+def local_runs(
+    code: str, folder: Path, monkeypatch: pytest.MonkeyPatch, told: list[str], jobs: int = 2
+) -> tuple[LocalRuns, Sweep]:
+    """Runs of two seeds that carry out `code`, with the name of the run as its argument."""
+    sweep = Sweep({"seed": ["0", "1"]})
+    monkeypatch.setattr(
+        LocalRuns, "_start",
+        lambda self, point, output, slot: subprocess.Popen(
+            [sys.executable, "-c", code, point.name], stdout=output, stderr=output
+        ),
+    )  # fmt: skip
+    return LocalRuns(sweep, folder, (), jobs, 1, told.append), sweep
+
+
+def test_a_run_that_fails_on_this_machine_stops_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "import sys; fails = sys.argv[1] == 'seed=1'; print('error: no' if fails else 'fine'); sys.exit(2 * fails)"
+    told: list[str] = []
+    runs, sweep = local_runs(code, tmp_path, monkeypatch, told)
+    assert runs.carry_out(sweep.points()) == {"seed=1": "no"}
+    assert [line.split(" in ")[0] for line in told] == ["seed=0: done"]
+    assert (tmp_path / "seed=0.log").read_text() == "fine\n"
+
+
+def test_a_sweep_that_is_stopped_ends_its_runs_and_begins_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs, sweep = local_runs("import time; time.sleep(60)", tmp_path, monkeypatch, [], jobs=1)
+    failed: dict[str, str] = {}
+    thread = threading.Thread(target=lambda: failed.update(runs.carry_out(sweep.points())))
+    thread.start()
+    while not runs.running:
+        time.sleep(0.01)
+    runs.stop(terminate=True)
+    thread.join(60)
+    assert failed == {"seed=0": "exit code -15", "seed=1": "stopped"}
