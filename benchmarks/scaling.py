@@ -23,8 +23,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rkd.core.objective import backward
-from rkd.core.trainer import Run, update
+from rkd.core.run import Run
+from rkd.core.trainer import train_step
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.nets.net import NetTeacher
@@ -109,9 +109,9 @@ def seconds(run: Run, times: int) -> list[float]:
     found = []
     while len(found) <= times:
         for number, batch in enumerate(run.loader.batches(0)):
-            run.batch_number = number
+            run.state.batch = number
             started = time.perf_counter()
-            update(run, batch)
+            train_step(run, batch)
             found.append(time.perf_counter() - started)
     return found[1 : times + 1]
 
@@ -131,7 +131,7 @@ def flops() -> None:
             run = a_run(loss, "resnet8", 4, steps)
             step = run.step(next(run.loader.batches(0)))
             with Counted() as counter:
-                backward(run, step)
+                run.backward(run, step)
             counted = counter.flops / 4
             student, teacher = (forward_flops(name, (3, 32, 32), 10)[0] for name in ("resnet8", "resnet20"))
             wanted = formula(loss, steps, student, teacher)

@@ -41,7 +41,7 @@ class Sampler:
 
     @hookimpl(trylast=True)
     def rkd_after_update(self, run: Any) -> None:
-        step = run.epoch * len(run.loader) + run.batch_number + 1
+        step = run.state.epoch * len(run.loader) + run.state.batch + 1
         self.sizes[step - 1] = resident()
         if step % 100 == 0:
             gc.collect()

@@ -122,7 +122,6 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     from rkd.core.trainer import advance
     from rkd.nets.net import Net, NetTeacher
     from rkd.registry.config import RunConfig
-    from rkd.training.divergence import Guard
     from rkd.workflow.build import build
     from rkd.workflow.resolve import resolve
 
@@ -154,20 +153,19 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     run = build(plan, catalog(), teachers)
     attach_teachers(run, plan)
     run.hooks.hook.rkd_run_start(run=run)
-    guard = Guard(run)
 
     def batches() -> Any:
         while True:
-            for number, batch in enumerate(run.loader.batches(run.epoch)):
-                run.batch_number = number
+            for number, batch in enumerate(run.loader.batches(run.state.epoch)):
+                run.state.batch = number
                 if len(batch) == job["batch"]:
                     yield batch
-            run.epoch += 1
+            run.state.epoch += 1
 
     stream = batches()
 
     def step() -> float:
-        advance(run, next(stream), guard)
+        advance(run, next(stream))
         return float(run.loss_value)
 
     return step

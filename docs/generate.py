@@ -6,9 +6,8 @@ import inspect
 from pathlib import Path
 
 from rkd.cli.commands.info import traits_text
-from rkd.core.hooks import KINDS
-from rkd.core.interfaces import Family
 from rkd.registry.catalog import Catalog, Entry, attack_traits
+from rkd.registry.hooks import KINDS, Family
 from rkd.registry.options import describe, plain
 from rkd.registry.plugins import load_plugins
 

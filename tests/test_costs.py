@@ -10,7 +10,7 @@ import pytest
 from rkd.core.errors import Refused
 from rkd.registry.catalog import Catalog
 from rkd.testing import tiny_teachers
-from rkd.training.dry_run import CostCard, dry_step
+from rkd.training.dry_run import StepCost, dry_step
 from rkd.workflow.build import build
 from rkd.workflow.resolve import resolve
 
@@ -39,12 +39,12 @@ TEACHERS = {
 TWO_VIEWS = ["trades", "ard", "rslad", "adaad", "mtard", "mtard-anl", "advprop"]
 
 
-def cost(catalog: Catalog, loss: str, **table) -> CostCard:
+def cost(catalog: Catalog, loss: str, **table) -> StepCost:
     plan = resolve({"loss": {"name": loss}, **table}, catalog)
     return dry_step(build(plan, catalog, tiny_teachers(plan.loss.roles, (1, 8, 8), 10)))
 
 
-def numbers(card: CostCard) -> dict[str, tuple[int, int]]:
+def numbers(card: StepCost) -> dict[str, tuple[int, int]]:
     return {name: (count.forwards, count.backwards) for name, count in card.counts.items()}
 
 
@@ -85,14 +85,14 @@ def test_restarts_cost_two_more_forwards_each(catalog: Catalog) -> None:
 
 
 def test_training_costs_what_the_dry_step_says(catalog: Catalog) -> None:
-    from rkd.core.trainer import update
-    from rkd.nets.net import PIECE
-    from rkd.training.cost import counting
+    from rkd.core.trainer import train_step
+    from rkd.nets.net import MICRO_BATCH
+    from rkd.training.dry_run import counting
 
     # A teacher on a CPU is asked about more images than these in several goes.
-    plan = resolve({"loss": {"name": "mtard-anl"}, "batch_size": PIECE}, catalog)
+    plan = resolve({"loss": {"name": "mtard-anl"}, "batch_size": MICRO_BATCH}, catalog)
     run = build(plan, catalog, tiny_teachers(plan.loss.roles, (1, 8, 8), 10))
     nets = {"student": run.student.net, **{f"teacher {t.role}": t.net for t in run.teachers.values()}}
     with counting(nets) as counts:
-        update(run, next(run.loader.batches(0)))
+        train_step(run, next(run.loader.batches(0)))
     assert {name: (c.forwards, c.backwards) for name, c in counts.items()} == numbers(dry_step(run))

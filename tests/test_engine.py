@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rkd.core.random import forked
+from rkd.core.run import Run
 from rkd.core.step import AttackPlan, Step
-from rkd.core.trainer import Run, update
+from rkd.core.trainer import train_step
 from rkd.core.types import Batch, ThreatModel
 from rkd.engine.accelerator import Engine
 from rkd.engine.fused import Fused
@@ -65,7 +66,7 @@ def run_of(loss: str, engine: str, weights: dict[str, Tensor], conversion: str |
 def moved(run: Run) -> Tensor:
     """What one training step adds to the weights."""
     before = [p.detach().clone() for p in run.student.net.parameters()]
-    update(run, run.loader.batch(torch.arange(64), 0))
+    train_step(run, run.loader.batch(torch.arange(64), 0))
     after = run.student.net.parameters()
     return torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)]).detach()
 

@@ -207,7 +207,7 @@ def test_names_that_no_plugin_may_give(name: str, tmp_path: Path) -> None:
 def test_a_family_without_a_pattern_takes_nothing_away(tmp_path: Path) -> None:
     file = tmp_path / "odd.py"
     file.write_text(
-        "from rkd.core.hooks import hookimpl\nfrom rkd.core.interfaces import Family\n"
+        "from rkd.core.hooks import hookimpl\nfrom rkd.plugin import Family\n"
         "@hookimpl\ndef rkd_models():\n    return {'odd:NAME': Family('(', object, ())}\n"
     )
     found = load_catalog([file])

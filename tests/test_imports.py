@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "cli": {"workflow", "registry", "report", "core.errors", "cli"},
     "api": {"workflow", "registry", "report", "core.errors"},
     "__main__": {"cli"},
-    "plugin": {"core", "data", "evaluation", "nets", "storage"},
+    "plugin": {"core", "data", "evaluation", "nets", "registry.hooks", "storage"},
     "__init__": {""},
 }  # fmt: skip
 """Room or file in src/rkd -> rooms and modules that it may import."""

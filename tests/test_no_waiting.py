@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rkd.core.trainer import update
+from rkd.core.trainer import train_step
 from rkd.registry.catalog import load_catalog
 from rkd.testing import tiny_teachers
 from rkd.workflow.build import build
@@ -53,9 +53,9 @@ def one_update(loss: str, **parts: Any) -> None:
     run = build(plan, CATALOG, tiny_teachers(plan.loss.roles, (1, 8, 8), 10))
     run.hooks.hook.rkd_run_start(run=run)
     batch = run.loader.batch(torch.arange(16), 0)
-    update(run, batch)  # the engine measures once, and that takes waiting
+    train_step(run, batch)  # the engine measures once, and that takes waiting
     with NoWaiting():
-        update(run, batch)
+        train_step(run, batch)
         run.hooks.hook.rkd_after_update(run=run)
 
 

@@ -31,7 +31,7 @@ BODIES = (
     "def rkd_losses():\n    return {'rslad': object}",
     "def rkd_loses():\n    return {}",
     "class B(dict):\n    def items(self):\n        raise ValueError\ndef rkd_losses():\n    return B(x=object)",
-    "from rkd.core.interfaces import Family\ndef rkd_models():\n    return {'f': Family('(', object, ())}",
+    "from rkd.plugin import Family\ndef rkd_models():\n    return {'f': Family('(', object, ())}",
     "class M:\n    __doc__ = 3\ndef rkd_losses():\n    return {'odd': M}",
     "import sys\nsys.exit('gone')",
     "def rkd_losses():\n    import sys\n    sys.exit(1)",

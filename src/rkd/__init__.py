@@ -10,7 +10,7 @@ __version__ = "0.2.0"
 _PUBLIC = {
     "Batch": "rkd.core.types",
     "Evaluation": "rkd.evaluation.result",
-    "Family": "rkd.core.interfaces",
+    "Family": "rkd.registry.hooks",
     "RkdError": "rkd.core.errors",
     "Step": "rkd.core.step",
     "ThreatModel": "rkd.core.types",

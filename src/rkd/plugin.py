@@ -16,7 +16,6 @@ from .core.interfaces import (
     Accelerator,
     Attack,
     AttackTraits,
-    Family,
     HasNotes,
     HasParts,
     Loss,
@@ -30,11 +29,10 @@ from .core.interfaces import (
     Teacher,
     traits_of,
 )
-from .core.objective import backward
 from .core.ops import Reduction
 from .core.random import Noise, forked, key
+from .core.run import Run
 from .core.step import Step
-from .core.trainer import Run
 from .core.types import (
     Batch,
     Mode,
@@ -57,6 +55,7 @@ from .nets.batchnorm import Router, add_auxiliary
 from .nets.net import Net, NetStudent
 from .nets.sources import Conversion, TeacherReference, TeacherSource
 from .nets.weights import built_for, load_into, read_weights, take_normalization, without_download
+from .registry.hooks import Family
 from .storage.card import read_card
 from .storage.runfolder import RunFolder
 from .storage.text import expanded
@@ -96,7 +95,6 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Step",
     "Student",
     "Teacher",
-    "backward",
     # Attacks and objectives
     "Accelerator",
     "Attack",

@@ -10,6 +10,7 @@ import torch
 from rkd.cli import progress
 from rkd.cli.progress import Display, Training
 from rkd.cli.terminal import Terminal
+from rkd.core.run import TrainState
 
 from .conftest import plain
 
@@ -39,7 +40,6 @@ def test_the_training_fits_any_width(screen, width: int) -> None:
 class FakeRun(SimpleNamespace):
     """A run whose losses may be looked at only now and then."""
 
-    done = 0
     looked = 0
 
     @property
@@ -51,11 +51,11 @@ class FakeRun(SimpleNamespace):
 def test_the_device_is_asked_now_and_then(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
-    run = FakeRun(epoch=0, epochs=2, batch_number=0, loader=[None] * 500, device="cpu",
-                  loss_value=torch.tensor(1.0), knobs={"weight.adv": torch.tensor(0.7), "T.robust": 2.0})  # fmt: skip
+    state = TrainState(knobs={"weight.adv": torch.tensor(0.7), "T.robust": 2.0})
+    run = FakeRun(state=state, epochs=2, loader=[None] * 500, device="cpu", loss_value=torch.tensor(1.0))
     shown = Training("student", Terminal(verbosity=-1))
     shown.rkd_run_start(run)
-    for run.batch_number in range(500):
+    for run.state.batch in range(500):
         now += 0.01
         shown.rkd_after_update(run)
     assert 5 <= run.looked <= 5 / progress.READ_EVERY
@@ -68,11 +68,11 @@ def test_a_pipe_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys
     now = 0.0
     monkeypatch.setattr(progress.time, "monotonic", lambda: now)
     shown = Training("student", Terminal())
-    run = FakeRun(epoch=0, epochs=20, loader=[None], knobs={})
+    run = FakeRun(state=TrainState(), epochs=20, loader=[None])
     shown.rkd_run_start(run)
-    for run.epoch in range(1, 21):
+    for run.state.epoch in range(1, 21):
         now += 1.0
-        shown.rkd_epoch_end(run, {"epoch": run.epoch - 1, "loss": 0.5, "val.clean": 0.9, "val.robust": 0.4})
+        shown.rkd_epoch_end(run, {"epoch": run.state.epoch - 1, "loss": 0.5, "val.clean": 0.9, "val.robust": 0.4})
     lines = capsys.readouterr().err.splitlines()
     assert [line.split(",")[0] for line in lines] == [f"student: epoch {n}/20" for n in (5, 10, 15, 20)]
     checked = "validation after epoch 5: clean 90.0 %, robust 40.0 %"

@@ -13,15 +13,15 @@ import torch
 from rkd import testing
 from rkd.core import ops
 from rkd.core.errors import RkdError
-from rkd.core.hooks import KINDS
-from rkd.core.interfaces import Family, traits_of
+from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan, Step
 from rkd.evaluation.evaluate import rehearse
 from rkd.evaluation.samples import EvalSettings
 from rkd.nets.net import NetStudent
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog, load_catalog
-from rkd.training.cost import counting
+from rkd.registry.hooks import KINDS, Family
+from rkd.training.dry_run import counting
 
 CATALOG = load_catalog()
 HEAVY = {"resnet101", "resnet152"}  # the same code as resnet50, at three times the cost

@@ -1,10 +1,9 @@
-"""A batch in parts is the same batch: gradients, weights that schedulers set, running statistics."""
+"""From terms to the loss: schedulers, weights, class weights."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
@@ -12,182 +11,127 @@ from torch import Tensor
 
 from rkd.core import ops
 from rkd.core.errors import Refused
-from rkd.core.objective import backward, parts_of
+from rkd.core.run import Run, TrainState
 from rkd.core.step import Step
-from rkd.core.trainer import Run, fit, update
-from rkd.data.loader import Loader
-from rkd.nets.net import NetStudent
-from rkd.plugins.extensions.awp import Awp
-from rkd.registry.catalog import Catalog, load_catalog
-from rkd.testing import LinearNet, OneStep, tiny_dataset, tiny_net, tiny_run
-from rkd.training.cost import counting
+from rkd.registry.schedules import Ramp
+from rkd.testing import tiny_batch, tiny_run
 
-CATALOG = load_catalog()
+from .losses import Clean, Setter
 
 
-@dataclass
-class Balanced:
-    """Sets a weight, class weights and a temperature from everything that a step can be asked."""
-
-    seen: list[dict[str, Any]] = field(default_factory=list)
-
-    def update(self, step: Step, terms: Mapping[str, Tensor]) -> dict[str, Any]:
-        right = ops.correct(step.student("adv"), step.labels).float()
-        sure = ops.entropy(step.teacher("robust"))
-        counts = torch.bincount(step.y, minlength=4).float()
-        wrong = torch.zeros(4).index_add(0, step.y, 1 - right) / counts.clamp_min(1)
-        moved = (step.image("adv") - step.image()).abs().flatten(1).amax(1)
-        own = step.student("clean", "eval").detach().softmax(1).amax(1)
-        self.seen.append({"size": len(step.batch), "sure": sure, "moved": moved, "own": own, **terms})
-        return {
-            "weight.adv": 1 + terms["adv"].detach().median(),
-            "class_weights": 0.5 + wrong + 0.1 * own.mean(),
-            "T": 1 + sure.max(),
-        }
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+def value(run: Run) -> tuple[float, dict[str, float]]:
+    loss = run.total_loss(run.step(tiny_batch())).detach()
+    return float(loss), {name: float(term.mean()) for name, term in run.terms.items()}
 
 
-@dataclass
-class TwoTerms:
-    roles: ClassVar = ("robust",)
-    defaults: ClassVar = {"attack": "pgd"}
-    weights: ClassVar[Mapping[str, float]] = {"clean": 0.3}
-
-    def __call__(self, step: Step) -> dict[str, Tensor]:
-        clean, adv = step.students("clean", "adv")
-        return {"clean": ops.cross_entropy(clean, step.y), "adv": ops.kl(adv, step.teacher(), step.knob("T"))}
+def test_weights_of_terms() -> None:
+    loss, terms = value(tiny_run(Clean()))
+    assert loss == pytest.approx(2 * terms["a"] + terms["b"], rel=1e-6)
 
 
-def a_run(loss: Any, accumulation: int, net: Any = LinearNet, **settings: Any) -> Run:
-    data = tiny_dataset(33)  # 22 to train on: 10, 10 and 2
-    student = NetStudent(tiny_net(net))
-    return tiny_run(
-        loss, attack=OneStep(), data=data, batch_size=10, student=student, grad_accumulation=accumulation,
-        optimizer=torch.optim.SGD(student.net.parameters(), 0.05, momentum=0.9), **settings,
-    )  # fmt: skip
+def test_weights_may_be_schedules() -> None:
+    run = tiny_run(Clean({"a": Ramp(0, 1), "b": lambda progress: 10 * progress}), epochs=4)
+    for run.state.epoch in (0, 1, 3):
+        loss, terms = value(run)
+        assert loss == pytest.approx(
+            run.state.epoch / 4 * terms["a"] + 10 * run.state.epoch / 4 * terms["b"], rel=1e-5, abs=1e-7
+        )
 
 
-def weights(run: Run) -> Tensor:
-    return torch.cat([p.detach().flatten() for p in run.student.net.parameters()])
+def test_a_weight_acts_in_the_very_step() -> None:
+    loss, terms = value(tiny_run(Clean(), schedulers={"s": Setter({"weight.a": 0.25, "weight.b": torch.tensor(0.5)})}))
+    assert loss == pytest.approx(0.25 * terms["a"] + 0.5 * terms["b"], rel=1e-6)
 
 
-@pytest.mark.parametrize("name", CATALOG.names("loss"))
-def test_every_method_learns_the_same_in_parts(name: str) -> None:
-    ends = []
-    for accumulation in (1, 3):
-        loss = CATALOG.create("loss", name)
-        scheduler = dict(loss.defaults).get("scheduler")
-        schedulers = {scheduler: CATALOG.create("scheduler", scheduler)} if scheduler else {}
-        run = a_run(loss, accumulation, schedulers=schedulers, epochs=2)
-        if "attack" not in loss.defaults:
-            run.attacks = {}
-        fit(run)
-        ends.append((weights(run), run.history[-1]))
-    torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-4, atol=1e-5)
-    for key in ends[0][1].keys() - {"seconds"}:
-        assert ends[0][1][key] == pytest.approx(ends[1][1][key], rel=1e-4, abs=1e-6), key
+def test_a_weight_stays_until_it_is_set_again() -> None:
+    run = tiny_run(Clean(), schedulers={"s": Setter(lambda step: {"weight.a": 7.0} if not step.progress else {})})
+    value(run)
+    run.state.epoch = 1
+    loss, terms = value(run)
+    assert loss == pytest.approx(7 * terms["a"] + terms["b"], rel=1e-6)
 
 
-def test_schedulers_see_the_whole_batch_once() -> None:
-    whole, parts = (a_run(TwoTerms(), n, schedulers={"s": Balanced()}) for n in (1, 4))
-    for batch in whole.loader.batches(0):
-        for run in (whole, parts):
-            update(run, batch)
-    for one, other in zip(whole.schedulers["s"].seen, parts.schedulers["s"].seen, strict=True):
-        assert one.keys() == other.keys() and one["size"] == other["size"]
-        for name in one.keys() - {"size"}:
-            torch.testing.assert_close(one[name].detach(), other[name], rtol=1e-4, atol=1e-5)
-            assert one["size"] == 2 or not other[name].requires_grad
-    torch.testing.assert_close(weights(whole), weights(parts), rtol=1e-4, atol=1e-5)
-    assert len(parts.schedulers["s"].seen) == 3
+def test_a_knob_acts_in_the_next_step() -> None:
+    class Warm(Clean):
+        def __call__(self, step: Step) -> dict[str, Tensor]:
+            return {"a": ops.cross_entropy(step.student("clean"), step.y) * step.knob("T", 1.0)}
+
+    run = tiny_run(Warm({}), schedulers={"s": Setter({"T": 5.0})})
+    first, second = value(run)[0], value(run)[0]
+    assert second == pytest.approx(5 * first, rel=1e-5)
+    later = tiny_run(Warm({}), schedulers={"s": Setter({"T": 5.0})}, state=TrainState(knobs={"T": 2.0}))
+    step = later.step(tiny_batch())
+    loss = float(later.total_loss(step).detach())
+    assert loss == pytest.approx(2 * first, rel=1e-5)
+    again = float(later.loss(step)["a"].mean().detach())
+    assert again == pytest.approx(loss), "also not for a second look at the same step, as AWP takes one"
 
 
-def test_awp_in_parts() -> None:
-    ends = []
-    for accumulation in (1, 3):
-        run = a_run(TwoTerms(), accumulation, extensions={"awp": Awp(0.05)}, schedulers={"s": Balanced()})
-        fit(run)
-        ends.append(weights(run))
-    torch.testing.assert_close(*ends, rtol=1e-4, atol=1e-5)
+def test_schedulers_see_the_terms_once_and_in_order() -> None:
+    order: list[str] = []
+
+    class Named(Setter):
+        def update(self, step: Step, terms: Mapping[str, Tensor]) -> Mapping[str, Any]:
+            order.append(self.log[0])
+            return {}
+
+    run = tiny_run(Clean(), schedulers={name: Named({}, [name]) for name in ("z", "a", "m")})
+    value(run)
+    assert order == ["z", "a", "m"]
 
 
-@pytest.mark.parametrize("schedulers", [{}, {"s": Balanced()}])
-def test_running_statistics_see_each_part_once(schedulers: dict[str, Any]) -> None:
-    from rkd.testing import TinyNet
-
-    run = a_run(TwoTerms(), 5, TinyNet, schedulers=schedulers)
-    batch = next(run.loader.batches(0))
-    before = int(run.student.net.arch.norm.num_batches_tracked)
-    update(run, batch)
-    assert int(run.student.net.arch.norm.num_batches_tracked) - before == 10, "five parts, two views"
+def test_terms_are_given_to_schedulers_before_weights_and_averages() -> None:
+    setter = Setter({"weight.a": 100.0})
+    run = tiny_run(Clean(), schedulers={"s": setter})
+    _, terms = value(run)
+    assert setter.log[0]["a"].shape == (8,)
+    assert float(setter.log[0]["a"].mean()) == pytest.approx(terms["a"])
 
 
-def test_what_parts_cost() -> None:
-    """Forwards of one part are the smaller; a search, a teacher and a graph are never paid twice."""
-
-    def cost(accumulation: int, schedulers: dict[str, Any]) -> tuple[int, int, int]:
-        run = a_run(TwoTerms(), accumulation, schedulers=schedulers)
-        step = run.step(next(run.loader.batches(0)))
-        with counting({"student": run.student.net, "teacher": run.teachers["robust"].net}) as counts:
-            backward(run, step)
-        return counts["student"].forwards, counts["student"].backwards, counts["teacher"].forwards
-
-    assert cost(1, {}) == (3, 3, 1)
-    assert cost(5, {}) == (15, 15, 5)
-    anl = {"anl": CATALOG.create("scheduler", "anl")}
-    assert cost(5, anl) == (25, 15, 5), "two views once more each"
+def test_two_schedulers_that_set_one_value() -> None:
+    run = tiny_run(Clean(), schedulers={"one": Setter({"weight.a": 1.0}), "two": Setter({"weight.a": 2.0})})
+    with pytest.raises(Refused, match=r"'one' and 'two' both set 'weight.a'"):
+        value(run)
 
 
-def test_dropout_is_the_same_at_both_looks() -> None:
-    class Dropped(LinearNet):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(torch.nn.functional.dropout(x, 0.5, self.training))
-
-    seen = Balanced()
-    run = a_run(TwoTerms(), 2, Dropped, schedulers={"s": seen})
-    update(run, next(run.loader.batches(0)))
-    assert torch.equal(seen.seen[0]["clean"], run.terms["clean"]) and torch.equal(seen.seen[0]["adv"], run.terms["adv"])
+@pytest.mark.parametrize("name", ["weight.c", "class_weights.c"])
+def test_a_scheduler_that_names_an_unknown_term(name: str) -> None:
+    with pytest.raises(Refused, match=r"no term 'c' \(its terms: a, b\)"):
+        value(tiny_run(Clean(), schedulers={"s": Setter({name: 1.0})}))
 
 
-def test_no_part_is_a_single_image() -> None:
-    assert [parts_of(10, n) for n in (1, 3, 5, 8)] == [1, 3, 5, 5]
-    assert parts_of(2, 4) == parts_of(3, 4) == parts_of(1, 4) == 1
-    loader = Loader(tiny_dataset(33).train, 10, 0)
-    assert [len(batch) for batch in loader.batches(0)] == [10, 10, 2]
-
-
-def test_the_search_is_the_same_in_parts(catalog: Catalog) -> None:
-    run = a_run(TwoTerms(), 1)
-    run.attacks["adv"] = type(run.attacks["adv"])(
-        catalog.create("attack", "pgd", {"steps": 3}), catalog.create("objective", "ce")
+def test_class_weights() -> None:
+    """Of all terms, and of one; under soft labels the mean that the labels give."""
+    values, only_b = torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([10.0, 0.0, 0.0, 0.0])
+    run = tiny_run(Clean({}), schedulers={"s": Setter({"class_weights": values, "class_weights.b": only_b})})
+    batch = tiny_batch()
+    loss = float(run.total_loss(run.step(batch)).detach())
+    expected = 0.0
+    for label, a, b in zip(batch.y.tolist(), run.terms["a"].tolist(), run.terms["b"].tolist(), strict=True):
+        expected += (values[label] * a + values[label] * only_b[label] * b).item() / 8
+    assert loss == pytest.approx(expected, rel=1e-5)
+    soft = tiny_batch(soft=True)
+    loss = float(run.total_loss(run.step(soft)).detach())
+    expected = float(
+        (soft.y @ values * run.terms["a"]).mean() + (soft.y @ values * (soft.y @ only_b) * run.terms["b"]).mean()
     )
-    step, other = (run.step(next(run.loader.batches(0))) for _ in range(2))
-    in_parts = torch.cat([part.image("adv") for part in other.parts(3)])
-    torch.testing.assert_close(step.image("adv"), in_parts, rtol=0, atol=1e-6)
-    assert other.parts(3)[0] is other.parts(3)[0]
+    assert loss == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_search_that_others_would_wait_for_is_refused() -> None:
-    """With synchronised batch norms, samples that leave in one process alone would leave the others waiting."""
+@pytest.mark.parametrize("shape", [lambda t: t.mean(), lambda t: t[:3], lambda t: t.unsqueeze(1)])
+def test_terms_hold_one_value_per_sample(shape) -> None:
+    class Bad(Clean):
+        def __call__(self, step: Step) -> dict[str, Tensor]:
+            return {"a": shape(ops.cross_entropy(step.student("clean"), step.y))}
 
-    class Leaves(OneStep):
-        def __call__(self, x: Tensor, target: Any) -> Tensor:
-            target.select(torch.tensor([0])).gradient(x[:1])
-            return super().__call__(x, target)
+    with pytest.raises(Refused, match="one value per sample"):
+        value(tiny_run(Bad()))
 
-    run = a_run(TwoTerms(), 1)
-    for mode, synchronised, refused in (("train", True, True), ("train", False, False), ("eval", True, False)):
-        attack = Leaves()
-        attack.mode = mode  # type: ignore[misc]
-        run.attacks["adv"] = replace(run.attacks["adv"], attack=attack)
-        step = run.step(next(run.loader.batches(0)))
-        step.synchronised = synchronised
-        if refused:
-            with pytest.raises(Refused, match=r"attack\.mode=eval"):
-                step.image("adv")
-        else:
-            assert step.image("adv").shape == step.image().shape
+
+def test_a_loss_without_terms() -> None:
+    class Empty(Clean):
+        def __call__(self, step: Step) -> dict[str, Tensor]:
+            return {}
+
+    with pytest.raises(Refused, match="no terms"):
+        value(tiny_run(Empty()))

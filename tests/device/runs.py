@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rkd.core.trainer import Run, advance
+from rkd.core.run import Run
+from rkd.core.trainer import advance
 from rkd.data.dataset import Subset
 from rkd.registry.catalog import load_catalog
 from rkd.testing import tiny_teachers
-from rkd.training.divergence import Guard
 from rkd.workflow.build import accelerate, build
 from rkd.workflow.resolve import resolve
 
@@ -61,18 +61,17 @@ def run_on(device: torch.device, loss: str, **settings: Any) -> Run:
 def train_an_epoch(run: Run) -> list[str]:
     """The steps of an epoch. Returns the host's waits for the device."""
     run.hooks.hook.rkd_run_start(run=run)
-    guard = Guard(run)
+    run.state.batch = 0
     with host_waits() as waits:
-        for number, batch in enumerate(run.loader.batches(run.epoch)):
-            run.batch_number = number
-            advance(run, batch, guard)
-    guard.settle()
+        for batch in run.batches():
+            advance(run, batch)
+    run.monitor.settle(run)
     return waits
 
 
 def state_of(run: Run) -> dict[str, Tensor]:
     """All tensors that a checkpoint would hold, on the CPU, and what the steps were told to weigh."""
-    state = run.state()
+    state = run.state_dict()
     return dict(_tensors("", {**state, "terms": run.terms, "loss": run.loss_value}))
 
 

@@ -69,9 +69,8 @@ def test_cached_teachers(augments: dict[str, Any], parts: int, device: torch.dev
         run = run_on(where, "rslad", augments=augments, grad_accumulation=parts, epochs=3)
         run.teachers = {role: NetTeacher(teacher.net, role) for role, teacher in run.teachers.items()}
         with cached_teachers(run, "on", roles=["robust"]):
-            for run.epoch in range(3):
+            for run.state.epoch in range(3):
                 assert train_an_epoch(run) == []
-                run.done = 0
             asked, looked_up = run.teachers["robust"].counts
         assert looked_up > 0 and asked + looked_up == 3 * TRAINING
         runs.append(state_of(run))
@@ -95,15 +94,17 @@ def test_float16(device: torch.device) -> None:
     before = weights_of(expected)
     train_an_epoch(expected)
     run = run_on(device, "rslad", precision="fp16", **settings)
-    assert run.scaler.is_enabled()
-    run.scaler = torch.amp.GradScaler(device.type, 2.0**12)  # what a training comes to after its first overflows
+    assert run.backward.scaler is not None
+    run.backward.scaler = torch.amp.GradScaler(
+        device.type, 2.0**12
+    )  # what a training comes to after its first overflows
     assert train_an_epoch(run) == []
     moved, wanted = weights_of(run) - before, weights_of(expected) - before
     assert float((moved - wanted).norm() / wanted.norm()) < 0.05
     over = run_on(device, "rslad", precision="fp16")
-    over.scaler = torch.amp.GradScaler(device.type, 2.0**100)
+    over.backward.scaler = torch.amp.GradScaler(device.type, 2.0**100)
     train_an_epoch(over)
-    assert torch.equal(weights_of(over), before) and over.scaler.get_scale() < 2.0**100
+    assert torch.equal(weights_of(over), before) and over.backward.scaler.get_scale() < 2.0**100
 
 
 def weights_of(run: Run) -> Tensor:

@@ -1,4 +1,7 @@
-"""What the tests of several processes run, in one process and in many: `torchrun ... distributed_cases.py FOLDER`."""
+"""What the tests of several processes run, in one process and in many.
+
+torchrun ... -m tests.distributed.distributed_cases FOLDER
+"""
 
 from __future__ import annotations
 
@@ -8,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from test_gradients import CATALOG, Balanced, TwoTerms
 
 from rkd.core.errors import Stopped
 from rkd.core.hooks import hookimpl
+from rkd.core.run import Run
 from rkd.core.step import AttackPlan
-from rkd.core.trainer import Run, Validation, fit, update
+from rkd.core.trainer import fit, train_step
 from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.evaluation.evaluate import evaluate
@@ -28,7 +31,11 @@ from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.storage.serialize import save_state
 from rkd.testing import LinearNet, OneStep, TinyNet, tiny_dataset, tiny_net, tiny_run
 from rkd.testing.attack import cross_entropy
-from rkd.training.checkpoints import copied
+from rkd.training.accumulation import Accumulation
+from rkd.training.checkpoints import Checkpointer
+from rkd.training.divergence import DivergenceMonitor, copied
+from rkd.training.validation import Validation
+from tests.training.test_accumulation import CATALOG, Balanced, TwoTerms
 
 METHODS = CATALOG.names("loss")
 DATA = tiny_dataset(51)
@@ -44,7 +51,9 @@ def a_run(ranks: Ranks, loss: Any, net: Any = LinearNet, mode: str = "eval", **s
     attack.mode = mode
     return tiny_run(
         loss, attack=attack if "attack" in getattr(loss, "defaults", {}) else None, data=DATA, student=student,
-        loader=Loader(DATA.train, 16, 0, augments, ranks=ranks), ranks=ranks,
+        loader=Loader(DATA.train, 16, 0, augments, ranks=ranks), rank=ranks.rank,
+        backward=Accumulation(settings.pop("micro_batches", 1), ranks, settings.pop("sync_bn", False)),
+        monitor=DivergenceMonitor(ranks=ranks), checkpoints=Checkpointer(ranks=ranks),
         optimizer=torch.optim.SGD(student.net.parameters(), 0.05, momentum=0.9), **settings,
     )  # fmt: skip
 
@@ -60,8 +69,8 @@ def end(run: Run) -> dict[str, Any]:
     fit(run)
     state = {name: value.clone() for name, value in run.student.net.state_dict().items()}
     kept = {name: value.clone() for name, value in run.eval_net().state_dict().items()}
-    history = [{k: v for k, v in line.items() if k != "seconds"} for line in run.history]
-    return {"state": state, "kept": kept, "history": history, "knobs": dict(run.knobs)}
+    history = [{k: v for k, v in line.items() if k != "seconds"} for line in run.state.history]
+    return {"state": state, "kept": kept, "history": history, "knobs": dict(run.state.knobs)}
 
 
 def trainings(ranks: Ranks) -> dict[str, Any]:
@@ -69,23 +78,21 @@ def trainings(ranks: Ranks) -> dict[str, Any]:
     for m in METHODS:  # one step of a net with batch norm, searches in train mode
         run = a_run(ranks, **of_method(m), net=TinyNet, mode="train", sync_bn=True)
         batch = next(run.loader.batches(0))
-        loss = update(run, batch)
+        loss = train_step(run, batch)
         found[f"sync {m}"] = {"state": dict(run.student.net.state_dict()), "loss": loss, "terms": run.terms}
     for parts in (1, 2):
         seen = Balanced()
-        run = a_run(ranks, TwoTerms(), schedulers={"s": seen}, grad_accumulation=parts)
+        run = a_run(ranks, TwoTerms(), schedulers={"s": seen}, micro_batches=parts)
         found[f"schedulers, {parts} parts"] = end(run) | {"seen": seen.seen}
     awp = {"awp": Awp(0.05), "ema": Ema(0.5)}
-    found["awp and ema"] = end(
-        a_run(ranks, TwoTerms(), extensions=awp, grad_accumulation=2, schedulers={"s": Balanced()})
-    )
+    found["awp and ema"] = end(a_run(ranks, TwoTerms(), extensions=awp, micro_batches=2, schedulers={"s": Balanced()}))
     found["mixup"] = end(a_run(ranks, CrossEntropy(), augments=[Mixup(classes=4)]))
     found["clipped"] = end(a_run(ranks, CrossEntropy(), clip_gradient=0.01))
     auxiliary = a_run(ranks, TwoTerms(), net=TinyNet, aux_bn=True, sync_bn=True)
-    update(auxiliary, next(auxiliary.loader.batches(0)))
+    train_step(auxiliary, next(auxiliary.loader.batches(0)))
     found["auxiliary norms"] = {"state": dict(auxiliary.student.net.state_dict())}
-    check = Validation(DATA.test, AttackPlan(OneStep(), cross_entropy))
-    found["validation"] = end(a_run(ranks, CrossEntropy(), validation=check, epochs=3))
+    check = Validation(DATA.test, AttackPlan(OneStep(), cross_entropy), ranks=ranks)
+    found["validation"] = end(a_run(ranks, CrossEntropy(), validate=check, epochs=3))
     # Each process's own statistics: not one process's training, but one net for all (fit checks that).
     found["local"] = end(a_run(ranks, TwoTerms(), net=TinyNet, mode="train", schedulers={"s": Balanced()}))
     return found
@@ -96,7 +103,7 @@ class StopsInTheSecondEpoch:
 
     @hookimpl
     def rkd_stop(self, run: Run) -> bool:
-        return (run.epoch, run.done) == (1, 2) and run.ranks.rank == run.ranks.size - 1
+        return (run.state.epoch, run.state.batch) == (1, 2) and run.rank == run.backward.ranks.size - 1
 
 
 def to_be_continued(ranks: Ranks, **settings: Any) -> Run:
@@ -108,7 +115,7 @@ def interrupted(ranks: Ranks) -> dict[str, Any]:
     run = to_be_continued(ranks, extensions={"stop": StopsInTheSecondEpoch()})
     with suppress(Stopped):
         fit(run)
-    return copied(run.state())
+    return copied(run.state_dict())
 
 
 def evaluations(ranks: Ranks, folder: Path) -> dict[str, Any]:

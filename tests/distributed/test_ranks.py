@@ -21,6 +21,7 @@ from rkd.storage.serialize import load_state
 from .distributed_cases import METHODS, end, everything, to_be_continued
 
 PROCESSES = 4
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def many(folder: Path) -> list[dict[str, Any]]:
     """What each process found."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(PROCESSES)]
-    script = str(Path(__file__).with_name("distributed_cases.py"))
+    module = ["-m", "tests.distributed.distributed_cases"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run([*command, script, str(folder)], env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(
+        [*command, *module, str(folder)], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(PROCESSES)]
 
@@ -86,7 +89,7 @@ def test_one_process_goes_on_where_four_stopped(
     run = to_be_continued(ALONE)
     state = load_state(folder / "state.safetensors")
     assert (state["epoch"], state["done"]) == (1, 2)
-    run.load_state(state)
+    run.load_state_dict(state)
     close(alone["uninterrupted"], end(run), "continued")
 
 

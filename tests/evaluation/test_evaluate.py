@@ -23,7 +23,7 @@ from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
 from rkd.testing import LinearNet, OneStep, tiny_batch, tiny_net, untouched
 from rkd.testing.attack import cross_entropy
-from rkd.training.cost import counting
+from rkd.training.dry_run import counting
 
 THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
 PLANS = {"one": AttackPlan(OneStep(), cross_entropy), "pgd": AttackPlan(Pgd(steps=3, start="uniform"), ce)}

@@ -377,7 +377,7 @@ def test_a_teacher_is_asked_about_a_few_images_at_a_time():
     teacher.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     with torch.no_grad():
         found = teacher.logits(images(80))
-        assert max(sizes) <= nets.PIECE
+        assert max(sizes) <= nets.MICRO_BATCH
         assert torch.allclose(found, teacher.net(images(80)), atol=1e-5)
 
 

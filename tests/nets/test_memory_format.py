@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from rkd.core.trainer import update
+from rkd.core.trainer import train_step
 from rkd.nets.memory_format import arrange, follow, restore
 from rkd.nets.net import HALF_SCALE, Net
 from rkd.registry.catalog import load_catalog
@@ -101,7 +101,7 @@ def test_float16_trains_and_an_overflow_moves_nothing() -> None:
         run = tiny_run(CATALOG.create("loss", "ce"), scaler=scaler, clip_gradient=5.0)
         run.student.net.autocast = dtype
         before = [weight.detach().clone() for weight in run.student.net.parameters()]
-        update(run, run.loader.batch(torch.arange(8), 0))
+        train_step(run, run.loader.batch(torch.arange(8), 0))
         after = run.student.net.parameters()
         moved[name] = torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)]).detach()
     assert scaler.get_scale() == 2.0**59

@@ -22,12 +22,12 @@ import torch
 from PIL import Image
 
 from rkd.core.errors import ConfigError, DataError
-from rkd.core.interfaces import Family
 from rkd.data.dataset import ArraySplit, Dataset, DatasetSource, Split
 from rkd.plugins.datasets import _common, digits, imagefolder, npz
 from rkd.plugins.datasets import torchvision as plugin
 from rkd.plugins.datasets.imagefolder import ImageFolder
 from rkd.plugins.datasets.npz import Npz
+from rkd.registry.hooks import Family
 
 COLOURS = {"blue": (20, 40, 220), "green": (10, 200, 30), "red": (230, 15, 25)}
 

@@ -7,7 +7,9 @@ import copy
 import torch
 from torch import nn
 
-from rkd.core.trainer import Run, run_hooks, update
+from rkd.core.hooks import run_hooks
+from rkd.core.run import Run
+from rkd.core.trainer import train_step
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.data.loader import Loader
 from rkd.nets.net import NetStudent
@@ -33,7 +35,7 @@ def test_ema_is_the_recurrence():
     run = a_run(Ema(decay=0.9))
     expected = [p.detach().clone() for p in run.student.net.parameters()]
     for batch in run.loader.batches(0):
-        update(run, batch)
+        train_step(run, batch)
         run.hooks.hook.rkd_after_update(run=run)
         expected = [0.9 * m + 0.1 * p.detach() for m, p in zip(expected, run.student.net.parameters(), strict=True)]
     net = run.eval_net()
@@ -46,13 +48,13 @@ def test_ema_resumes():
     first = a_run(Ema(decay=0.9))
     batches = list(first.loader.batches(0))
     for batch in batches[:2]:
-        update(first, batch)
+        train_step(first, batch)
         first.hooks.hook.rkd_after_update(run=first)
     second = a_run(Ema(decay=0.9))
-    second.load_state(copy.deepcopy(first.state()))
+    second.load_state_dict(copy.deepcopy(first.state_dict()))
     second.hooks.hook.rkd_run_start(run=second)
     for run in (first, second):
-        update(run, batches[2])
+        train_step(run, batches[2])
         run.hooks.hook.rkd_after_update(run=run)
     for a, b in zip(first.eval_net().parameters(), second.eval_net().parameters(), strict=True):
         assert torch.equal(a, b)
@@ -71,7 +73,7 @@ def test_awp_is_the_gradient_at_the_worst_weights_nearby():
     plain.zero_grad()
     plain[1].reset_running_stats()
     nn.functional.cross_entropy(plain(batch.x), batch.y).backward()
-    update(run, batch)
+    train_step(run, batch)
     for moved, start, worst in zip(run.student.net.parameters(), before, plain.parameters(), strict=True):
         torch.testing.assert_close(moved.detach(), start - 0.1 * worst.grad)
     torch.testing.assert_close(run.student.net[1].running_mean, plain[1].running_mean)
@@ -82,6 +84,6 @@ def test_awp_of_radius_zero_is_plain_training():
     with_awp, without = a_run(Awp(gamma=0.0)), a_run(object())
     for run in (with_awp, without):
         for batch in run.loader.batches(0):
-            update(run, batch)
+            train_step(run, batch)
     for a, b in zip(with_awp.student.net.parameters(), without.student.net.parameters(), strict=True):
         torch.testing.assert_close(a, b)

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from rkd.core.errors import Refused
-from rkd.core.objective import total
+from rkd.core.run import Run, TrainState
 from rkd.core.step import AttackPlan, Step
-from rkd.core.trainer import Run, update
+from rkd.core.trainer import train_step
 from rkd.core.types import Batch
 from rkd.nets.net import NetStudent
 from rkd.plugins.methods.adaad import AdaAD
@@ -67,7 +67,7 @@ class Setting:
         self.run.student = NetStudent(tiny_net(LinearNet, seed=3))
         self.batch = tiny_batch()
         self.step = self.run.step(self.batch)
-        loss_value = total(self.run, self.step)
+        loss_value = self.run.total_loss(self.step)
         loss_value.backward()
         self.loss = loss_value.detach()
         self.images = {"clean": self.batch.x}
@@ -215,7 +215,7 @@ def test_trades(beta: float, reduction: str) -> None:
 @pytest.mark.parametrize("T", [None, {"T.robust": 2.0, "T.clean": 3.0}])
 def test_mtard(reduction: str, T: dict | None) -> None:
     """Robust teacher on attacked images, clean teacher on clean ones; temperatures divide the teachers' logits only."""
-    s = Setting(Mtard({"adv": 0.7, "clean": 0.2}, reduction), knobs=T or {})
+    s = Setting(Mtard({"adv": 0.7, "clean": 0.2}, reduction), state=TrainState(knobs=T or {}))
     share = 1 / CLASSES if reduction == "mean" else 1.0
     values, adv, clean = [], [], []
     both = zip(s.student(), s.student("adv"), s.teacher("robust", "adv"), s.teacher("clean"), strict=True)
@@ -259,9 +259,9 @@ def test_scale_multiplies_the_loss(method) -> None:
 def test_numbers_may_be_schedules() -> None:
     """alpha from 0 to 1 over the training: half way it is a half."""
     run = tiny_run(Rslad(alpha=Ramp(0, 1)), attack=OneStep(), epochs=2)
-    run.epoch = 1
+    run.state.epoch = 1
     step = run.step(tiny_batch())
-    value = total(run, step).detach()
+    value = run.total_loss(step).detach()
     assert float(value) == pytest.approx(float(0.5 * run.terms["adv"].mean() + 0.5 * run.terms["clean"].mean()))
 
 
@@ -311,7 +311,7 @@ def test_order_of_forwards(method) -> None:
     )
     batch = tiny_batch()
     step = run.step(batch)
-    total(run, step)
+    run.total_loss(step)
     first = "clean" if isinstance(method, (AdaAD, AdvProp)) else "adv"
     assert len(seen) == 2
     assert torch.allclose(seen[0], (step.image(first) - MEAN) / STD)
@@ -322,7 +322,7 @@ def test_trades_attacks_before_the_batch_moves_the_running_statistics() -> None:
     batch = tiny_batch()
     expected = plain.step(batch).image("adv")
     step = plain.step(batch)
-    total(plain, step)
+    plain.total_loss(step)
     assert torch.equal(step.image("adv"), expected)
 
 
@@ -358,14 +358,14 @@ def test_anl_follows_the_official_recurrence(bert: float) -> None:
     expected = Recurrence(0.3, bert)
     for epoch in range(run.epochs):
         for number, batch in enumerate(run.loader.batches(epoch)):
-            run.epoch, run.batch_number = epoch, number
+            run.state.epoch, run.state.batch = epoch, number
             scale = 1.0 if run.progress < 0.5 else 0.1
             run.optimizer.param_groups[0]["lr"] = run.lr * scale
-            loss = float(update(run, batch))
+            loss = float(train_step(run, batch))
             adv, clean = (float(run.terms[name].double().mean()) for name in ("adv", "clean"))
             expected.update(adv, clean, scale)
-            assert float(run.knobs["weight.adv"]) == pytest.approx(expected.adversarial, abs=1e-6)
-            assert float(run.knobs["weight.clean"]) == pytest.approx(expected.natural, abs=1e-6)
+            assert float(run.state.knobs["weight.adv"]) == pytest.approx(expected.adversarial, abs=1e-6)
+            assert float(run.state.knobs["weight.clean"]) == pytest.approx(expected.natural, abs=1e-6)
             assert loss == pytest.approx(expected.adversarial * adv + expected.natural * clean, rel=1e-5)
     assert abs(expected.natural - 0.5) > 1e-4, "the weights have not moved: the test shows nothing"
 
@@ -442,14 +442,14 @@ def test_mtard_knows_its_terms() -> None:
 def test_one_teacher_may_come_in_another_role() -> None:
     """`--teacher clean=...` for RSLAD: the role says how it is prepared; the loss asks for the only one."""
     run = tiny_run(Rslad(), attack=OneStep(), teachers=tiny_teachers(["clean"]))
-    assert total(run, run.step(tiny_batch())).isfinite()
+    assert run.total_loss(run.step(tiny_batch())).isfinite()
 
 
 def test_advprop_with_more_views() -> None:
     run = tiny_run(AdvProp(views=("adv", "weak")), attack=OneStep())
     run.attacks["weak"] = AttackPlan(OneStep(), run.attacks["adv"].objective)
     step = run.step(tiny_batch())
-    total(run, step)
+    run.total_loss(step)
     assert set(run.terms) == {"clean", "adv", "weak"}
     assert not torch.equal(step.image("adv"), step.image("weak")), "each view has noise of its own"
 
@@ -460,7 +460,7 @@ def test_soft_labels(method) -> None:
 
     def value(batch: Batch) -> Tensor:
         run: Run = tiny_run(method, attack=OneStep() if "attack" in method.defaults else None)
-        return total(run, run.step(batch)).detach()
+        return run.total_loss(run.step(batch)).detach()
 
     batch = tiny_batch()
     soft = dataclasses.replace(batch, y=torch.nn.functional.one_hot(batch.y, CLASSES).float())
@@ -475,7 +475,7 @@ def test_no_method_changes_a_teacher() -> None:
             teacher.net = tiny_net(TinyNet, seed=9).eval().requires_grad_(False)
             assert role
         before = {r: {k: v.clone() for k, v in t.net.state_dict().items()} for r, t in run.teachers.items()}
-        update(run, tiny_batch())
+        train_step(run, tiny_batch())
         for role, teacher in run.teachers.items():
             assert all(p.grad is None for p in teacher.net.parameters())
             assert all(torch.equal(v, before[role][k]) for k, v in teacher.net.state_dict().items())

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 
 from rkd.core.errors import ConfigError, Refused, UnknownName, WeightsError
-from rkd.core.interfaces import Family
 from rkd.plugins.models import _resized, resnet_cifar
 from rkd.plugins.models import torchvision as torchvision_plugin
 from rkd.plugins.models.mobilenet_v2 import MobileNetV2Small
@@ -26,6 +25,7 @@ from rkd.plugins.models.small_cnn import MLP, PapernotCNN, SmallCNN
 from rkd.plugins.models.timm import TimmModel
 from rkd.plugins.models.torchvision import TorchvisionModel
 from rkd.plugins.models.wide_resnet import WRN, Block, SwishBlock, SwishWRN
+from rkd.registry.hooks import Family
 
 FILES = (
     "resnet",

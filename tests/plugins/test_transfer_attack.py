@@ -31,7 +31,7 @@ from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import save_weights
 from rkd.testing import LinearNet, tiny_batch, tiny_dataset, tiny_net, tiny_step, untouched
 from rkd.testing.attack import run_attack
-from rkd.training.cost import counting
+from rkd.training.dry_run import counting
 from rkd.workflow.plan import Plan
 from rkd.workflow.resolve import Resolver, create_attack, resolve
 

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName
-from rkd.core.hooks import KINDS, hookimpl
-from rkd.core.interfaces import Family
+from rkd.core.hooks import hookimpl
 from rkd.registry.catalog import Catalog
+from rkd.registry.hooks import KINDS, Family
 from rkd.registry.plugins import Plugin, Plugins
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,15 +15,16 @@ from torch import Tensor
 from rkd.core import ops
 from rkd.core.errors import Stopped, TrainingFailed
 from rkd.core.hooks import hookimpl
+from rkd.core.run import Run
 from rkd.core.step import Step
-from rkd.core.trainer import Run, fit
+from rkd.core.trainer import fit
+from rkd.core.types import Batch
 from rkd.plugins.extensions.ema import Ema
 from rkd.plugins.schedulers.anl import AdaptiveNormalization
 from rkd.storage.runfolder import RunFolder
 from rkd.testing import tiny_run
-from rkd.training import divergence as guard
-from rkd.training.checkpoints import copied
-from rkd.training.divergence import MOST_ROLLBACKS
+from rkd.training.checkpoints import Checkpointer
+from rkd.training.divergence import MAX_ROLLBACKS, DivergenceMonitor, OnNan, copied
 
 
 @dataclass
@@ -60,12 +62,15 @@ class Listener:
         return self.asked == self.at or None
 
 
-def make(breaks: Any, how: str = "loss", folder: RunFolder | None = None, **settings: Any) -> tuple[Run, Listener]:
+def make(
+    breaks: Any, how: str = "loss", on_nan: OnNan = "stop", folder: RunFolder | None = None, **settings: Any
+) -> tuple[Run, Listener]:
     """Three epochs of four steps."""
     listener = Listener(at=settings.pop("at", 0))
     run = tiny_run(
         Breaks(breaks, how), epochs=3, batch_size=4, lr=0.05, schedulers={"anl": AdaptiveNormalization(0.5)},
-        extensions={"ema": Ema(0.5), "it": listener}, folder=folder, **settings,
+        extensions={"ema": Ema(0.5), "it": listener}, checkpoints=Checkpointer(folder),
+        monitor=DivergenceMonitor(on_nan), **settings,
     )  # fmt: skip
     return run, listener
 
@@ -97,7 +102,7 @@ def test_it_stops_within_the_step_and_says_where(how: str, words: str, tmp_path:
         seen.append((round(12 * step.progress), step.batch.index.tolist()))
         return at(6)(step)
 
-    run, _ = make(breaks, how, folder)
+    run, _ = make(breaks, how, folder=folder)
     with pytest.raises(TrainingFailed, match=words) as error:
         fit(run)
     said = str(error.value)
@@ -118,7 +123,7 @@ def test_on_a_device_that_is_not_waited_for_it_is_the_next_step(tmp_path: Path) 
         return at(5)(step)
 
     run, _ = make(breaks)
-    watch = guard.Guard(run)
+    watch = DivergenceMonitor()
     batches = list(run.loader.batches(0))
 
     class Elsewhere:
@@ -126,19 +131,19 @@ def test_on_a_device_that_is_not_waited_for_it_is_the_next_step(tmp_path: Path) 
 
     run.device = Elsewhere()  # type: ignore[assignment]
     run.loss_value = torch.tensor(1.0)
-    assert watch.after(batches[0])
+    assert watch.after(run, batches[0])
     run.loss_value = torch.tensor(math.inf)
-    run.batch_number = 1
-    assert watch.after(batches[1]), "not known yet"
+    run.state.batch = 1
+    assert watch.after(run, batches[1]), "not known yet"
     run.loss_value = torch.tensor(1.0)
-    run.batch_number = 2
+    run.state.batch = 2
     with pytest.raises(TrainingFailed, match="the loss became inf in epoch 0, batch 1 "):
-        watch.after(batches[2])
+        watch.after(run, batches[2])
     run.loss_value = torch.tensor(math.nan)
-    watch = guard.Guard(run)
-    assert watch.after(batches[2])
+    watch = DivergenceMonitor()
+    assert watch.after(run, batches[2])
     with pytest.raises(TrainingFailed, match="the loss became nan in epoch 0, batch 2 "):
-        watch.settle()
+        watch.settle(run)
 
 
 def test_a_large_finite_weight_is_no_alarm() -> None:
@@ -147,9 +152,9 @@ def test_a_large_finite_weight_is_no_alarm() -> None:
     with torch.no_grad():
         run.student.net.arch.conv.bias.fill_(1e30)
     run.student.net.arch.norm.track_running_stats = False
-    watch = guard.Guard(run)
+    watch = DivergenceMonitor()
     run.loss_value = torch.tensor(1.0)
-    assert watch.after(next(run.loader.batches(0)))
+    assert watch.after(run, next(run.loader.batches(0)))
 
 
 @pytest.mark.parametrize("how", ["loss", "gradient"])
@@ -159,25 +164,23 @@ def test_skip_is_as_if_the_batch_had_not_been(how: str) -> None:
     fit(run)
     other, _ = make(at(), how)
     batches = other.loader.batches
-    other.loader.batches = lambda epoch, start=0: (  # type: ignore[method-assign]
-        batch for number, batch in enumerate(batches(epoch)) if epoch != 1 or number in (0, 3)
-    )
-    # The numbers of the batches go on as before: schedules and dropout see the same progress.
+
+    def without(epoch: int, start: int = 0) -> Iterator[Batch]:
+        """The numbers of the batches go on as before: schedules and dropout see the same progress."""
+        for number, batch in enumerate(batches(epoch)):
+            if epoch != 1 or number in (0, 3):
+                other.state.batch = number
+                yield batch
+
+    other.loader.batches = without  # type: ignore[method-assign]
+    fit(other)
     states = []
     for each in (run, other):
-        if each is other:
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(
-                    "rkd.core.trainer.enumerate",
-                    lambda items, start=0: zip([0, 3] if other.epoch == 1 else range(4), items, strict=True),
-                    raising=False,
-                )
-                fit(other)
-        state = copied(each.state())
+        state = copied(each.state_dict())
         states.append({k: state[k] for k in ("student", "optimizer", "schedulers", "extensions", "knobs")})
     assert str(states[0]) == str(states[1])
-    assert run.history[1].pop("skipped") == 2
-    for line, expected in zip(run.history, other.history, strict=True):
+    assert run.state.history[1].pop("skipped") == 2
+    for line, expected in zip(run.state.history, other.state.history, strict=True):
         line.pop("seconds"), expected.pop("seconds")
         assert line == pytest.approx(expected)
     assert [f"epoch 1, batch {n}" in text for n, text in zip((1, 2), listener.said, strict=True)] == [True, True]
@@ -188,7 +191,7 @@ def test_skipping_has_an_end() -> None:
     run, _ = make(lambda step: step.progress >= 0.3, on_nan="skip")
     with pytest.raises(TrainingFailed, match="every batch of epoch 1 was skipped"):
         fit(run)
-    run = tiny_run(Breaks(lambda step: True), batch_size=1, on_nan="skip")
+    run = tiny_run(Breaks(lambda step: True), batch_size=1, monitor=DivergenceMonitor("skip"))
     with pytest.raises(TrainingFailed, match="10 batches of this epoch were skipped before"):
         fit(run)
 
@@ -203,26 +206,26 @@ def test_rollback_goes_back_to_the_start_of_the_epoch_with_half_the_rate() -> No
     run, listener = make(breaks, on_nan="rollback")
     fit(run)
     assert rates == [(n, 1.0) for n in range(7)] + [(n, 0.5) for n in (4, 5, 6)] + [(n, 0.25) for n in range(4, 12)]
-    assert [line["epoch"] for line in run.history] == [0, 1, 2]
-    assert [line["lr"] for line in run.history] == pytest.approx([0.05, 0.0125, 0.0125])
+    assert [line["epoch"] for line in run.state.history] == [0, 1, 2]
+    assert [line["lr"] for line in run.state.history] == pytest.approx([0.05, 0.0125, 0.0125])
     assert len(listener.said) == 2 and "back to the start of epoch 1" in listener.said[0]
     # As a run that has had that rate from there on.
     other, _ = make(at())
     other.lr_schedule = lambda progress: 1.0 if progress < 4 / 12 - 1e-9 else 0.25
     fit(other)
     assert torch.equal(weights(run), weights(other))
-    assert str(run.state()["extensions"]) == str(other.state()["extensions"])
+    assert str(run.state_dict()["extensions"]) == str(other.state_dict()["extensions"])
 
 
 def test_rolling_back_has_an_end() -> None:
     run, listener = make(at(5), on_nan="rollback")
-    with pytest.raises(TrainingFailed, match=f"after {MOST_ROLLBACKS} rollbacks"):
+    with pytest.raises(TrainingFailed, match=f"after {MAX_ROLLBACKS} rollbacks"):
         fit(run)
-    assert len(listener.said) == MOST_ROLLBACKS
+    assert len(listener.said) == MAX_ROLLBACKS
 
 
 @pytest.mark.parametrize("on_nan", ["skip", "rollback"])
-def test_it_goes_on_exactly_all_the_same(on_nan: str, tmp_path: Path) -> None:
+def test_it_goes_on_exactly_all_the_same(on_nan: OnNan, tmp_path: Path) -> None:
     def breaks(step: Step) -> bool:
         return (at(5)(step) or at(6)(step)) and step.lr_scale > 0.3
 
@@ -233,10 +236,10 @@ def test_it_goes_on_exactly_all_the_same(on_nan: str, tmp_path: Path) -> None:
         with pytest.raises(Stopped):
             fit(make(breaks, on_nan=on_nan, folder=folder, at=stop_at)[0])
         rest, _ = make(breaks, on_nan=on_nan, folder=folder)
-        rest.load_state(folder.load()[0] or {})
+        rest.load_state_dict(folder.load()[0] or {})
         fit(rest)
         assert torch.equal(weights(rest), weights(whole)), stop_at
         drop = {"seconds"}
-        assert [{k: v for k, v in line.items() if k not in drop} for line in rest.history] == [
-            {k: v for k, v in line.items() if k not in drop} for line in whole.history
+        assert [{k: v for k, v in line.items() if k not in drop} for line in rest.state.history] == [
+            {k: v for k, v in line.items() if k not in drop} for line in whole.state.history
         ]

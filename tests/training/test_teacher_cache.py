@@ -14,12 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core.random import Noise
+from rkd.core.run import Run
 from rkd.core.step import AttackPlan
-from rkd.core.trainer import Run, fit
+from rkd.core.trainer import fit
 from rkd.core.types import Batch
 from rkd.data.dataset import Subset
 from rkd.data.loader import Loader
-from rkd.distributed.ranks import Ranks
+from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.net import NetTeacher
 from rkd.plugin import hookimpl
 from rkd.plugins.augments.crop import Crop
@@ -29,6 +30,7 @@ from rkd.plugins.augments.mixup import Mixup
 from rkd.registry.catalog import load_catalog
 from rkd.testing.tiny import SHAPE, StubTeacher, tiny_net, tiny_run
 from rkd.training import teacher_cache
+from rkd.training.accumulation import Accumulation
 from rkd.training.dry_run import dry_step
 from rkd.training.teacher_cache import (
     CHECKSUM,
@@ -57,13 +59,14 @@ class Counting(nn.Module):
 
 
 def a_run(augments=(), epochs: int = 3, teacher=None, loss: str = "rslad", **settings) -> Run:
+    ranks = settings.pop("ranks", ALONE)
     teacher = teacher or tiny_net(seed=4)
     teacher = NetTeacher(teacher, "robust") if isinstance(teacher, nn.Module) else teacher
     if "attacks" not in settings:
         attack, objective = CATALOG.create("attack", "pgd", {"steps": 1}), CATALOG.create("objective", "kl-teacher")
         settings |= {"attack": attack, "objective": objective}
     run = tiny_run(CATALOG.create("loss", loss), epochs=epochs, teachers={"robust": teacher}, **settings)
-    run.loader = Loader(run.data.train, 8, 0, augments)
+    run.loader = Loader(run.data.train, 8, 0, augments, ranks=ranks)
     return run
 
 
@@ -94,9 +97,9 @@ TRIALS = 9
 def test_a_training_is_the_same_with_and_without(augments, parts: int) -> None:
     """Here even bit for bit: this net's answers do not depend on the number of images."""
     plain_net, net = Counting(), Counting()
-    plain = a_run(augments, 8, plain_net, grad_accumulation=parts)
+    plain = a_run(augments, 8, plain_net, backward=Accumulation(parts))
     fit(plain)
-    run = a_run(augments, 8, net, grad_accumulation=parts)
+    run = a_run(augments, 8, net, backward=Accumulation(parts))
     teacher = run.teachers["robust"]
     with cached(run) as (cache, said):
         fit(run)
@@ -169,7 +172,7 @@ def test_a_teacher_whose_weights_move_is_asked_anew(how: str) -> None:
     class Mover:
         @hookimpl
         def rkd_after_update(self, run: Run) -> None:
-            if run.epoch == 2 and run.batch_number == 0:
+            if run.state.epoch == 2 and run.state.batch == 0:
                 if how == "in place":
                     with torch.no_grad():
                         for p in net.parameters():
@@ -374,10 +377,8 @@ def test_processes_share_what_each_has_asked(tmp_path: Path) -> None:
         asked = cache.counts[0]
     runs = [a_run(CROP_AND_FLIP, ranks=OneOf(rank, 2, rank)) for rank in (0, 1)]
     with cached(runs[0], folder=tmp_path) as (one, _), cached(runs[1], folder=tmp_path) as (other, _):
-        for batch, logits in zip(batches(runs[0], 6), expected, strict=True):
-            parts = [cache.clean_logits(batch.select(runs[0].ranks.rows(8))) for cache in (one,)]
-            parts += [other.clean_logits(batch.select(runs[1].ranks.rows(8)))]
-            assert torch.equal(torch.cat(parts), logits)
+        for mine, theirs, logits in zip(batches(runs[0], 6), batches(runs[1], 6), expected, strict=True):
+            assert torch.equal(torch.cat([one.clean_logits(mine), other.clean_logits(theirs)]), logits)
         assert one.counts[0] + other.counts[0] == asked
     assert len(list(tmp_path.iterdir())) == 1
 

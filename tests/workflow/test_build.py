@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rkd.core.errors import RkdError
-from rkd.core.trainer import Run
+from rkd.core.run import Run, no_validation
 from rkd.registry.catalog import load_catalog
 from rkd.testing import tiny_teachers
 from rkd.workflow.build import build, choose_device, choose_precision
@@ -43,8 +43,8 @@ def test_a_run_is_what_the_plan_says() -> None:
     assert run.lr_schedule(0.6) == 0.1
     assert run.student.joint
     assert run.student.routed == ("adv",)
-    assert len(run.loader.split) + len(run.validation.split) == len(resolved.data.train)
-    assert (run.validation.every, run.validation.limit, run.validation.select) == (2, 7, "robust")
+    assert len(run.loader.split) + len(run.validate.split) == len(resolved.data.train)
+    assert (run.validate.every, run.validate.limit, run.validate.select) == (2, 7, "robust")
     assert sum(p.numel() for p in group["params"]) == sum(p.numel() for p in run.student.net.parameters())
     assert list(run.schedulers) == ["anl"]
 
@@ -57,7 +57,7 @@ def test_a_conversion_that_was_taken_out() -> None:
 @pytest.mark.parametrize("validation", [0, 0.0])
 def test_without_held_out_images(validation: float) -> None:
     run = run_of(plan("kd", data={"name": "digits", "validation": validation}))
-    assert run.validation is None
+    assert run.validate is no_validation
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from rkd.core.trainer import Run
+from rkd.core.run import Run
 from rkd.nets.net import NetTeacher
 from rkd.registry.catalog import load_catalog
 from rkd.testing import untouched

@@ -108,7 +108,7 @@ class Stopper(Silent):
         class Hooks:
             @hookimpl
             def rkd_after_update(self, run):
-                if stopper.where == "middle" and run.epoch == stopper.epoch:
+                if stopper.where == "middle" and run.state.epoch == stopper.epoch:
                     raise KeyboardInterrupt
 
             @hookimpl
@@ -147,7 +147,7 @@ class StopsAt(Silent):
         class Hooks:
             @hookimpl
             def rkd_stop(self, run):
-                return (run.epoch, run.batch_number) == place or None
+                return (run.state.epoch, run.state.batch) == place or None
 
         return {"stopper": Hooks()}
 
@@ -353,7 +353,7 @@ class Meanwhile(Silent):
             @hookimpl
             def rkd_epoch_end(self, run, metrics):
                 if metrics["epoch"] == mine.epoch:
-                    mine.what(run.folder)
+                    mine.what(run.checkpoints.folder)
 
         return {"meanwhile": Hooks()}
 

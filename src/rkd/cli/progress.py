@@ -17,7 +17,7 @@ from .signals import Interrupts
 from .terminal import Terminal, duration, memory, percent, safe
 
 if TYPE_CHECKING:
-    from rkd.workflow.plan import CostCard, Run
+    from rkd.workflow.plan import Run, StepCost
 
 READ_EVERY = 0.5
 """Seconds between two looks at the losses: each look waits for the device."""
@@ -42,8 +42,9 @@ class Training:
     @hookimpl
     def rkd_run_start(self, run: Run) -> None:
         self.interrupts.gentle = True
-        self.epoch, self.epochs, self.batches, self.batch = run.epoch, run.epochs, len(run.loader), run.done
-        self.first = run.epoch * self.batches + run.done
+        self.epoch, self.batch = run.state.epoch, run.state.batch
+        self.epochs, self.batches = run.epochs, len(run.loader)
+        self.first = self.epoch * self.batches + self.batch
         self.started = self.told = time.monotonic()
         if self.terminal.animated:
             self.terminal.live(self.draw)
@@ -58,7 +59,7 @@ class Training:
 
     @hookimpl
     def rkd_after_update(self, run: Run) -> None:
-        self.epoch, self.batch = run.epoch, run.batch_number + 1
+        self.epoch, self.batch = run.state.epoch, run.state.batch + 1
         now = time.monotonic()
         if now - self.read >= READ_EVERY:
             self.read = now
@@ -69,15 +70,15 @@ class Training:
 
     @hookimpl
     def rkd_epoch_end(self, run: Run, metrics: dict[str, Any]) -> None:
-        self.epoch, self.batch = run.epoch, 0
-        self.values = {k: v for k, v in metrics.items() if k.startswith("loss") or k in run.knobs}
+        self.epoch, self.batch = run.state.epoch, 0
+        self.values = {k: v for k, v in metrics.items() if k.startswith("loss") or k in run.state.knobs}
         if "val.clean" in metrics:
             self.checked = {name: metrics[f"val.{name}"] for name in ("clean", "robust") if f"val.{name}" in metrics}
-            self.checked["epoch"] = run.epoch
-        line = f"epoch {run.epoch}/{run.epochs}, {_losses(self.values)}{_weights(self.values)}"
+            self.checked["epoch"] = run.state.epoch
+        line = f"epoch {run.state.epoch}/{run.epochs}, {_losses(self.values)}{_weights(self.values)}"
         line += f", {self._validation()}" if "val.clean" in metrics else ""
         late = not self.terminal.animated and time.monotonic() - self.told >= LINE_EVERY
-        if late or self.terminal.verbosity > 0 or run.epoch == run.epochs:
+        if late or self.terminal.verbosity > 0 or run.state.epoch == run.epochs:
             self._tell(line)
 
     def draw(self) -> Table:
@@ -133,7 +134,7 @@ class Display:
     def detail(self, text: str) -> None:
         self.terminal.detail(text)
 
-    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None:
+    def cost(self, title: str, run: Run, card: StepCost, seconds: float) -> None:
         for line in cost_lines(title, run, card, seconds):
             self.terminal.message(line, wrap=True)
 
@@ -178,7 +179,7 @@ class Display:
         return progress
 
 
-def cost_lines(title: str, run: Run, card: CostCard, seconds: float) -> list[str]:
+def cost_lines(title: str, run: Run, card: StepCost, seconds: float) -> list[str]:
     """What a training will cost, for people."""
     size = sum(parameter.numel() for parameter in run.student.net.parameters())
     counts = ", ".join(f"{name} {count.forwards}/{count.backwards}" for name, count in card.counts.items())
@@ -197,7 +198,7 @@ def _values(run: Run) -> dict[str, float]:
 
     tensors = {"loss": run.loss_value, **{f"loss.{name}": term.mean() for name, term in run.terms.items()}}
     values: dict[str, float] = {}
-    for name, value in run.knobs.items():
+    for name, value in run.state.knobs.items():
         if isinstance(value, torch.Tensor) and value.numel() == 1:
             tensors[name] = value
         elif isinstance(value, (int, float)):

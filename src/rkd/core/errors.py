@@ -50,8 +50,8 @@ class Stopped(KeyboardInterrupt):
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
     """`" Did you mean a or b?"` for names near `name`, whatever their case, else an empty string."""
     spelt = {one.lower(): one for one in known}
-    found = get_close_matches(name.lower(), list(spelt), n=limit, cutoff=0.5) if len(name) <= 100 else []
-    near = [spelt[one] for one in found]
+    matches = get_close_matches(name.lower(), list(spelt), n=limit, cutoff=0.5) if len(name) <= 100 else []
+    near = [spelt[one] for one in matches]
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -1,7 +1,7 @@
-"""The hooks of rkd. One name, one sentence each.
+"""The hooks of a run. One name, one sentence each.
 
-Registration hooks are implemented at module level in a plugin file, which an entry point of the group `rkd` names.
-Run-time hooks are implemented by extensions: configured instances, registered for one run.
+They are implemented by extensions: configured instances, registered for one run. (Hooks that register components are in
+`rkd.registry.hooks`.)
 """
 
 from __future__ import annotations
@@ -11,82 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import pluggy
 
+from .errors import RkdError
+
 if TYPE_CHECKING:
-    import click
     from torch import Tensor, nn
 
+    from .run import Run
     from .step import Step
-    from .trainer import Run
 
 hookspec = pluggy.HookspecMarker("rkd")
 hookimpl = pluggy.HookimplMarker("rkd")
-
-KINDS = {
-    "model": "rkd_models",
-    "teacher": "rkd_teachers",
-    "student": "rkd_students",
-    "attack": "rkd_attacks",
-    "objective": "rkd_objectives",
-    "loss": "rkd_losses",
-    "scheduler": "rkd_schedulers",
-    "dataset": "rkd_datasets",
-    "augment": "rkd_augments",
-    "corruption": "rkd_corruptions",
-    "extension": "rkd_extensions",
-}
-"""Kind of component -> the hook that provides it."""
-
-
-class RegistrationHooks:
-    """Each returns `{name: component}`."""
-
-    @hookspec
-    def rkd_models(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Architectures by name."""
-
-    @hookspec
-    def rkd_teachers(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Places where teachers come from."""
-
-    @hookspec
-    def rkd_students(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Conversions of a student."""
-
-    @hookspec
-    def rkd_attacks(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Searches for adversarial images."""
-
-    @hookspec
-    def rkd_objectives(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """What an attack maximises."""
-
-    @hookspec
-    def rkd_losses(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Losses, each with the defaults that make it a method."""
-
-    @hookspec
-    def rkd_schedulers(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Adaptive weights, temperatures and class weights."""
-
-    @hookspec
-    def rkd_datasets(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Sources of data."""
-
-    @hookspec
-    def rkd_augments(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Augmentations of whole batches."""
-
-    @hookspec
-    def rkd_corruptions(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Common corruptions of images at five severities."""
-
-    @hookspec
-    def rkd_extensions(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
-        """Extensions that hook into a run."""
-
-    @hookspec
-    def rkd_commands(self, cli: click.Group) -> None:
-        """Add commands to the command line."""
 
 
 class RunHooks:
@@ -106,11 +40,12 @@ class RunHooks:
 
     @hookspec(firstresult=True)
     def rkd_backward(self, step: Step) -> bool | None:
-        """Compute the gradients of this step (of several processes, this one's part of them), and return True."""
+        """Compute the gradients of the whole batch, set `run.loss_value`, and return True. `run.backward(run, step)`
+        computes them in micro-batches and over processes, as the run is set up."""
 
     @hookspec
     def rkd_after_update(self, run: Run) -> None:
-        """The optimiser has moved the weights."""
+        """The optimiser has moved the weights. `run.state.batch` is the number of the batch until the next step."""
 
     @hookspec(firstresult=True)
     def rkd_stop(self, run: Run) -> bool | None:
@@ -131,3 +66,16 @@ class RunHooks:
     @hookspec
     def rkd_run_end(self, run: Run, results: dict[str, Any]) -> None:
         """Training and evaluation are over."""
+
+
+def run_hooks(extensions: Mapping[str, Any] | None = None) -> pluggy.PluginManager:
+    """A manager of run-time hooks with these configured extensions. Raises RkdError for a hook that does not exist."""
+    manager = pluggy.PluginManager("rkd")
+    manager.add_hookspecs(RunHooks)
+    for name, extension in (extensions or {}).items():
+        try:
+            manager.register(extension, name=name)
+            manager.check_pending()
+        except pluggy.PluginValidationError as error:
+            raise RkdError(f"extension {name}: {error}") from None
+    return manager

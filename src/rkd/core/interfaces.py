@@ -104,12 +104,21 @@ class CachingTeacher(Teacher, Protocol):
 class Student(Protocol):
     """The net that is trained. `rkd.nets.net.NetStudent` makes one of any `nn.Module`."""
 
+    net: nn.Module
+    """Its weights are trained; takes images in [0, 1]."""
+    routed: Sequence[View]
+    """Views that run through auxiliary norms, which are not deployed."""
+
     def logits(self, images: Mapping[View, Tensor], mode: Mode) -> Mapping[View, Tensor]:
         """`(B, K)` per view. Views run in the order of the mapping: batch norm's running statistics see it."""
         ...
 
     def attacked(self, view: View, mode: Mode) -> AbstractContextManager[Probe]:
         """A context in which the net runs in `mode` with frozen weights; it gives the net as `view` sees it."""
+        ...
+
+    def deployed(self) -> nn.Module:
+        """The net to evaluate and to keep."""
         ...
 
     def stand_in(self, net: nn.Module) -> Student:
@@ -372,16 +381,3 @@ class Model(Protocol):
     """
 
     def __call__(self, shape: Shape, classes: int) -> nn.Module: ...
-
-
-@dataclass(frozen=True, slots=True)
-class Family:
-    """Many components under one pattern of names, such as `wrnDEPTH-WIDTH`.
-
-    `pattern` is a regular expression for the whole name; its named groups become options of `component`
-    (a group that did not take part is left to the option's default).
-    """
-
-    pattern: str
-    component: type
-    examples: tuple[str, ...]

@@ -51,7 +51,7 @@ def row_hash(x: Tensor, salt: int = 0) -> Tensor:
     bits = x.flatten(1).contiguous().view(torch.int32)
     factors = _mix(torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN) | 1
     # A few rows at a time: their numbers take twice the bytes here.
-    sums = [(part.long() * factors).sum(1) for part in bits.split(max(1, HASHED // max(1, bits.shape[1])))]
+    sums = [(part.long() * factors).sum(1) for part in torch.split(bits, max(1, HASHED // max(1, bits.shape[1])))]
     return _mix(torch.cat(sums) + _signed(salt))
 
 

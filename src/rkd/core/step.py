@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+import copy
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -76,10 +76,8 @@ class Step:
         self.noise_key = noise_key
         self._on_query = on_query
         self._on_query_others = on_query_others
-        self._preview = False
         self.synchronised = False
         """Whether batch norms in train mode wait for other processes: then all must ask the net equally often."""
-        self._parts: list[Step] = []
         self.searching: tuple[View, Mode] | None = None
         """View and mode of the search that is running, if one is."""
         self._open: tuple[View, ...] = ()
@@ -126,8 +124,7 @@ class Step:
             )
         missing = {view: self.image(view) for view in views if (view, mode) not in self._student_logits}
         if missing:
-            run_in: Mode = "frozen" if self._preview and mode == "train" else mode
-            for view, logits in self._student.logits(missing, run_in).items():
+            for view, logits in self._student.logits(missing, mode).items():
                 self._student_logits[view, mode] = logits
         if mode == "train":
             self.used.trained.update(views)
@@ -146,41 +143,20 @@ class Step:
     def knob(self, name: str, default: float | Tensor = 1.0) -> float | Tensor:
         """A value that a scheduler set in an earlier step, such as `T.robust`."""
         self.used.knobs.add(name)
-        return self._knobs.get(name, default)
+        value: float | Tensor = self._knobs.get(name, default)
+        return value
 
-    @contextmanager
-    def fresh(self) -> Iterator[None]:
-        """Inside, student logits are computed anew (the weights moved: AWP); images and teachers are kept."""
-        kept, self._student_logits = self._student_logits, {}
-        try:
-            yield
-        finally:
-            self._student_logits = kept
+    def fresh(self, student: Student | None = None) -> Step:
+        """A second look at this step: the student's logits are computed anew, by `student` if one is given (None: by
+        this step's own, whose weights have moved). Images and teachers' logits are shared with this step."""
+        other = copy.copy(self)
+        other._student = student or self._student
+        other._student_logits = {}
+        return other
 
-    # What a batch that is computed in parts needs
-
-    def parts(self, count: int) -> list[Step]:
-        """The step in `count` parts of equal size, give or take one sample, in order. Asked again, the same ones."""
-        if count == 1:
-            return [self]
-        if len(self._parts) != count:
-            size, more = divmod(len(self.batch), count)
-            edges = [part * size + min(part, more) for part in range(count + 1)]
-            self._parts = [self.select(slice(*pair)) for pair in pairwise(edges)]
-        return self._parts
-
-    @contextmanager
-    def preview(self) -> Iterator[None]:
-        """Inside, the student runs without recording its running statistics: the same samples come once more."""
-        self._preview = True
-        try:
-            yield
-        finally:
-            self._preview = False
-
-    def forget_gradients(self) -> None:
-        """Keep the student's answers and let their graphs go."""
-        self._student_logits = {key: logits.detach() for key, logits in self._student_logits.items()}
+    def detach(self) -> None:
+        """Keep the student's logits and let their graphs go."""
+        self._student_logits = {asked: logits.detach() for asked, logits in self._student_logits.items()}
 
     # What objectives need
 
@@ -251,23 +227,23 @@ class Step:
             return teacher.logits(x).detach()
 
     def _role(self, role: str | None) -> str:
-        there = ", ".join(self._teachers) or "none"
+        given = ", ".join(self._teachers) or "none"
         if role is None:
             if len(self._teachers) == 1:
                 return next(iter(self._teachers))
-            what = "a teacher is needed" if not self._teachers else "there are several teachers"
-            raise Refused(f"{what}, and none was named (teachers given: {there}); type --teacher ROLE=MODEL")
+            problem = "a teacher is needed" if not self._teachers else "there are several teachers"
+            raise Refused(f"{problem}, and none was named (teachers given: {given}); type --teacher ROLE=MODEL")
         if role not in self._teachers:
-            raise Refused(f"a teacher with the role {role!r} is needed (given: {there}); type --teacher {role}=MODEL")
+            raise Refused(f"a teacher with the role {role!r} is needed (given: {given}); type --teacher {role}=MODEL")
         return role
 
     def _search(self, view: View) -> Tensor:
         if view not in self._attacks:
-            there = ", ".join(["clean", *self.batch.views, *self._attacks])
+            views = ", ".join(["clean", *self.batch.views, *self._attacks])
             raise Refused(
-                f"nothing makes the view {view!r} (there is {there}); type --attack {view}=NAME"
+                f"nothing makes the view {view!r} (there is {views}); type --attack {view}=NAME"
                 if view != "adv"
-                else f"an attack is needed for the view 'adv' (there is {there}); type --attack NAME"
+                else f"an attack is needed for the view 'adv' (there is {views}); type --attack NAME"
             )
         if view in self._open:
             raise Refused(
@@ -291,7 +267,7 @@ class Step:
             ):
                 x = self.batch.x.detach()
                 target = AttackTarget(self, plan.objective, self.watched(probe, view), noise)
-                found = plan.attack(x, target)
+                images = plan.attack(x, target)
         except Exception as error:
             if not hasattr(error, "__notes__") and not isinstance(error, RkdError):
                 error.add_note(f"while {_words(plan.attack)} made the view {view!r}")
@@ -299,14 +275,14 @@ class Step:
         finally:
             self.searching = outer
             self._open = self._open[:-1]
-        if not isinstance(found, Tensor):
-            raise Refused(f"{_words(plan.attack)} returned {type(found).__name__}, not images")
-        if found.shape != x.shape or found.dtype != x.dtype:
+        if not isinstance(images, Tensor):
+            raise Refused(f"{_words(plan.attack)} returned {type(images).__name__}, not images")
+        if images.shape != x.shape or images.dtype != x.dtype:
             raise Refused(
-                f"{_words(plan.attack)} returned {found.dtype} images {tuple(found.shape)} for {x.dtype} ones "
+                f"{_words(plan.attack)} returned {images.dtype} images {tuple(images.shape)} for {x.dtype} ones "
                 f"{tuple(x.shape)}"
             )
-        return found.detach()
+        return images.detach()
 
 
 def _words(attack: Attack) -> str:

@@ -56,8 +56,8 @@ class Ranks:
         too small for that is done by every process whole (`shared` is then false)."""
         if not self.shared(samples):
             return [samples] * self.size
-        few, more = divmod(samples, self.size)
-        return [few + (rank < more) for rank in range(self.size)]
+        least, more = divmod(samples, self.size)
+        return [least + (rank < more) for rank in range(self.size)]
 
     def shared(self, samples: int) -> bool:
         """Whether a batch of so many samples is divided among the processes. Batch norm needs two samples each."""
@@ -77,8 +77,7 @@ class Ranks:
         """Each process's `(sizes[rank], ...)` one after another: the same tensor for all."""
         if self.size == 1:
             return mine
-        most = max(sizes)
-        padded = mine.new_zeros((most, *mine.shape[1:]))
+        padded = mine.new_zeros((max(sizes), *mine.shape[1:]))
         padded[: len(mine)] = mine
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
@@ -98,9 +97,9 @@ class Ranks:
         """Whether any process says yes."""
         if self.size == 1:
             return mine
-        said = torch.tensor([int(mine)])
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-        return bool(said)
+        any_yes = torch.tensor([int(mine)])
+        dist.all_reduce(any_yes, dist.ReduceOp.MAX)
+        return bool(any_yes)
 
     # Anything that can be pickled; between processes of one job, never in a file
 
@@ -108,9 +107,9 @@ class Ranks:
         """What each process says, in order."""
         if self.size == 1:
             return [mine]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, mine)
-        return found
+        objects: list[Any] = [None] * self.size
+        dist.all_gather_object(objects, mine)
+        return objects
 
     def from_first(self, value: T) -> T:
         """What the first process says."""
@@ -124,13 +123,13 @@ class Ranks:
         """Let the first process do something and all have its result, or raise its RkdError."""
         if self.size == 1:
             return do()
-        said: tuple[Any, RkdError | None] = (None, None)
+        outcome: tuple[Any, RkdError | None] = (None, None)
         if self.first:
             try:
-                said = (do(), None)
+                outcome = (do(), None)
             except RkdError as error:
-                said = (None, error)
-        result, failed = self.from_first(said)
+                outcome = (None, error)
+        result, failed = self.from_first(outcome)
         if failed is not None:
             raise failed
         return result
@@ -155,12 +154,6 @@ class Ranks:
         with torch.no_grad():
             self.sum_([*gradients, *statistics, loss])
         return loss.reshape(())
-
-    def sum_gradients(self, net: nn.Module) -> None:
-        """Sum the gradients alone: for an extension that looks at them before the step's own (AWP)."""
-        if self.size > 1:
-            with torch.no_grad():
-                self.sum_([p.grad for p in net.parameters() if p.grad is not None])
 
     def same(self, state: Mapping[str, Tensor]) -> list[str]:
         """Names of tensors in which the processes differ: none, or something went wrong."""
@@ -224,11 +217,11 @@ def leave(ranks: Ranks) -> None:
 
 def _running(net: nn.Module) -> list[Tensor]:
     """The running means and variances of all norms: batch norm's, and those of norms like it."""
-    found = []
+    statistics = []
     for module in net.modules():
         if isinstance(module, _NormBase):
-            found += [b for b in (module.running_mean, module.running_var) if b is not None]
-    return found
+            statistics += [b for b in (module.running_mean, module.running_var) if b is not None]
+    return statistics
 
 
 def _buckets(tensors: Iterable[Tensor]) -> Iterable[list[Tensor]]:

@@ -144,7 +144,7 @@ class NetStudent:
         self.net = net
         self.router = router
         self.joint = joint
-        self.routed = tuple(routed)
+        self.routed: Sequence[View] = tuple(routed)
         self.accelerator: Accelerator = PLAIN
 
     def logits(self, images: Mapping[View, Tensor], mode: Mode) -> dict[View, Tensor]:

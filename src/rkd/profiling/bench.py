@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import statistics
 import sys
 import time
@@ -19,10 +18,10 @@ from torch.utils.flop_counter import flop_registry
 
 from ..core.attack import PLAIN
 from ..core.interfaces import Attack, Teacher, traits_of
-from ..core.trainer import Run, advance
+from ..core.run import Run
+from ..core.trainer import advance
 from ..core.types import Batch
 from ..nets.net import NetStudent, NetTeacher
-from ..training.divergence import Guard
 
 PARTS = ("data", "teachers", "attacks", "student", "optimiser")
 COUNTED = 4
@@ -68,13 +67,15 @@ def bench(run: Run, seconds: float = 10.0, least: int = 3) -> Bench:
         with watch.part("student"):
             with watch.part("data"):
                 batch = next(stream)
-            advance(run, batch, Guard(run))
+            advance(run, batch)
+            run.state.batch = 0
 
     def small_step() -> None:
         with watch.part("student"):
-            advance(watched, run.loader.batch(few, 0), Guard(watched))
+            advance(watched, run.loader.batch(some, 0))
+            watched.state.batch = 0
 
-    few = index[:COUNTED]
+    some = index[:COUNTED]
     # On a whole batch first: buffers are made, and the engine chooses by it.
     step(run)
     with _as_they_are(run), Operations() as counter:
@@ -97,7 +98,7 @@ def bench(run: Run, seconds: float = 10.0, least: int = 3) -> Bench:
             parts[part].append(taken)
     return Bench(
         len(index), statistics.median(whole), {part: statistics.median(taken) for part, taken in parts.items()},
-        {part: round(count * len(index) / len(few)) for part, count in flops.items()}, peak_bytes(run.device),
+        {part: round(count * len(index) / len(some)) for part, count in flops.items()}, peak_bytes(run.device),
         len(whole),
     )  # fmt: skip
 
@@ -124,11 +125,11 @@ class Operations(TorchDispatchMode):
         self.count = 0
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
-        found = operator(*arguments, **(options or {}))
+        result = operator(*arguments, **(options or {}))
         formula = flop_registry.get(operator.overloadpacket)
         if formula is not None:
-            self.count += formula(*arguments, **(options or {}), out_val=found)
-        return found
+            self.count += formula(*arguments, **(options or {}), out_val=result)
+        return result
 
 
 class Watch:
@@ -137,18 +138,18 @@ class Watch:
     def __init__(self) -> None:
         self._reading: Callable[[], float] | None = None
         self._open: list[str] = []
-        self._found: dict[str, float] = {}
+        self._shares: dict[str, float] = {}
         self._last = 0.0
 
     def read(self, reading: Callable[[], float], work: Callable[[], None]) -> dict[str, float]:
         """Do `work` and return each part's share of what `reading` grew by meanwhile."""
-        self._found = dict.fromkeys(PARTS, 0)
+        self._shares = dict.fromkeys(PARTS, 0)
         self._reading = reading
         try:
             work()
         finally:
             self._reading = None
-        return self._found
+        return self._shares
 
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
@@ -165,7 +166,7 @@ class Watch:
         if self._reading is not None:
             now = self._reading()
             if self._open:
-                self._found[self._open[-1]] += now - self._last
+                self._shares[self._open[-1]] += now - self._last
             self._last = now
 
 
@@ -205,11 +206,11 @@ def _stream(run: Run) -> Iterator[Batch]:
 
 def _watched(run: Run, watch: Watch) -> Run:
     """The same run, with its teachers, searches and optimiser watched."""
-    other = copy.copy(run)
-    other.teachers = {role: _WatchedTeacher(teacher, watch) for role, teacher in run.teachers.items()}
-    other.attacks = {
-        view: replace(plan, attack=_WatchedAttack(plan.attack, watch)) for view, plan in run.attacks.items()
-    }
+    other = replace(
+        run,
+        teachers={role: _WatchedTeacher(teacher, watch) for role, teacher in run.teachers.items()},
+        attacks={view: replace(plan, attack=_WatchedAttack(plan.attack, watch)) for view, plan in run.attacks.items()},
+    )
     inside: list[Any] = []
 
     def before(*ignored: Any) -> None:

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown
-from rkd.core.interfaces import Family, traits_of
+from rkd.core.interfaces import traits_of
 
 from . import options
-from .plugins import KINDS, Plugin, Plugins, load_plugins
+from .hooks import KINDS, Family
+from .plugins import Plugin, Plugins, load_plugins
 
 LONGEST = 80
 """Characters of a component's name."""

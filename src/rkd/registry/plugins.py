@@ -22,9 +22,8 @@ from typing import Any
 import pluggy
 
 from rkd.core.errors import RkdError
-from rkd.core.hooks import KINDS, RegistrationHooks
 
-__all__ = ["GROUP", "KINDS", "Plugin", "Plugins", "load_plugins"]
+from .hooks import RegistrationHooks
 
 GROUP = "rkd"
 

@@ -7,8 +7,8 @@ import re
 import sys
 
 from rkd.core.errors import RkdError
-from rkd.core.interfaces import Family
 from rkd.registry.catalog import Catalog, Entry
+from rkd.registry.hooks import Family
 from rkd.registry.options import describe
 
 from .state import require

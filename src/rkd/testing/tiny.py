@@ -8,15 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from rkd.core.hooks import run_hooks
 from rkd.core.interfaces import Attack, HasParts, Loss, Objective, Scheduler, Teacher
 from rkd.core.random import forked
+from rkd.core.run import Run
 from rkd.core.step import AttackPlan, Step
-from rkd.core.trainer import Run, run_hooks
 from rkd.core.types import Batch, Shape, ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.data.loader import Loader
 from rkd.nets.net import Net, NetStudent, NetTeacher
 from rkd.registry.catalog import Catalog
+from rkd.training.checkpoints import Checkpointer
+from rkd.training.divergence import DivergenceMonitor
 
 SHAPE: Shape = (3, 8, 8)
 CLASSES = 4
@@ -181,7 +184,7 @@ def tiny_run(
     batch_size: int = 8,
     **settings: Any,
 ) -> Run:
-    """A run on `tiny_dataset()` with stub teachers for the loss's roles; `settings` as for `rkd.core.trainer.Run`."""
+    """A run on `tiny_dataset()` with stub teachers for the loss's roles; `settings` as for `rkd.core.run.Run`."""
     data = data or tiny_dataset()
     student = NetStudent(tiny_net(shape=data.shape, classes=len(data.classes)))
     if conversion is not None:
@@ -205,6 +208,8 @@ def tiny_run(
             "attacks": attacks,
             "schedulers": dict(schedulers or {}),
             "hooks": run_hooks(extensions),
+            "monitor": DivergenceMonitor(),
+            "checkpoints": Checkpointer(),
             **settings,
         }
     )

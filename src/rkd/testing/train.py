@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from rkd.core import ops
 from rkd.core.errors import RkdError
-from rkd.core.hooks import hookimpl
+from rkd.core.hooks import hookimpl, run_hooks
 from rkd.core.interfaces import Loss, Scheduler, Teacher
+from rkd.core.run import Run
 from rkd.core.step import AttackPlan, Step
-from rkd.core.trainer import Run, fit, run_hooks, update
+from rkd.core.trainer import fit, train_step
 from rkd.core.types import Batch, at
 from rkd.storage.serialize import load_state, save_state
 from rkd.training.dry_run import dry_step
@@ -129,8 +130,8 @@ def check_extension(extension: Any, loss: Loss | None = None) -> None:
         _check_state(mine.state_dict(), who)
     resumed = run_with(copy.deepcopy(extension))
     with tempfile.TemporaryDirectory() as folder:
-        save_state(Path(folder) / "state.safetensors", stopped.state())
-        resumed.load_state(load_state(Path(folder) / "state.safetensors"))
+        save_state(Path(folder) / "state.safetensors", stopped.state_dict())
+        resumed.load_state_dict(load_state(Path(folder) / "state.safetensors"))
     require(
         torch.equal(end(resumed), whole),
         f"with {who} a training that was interrupted ends differently: state_dict() lacks something",
@@ -285,7 +286,7 @@ def check_trains(run: Run, steps: int = 2) -> None:
     before = torch.cat([p.detach().flatten().clone() for p in run.student.net.parameters()])
     batches = list(run.loader.batches(0))[:steps]
     for batch in batches:
-        require(update(run, batch).isfinite().all(), "the loss is not finite")
+        require(train_step(run, batch).isfinite().all(), "the loss is not finite")
     after = torch.cat([p.detach().flatten() for p in run.student.net.parameters()])
     require(after.isfinite().all(), "a weight is not finite after training")
     require(not torch.equal(before, after), "training has moved no weight")

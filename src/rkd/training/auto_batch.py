@@ -1,6 +1,6 @@
-"""How many parts a batch has to be computed in to fit into memory: tried out, on copies of everything that changes.
+"""How many micro-batches a batch has to be computed in to fit into memory: tried out, on copies of all that changes.
 
-The batch of one step of the optimiser stays what it is (`grad_accumulation`). A GPU refuses memory that it does not
+The batch of one step of the optimiser stays what it is (`--grad-accumulation`). A GPU refuses memory that it does not
 have, and so can be asked. A CPU's system hands out more than there is and kills who uses it: there only limits of the
 process itself (`ulimit -v`) are seen.
 """
@@ -12,9 +12,10 @@ import gc
 import torch
 
 from ..core.errors import Refused
-from ..core.objective import SMALLEST, backward
 from ..core.random import forked, key
-from ..core.trainer import Run
+from ..core.run import Run
+from ..distributed.ranks import ALONE, Ranks
+from .accumulation import SMALLEST, Accumulation
 from .dry_run import trial_of
 
 RESERVE = 0.05
@@ -24,25 +25,26 @@ ON_A_CPU = ("can't allocate memory", "could not create a primitive")
 """torch's own words, and oneDNN's, who has the same ones for what it does not know. A dry step comes before a trial."""
 
 
-def parts_that_fit(run: Run) -> int:
-    """The smallest number of parts of a batch that fits into memory; of several processes the largest of theirs.
+def auto_micro_batches(run: Run, ranks: Ranks = ALONE) -> int:
+    """The smallest number of micro-batches with which a step fits into memory; of several processes the largest of
+    theirs.
 
-    The run is left as it was. Raises Refused if not even the smallest parts fit.
+    The run is left as it was. Raises Refused if not even the smallest micro-batches fit.
     """
-    samples = max(SMALLEST, -(-run.loader.batch_size // run.ranks.size))
-    most = max(1, samples // SMALLEST)
-    failed, parts = 0, 1
-    while not _fits(run, samples, parts):
-        if parts == most:
+    samples = max(SMALLEST, -(-run.loader.batch_size // ranks.size))
+    limit = max(1, samples // SMALLEST)
+    failed, count = 0, 1
+    while not _fits(run, samples, count):
+        if count == limit:
             raise Refused(
                 f"{run.device} has too little memory for even {SMALLEST} images a time: take a smaller student or "
                 "teacher, smaller images, or --precision bf16"
             )
-        failed, parts = parts, min(2 * parts, most)
-    while parts - failed > 1:
-        middle = (failed + parts) // 2
-        failed, parts = (failed, middle) if _fits(run, samples, middle) else (middle, parts)
-    return max(run.ranks.objects(parts))
+        failed, count = count, min(2 * count, limit)
+    while count - failed > 1:
+        middle = (failed + count) // 2
+        failed, count = (failed, middle) if _fits(run, samples, middle) else (middle, count)
+    return max(ranks.objects(count))
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -51,10 +53,10 @@ def out_of_memory(error: BaseException) -> bool:
     return refused or isinstance(error, (MemoryError, torch.OutOfMemoryError))
 
 
-def _fits(run: Run, samples: int, parts: int) -> bool:
+def _fits(run: Run, samples: int, count: int) -> bool:
     fits = True
     try:
-        _try(run, samples, parts)
+        _try(run, samples, count)
     except (RuntimeError, MemoryError) as error:
         if not out_of_memory(error):
             raise
@@ -66,10 +68,9 @@ def _fits(run: Run, samples: int, parts: int) -> bool:
     return fits
 
 
-def _try(run: Run, samples: int, parts: int) -> None:
+def _try(run: Run, samples: int, count: int) -> None:
     """A step's gradient, beside as much memory as the rest of a training needs."""
-    trial = trial_of(run)
-    trial.grad_accumulation = parts
+    trial = trial_of(run, Accumulation(count))
     if run.device.type == "cuda":
         total = torch.cuda.get_device_properties(run.device).total_memory
         weights = sum(p.numel() * p.element_size() for p in run.student.net.parameters())
@@ -79,5 +80,5 @@ def _try(run: Run, samples: int, parts: int) -> None:
         kept = torch.empty(0)
     batch = run.loader.batch(torch.arange(min(samples, len(run.loader.split))), 0)
     with forked(key(run.seed, "dry"), run.device):
-        backward(trial, trial.step(batch, listen=False))
+        trial.backward(trial, trial.step(batch, listen=False))
     del kept

@@ -1,28 +1,19 @@
-"""What a checkpoint holds of a run, and when one is written.
-
-Random numbers have no state: batches, augmentations, attacks and dropout follow from (seed, epoch, batch, sample). What
-has one is in `state_of`: student, optimiser, schedulers, extensions, values set by schedulers, the place in the epoch
-with the sums of its losses so far, the learning rate's factor, what has been measured, the best weights so far.
-"""
+"""When a run's state is written (`rkd.core.run.Run.state_dict` says what it holds), and how a run is asked to stop."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from ..core.errors import DataError, Stopped
-
-if TYPE_CHECKING:
-    from ..core.trainer import Run
+from ..core.errors import Stopped
+from ..core.run import Checkpoints, Run
+from ..distributed.ranks import ALONE, Ranks
+from ..storage.runfolder import RunFolder
 
 
 @dataclass(frozen=True, slots=True)
-class Saving:
+class CheckpointPolicy:
     """A checkpoint after every `epochs`-th epoch and the last one, and whenever `minutes` have passed since the one
     before (None: only then). `keep` of them are kept while the run goes on."""
 
@@ -31,115 +22,62 @@ class Saving:
     keep: int = 2
 
 
-def state_of(run: Run) -> dict[str, Any]:
-    """All that a later process needs to go on after this step."""
-    return {
-        "data": run.data.fingerprint,
-        "epoch": run.epoch,
-        "done": run.done,
-        "batches": len(run.loader),
-        "meter": run.meter.state_dict(),
-        "skipped": run.skipped,
-        "rollbacks": run.rollbacks,
-        "epoch_start": run.epoch_start,
-        "seconds": run.seconds,
-        "student": run.student.net.state_dict(),
-        "optimizer": run.optimizer.state_dict(),
-        "scaler": run.scaler.state_dict(),
-        "schedulers": {n: dict(s.state_dict()) for n, s in run.schedulers.items() if hasattr(s, "state_dict")},
-        "extensions": {
-            name: dict(plugin.state_dict())
-            for name, plugin in run.hooks.list_name_plugin()
-            if plugin is not None and hasattr(plugin, "state_dict")
-        },
-        "knobs": run.knobs,
-        "history": run.history,
-        "best": run.best,
-        "best_weights": run.best_weights,
-    }
+@dataclass
+class Checkpointer(Checkpoints):
+    """Writes a run's checkpoints and records into `folder`; None: it writes nothing.
 
+    Clocks that jump do not matter: it asks the monotonic one.
+    """
 
-def restore(run: Run, state: Mapping[str, Any]) -> None:
-    """Go on where `state` was taken. Raises DataError if the data is not what it was."""
-    if state["data"] != run.data.fingerprint:
-        raise DataError(
-            f"the data set {run.data.name!r} has changed since this run began (fingerprint {state['data']!r} then, "
-            f"{run.data.fingerprint!r} now): put the old data back, or start a new run"
-        )
-    if state["batches"] != len(run.loader):
-        raise ValueError(f"an epoch had {state['batches']} steps then, and has {len(run.loader)} now")
-    run.epoch, run.done, run.batch_number = state["epoch"], state["done"], 0
-    run.meter.load_state_dict(state["meter"])
-    run.skipped, run.rollbacks = state["skipped"], state["rollbacks"]
-    run.epoch_start = state["epoch_start"]
-    run.seconds = state["seconds"]
-    run.student.net.load_state_dict(state["student"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    if run.scaler.is_enabled():
-        run.scaler.load_state_dict(state["scaler"])
-    for name, scheduler in run.schedulers.items():
-        if name in state["schedulers"]:
-            scheduler.load_state_dict(state["schedulers"][name])
-    for name, extension in run.hooks.list_name_plugin():
-        load = getattr(extension, "load_state_dict", None)
-        if load is not None and name in state["extensions"]:
-            load(state["extensions"][name])
-    run.knobs = {name: _on(value, run.device) for name, value in state["knobs"].items()}
-    run.history = list(state["history"])
-    run.best, run.best_weights = state["best"], state["best_weights"]
+    folder: RunFolder | None = None
+    policy: CheckpointPolicy = field(default_factory=CheckpointPolicy)
+    ranks: Ranks = ALONE
+    _written: float = field(default_factory=lambda: time.monotonic(), init=False, repr=False)
 
+    @property
+    def newest(self) -> Path | None:
+        return self.folder.last if self.folder and self.folder.last.exists() else None
 
-def copied(value: Any) -> Any:
-    """A nested state that later steps do not reach."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: copied(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [copied(inner) for inner in value]
-    return value
+    def after_step(self, run: Run) -> None:
+        if self._due():
+            run.monitor.settle(run)
+            self.save(run)
+        self._stop_if_asked(run)
 
+    def while_validating(self, run: Run) -> None:
+        # Several processes would call this at different times: they stop together, after the validation.
+        if self.ranks.size == 1:
+            self._stop_if_asked(run)
 
-class Keeper:
-    """Writes a run's checkpoints. Clocks that jump do not matter: it asks the monotonic one."""
+    def new_best(self, run: Run) -> None:
+        if self.folder and run.state.best_weights is not None:
+            self.folder.save_weights(self.folder.best, run.state.best_weights)
 
-    def __init__(self, run: Run) -> None:
-        self.run = run
-        self.written = time.monotonic()
-        self.since = time.monotonic() - run.seconds
+    def after_epoch(self, run: Run) -> None:
+        if self.folder:
+            self.folder.log(run.state.history[-1])
+        if run.state.epoch % self.policy.epochs == 0 or run.state.epoch == run.epochs or self._due():
+            self.save(run)
 
-    def save(self) -> None:
-        run = self.run
-        run.seconds = time.monotonic() - self.since
-        if run.folder:
-            run.folder.save(state_of(run), run.saving.keep)
-        self.written = time.monotonic()
+    def save(self, run: Run) -> None:
+        """Write a checkpoint now."""
+        run.state.tick()
+        if self.folder:
+            self.folder.save(run.state_dict(), self.policy.keep)
+        self._written = time.monotonic()
 
-    def due(self) -> bool:
+    def _due(self) -> bool:
         """Whether the time for a checkpoint within an epoch has come."""
-        minutes = self.run.saving.minutes
-        return minutes is not None and time.monotonic() - self.written >= 60 * minutes
+        return self.policy.minutes is not None and time.monotonic() - self._written >= 60 * self.policy.minutes
 
-    def epoch_over(self) -> None:
-        """A checkpoint, if this epoch is to have one. `run.epoch` counts finished epochs."""
-        run = self.run
-        if run.epoch % run.saving.epochs == 0 or run.epoch == run.epochs or self.due():
-            self.save()
-
-    def obey(self, settle: Callable[[], None] | None = None) -> None:
-        """If somebody wants the run to stop: save, and raise Stopped. `settle` raises if the state is not sound."""
-        if self.run.ranks.any(bool(self.run.hooks.hook.rkd_stop(run=self.run))):
-            if settle is not None:
-                settle()
-            self.save()
-            self.run.ranks.objects(None)  # whoever tells of it finds the checkpoint written
-            raise Stopped(f"stopped after {place_of(self.run.epoch, self.run.done, len(self.run.loader))}")
+    def _stop_if_asked(self, run: Run) -> None:
+        if self.ranks.any(bool(run.hooks.hook.rkd_stop(run=run))):
+            run.monitor.settle(run)
+            self.save(run)
+            self.ranks.objects(None)  # whoever tells of it finds the checkpoint written
+            raise Stopped(f"stopped after {place_of(run.state.epoch, run.state.batch, len(run.loader))}")
 
 
 def place_of(epoch: int, done: int, batches: int) -> str:
     """`epoch 3`, or `step 5/21 of epoch 4`: what a state comes after. Epochs are counted from 1 here."""
     return f"step {done}/{batches} of epoch {epoch + 1}" if done else f"epoch {epoch}"
-
-
-def _on(value: Any, device: torch.device) -> Any:
-    return value.to(device) if isinstance(value, Tensor) else value

@@ -1,34 +1,41 @@
-"""The dry step: a run is tried on a few images before it starts, and its cost is counted."""
+"""The dry step: a run is tried on a few images before it starts, and its cost is counted in forwards and backwards."""
 
 from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ..core.errors import DataError, Refused
-from ..core.objective import total
+from ..core.hooks import run_hooks
 from ..core.random import forked, key
+from ..core.run import Backward, Checkpoints, Monitor, Run, TrainState, no_validation
 from ..core.step import Step
-from ..core.trainer import Run, run_hooks
 from ..core.types import Batch
 from ..data.dataset import check_images
-from ..distributed.ranks import ALONE
 from ..nets.net import NetTeacher, check_logits
 from ..storage.serialize import finite
-from .cost import Count, counting
+
+
+@dataclass(slots=True)
+class Count:
+    """How often a net ran, and how often a gradient ran back through one of those runs."""
+
+    forwards: int = 0
+    backwards: int = 0
 
 
 @dataclass(frozen=True, slots=True)
-class CostCard:
+class StepCost:
     """Forwards and backwards of each net in one training step, seconds of a dry step on `samples` images.
 
-    `memory`: bytes of a whole training's peak, where somebody has found out. `clean`: the teachers
-    that were asked about clean images.
+    `memory`: bytes of a whole training's peak, where somebody has measured it. `clean`: the teachers that were asked
+    about clean images.
     """
 
     counts: Mapping[str, Count]
@@ -38,19 +45,51 @@ class CostCard:
     clean: frozenset[str] = frozenset()
 
 
-def trial_of(run: Run) -> Run:
-    """A run on copies of everything that a step changes, for this process alone and without extensions."""
-    trial = copy.copy(run)
-    trial.student = copy.deepcopy(run.student)
-    trial.schedulers = copy.deepcopy(run.schedulers)
-    trial.knobs = dict(run.knobs)
-    trial.ranks = ALONE
-    trial.optimizer = torch.optim.SGD(trial.student.net.parameters(), lr=0.0)
-    trial.hooks = run_hooks()
-    return trial
+@contextmanager
+def counting(nets: Mapping[str, nn.Module]) -> Iterator[dict[str, Count]]:
+    """Inside, every run of each net is counted, whoever calls it."""
+    counts = {name: Count() for name in nets}
+    handles = [net.register_forward_hook(_counter(counts[name])) for name, net in nets.items()]
+    try:
+        yield counts
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
-def dry_step(run: Run, samples: int = 2) -> CostCard:
+def _counter(count: Count) -> Callable[[nn.Module, object, Tensor], None]:
+    def backward(gradient: Tensor) -> None:
+        count.backwards += 1
+
+    def forward(module: nn.Module, inputs: object, output: Tensor) -> None:
+        count.forwards += 1
+        if output.requires_grad:
+            output.register_hook(backward)
+
+    return forward
+
+
+def trial_of(run: Run, backward: Backward | None = None) -> Run:
+    """A run of the same parts on copies of everything that a step changes, in this process alone, without extensions
+    and collaborators. `backward`: how it computes gradients (None: plainly)."""
+    student = copy.deepcopy(run.student)
+    return replace(
+        run,
+        student=student,
+        schedulers=copy.deepcopy(run.schedulers),
+        optimizer=torch.optim.SGD(student.net.parameters(), lr=0.0),
+        hooks=run_hooks(),
+        rank=0,
+        backward=backward or Backward(),
+        monitor=Monitor(),
+        checkpoints=Checkpoints(),
+        validate=no_validation,
+        state=TrainState(knobs=dict(run.state.knobs)),
+        terms={},
+    )
+
+
+def dry_step(run: Run, samples: int = 2) -> StepCost:
     """One step on a few images and on copies of everything that changes, to find mistakes before training.
 
     Raises Refused for a part that was given and never used: a teacher, an attack, a value that a scheduler sets.
@@ -63,10 +102,10 @@ def dry_step(run: Run, samples: int = 2) -> CostCard:
     started = time.perf_counter()
     with forked(key(run.seed, "dry"), run.device), counting(nets) as counts:
         step = trial.step(batch, listen=False)
-        loss = total(trial, step)
+        loss = trial.total_loss(step)
         if not loss.requires_grad:
             raise Refused("the loss does not depend on the student: no weight would ever move")
-        loss.backward()
+        torch.autograd.backward(loss)
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
     seconds = time.perf_counter() - started
@@ -82,21 +121,21 @@ def dry_step(run: Run, samples: int = 2) -> CostCard:
     if not finite({str(n): p.grad for n, p in enumerate(trial.student.net.parameters()) if p.grad is not None}):
         raise Refused("a gradient is not finite on the first images, though the loss is: it cannot be trained")
     _check_used(trial, step)
-    return CostCard(counts, len(batch), seconds, clean=frozenset(step.used.clean))
+    return StepCost(counts, len(batch), seconds, clean=frozenset(step.used.clean))
 
 
 def _infinite(run: Run, batch: Batch) -> str:
     """Which nets answer with logits that are not numbers, as the end of a sentence."""
     with torch.no_grad():
-        answers = {"the student": run.student.logits({"clean": batch.x}, "eval")["clean"]}
-        answers |= {f"the teacher {role!r}": teacher.logits(batch.x) for role, teacher in run.teachers.items()}
-    guilty = [who for who, logits in answers.items() if not bool(logits.isfinite().all())]
+        logits = {"the student": run.student.logits({"clean": batch.x}, "eval")["clean"]}
+        logits |= {f"the teacher {role!r}": teacher.logits(batch.x) for role, teacher in run.teachers.items()}
+    guilty = [net for net, values in logits.items() if not bool(values.isfinite().all())]
     if not guilty:
         return ""
-    what = f": logits of {' and '.join(guilty)} are NaN or infinite"
-    if any(bool(answers[who].isneginf().any()) for who in guilty):
-        what += "; a class that a net rules out needs a low finite logit for training (-inf has no divergence)"
-    return what
+    problem = f": logits of {' and '.join(guilty)} are NaN or infinite"
+    if any(bool(logits[net].isneginf().any()) for net in guilty):
+        problem += "; a class that a net rules out needs a low finite logit for training (-inf has no divergence)"
+    return problem
 
 
 def _check_nets(run: Run, batch: Batch) -> None:
@@ -115,7 +154,7 @@ def _check_used(run: Run, step: Step) -> None:
     known = ("weight.", "class_weights")
     idle += [
         f"the value {name!r} that a scheduler sets"
-        for name in run.knobs
+        for name in run.state.knobs
         if not name.startswith(known) and name not in step.used.knobs
     ]
     if idle:

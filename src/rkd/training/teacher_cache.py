@@ -34,12 +34,14 @@ from torch import Tensor, nn
 from ..core.errors import Refused
 from ..core.interfaces import Teacher
 from ..core.random import forked, row_hash
-from ..core.trainer import Run
+from ..core.run import Run
 from ..core.types import Batch
 from ..data.augment import Variants, expected_repeats
+from ..data.loader import Loader
 from ..data.prefetch import HostCopy, send
 from ..evaluation.journal import fingerprint
 from ..nets.net import NetTeacher
+from .accumulation import Accumulation
 
 BLOCK = 32
 """Images in a block, or as many as a step asks about at once, if these are fewer. Of a batch's new images half a block
@@ -111,17 +113,19 @@ def cached_teachers(
     caches = _open_caches(run, plans, max_bytes, folder, tell)
     run.teachers = {**plain, **caches}
     if caches:
-        run.loader.variants = next(iter(plans.values())).variants
+        loader_of(run).variants = next(iter(plans.values())).variants
     try:
         yield
         for role, cache in caches.items():
-            asked, looked_up = (sum(counts) for counts in zip(*run.ranks.objects(cache.counts), strict=True))
+            asked, looked_up = (sum(counts) for counts in zip(*loader_of(run).ranks.objects(cache.counts), strict=True))
             if asked + looked_up:
                 share = looked_up / (asked + looked_up)
                 tell(f"teacher {role}: {share:.0%} of the answers to clean images were looked up")
             cache.check_weights()
     finally:
-        run.teachers, run.loader.variants = plain, None
+        run.teachers = plain
+        if caches:
+            loader_of(run).variants = None
         for cache in caches.values():
             cache.close()
 
@@ -298,7 +302,7 @@ def _plan(run: Run, teacher: Teacher, mode: Mode, max_bytes: int) -> CachePlan:
         raise Refused("it is a teacher of its own kind")
     if run.epochs == 1:
         raise Refused("no image comes again in a single epoch")
-    loader, classes = run.loader, len(run.data.classes)
+    loader, classes = loader_of(run), len(run.data.classes)
     variants, images = Variants.of(loader.augments, run.data.shape), len(loader.split)
     size = answer_bytes(images * variants.count, classes)
     if size > max_bytes:
@@ -312,9 +316,17 @@ def _plan(run: Run, teacher: Teacher, mode: Mode, max_bytes: int) -> CachePlan:
             f"of {variants.count} versions of each image {repeats:.0%} come again in {run.epochs} epochs, too few for "
             "it to pay"
         )
-    block = min(BLOCK, -(-loader.batch_size // run.grad_accumulation))
-    in_file = size > IN_MEMORY or run.ranks.size > 1  # through a file processes share what each has asked
+    micro_batches = run.backward.micro_batches if isinstance(run.backward, Accumulation) else 1
+    block = min(BLOCK, -(-loader.batch_size // micro_batches))
+    in_file = size > IN_MEMORY or loader.ranks.size > 1  # through a file processes share what each has asked
     return CachePlan(teacher, variants, images, classes, block, repeats, size, in_file)
+
+
+def loader_of(run: Run) -> Loader:
+    """The run's loader. Raises Refused if it is of another kind: its batches say nothing of their variants."""
+    if not isinstance(run.loader, Loader):
+        raise Refused("its batches do not say which variant of an image each sample is")
+    return run.loader
 
 
 def _open_caches(
@@ -326,16 +338,17 @@ def _open_caches(
     owners: dict[str, int] = {}
     for role, plan in plans.items():
         owner, problem = _try(run, plan)
-        if problem := next(filter(None, run.ranks.objects(problem)), ""):  # one for all
+        if problem := next(filter(None, loader_of(run).ranks.objects(problem)), ""):  # one for all
             tell(f"teacher {role}: asked in each step: {problem}")
         else:
             owners[role] = owner
     paths = {role: folder / f"{owners[role]:016x}.answers" for role in owners if folder and plans[role].in_file}
     if folder and paths:
-        if run.ranks.local == 0:
+        ranks = loader_of(run).ranks
+        if ranks.local == 0:
             missing = sum(plans[role].size - _size(path) for role, path in paths.items())
             make_room(folder, missing, max_bytes, set(paths.values()))
-        run.ranks.objects(None)  # nobody opens a file before the others have made room
+        ranks.objects(None)  # nobody opens a file before the others have made room
 
     caches = {}
     for role, owner in owners.items():
@@ -356,7 +369,8 @@ def _try(run: Run, plan: CachePlan) -> tuple[int, str]:
     """A number for this very teacher on these very images; why it cannot be cached, if it cannot."""
     teacher, block = plan.teacher, plan.block
     # The same images whenever it is tried: a run that goes on must not come to another end than before.
-    x = run.loader.prefetcher.images(torch.arange(block) % plan.images)
+    loader = loader_of(run)
+    x = loader.prefetcher.images(torch.arange(block) % plan.images)
     with forked(None, run.device):  # a net that draws random numbers leaves the student's as they were
         first = ask_in_blocks(teacher, x, block)
         if first.ndim != 2 or first.dtype != torch.float32 or not bool(first.isfinite().all()):
@@ -378,7 +392,7 @@ def _try(run: Run, plan: CachePlan) -> tuple[int, str]:
     spread = torch.arange(0, plan.images, -(-plan.images // PROBED))
     owner = fingerprint(
         *teacher.net.state_dict().values(), block, first, plan.images, plan.variants.names, run.data.fingerprint,
-        run.loader.split.labels, run.loader.batch(spread, 0).x,
+        loader.split.labels, loader.batch(spread, 0).x,
     )  # fmt: skip
     return int(owner[:16], 16), ""
 

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from rkd.core.errors import RkdError
+from rkd.core.hooks import run_hooks
 from rkd.core.interfaces import Teacher
-from rkd.core.trainer import Run, Validation, run_hooks
+from rkd.core.run import Run, Validate, no_validation
 from rkd.data.dataset import hold_out
 from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
@@ -21,7 +22,10 @@ from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig
 from rkd.registry.schedules import parse_schedule
 from rkd.storage.runfolder import RunFolder
-from rkd.training.checkpoints import Saving
+from rkd.training.accumulation import Accumulation
+from rkd.training.checkpoints import Checkpointer, CheckpointPolicy
+from rkd.training.divergence import DivergenceMonitor
+from rkd.training.validation import Validation
 
 from .nets import build_net
 from .plan import Plan
@@ -31,8 +35,8 @@ SMALL = 10_000_000
 
 
 def build(
-    plan: Plan, catalog: Catalog, teachers: Mapping[str, Teacher], folder: RunFolder | None = None,
-    extensions: Mapping[str, Any] | None = None, ranks: Ranks = ALONE,
+    plan: Plan, catalog: Catalog, teachers: Mapping[str, Teacher], extensions: Mapping[str, Any] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Run:  # fmt: skip
     """The Run of a plan. `extensions` are further configured ones, such as a progress display."""
     config, data = plan.config, plan.data
@@ -54,12 +58,16 @@ def build(
     train, held_out = hold_out(data.train, config.data.validation, config.seed)
     if config.validate_.on == "test":
         held_out = data.test
-    validation = None
+    validate: Validate = no_validation
     if held_out is not None:
+        micro_batch = -(-min(config.batch_size, len(train)) // config.grad_accumulation)
         rules = config.validate_
-        validation = Validation(held_out, plan.validation_attack, rules.every, rules.limit, rules.select)
+        validate = Validation(
+            held_out, plan.validation_attack, rules.every, rules.limit, rules.select, max(micro_batch, 128), ranks
+        )
+    half = net.autocast is torch.float16
     schedule = parse_schedule(config.optimizer.schedule)
-    run = Run(
+    return Run(
         student=student,
         loss=plan.loss,
         loader=Loader(train, config.batch_size, config.seed, plan.augments, device, ranks, config.data.workers),
@@ -70,27 +78,32 @@ def build(
         lr=config.optimizer.lr,
         lr_schedule=schedule,
         clip_gradient=config.optimizer.clip_gradient,
-        grad_accumulation=config.grad_accumulation,
         teachers=dict(teachers),
         attacks=plan.attacks,
         schedulers=plan.schedulers,
-        validation=validation,
-        folder=folder,
-        saving=Saving(config.checkpoint.epochs, config.checkpoint.minutes or None, config.checkpoint.keep),
-        on_nan=config.on_nan,
         hooks=run_hooks({**plan.extensions, **(extensions or {})}),
         device=device,
-        ranks=ranks,
-        sync_bn=config.sync_bn,
-        scaler=torch.amp.GradScaler(device.type, enabled=net.autocast is torch.float16),
+        rank=ranks.rank,
+        backward=Accumulation(
+            config.grad_accumulation, ranks, config.sync_bn, torch.amp.GradScaler(device.type) if half else None
+        ),
+        monitor=DivergenceMonitor(config.on_nan, ranks),
+        checkpoints=checkpointer(config, None, ranks),
+        validate=validate,
     )
-    return run
+
+
+def checkpointer(config: RunConfig, folder: RunFolder | None, ranks: Ranks = ALONE) -> Checkpointer:
+    """What writes a run's checkpoints; without a folder, what stops it when it is asked to."""
+    rules = config.checkpoint
+    return Checkpointer(folder, CheckpointPolicy(rules.epochs, rules.minutes or None, rules.keep), ranks)
 
 
 def accelerate(run: Run, name: EngineName, tell: Callable[[str], None] = lambda text: None) -> None:
     """Let nets run on faster copies: the student while it is attacked, and teachers small enough for a second copy.
     After the dry step, which counts what the nets themselves are asked. `tell` is told which copies nets get."""
-    run.student.accelerator = Engine(name, tell)
+    if isinstance(run.student, NetStudent):
+        run.student.accelerator = Engine(name, tell)
     for teacher in run.teachers.values():
         if type(teacher) is NetTeacher and sum(p.numel() for p in teacher.net.parameters()) <= SMALL:
             teacher.accelerator = Engine(name, tell)

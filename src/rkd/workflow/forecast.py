@@ -7,10 +7,12 @@ from typing import Any
 
 import torch
 
-from rkd.core.trainer import Run
+from rkd.core.run import Run
+from rkd.distributed.ranks import ALONE, Ranks
 from rkd.profiling.bench import bench, peak_bytes, peaks
 from rkd.registry.catalog import Catalog
-from rkd.training.dry_run import CostCard, dry_step
+from rkd.training.dry_run import StepCost, dry_step
+from rkd.training.validation import Validation
 
 from .build import accelerate, build, choose_precision
 from .manifest import engine_of
@@ -19,7 +21,7 @@ from .resolve import resolve
 from .teachers import load_teachers
 
 
-def predict(run: Run, plan: Plan, card: CostCard) -> tuple[float, int]:
+def predict(run: Run, plan: Plan, card: StepCost, ranks: Ranks = ALONE) -> tuple[float, int]:
     """Seconds that the training will take with its validations, and its peak memory in bytes (0: unknown).
 
     By dry steps on as many images as take about a second: of a step on few images most is overhead, and memory grows
@@ -27,7 +29,7 @@ def predict(run: Run, plan: Plan, card: CostCard) -> tuple[float, int]:
     answers, extensions and the final evaluation are not in it. The run is left as it was.
     """
     # The whole batch may not fit into memory, and each process does its share of it.
-    micro_batch = max(2, -(-run.loader.batch_size // (run.grad_accumulation * run.ranks.size)))
+    micro_batch = max(2, -(-run.loader.batch_size // (plan.config.grad_accumulation * ranks.size)))
     samples = min(8, micro_batch)
     before = peak_bytes(run.device)
     seconds = dry_step(run, samples).seconds
@@ -37,13 +39,13 @@ def predict(run: Run, plan: Plan, card: CostCard) -> tuple[float, int]:
     memory = before + (peak_bytes(run.device) - before) * micro_batch // samples
     seconds = min(seconds, dry_step(run, samples).seconds)
     images = run.epochs * len(run.loader.split) + _validation_images(run, plan, card)
-    return seconds / samples * images / run.ranks.size, memory
+    return seconds / samples * images / ranks.size, memory
 
 
-def _validation_images(run: Run, plan: Plan, card: CostCard) -> float:
+def _validation_images(run: Run, plan: Plan, card: StepCost) -> float:
     """The images of all validations, each counted as the share of a training image's forwards that it takes."""
-    validation = run.validation
-    if validation is None:
+    validation = run.validate
+    if not isinstance(validation, Validation):
         return 0.0
     count = min(validation.limit or len(validation.split), len(validation.split)) * -(-run.epochs // validation.every)
     forwards = 1 + (plan.config.validate_.steps if validation.attack else 0)

@@ -14,12 +14,13 @@ from typing import Any
 import torch
 
 from rkd.core.errors import RkdError
-from rkd.core.trainer import Run
+from rkd.core.run import Run
+from rkd.distributed.ranks import ALONE, Ranks
 from rkd.evaluation.journal import fingerprint
-from rkd.nets.net import NetTeacher
+from rkd.nets.net import NetStudent, NetTeacher
 from rkd.registry.catalog import Catalog
 from rkd.storage.runfolder import RunFolder
-from rkd.training.dry_run import CostCard
+from rkd.training.dry_run import StepCost
 
 from .plan import Plan
 from .teachers import ResolvedTeacher
@@ -28,9 +29,9 @@ COMPARED = ("python", "torch", "torchvision", "numpy")
 """Packages whose version may change the last bits of a result."""
 
 
-def manifest_of(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
+def manifest_of(plan: Plan, catalog: Catalog, run: Run, ranks: Ranks = ALONE) -> dict[str, Any]:
     """What is known before the training starts, but for the teachers and the cost."""
-    environment = environment_of(catalog, run.device, run.ranks.size)
+    environment = environment_of(catalog, run.device, ranks.size)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "resumed": 0,
@@ -41,7 +42,7 @@ def manifest_of(plan: Plan, catalog: Catalog, run: Run) -> dict[str, Any]:
         "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
         "git": environment["git"],
         "command": sys.argv,
-        "launch": run.ranks.launch,
+        "launch": ranks.launch,
     }
 
 
@@ -62,7 +63,7 @@ def environment_of(catalog: Catalog, device: torch.device, processes: int) -> di
     }
 
 
-def cost_of(card: CostCard) -> dict[str, Any]:
+def cost_of(card: StepCost) -> dict[str, Any]:
     """Forwards and backwards of each net in a step."""
     return {name: {"forwards": c.forwards, "backwards": c.backwards} for name, c in card.counts.items()}
 
@@ -75,7 +76,8 @@ def weights_of(teachers: list[ResolvedTeacher]) -> dict[str, str]:
 def engine_of(run: Run) -> list[str]:
     """How the student ran while it was attacked, and teachers that ran in another way than as they are."""
     teachers = {role: teacher for role, teacher in run.teachers.items() if isinstance(teacher, NetTeacher)}
-    return (run.student.accelerator.choices() or ["plain"]) + [
+    student = run.student.accelerator.choices() if isinstance(run.student, NetStudent) else []
+    return (student or ["plain"]) + [
         f"teacher {role}: {name}" for role, t in teachers.items() for name in t.accelerator.choices() if name != "plain"
     ]
 

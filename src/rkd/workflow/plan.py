@@ -10,20 +10,19 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from rkd.core.interfaces import Loss
+from rkd.core.run import Run
 from rkd.core.step import AttackPlan
-from rkd.core.trainer import Run
 from rkd.core.types import ThreatModel, attack_name, fraction
 from rkd.data.dataset import ArraySplit, Dataset, Split
 from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.nets.sources import TeacherReference
 from rkd.registry.config import RunConfig
-from rkd.training.dry_run import CostCard
+from rkd.training.dry_run import StepCost
 
 __all__ = [
     "ALONE",
     "ArraySplit",
     "AttackPlan",
-    "CostCard",
     "Dataset",
     "Plan",
     "Progress",
@@ -32,6 +31,7 @@ __all__ = [
     "Run",
     "Silent",
     "Split",
+    "StepCost",
     "ThreatModel",
     "attack_name",
     "fraction",
@@ -72,7 +72,7 @@ class Reporter(Protocol):
     def detail(self, text: str) -> None:
         """One line for a user who wants to know more."""
 
-    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None:
+    def cost(self, title: str, run: Run, card: StepCost, seconds: float) -> None:
         """What a training will cost, just before it starts."""
 
     def training(self, title: str) -> Mapping[str, Any]:
@@ -89,7 +89,7 @@ class Silent:
 
     def detail(self, text: str) -> None: ...
 
-    def cost(self, title: str, run: Run, card: CostCard, seconds: float) -> None: ...
+    def cost(self, title: str, run: Run, card: StepCost, seconds: float) -> None: ...
 
     def training(self, title: str) -> Mapping[str, Any]:
         return {}

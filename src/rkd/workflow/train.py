@@ -14,7 +14,8 @@ from torch import nn
 
 from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.interfaces import Teacher
-from rkd.core.trainer import Run, chosen_net, fit
+from rkd.core.run import Run
+from rkd.core.trainer import fit
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.evaluation.evaluate import rehearse
 from rkd.evaluation.journal import Journal
@@ -26,12 +27,14 @@ from rkd.registry.catalog import Catalog
 from rkd.storage.lock import run_lock
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import to_cpu
-from rkd.training.auto_batch import parts_that_fit
+from rkd.training.accumulation import Accumulation
+from rkd.training.auto_batch import auto_micro_batches
 from rkd.training.checkpoints import place_of
-from rkd.training.dry_run import CostCard, dry_step
+from rkd.training.dry_run import StepCost, dry_step
 from rkd.training.teacher_cache import cached_teachers
+from rkd.training.validation import Validation, chosen_net
 
-from .build import accelerate, build
+from .build import accelerate, build, checkpointer
 from .evaluate import evaluate_plan, save_gallery
 from .folders import cache_folder
 from .forecast import duration, predict
@@ -79,8 +82,8 @@ def train_run(
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
     card = _rehearse(run, plan)
     if plan.config.auto_batch:
-        _choose_parts(run, plan, reporter)
-    seconds, memory = ranks.from_first(predict(run, plan, card))
+        _choose_parts(run, plan, reporter, ranks)
+    seconds, memory = ranks.from_first(predict(run, plan, card, ranks))
     card = replace(card, memory=memory)
     reporter.cost(title, run, card, seconds)
     if limit_minutes is not None and seconds > 60 * limit_minutes:
@@ -98,13 +101,14 @@ def train_run(
         }
     text = plan.config.text()
     folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
-    folder = run.folder = folder if ranks.first else folder.readable()
+    folder = folder if ranks.first else folder.readable()
+    run.checkpoints = checkpointer(plan.config, folder, ranks)
     accelerate(run, plan.config.engine, reporter.detail)
     with ExitStack() as stack:
         ranks.once(lambda: stack.enter_context(run_lock(folder)))
-        manifest = manifest_of(plan, catalog, run) | {"cost": cost_of(card), "teachers": weights_of(teachers)}
+        manifest = manifest_of(plan, catalog, run, ranks) | {"cost": cost_of(card), "teachers": weights_of(teachers)}
         if resume:
-            manifest |= _continue(run, manifest, reporter)
+            manifest |= _continue(run, folder, ranks, manifest, reporter)
         folder.write_json(folder.manifest, manifest | {"status": "running"})
         try:
             max_bytes = int(plan.config.teacher_cache_gib * 2**30)
@@ -114,7 +118,7 @@ def train_run(
             ):  # fmt: skip
                 fit(run)
             net = chosen_net(run)
-            results = _finish(run, plan, net, teachers, catalog, reporter, title, started)
+            results = _finish(run, folder, ranks, plan, net, teachers, catalog, reporter, title, started)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             status = "interrupted" if stopped else f"failed: {type(error).__name__}: {error}"
@@ -127,18 +131,22 @@ def train_run(
     return results
 
 
-def _rehearse(run: Run, plan: Plan) -> CostCard:
+def _rehearse(run: Run, plan: Plan) -> StepCost:
     """A dry step, and the attacks that come after the training: their mistakes shall not show when it is over."""
     card = dry_step(run)
     net = run.student.deployed()
-    rehearse(net, run.loader.split, plan.evaluation, EvalSettings(threat=plan.data.threat, device=run.device))
+    rehearse(net, plan.data.train, plan.evaluation, EvalSettings(threat=plan.data.threat, device=run.device))
     return card
 
 
-def _choose_parts(run: Run, plan: Plan, reporter: Reporter) -> None:
+def _choose_parts(run: Run, plan: Plan, reporter: Reporter, ranks: Ranks) -> None:
     """`--auto-batch`. What it finds stands in config.toml: a run that goes on or is repeated does not look again."""
-    parts = run.grad_accumulation = plan.config.grad_accumulation = parts_that_fit(run)
+    parts = plan.config.grad_accumulation = auto_micro_batches(run, ranks)
     plan.config.auto_batch = False
+    if isinstance(run.backward, Accumulation):
+        run.backward.micro_batches = parts
+    if isinstance(run.validate, Validation):
+        run.validate = replace(run.validate, batch_size=max(-(-run.loader.batch_size // parts), 128))
     how = "whole" if parts == 1 else f"in {parts} parts (--grad-accumulation {parts})"
     reporter.message(f"a batch of {run.loader.batch_size} fits into the memory of {run.device} {how}")
 
@@ -162,16 +170,13 @@ def card_of(plan: Plan, net: Net, results: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _finish(
-    run: Run, plan: Plan, net: nn.Module, resolved: list[ResolvedTeacher], catalog: Catalog, reporter: Reporter,
-    title: str, started: float,
+    run: Run, folder: RunFolder, ranks: Ranks, plan: Plan, net: nn.Module, resolved: list[ResolvedTeacher],
+    catalog: Catalog, reporter: Reporter, title: str, started: float,
 ) -> dict[str, Any]:  # fmt: skip
-    folder = run.folder
-    assert folder is not None
-
     journal = Journal(folder.checkpoints / "evaluation")  # a run that is killed here goes on here
 
     def evaluated(net: nn.Module, name: str) -> Evaluation:
-        return evaluate_plan(net, plan, catalog, reporter.evaluating(name), journal, ranks=run.ranks)
+        return evaluate_plan(net, plan, catalog, reporter.evaluating(name), journal, ranks=ranks)
 
     evaluation = evaluated(net, title)
     student = evaluation.summary()
@@ -186,14 +191,14 @@ def _finish(
         teachers.append(_teacher(t) | summary)
     arch = net.arch if isinstance(net, Net) else net
     folder.save_weights(folder.weights, to_cpu(arch.state_dict()))
-    chosen_epoch = run.best["epoch"] if run.best else run.epochs - 1
+    chosen_epoch = run.state.best["epoch"] if run.state.best else run.epochs - 1
     parameters = sum(p.numel() for p in net.parameters())
     described = card_of(plan, net, student)  # type: ignore[arg-type]
     folder.write_json(folder.card, described | {"parameters": parameters, "chosen_epoch": chosen_epoch})
     save_gallery(folder, evaluation)
     folder.write_json(folder.evaluation, {"student": student, "teachers": teachers})
-    run.ranks.objects(None)  # nobody may still be writing into what is about to be taken away
-    if run.ranks.first:
+    ranks.objects(None)  # nobody may still be writing into what is about to be taken away
+    if ranks.first:
         journal.close()
     return {
         "run": str(folder.path),
@@ -224,10 +229,10 @@ def _teacher(teacher: ResolvedTeacher) -> dict[str, str]:
     return {"role": reference.role, "model": reference.model or reference.text, "source": teacher.source}
 
 
-def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict[str, Any]:
+def _continue(
+    run: Run, folder: RunFolder, ranks: Ranks, manifest: Mapping[str, Any], reporter: Reporter
+) -> dict[str, Any]:
     """Load the newest good checkpoint. Returns what the manifest keeps from before."""
-    folder = run.folder
-    assert folder is not None
     if folder.finished:  # by another process, while this one was waiting
         raise RkdError(f"{folder.path} is finished")
     earlier = earlier_manifest(folder)
@@ -239,7 +244,7 @@ def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict
         return folder.load()
 
     # One process reads for all: what it finds damaged, it deletes.
-    state, damaged = run.ranks.once(load)
+    state, damaged = ranks.once(load)
     for problem in damaged:
         reporter.message(f"{problem}; the checkpoint before it is used")
     kept = {"started": earlier.get("started", manifest["started"]), "resumed": earlier.get("resumed", 0) + 1}
@@ -248,13 +253,14 @@ def _continue(run: Run, manifest: Mapping[str, Any], reporter: Reporter) -> dict
         folder.rewrite_history([])
         return kept
     try:
-        run.load_state(state)
+        run.load_state_dict(state)
     except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
         raise RkdError(f"{folder.last} does not belong to this configuration: {error}") from None
-    folder.rewrite_history(run.history)
-    if run.best_weights is not None:  # the file may be of a later epoch, which comes again
-        folder.save_weights(folder.best, run.best_weights)
-    reporter.message(f"continuing after {place_of(run.epoch, run.done, len(run.loader))} of {run.epochs}")
+    folder.rewrite_history(run.state.history)
+    if run.state.best_weights is not None:  # the file may be of a later epoch, which comes again
+        folder.save_weights(folder.best, run.state.best_weights)
+    place = place_of(run.state.epoch, run.state.batch, len(run.loader))
+    reporter.message(f"continuing after {place} of {run.epochs}")
     return kept
 
 

@@ -284,9 +284,9 @@ class Stop:
 
     @hookimpl
     def rkd_after_update(self, run):
-        if os.environ.get("STOP") == f"{run.epoch}.{run.batch_number}":
+        if os.environ.get("STOP") == f"{run.state.epoch}.{run.state.batch}":
             raise KeyboardInterrupt
-        if os.environ.get("FAIL") == f"{run.epoch}.{run.batch_number}":
+        if os.environ.get("FAIL") == f"{run.state.epoch}.{run.state.batch}":
             raise ValueError("a bug")
 
 @hookimpl

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkd.registry.plugins import KINDS
+from rkd.registry.hooks import KINDS
 
 from ..options import App, json_option, pass_app, plugin_option
 

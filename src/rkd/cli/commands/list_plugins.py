@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from rkd.registry.plugins import KINDS
+from rkd.registry.hooks import KINDS
 
 from ..options import App, json_option, pass_app, plugin_option
 

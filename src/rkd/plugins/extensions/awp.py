@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from rkd.plugin import Run, Schedule, Step, at, backward, hookimpl
+from rkd.plugin import Run, Schedule, Step, at, hookimpl
 
 
 @dataclass
@@ -51,8 +51,7 @@ class Awp:
             return False
         net = run.student.net
         buffers = [buffer.clone() for buffer in net.buffers()]
-        loss = backward(run, step)
-        run.ranks.sum_gradients(net)  # the worst direction is the whole batch's
+        loss = run.backward(run, step)
         moved = [p for p in net.parameters() if p.requires_grad and p.ndim > 1 and p.grad is not None]
         kept = [p.detach().clone() for p in moved]
         gamma = at(self.gamma, step.progress)
@@ -64,12 +63,12 @@ class Awp:
                 weight.add_(weight.grad * (gamma * weight.norm() / (weight.grad.norm() + 1e-20)))
         run.optimizer.zero_grad(set_to_none=True)
         try:
-            backward(run, step, again=True)
+            run.backward(run, step, again=True)
         finally:
             with torch.no_grad():
                 for weight, before in zip(moved, kept, strict=True):
                     weight.copy_(before)
-        run.loss_value = loss.detach()
+        run.loss_value = loss
         return True
 
 

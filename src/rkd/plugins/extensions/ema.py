@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rkd.plugin import NetStudent, Run, hookimpl
+from rkd.plugin import Run, Student, hookimpl
 
 
 @dataclass
@@ -36,7 +36,7 @@ class Ema:
     decay: float = 0.995
     since: float = 0.0
 
-    _average: NetStudent | None = field(default=None, init=False, repr=False)
+    _average: Student | None = field(default=None, init=False, repr=False)
     _loaded: Mapping[str, Any] | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Meter:
+class RunningMeans:
     """Sums of named numbers over the steps of an epoch, kept on the device where they are until somebody asks."""
 
     def __init__(self) -> None:

@@ -1,0 +1,92 @@
+"""The hooks that register components, and the kinds of components. One name, one sentence each.
+
+They are implemented at module level in a plugin file, which an entry point of the group `rkd` names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rkd.core.hooks import hookspec
+
+KINDS = {
+    "model": "rkd_models",
+    "teacher": "rkd_teachers",
+    "student": "rkd_students",
+    "attack": "rkd_attacks",
+    "objective": "rkd_objectives",
+    "loss": "rkd_losses",
+    "scheduler": "rkd_schedulers",
+    "dataset": "rkd_datasets",
+    "augment": "rkd_augments",
+    "corruption": "rkd_corruptions",
+    "extension": "rkd_extensions",
+}
+"""Kind of component -> the hook that provides it."""
+
+
+class RegistrationHooks:
+    """Each returns `{name: component}`."""
+
+    @hookspec
+    def rkd_models(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Architectures by name."""
+
+    @hookspec
+    def rkd_teachers(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Places where teachers come from."""
+
+    @hookspec
+    def rkd_students(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Conversions of a student."""
+
+    @hookspec
+    def rkd_attacks(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Searches for adversarial images."""
+
+    @hookspec
+    def rkd_objectives(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """What an attack maximises."""
+
+    @hookspec
+    def rkd_losses(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Losses, each with the defaults that make it a method."""
+
+    @hookspec
+    def rkd_schedulers(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Adaptive weights, temperatures and class weights."""
+
+    @hookspec
+    def rkd_datasets(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Sources of data."""
+
+    @hookspec
+    def rkd_augments(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Augmentations of whole batches."""
+
+    @hookspec
+    def rkd_corruptions(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Common corruptions of images at five severities."""
+
+    @hookspec
+    def rkd_extensions(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Extensions that hook into a run."""
+
+    @hookspec
+    def rkd_commands(self, cli: Any) -> None:
+        """Add commands to the command line, a `click.Group`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """Many components under one pattern of names, such as `wrnDEPTH-WIDTH`.
+
+    `pattern` is a regular expression for the whole name; its named groups become options of `component`
+    (a group that did not take part is left to the option's default).
+    """
+
+    pattern: str
+    component: type
+    examples: tuple[str, ...]
