@@ -147,7 +147,7 @@ class StopsAt(Silent):
         class Hooks:
             @hookimpl
             def rkd_stop(self, run):
-                return (run.state.epoch, run.state.batch) == place or None
+                return (run.state.epoch, run.state.batch - 1) == place or None
 
         return {"stopper": Hooks()}
 
@@ -325,7 +325,7 @@ def test_other_teachers_or_other_libraries(finished, tmp_path: Path) -> None:
 def test_auto_batch_stands_in_the_configuration_as_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rkd.workflow.train.parts_that_fit", lambda run: 3)
+    monkeypatch.setattr("rkd.workflow.train.auto_micro_batches", lambda run, ranks: 3)
     said: list[str] = []
 
     class Listener(Silent):
