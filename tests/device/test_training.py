@@ -8,7 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd.core.trainer import Run
+from rkd import hookimpl
+from rkd.core.errors import TrainingFailed
+from rkd.core.trainer import Run, fit
 from rkd.nets.net import NetTeacher
 from rkd.training.teacher_cache import cached_teachers
 
@@ -109,3 +111,30 @@ def test_float16(device: torch.device) -> None:
 
 def weights_of(run: Run) -> Tensor:
     return torch.cat([weight.detach().cpu().flatten() for weight in run.student.net.parameters()])
+
+
+class Poison:
+    """Makes a weight infinite after some step: the next one's loss is not a number."""
+
+    def __init__(self, step: int) -> None:
+        self.left = step
+
+    @hookimpl
+    def rkd_after_update(self, run: Run) -> None:
+        self.left -= 1
+        if not self.left:
+            with torch.no_grad():
+                next(run.student.net.parameters()).mul_(float("inf"))
+
+
+@pytest.mark.parametrize("on_nan", ["stop", "skip", "rollback"])
+def test_a_loss_that_is_not_finite(on_nan: str, device: torch.device) -> None:
+    """It ends the training with the words that it ends with on the CPU."""
+    said = []
+    for where in (CPU, device):
+        run = run_on(where, "ce", on_nan=on_nan, epochs=2)
+        run.hooks.register(Poison(2))
+        with pytest.raises(TrainingFailed) as error:
+            fit(run)
+        said.append(str(error.value))
+    assert said[0] == said[1] and "epoch 1" in said[0]
