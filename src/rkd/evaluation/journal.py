@@ -1,4 +1,4 @@
-"""What a long evaluation has found so far, so that a killed one goes on where it was."""
+"""Finished batches of an evaluation, kept so that a killed one goes on where it was."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ MONTH = 30 * 24 * 3600.0
 class Journal:
     """Under `root` a folder for each evaluation, named by what is evaluated, with one file a batch.
 
-    One object serves several evaluations, one after the other. Two processes may write the same one: a file is there
-    whole or not at all, and both would write the same. `kept`: seconds after which an evaluation in the same folder
-    that nobody goes on with is removed; None: never.
+    One object serves several evaluations, one after the other. Two processes may write the same one: a file is written
+    as a whole, and both would write the same. `kept`: seconds after which another evaluation in the folder that was not
+    continued is removed; None: never.
     """
 
     def __init__(self, root: Path | str, kept: float | None = None) -> None:
@@ -38,7 +38,7 @@ class Journal:
         self._opened: list[Path] = []
 
     def open(self, fingerprint: str) -> int:
-        """How many batches of that evaluation are there already. Raises RkdError if the folder cannot be made."""
+        """How many batches of that evaluation are finished already. Raises RkdError if the folder cannot be made."""
         self.path = self.root / fingerprint
         if self.path.is_symlink() or self.root.is_symlink():
             raise RkdError(f"{self.path} is a link to somewhere else: nothing is written there; remove it first")
@@ -52,9 +52,9 @@ class Journal:
             self._prune(time.time() - self.kept)
         return sum(1 for _ in self.path.glob("*.safetensors"))
 
-    def read(self, what: str, number: int) -> dict[str, Tensor] | None:
-        """Batch `number` of `what`, or None: not there, or broken, and to be done again."""
-        path = self._file(what, number)
+    def read(self, name: str, number: int) -> dict[str, Tensor] | None:
+        """Batch `number` of the attack `name`, or None where there is none, or a broken one."""
+        path = self._file(name, number)
         if path.is_symlink() or not path.is_file():
             return None
         try:
@@ -62,14 +62,14 @@ class Journal:
         except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError):
             return None
 
-    def write(self, what: str, number: int, found: Mapping[str, Tensor]) -> None:
+    def write(self, name: str, number: int, record: Mapping[str, Tensor]) -> None:
         """Keep a batch. Raises RkdError if the disk is full."""
         with suppress(OSError):  # another process may have pruned it; what cannot be made, cannot be written either
             self.path.mkdir(exist_ok=True)
-        write_atomic(self._file(what, number), pack(found))
+        write_atomic(self._file(name, number), pack(record))
 
     def close(self) -> None:
-        """All evaluations that were opened are over and their results kept: their batches are needed no more."""
+        """Remove the batches of all evaluations that were opened, whose results are kept by now."""
         for path in self._opened:
             shutil.rmtree(path, ignore_errors=True)
         self._opened.clear()
@@ -77,10 +77,8 @@ class Journal:
             self.root.rmdir()
 
     def _prune(self, oldest: float) -> None:
-        """Remove what nobody has written to since then: evaluations that were killed and never taken up.
-
-        Only folders that are called like a fingerprint. Opening an evaluation makes it new again, so only one that is
-        opened in the very moment of its removal loses what it had, and does it again.
+        """Remove evaluations that were killed and not continued since `oldest`: folders that are called like a
+        fingerprint. Opening one makes it new again; one that is opened in the very moment of its removal begins anew.
         """
         with suppress(OSError):  # another process may be at it as well
             for path in list(self.root.iterdir()):
@@ -88,9 +86,9 @@ class Journal:
                 if ours and path != self.path and path.stat().st_mtime < oldest:
                     shutil.rmtree(path, ignore_errors=True)
 
-    def _file(self, what: str, number: int) -> Path:
-        # A name may be anything a plugin thought of: the file is called by its hash.
-        return self.path / f"{hashlib.sha256(what.encode()).hexdigest()[:16]}-{number:06d}.safetensors"
+    def _file(self, name: str, number: int) -> Path:
+        # A plugin's name may hold any character: the file is called by its hash.
+        return self.path / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}-{number:06d}.safetensors"
 
 
 def fingerprint(*parts: object) -> str:

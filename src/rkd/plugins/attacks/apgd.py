@@ -25,14 +25,14 @@ surface of the ball.
 These attacks know their loss: they compute it from the target's logits, since they must see after each step whether
 the net is fooled, and pay no second forward for it. The objective of the run, `target.score`, is not asked.
 
-A sample leaves once the net is fooled and has seen the image twice; a sample that the net gets wrong as it is needs
+A sample leaves once the net is fooled, confirmed by a second forward; a sample that the net gets wrong as it is needs
 no attack and is returned unchanged. Where nothing fooled the net, `apgd-ce` and `apgd-dlr` return the image of the
 highest loss, `apgd-t`, whose losses differ from class to class, the image itself.
 
 Deviations from the authors' code (pyautoattack 0.2.0), which otherwise settles what the paper leaves open:
 
 - At the first checkpoint the first step is compared with the start, as in the paper; there it is compared with 0.
-- There a fooled sample goes on to the last step, and its last fooling image is kept. The verdict is the same.
+- There a fooled sample goes on to the last step, and its last fooling image is kept. The result is the same.
 - Gradients are scaled before their L2 length is taken, so that those of saturated nets, about 1e-26, still count.
 - With K < 10 classes `apgd-t` tries the K - 1 others; there it stops with an error. For the losses with 2 and 3
   classes see `dlr`.
@@ -102,11 +102,11 @@ class ApgdCe:
             if not len(remaining):
                 break
             selected = for_samples(target.low_precision("gradient"), remaining, "apgd", self.traits.objective, restart)
-            found = climb(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
-            result.add(remaining[found.fooled], found.images[found.fooled])
-            left = ~found.fooled & (found.loss > best[remaining])
-            result.images[remaining[left]] = found.images[left]
-            best[remaining[left]] = found.loss[left]
+            run = climb(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
+            result.add(remaining[run.fooled], run.images[run.fooled])
+            left = ~run.fooled & (run.loss > best[remaining])
+            result.images[remaining[left]] = run.images[left]
+            best[remaining[left]] = run.loss[left]
         return result.images
 
     @staticmethod
@@ -173,16 +173,16 @@ class ApgdT:
 
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes."""
-        found = note_fewer_targets("apgd-t", classes, self.targets)
+        notes = note_fewer_targets("apgd-t", classes, self.targets)
         if classes == 3:
-            found.append("apgd-t: with 3 classes the targeted ratio lacks the fourth logit, which is left out")
+            notes.append("apgd-t: with 3 classes the targeted ratio lacks the fourth logit, which is left out")
         if classes == 2:
-            found.append("apgd-t: with 2 classes the margin of the logits stands in for their ratio")
-        return found
+            notes.append("apgd-t: with 2 classes the margin of the logits stands in for their ratio")
+        return notes
 
 
-class Found(FooledImages):
-    """What a climb found: of samples not `fooled`, `images` holds those of the highest `loss (B,)`."""
+class BestImages(FooledImages):
+    """The images of a climb: of samples not `fooled`, those of the highest `loss (B,)`."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
@@ -218,9 +218,9 @@ def climb(
     rho: float = 0.75,
     goal: Tensor | None = None,
     stop: bool = True,
-) -> Found:
+) -> BestImages:
     """One run of Auto-PGD from one random start, `steps` + 1 gradients long. Without `stop` none counts as fooled."""
-    result = Found(x)
+    result = BestImages(x)
     project = ops.projection(x, threat.eps, threat.norm)
     x_adv = project(x + ops.random_on_sphere(x, target.noise, threat.eps, threat.norm))
     logits, value, gradient = _look(x_adv, target, loss, target.y, goal)

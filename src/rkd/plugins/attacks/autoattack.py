@@ -1,4 +1,4 @@
-"""AutoAttack: four different attacks in turn, each on what the ones before it left standing.
+"""AutoAttack: four different attacks in turn, each on the samples that are robust to the ones before it.
 
     apgd-ce    100 steps on cross-entropy
     apgd-t     100 steps on the targeted ratio of logits, towards each of the 9 likeliest other classes
@@ -96,10 +96,10 @@ class AutoAttack:
         return self.run(x, target)[0]
 
     def run(self, x: Tensor, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
-        """The images found, and after `clean` and each part which samples still stand, `(B,)` bool."""
+        """The adversarial images, and which samples are robust `clean` and after each part, `(B,)` bool."""
         x = x.detach()
         result = begin(x, target)
-        standing = {"clean": ~result.fooled}
+        robust = {"clean": ~result.fooled}
         least = x.new_full((len(x),), torch.inf)
         for name, attack in self.parts().items():
             remaining = result.remaining()
@@ -112,8 +112,8 @@ class AutoAttack:
                 result.images[remaining[better]] = images[better]
                 least[remaining[better]] = margin[better]
                 result.fooled[remaining] = fooled
-            standing[name] = ~result.fooled
-        return result.images, standing
+            robust[name] = ~result.fooled
+        return result.images, robust
 
     def parts(self) -> dict[str, Attack]:
         """The attacks in their order."""
@@ -128,8 +128,8 @@ class AutoAttack:
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes, and what is not the standard version."""
         parts = [attack for attack in self.parts().values() if isinstance(attack, HasNotes)]
-        found = [note for attack in parts for note in attack.notes(classes)]
-        return found + _unusual(self, "autoattack", "steps", "targets", "queries")
+        notes = [note for attack in parts for note in attack.notes(classes)]
+        return notes + _unusual(self, "autoattack", "steps", "targets", "queries")
 
 
 @dataclass
@@ -175,27 +175,27 @@ class Reference:
             if classes <= 3:
                 theirs.attacks_to_run = ["apgd-ce", "fab-t", "square"]
             theirs.square.margin_and_loss = _settled(theirs.square.margin_and_loss)
-            found, _ = theirs.run_standard_evaluation(x, y, batch_size=len(x))
-        sound = found.flatten(1).isfinite().all(1)
-        return ops.where(sound, found.detach(), x)
+            images, _ = theirs.run_standard_evaluation(x, y, batch_size=len(x))
+        finite = images.flatten(1).isfinite().all(1)
+        return ops.where(finite, images.detach(), x)
 
     def notes(self, classes: int) -> list[str]:
         """What is done differently for so few classes."""
-        found = []
+        notes = []
         if classes <= MOST_TARGETS:
-            found.append(
+            notes.append(
                 f"autoattack-reference: {classes - 1} target classes, not {MOST_TARGETS}: there are {classes} classes"
             )
         if classes <= 3:
-            found.append(f"autoattack-reference: apgd-t is left out, which cannot do with {classes} classes")
-        return found + _unusual(self, "autoattack-reference", "queries")
+            notes.append(f"autoattack-reference: apgd-t is left out, which cannot do with {classes} classes")
+        return notes + _unusual(self, "autoattack-reference", "queries")
 
 
-def _unusual(attack: AutoAttack | Reference, who: str, *names: str) -> list[str]:
+def _unusual(attack: AutoAttack | Reference, attack_name: str, *names: str) -> list[str]:
     """What makes it another version than the standard one."""
     standard = type(attack)()
     return [
-        f"{who}: {name} = {getattr(attack, name)}, where the standard version has {getattr(standard, name)}: "
+        f"{attack_name}: {name} = {getattr(attack, name)}, where the standard version has {getattr(standard, name)}: "
         "do not compare it with published numbers"
         for name in names
         if getattr(attack, name) != getattr(standard, name)

@@ -98,7 +98,7 @@ class CwL2:
         return result.images
 
     def _descend(self, x: Tensor, target: Target, c: Tensor, near: _Nearest) -> Tensor:
-        """One search with the constants `c`. Notes what is nearer than before; returns who was fooled, `(B,)`."""
+        """One search with the constants `c`, keeping images that are nearer than before; returns which it fooled."""
         fooled = torch.zeros_like(near.fooled)
         active = _Descent.of(
             target, x, near.images, c=c, w=torch.atanh((2 * x - 1) * 0.999999), mean=torch.zeros_like(x),
@@ -106,8 +106,8 @@ class CwL2:
         )  # fmt: skip
         every = max(self.steps // 10, 1)
         for done in range(1, self.steps + 1):
-            x_adv, distance, lead, loss, gradient = self._look(active)
-            success = lead > self.kappa
+            x_adv, distance, advantage, loss, gradient = self._look(active)
+            success = advantage > self.kappa
             nearer = success & (distance < active.nearest)
             active.candidate = ops.where(nearer, x_adv, active.candidate)
             active.nearest = torch.where(nearer, distance, active.nearest)
@@ -128,15 +128,15 @@ class CwL2:
         return fooled
 
     def _look(self, active: _Descent) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-        """The image, its squared distance, the other classes' lead, the loss, and the gradient by w."""
+        """The image, its squared distance, the advantage of the best other class, the loss, and the gradient by w."""
         w = active.w.detach().requires_grad_()
         with torch.enable_grad():
             x_adv = (torch.tanh(w) + 1) / 2
             distance = (x_adv - active.x).flatten(1).square().sum(1)
-            lead = -finite_margin(active.target.logits(x_adv), active.y)
-            loss = distance + active.c * (self.kappa - lead).clamp(min=0)
+            advantage = -finite_margin(active.target.logits(x_adv), active.y)
+            loss = distance + active.c * (self.kappa - advantage).clamp(min=0)
             (gradient,) = torch.autograd.grad(loss.sum(), w)
-        return x_adv.detach(), distance.detach(), lead.detach(), loss.detach(), gradient
+        return x_adv.detach(), distance.detach(), advantage.detach(), loss.detach(), gradient
 
 
 @dataclass

@@ -5,8 +5,8 @@
     r  <- r + |f_l| / ‖w_l‖_1 * sign(w_l)                Linf (q = 1)
     x' =  clamp(x + (1 + overshoot) r, 0, 1)
 
-It finds a near boundary in few steps and knows no radius. With `bounded` (default) what it finds is shrunk into the
-ball of the data set, so that its verdict can stand beside those of other attacks; where shrinking leaves an image that
+It finds a near boundary in few steps and knows no radius. With `bounded` (default) its image is shrunk into the ball
+of the data set, so that its result can be compared with those of other attacks; where shrinking leaves an image that
 fools the net less than x itself, x is returned. Without it the image on the boundary is returned, however far away:
 the mean distance is the paper's measure of robustness.
 
@@ -46,7 +46,7 @@ from ._options import attacker, check_search
 class DeepFool:
     """DeepFool: to the nearest boundary of the linearised net, in L2 or Linf (Moosavi-Dezfooli et al. 2016).
 
-    `eps` in units of [0, 1] images; None: the data set's. `bounded`: bring what was found into that ball.
+    `eps` in units of [0, 1] images; None: the data set's. `bounded`: bring the image into that ball.
     `candidates`: how many classes to look at, the label among them.
     """
 
@@ -71,10 +71,10 @@ class DeepFool:
         """`(B, C, H, W)` float32 in [0, 1]; inside the ball around `x` if `bounded`. K - 1 gradients a step."""
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
-        found = self._search(x, target, threat.norm)
+        x_adv = self._search(x, target, threat.norm)
         if not self.bounded:
-            return found
-        near = ops.projection(x, threat.eps, threat.norm)(found.clone())
+            return x_adv
+        near = ops.projection(x, threat.eps, threat.norm)(x_adv.clone())
         with torch.no_grad():
             worse = ops.margin(target.logits(near), target.y) <= ops.margin(target.logits(x), target.y)
         return ops.where(worse, near, x)
@@ -104,18 +104,18 @@ class DeepFool:
         way = torch.zeros_like(x)
         with torch.enable_grad():
             logits = active.target.logits(x).float()
-            leads = logits.gather(1, active.classes) - logits.gather(1, ops.hard(active.y).unsqueeze(1))
-            if not leads.requires_grad:  # a net whose logits do not depend on the images
+            margins = logits.gather(1, active.classes) - logits.gather(1, ops.hard(active.y).unsqueeze(1))
+            if not margins.requires_grad:  # a net whose logits do not depend on the images
                 return way
-        count = leads.shape[1]
+        count = margins.shape[1]
         for place in range(count):
             with torch.enable_grad():
-                lead = leads[:, place].sum()
-            (w,) = torch.autograd.grad(lead, x, retain_graph=place < count - 1)
+                margin = margins[:, place].sum()
+            (w,) = torch.autograd.grad(margin, x, retain_graph=place < count - 1)
             # Saturated nets have gradients whose squares are 0 in float32: scale by the largest entry.
             largest = w.flatten(1).abs().amax(1).clamp_(min=ops.TINY)
             w = w / ops.per_image(largest, w)
-            far = leads[:, place].detach().abs() / largest
+            far = margins[:, place].detach().abs() / largest
             if norm == "L2":
                 length = w.flatten(1).square().sum(1).sqrt()
                 w = w / ops.per_image(length.clamp(min=ops.TINY), w)

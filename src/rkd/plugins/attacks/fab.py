@@ -1,6 +1,6 @@
 """Fast Adaptive Boundary attack, targeted: walks along the boundary to one class after another, close to the image.
 
-With f = z_t - z_y the lead of the class t over the label, each step takes f for linear:
+With f = z_t - z_y the margin of the class t over the label, each step takes f for linear:
 
     d_1, d_2 = the shortest ways from x_i and from x to the plane f(x_i) + ∇f(x_i) · (x' - x_i) = 0 within [0, 1]
     share    = min(‖d_1‖ / (‖d_1‖ + ‖d_2‖), alpha_max)
@@ -20,7 +20,7 @@ inside the ball.
 ```
 
 The attack needs logits, not a loss: the objective of the run, `target.score`, is not asked. Classes are tried in the
-order of their logits at x, and a sample leaves once the net is fooled inside the ball and has seen the image twice. A
+order of their logits at x, and a sample leaves once the net is fooled inside the ball, confirmed by a second forward. A
 sample that the net gets wrong as it is, or that nothing fools, is returned unchanged. Random restarts begin at half
 the radius; the first start is x itself.
 
@@ -39,7 +39,7 @@ precision: the walk is exact where it has come within NEAR radii of x.
 
 Deviations from the authors' code (pyautoattack 0.2.0):
 
-- There each target takes all its steps before anyone looks at the radius. The verdict is the same.
+- There each target takes all its steps before the radius is checked. The result is the same.
 - The gradient is scaled by its largest entry, and no pixel is left out; in L2 it drops those with |w| < 1e-8, which
   for a saturated net is all of them.
 - With K < 10 classes the K - 1 others are tried; there it stops with an error.
@@ -125,27 +125,27 @@ class FabT:
         """One walk towards the classes `goal`."""
         result = FooledImages(x)
         start = (x + ops.random_on_sphere(x, target.noise, threat.eps, threat.norm) / 2).clamp_(0, 1) if random else x
-        lead = _lead_of(target.logits(start), goal, target.y)
+        margin = _margin_over(target.logits(start), goal, target.y)
         active = _Walk.of(
-            target, x, x, goal=goal, x_adv=start, lead=lead, known=torch.ones_like(lead, dtype=torch.bool),
-            off=torch.zeros_like(lead),
+            target, x, x, goal=goal, x_adv=start, margin=margin, known=torch.ones_like(margin, dtype=torch.bool),
+            off=torch.zeros_like(margin),
         )  # fmt: skip
         for done in range(1, self.steps + 1):
-            lead, gradient = _look(active)
-            here = torch.stack((active.x_adv.flatten(1), active.x.flatten(1)))
+            margin, gradient = _look(active)
+            points = torch.stack((active.x_adv.flatten(1), active.x.flatten(1)))
             w = gradient.flatten(1)
-            heights = torch.stack((lead, lead + torch.linalg.vecdot(w, here[1] - here[0])))
-            ways = to_plane(here, w, heights, threat.norm)
+            heights = torch.stack((margin, margin + torch.linalg.vecdot(w, points[1] - points[0])))
+            ways = to_plane(points, w, heights, threat.norm)
             length = ops.image_norm(ways, threat.norm, start_dim=2).clamp_(min=1e-8)
             share = (length[0] / length.sum(0)).clamp_(max=self.alpha_max)
-            here = here.add_(ways, alpha=self.eta)
-            ahead = here[0].lerp_(here[1], share.unsqueeze(1)).clamp_(0, 1).view_as(active.x)
+            points = points.add_(ways, alpha=self.eta)
+            ahead = points[0].lerp_(points[1], share.unsqueeze(1)).clamp_(0, 1).view_as(active.x)
 
             away = ahead - active.x
             far = ops.image_norm(away, threat.norm)
             logits, exact = _judge(active.target, ahead, far <= NEAR * threat.eps)
             wrong = misclassified(logits, active.y)
-            active.lead, active.known = _lead_of(logits, active.goal, active.y), exact & ~wrong
+            active.margin, active.known = _margin_over(logits, active.goal, active.y), exact & ~wrong
             counts = wrong & (far <= threat.eps)
             active.candidate = ops.where(counts, ahead, active.candidate)
             active.fooled = active.fooled | counts
@@ -157,18 +157,18 @@ class FabT:
 
 @dataclass
 class _Walk(ActiveSamples):
-    """`lead`: f at the last image that was looked at exactly; `known`: whether that is `x_adv`. `off`: by how much the
-    search's f was too small where both were known last."""
+    """`margin`: f at the last image whose f is exact; `known`: whether that is `x_adv`. `off`: by how much the search's
+    f was too small where both were known last."""
 
     goal: Tensor
     x_adv: Tensor
-    lead: Tensor
+    margin: Tensor
     known: Tensor
     off: Tensor
 
 
-def _lead_of(logits: Tensor, goal: Tensor, y: Tensor) -> Tensor:
-    """f: the goal's lead over the label."""
+def _margin_over(logits: Tensor, goal: Tensor, y: Tensor) -> Tensor:
+    """f: the goal's margin over the label."""
     goals, labels = logits.float().gather(1, torch.stack((goal, ops.hard(y)), dim=1)).unbind(1)
     return goals - labels
 
@@ -179,21 +179,23 @@ def _judge(target: Target, x: Tensor, near: Tensor) -> tuple[Tensor, Tensor]:
     fast = target.low_precision("forward")
     if fast is target or x.device.type != "cpu" or bool(near.all()):
         return target.logits(x), torch.ones_like(near)
-    found, answers = [(~near).nonzero().squeeze(1), near.nonzero().squeeze(1)], []
-    for one, rows in zip((fast, target), found, strict=True):
+    parts, logits = [(~near).nonzero().squeeze(1), near.nonzero().squeeze(1)], []
+    for one, rows in zip((fast, target), parts, strict=True):
         if len(rows):
-            answers.append(one.select(rows).logits(x[rows]))
-    return torch.cat(answers)[torch.cat(found).argsort()], near
+            logits.append(one.select(rows).logits(x[rows]))
+    return torch.cat(logits)[torch.cat(parts).argsort()], near
 
 
 def _look(active: _Walk) -> tuple[Tensor, Tensor]:
     """f at `x_adv`, and its gradient by the image."""
 
     target = active.target.low_precision("gradient")
-    _, found, gradient = value_and_grad(target, active.x_adv, lambda logits: _lead_of(logits, active.goal, active.y))
-    active.off = torch.where(active.known, (active.lead - found).nan_to_num(0, 0, 0), active.off)
+    _, value, gradient = value_and_grad(
+        target, active.x_adv, lambda logits: _margin_over(logits, active.goal, active.y)
+    )
+    active.off = torch.where(active.known, (active.margin - value).nan_to_num(0, 0, 0), active.off)
     # One pixel without a number, and the walk would never come back from there.
-    return torch.where(active.known, active.lead, found + active.off), gradient.nan_to_num(0, 0, 0)
+    return torch.where(active.known, active.margin, value + active.off), gradient.nan_to_num(0, 0, 0)
 
 
 def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:

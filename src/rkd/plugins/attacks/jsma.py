@@ -105,8 +105,7 @@ class Jsma:
         images, reached, changed = self.run(x, target)
         fewest = changed.masked_fill(~reached, x[0].numel() + 1).argmin(1)
         rows = torch.arange(len(x), device=x.device)
-        found = images[rows, fewest]
-        return ops.where(reached[rows, fewest], found, x)
+        return ops.where(reached[rows, fewest], images[rows, fewest], x)
 
     def run(self, x: Tensor, target: Target) -> tuple[Tensor, Tensor, Tensor]:
         """For each of A classes aimed at: images `(B, A, C, H, W)`, whether they reached it, and how many features
@@ -138,13 +137,13 @@ class Jsma:
         active = _Pairs.of(target, x, x.clone(), goal=goal)
         limit = int(self.fraction * x[0].numel() + 1e-6) // 2
         for done in range(limit + 1):
-            there, a, b = self._saliency(active)
+            reached_goal, a, b = self._saliency(active)
             limits = active.candidate < 1 if self.theta > 0 else active.candidate > 0
             sign = 1 if self.theta > 0 else -1
-            p, q, found = best_pair(sign * a, -sign * b, limits.flatten(1), self.scaled)
-            off = there | ~found if done < limit else torch.ones_like(there)
+            p, q, exists = best_pair(sign * a, -sign * b, limits.flatten(1), self.scaled)
+            off = reached_goal | ~exists if done < limit else torch.ones_like(reached_goal)
             if bool(off.any()):
-                images[active.position[off]], reached[active.position[off]] = active.candidate[off], there[off]
+                images[active.position[off]], reached[active.position[off]] = active.candidate[off], reached_goal[off]
                 p, q = p[~off], q[~off]
                 active.keep(~off)
                 if not len(active.position):
@@ -165,15 +164,15 @@ class Jsma:
                 output = output.softmax(1)
             goal = output.gather(1, active.goal.unsqueeze(1)).sum()
             others = output.sum() - goal
-        there = logits.argmax(1) == active.goal
+        reached_goal = logits.argmax(1) == active.goal
         if not goal.requires_grad:  # a net whose logits do not depend on the images
             nothing = torch.zeros_like(x).flatten(1)
-            return there, nothing, nothing
+            return reached_goal, nothing, nothing
         (a,) = torch.autograd.grad(goal, x, retain_graph=self.of == "logits")
         if self.of == "probabilities":  # they sum to 1
-            return there, a.flatten(1), -a.flatten(1)
+            return reached_goal, a.flatten(1), -a.flatten(1)
         (b,) = torch.autograd.grad(others, x)
-        return there, a.flatten(1), b.flatten(1)
+        return reached_goal, a.flatten(1), b.flatten(1)
 
 
 @dataclass
@@ -194,20 +193,20 @@ def best_pair(gain: Tensor, loss: Tensor, free: Tensor, scaled: bool = True) -> 
     loss = loss.gather(1, order)
     first = _front(loss)
     fronts = first | _front(loss.masked_fill(first, 2 * _NEVER))
-    most = max(int(fronts.sum(1).max()), 2)
-    places = fronts.to(torch.uint8).topk(most, dim=1).indices
+    size = max(int(fronts.sum(1).max()), 2)
+    places = fronts.to(torch.uint8).topk(size, dim=1).indices
     selected = fronts.gather(1, places)
     gain = gain.gather(1, places).masked_fill(~selected, _NEVER)
     loss = loss.gather(1, places).masked_fill(~selected, _NEVER)
     both_gain, both_loss = gain.unsqueeze(2) + gain.unsqueeze(1), loss.unsqueeze(2) + loss.unsqueeze(1)
     fit = (both_gain > 0) & (both_loss > 0)
-    fit &= ~torch.eye(most, dtype=torch.bool, device=gain.device)
+    fit &= ~torch.eye(size, dtype=torch.bool, device=gain.device)
     score = both_gain * both_loss
     if not scaled:
         fit &= score > 0
     score.masked_fill_(~fit, -1)
     best = score.flatten(1).argmax(1)
-    p, q = (order.gather(1, places.gather(1, place.unsqueeze(1))).squeeze(1) for place in (best // most, best % most))
+    p, q = (order.gather(1, places.gather(1, place.unsqueeze(1))).squeeze(1) for place in (best // size, best % size))
     return p, q, fit.flatten(1).any(1)
 
 

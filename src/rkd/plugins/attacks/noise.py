@@ -53,13 +53,13 @@ class UniformNoise:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. No gradient; a forward a draw but the last."""
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
-        found = (x + ops.uniform_in_ball(x, target.noise, threat.eps, threat.norm)).clamp_(0, 1)
+        x_adv = (x + ops.uniform_in_ball(x, target.noise, threat.eps, threat.norm)).clamp_(0, 1)
         for _ in range(self.draws - 1):
             with torch.no_grad():
-                done = misclassified(target.logits(found), target.y)
+                done = misclassified(target.logits(x_adv), target.y)
             again = (x + ops.uniform_in_ball(x, target.noise, threat.eps, threat.norm)).clamp_(0, 1)
-            found = ops.where(done, found, again)
-        return found
+            x_adv = ops.where(done, x_adv, again)
+        return x_adv
 
 
 @hookimpl

@@ -94,18 +94,18 @@ class Pgd:
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` gradients a restart."""
         threat = self._threat(target)
-        found = search(x, target, threat, self.steps, self.start, self.clip)
+        best = search(x, target, threat, self.steps, self.start, self.clip)
         if self.restarts == 1:
-            return found
-        fooled, score = _judge(found, target)
+            return best
+        fooled, score = _judge(best, target)
         for _ in range(self.restarts - 1):
             other = search(x, target, threat, self.steps, self.start, self.clip)
             other_fooled, other_score = _judge(other, target)
             better = (other_fooled & ~fooled) | ((other_fooled == fooled) & (other_score > score))
-            found = ops.where(better, other, found)
+            best = ops.where(better, other, best)
             score = torch.where(better, other_score, score)
             fooled = fooled | other_fooled
-        return found
+        return best
 
     def _threat(self, target: Target) -> ThreatModel:
         threat = attacker(target, self.eps, self.norm)

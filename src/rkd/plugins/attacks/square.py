@@ -19,7 +19,7 @@ are masked: if it beats the gradient's attacks, their numbers mean nothing.
 ```
 
 The margin is the attack's own loss: the objective of the run, `target.score`, is not asked. A sample leaves once the
-net is fooled and has seen the image twice; one that the net gets wrong as it is, is returned unchanged. Where nothing
+net is fooled, confirmed by a second forward; one that the net gets wrong as it is, is returned unchanged. Where nothing
 fooled the net, the image of the lowest margin is returned.
 
 All samples try the same windows in the same order, each with its own signs; windows and signs follow from the seed
@@ -107,16 +107,16 @@ class Square:
             if not len(remaining):
                 break
             selected = for_samples(target.low_precision("forward"), remaining, "square", restart)
-            found = search(x[remaining], selected, threat, self.queries, self.p_init)
-            result.add(remaining[found.fooled], found.images[found.fooled])
-            left = ~found.fooled & (found.margin < least[remaining])
-            result.images[remaining[left]] = found.images[left]
-            least[remaining[left]] = found.margin[left]
+            run = search(x[remaining], selected, threat, self.queries, self.p_init)
+            result.add(remaining[run.fooled], run.images[run.fooled])
+            left = ~run.fooled & (run.margin < least[remaining])
+            result.images[remaining[left]] = run.images[left]
+            least[remaining[left]] = run.margin[left]
         return result.images
 
 
-class Found(FooledImages):
-    """What a search found: of samples not `fooled`, `images` holds those of the lowest `margin (B,)`."""
+class BestImages(FooledImages):
+    """The images of a search: of samples not `fooled`, those of the lowest `margin (B,)`."""
 
     def __init__(self, x: Tensor) -> None:
         super().__init__(x)
@@ -138,9 +138,9 @@ class _Search(ActiveSamples):
 
 
 @torch.no_grad()
-def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init: float) -> Found:
+def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init: float) -> BestImages:
     """One random search, `queries` + 1 forwards long."""
-    result = Found(x)
+    result = BestImages(x)
     shared = Noise(key(target.noise.key, "windows"), torch.zeros(1, dtype=torch.int64))  # drawn without a device
     start = _stripes(x, target, threat.eps) if threat.norm == "Linf" else _tiles(x, target, threat.eps, shared)
     margin = finite_margin(target.logits(start), target.y)
