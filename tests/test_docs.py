@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import re
 from pathlib import Path
@@ -57,3 +58,28 @@ def test_every_command_has_help():
     for name in cli.list_commands(None):
         result = CliRunner().invoke(cli, [name, "--help"])
         assert result.exit_code == 0 and result.output.startswith("Usage:"), name
+
+
+def test_the_architecture_names_files_and_functions_that_exist():
+    """`file.py` and `file.py:name` or `file.py:Class.name` in docs/architecture.md, below src/rkd."""
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    named = re.findall(r"`([a-z_]+(?:/[a-z_0-9]+)*\.py)(?::([\w.]+))?`", text)
+    assert len(named) > 50
+    missing = []
+    for file, name in named:
+        path = ROOT / file if file.startswith("tests/") else ROOT / "src" / "rkd" / file
+        if not path.is_file():
+            missing.append(file)
+        elif name and not _defines(ast.parse(path.read_text()), name):
+            missing.append(f"{file}:{name}")
+    assert missing == []
+
+
+def _defines(tree, name):
+    first, _, rest = name.partition(".")
+    for node in tree.body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        names = {getattr(node, "name", None), *(getattr(target, "id", None) for target in targets)}
+        if first in names:
+            return not rest or _defines(node, rest)
+    return False
