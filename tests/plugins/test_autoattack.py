@@ -39,6 +39,7 @@ from rkd.plugins.attacks.square import Square
 from rkd.plugins.datasets.digits import Digits
 from rkd.plugins.models.small_cnn import SmallCNN
 from rkd.plugins.objectives import dlr
+from rkd.registry.catalog import reference_keys
 from rkd.registry.schedules import Ramp
 from rkd.testing import LinearNet, check_attack, check_objective, tiny_batch, tiny_net, untouched
 from rkd.testing.attack import run_attack
@@ -132,7 +133,7 @@ def test_names_and_interfaces() -> None:
         summary = inspect.getdoc(component).splitlines()[0]
         assert summary.endswith(".") and len(summary) <= 120
     for module in (*MODULES, dlr):
-        assert "```bibtex\n@" in inspect.getdoc(module)
+        assert reference_keys(inspect.getdoc(module))
 
 
 @pytest.mark.parametrize("threat", [LINF, L2, ThreatModel("Linf", 1.0, 0.25), ThreatModel("L2", 40.0, 10.0)])

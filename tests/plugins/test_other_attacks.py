@@ -17,6 +17,7 @@ from rkd.plugins.attacks import deepfool, mifgsm, noise
 from rkd.plugins.attacks.deepfool import DeepFool
 from rkd.plugins.attacks.mifgsm import MiFgsm
 from rkd.plugins.attacks.noise import UniformNoise
+from rkd.registry.catalog import reference_keys
 from rkd.testing import LinearNet, check_attack, tiny_batch, tiny_net
 from rkd.testing.attack import run_attack
 from rkd.testing.tiny import Scaled
@@ -154,4 +155,4 @@ def test_names_and_citations() -> None:
         components = module.rkd_attacks()
         assert list(components) == [name] and isinstance(components[name](), Attack)
         assert inspect.getdoc(components[name]).splitlines()[0].endswith(".")
-        assert "```bibtex\n@" in inspect.getdoc(module)
+        assert reference_keys(inspect.getdoc(module))

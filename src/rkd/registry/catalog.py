@@ -13,6 +13,7 @@ from typing import Any
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown
 from rkd.core.interfaces import traits_of
+from rkd.storage.text import read_text
 
 from . import options
 from .hooks import KINDS, Family
@@ -92,10 +93,13 @@ class Entry:
         }
 
     def citations(self) -> dict[str, str]:
-        """BibTeX entries in the docstring of the component's module, or else of its package, by their keys."""
+        """BibTeX entries by their keys, of the component's module or else of its package: those in ```bibtex blocks of
+        its docstring, and those that a line `References: KEY, KEY` there names, from the nearest `references.bib`."""
         module = self.factory.__module__
         for name in (module, module.rpartition(".")[0]):
-            if entries := bibtex(getattr(sys.modules.get(name), "__doc__", None) or ""):
+            loaded = sys.modules.get(name)
+            text = getattr(loaded, "__doc__", None) or ""
+            if entries := bibtex(text) | _referenced(text, getattr(loaded, "__file__", None)):
                 return entries
         return {}
 
@@ -233,12 +237,36 @@ def attack_traits(attack: Any) -> dict[str, Any]:
 
 def bibtex(text: str) -> dict[str, str]:
     """The entries in ```bibtex blocks, by their keys."""
-    entries = {}
+    entries: dict[str, str] = {}
     for block in re.findall(r"```bibtex\n(.*?)```", text, re.DOTALL):
-        for entry in re.split(r"(?m)^(?=@)", block):
-            if match := re.match(r"@\w+\s*\{\s*([^,\s]+)\s*,", entry):
-                entries[match.group(1)] = entry.strip()
+        entries |= _bib_entries(block)
     return entries
+
+
+def _bib_entries(text: str) -> dict[str, str]:
+    entries = {}
+    for entry in re.split(r"(?m)^(?=@)", text):
+        if match := re.match(r"@\w+\s*\{\s*([^,\s]+)\s*,", entry):
+            entries[match.group(1)] = entry.strip()
+    return entries
+
+
+def reference_keys(text: str) -> list[str]:
+    """The keys in lines `References: KEY, KEY` of a docstring; after a comma the next line goes on."""
+    lines = re.findall(r"^ *References: +([\w:.-]+(?:,\s+[\w:.-]+)*)", text, re.MULTILINE)
+    return [key for line in lines for key in re.split(r",\s+", line)]
+
+
+def _referenced(text: str, file: str | None) -> dict[str, str]:
+    """The entries that a module's docstring names, from the `references.bib` beside it or above it in its package."""
+    keys = reference_keys(text)
+    folder = Path(file).parent if file and keys else None
+    while folder is not None:
+        if (path := folder / "references.bib").is_file():
+            known = _bib_entries(read_text(path))
+            return {key: known[key] for key in keys if key in known}
+        folder = folder.parent if (folder / "__init__.py").is_file() else None
+    return {}
 
 
 def load_catalog(files: Iterable[Path | str] = ()) -> Catalog:

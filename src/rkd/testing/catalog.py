@@ -7,7 +7,7 @@ import re
 import sys
 
 from rkd.core.errors import RkdError
-from rkd.registry.catalog import Catalog, Entry
+from rkd.registry.catalog import Catalog, Entry, bibtex, reference_keys
 from rkd.registry.hooks import Family
 from rkd.registry.options import describe
 
@@ -31,10 +31,11 @@ def check_method(catalog: Catalog, name: str, *, cited: bool = True) -> None:
     who = f"the method {name!r}"
     if cited:
         text = (inspect.getdoc(entry.component) or "") + (sys.modules[entry.component.__module__].__doc__ or "")
-        blocks = re.findall(r"```bibtex\n(.*?)```", text, re.DOTALL)
-        require(blocks, f"{who}: its module or class docstring needs a ```bibtex block")
-        for block in blocks:
-            require(re.search(r"@\w+\{\w+,", block), f"{who}: its bibtex has no entry of the form @article{{key,")
+        citations = bibtex(text) | entry.citations()
+        require(citations, f"{who}: its docstring needs a ```bibtex block, or `References: KEY` with a references.bib")
+        for key in reference_keys(text):
+            require(key in citations, f"{who}: no references.bib beside it or above it holds {key}")
+        for block in citations.values():
             for field in ("title", "author", "year"):
                 require(re.search(rf"\b{field}\s*=", block), f"{who}: its bibtex has no {field}")
             require(block.count("{") == block.count("}"), f"{who}: the braces of its bibtex do not match")

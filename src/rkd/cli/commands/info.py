@@ -41,7 +41,7 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
     if item["examples"]:
         terminal.result(f"such as {', '.join(item['examples'])}")
     # BibTeX is for `rkd cite`.
-    about = re.sub(r"\n*```bibtex\n.*?```", "", item["about"], flags=re.DOTALL)
+    about = re.sub(r"\n*(```bibtex\n.*?```|References: [^\n]*)", "", item["about"], flags=re.DOTALL)
     for text in (item["description"], about):
         if text:
             terminal.result(f"\n{text}", wrap=True)

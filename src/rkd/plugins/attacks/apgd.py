@@ -13,14 +13,7 @@ or where neither s nor the best loss has changed since then. Of N steps the firs
 next one 0.03 N sooner than the one before, with never fewer than 0.06 N steps between. The start is random, on the
 surface of the ball.
 
-```bibtex
-@inproceedings{croce2020reliable,
-  title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks},
-  author    = {Croce, Francesco and Hein, Matthias},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2020}
-}
-```
+References: croce2020reliable
 
 These attacks know their loss: they compute it from the target's logits, since they must see after each step whether
 the net is fooled, and pay no second forward for it. The objective of the run, `target.score`, is not asked.

@@ -11,14 +11,7 @@ authors' code. `autoattack-reference` is that code itself, as released on PyPI (
 interface: slower, and the yardstick for `autoattack`. It needs the extra `reference`:
 `pip install 'rkd-toolkit[reference]'`.
 
-```bibtex
-@inproceedings{croce2020reliable,
-  title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks},
-  author    = {Croce, Francesco and Hein, Matthias},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2020}
-}
-```
+References: croce2020reliable
 
 Where nothing fooled the net, the image is returned that came nearest to it: of all parts' the one of the lowest margin.
 One that the net gets wrong as it is, is returned unchanged. With K < 10 classes the targeted parts try the K - 1

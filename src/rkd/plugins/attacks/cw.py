@@ -6,15 +6,7 @@ The margin of the logits z keeps a gradient where the softmax is saturated and c
 (defensive distillation). kappa is an option of the objective `margin` (50 unless told, as in the scripts of
 this literature).
 
-```bibtex
-@inproceedings{carlini2017towards,
-  title     = {Towards Evaluating the Robustness of Neural Networks},
-  author    = {Carlini, Nicholas and Wagner, David},
-  booktitle = {IEEE Symposium on Security and Privacy},
-  pages     = {39--57},
-  year      = {2017}
-}
-```
+References: carlini2017towards
 
 Deviations: Carlini and Wagner minimise the distance plus c * f6 with Adam, in tanh space, for each target
 class. What the distillation literature calls CW_inf, and this file provides, is an untargeted search in a

@@ -7,15 +7,7 @@ then halfway between the largest that failed and the smallest that succeeded. Ad
 `searches`, and the nearest image that fooled the net by kappa is kept. The margin of the logits keeps a gradient where
 the softmax is saturated: the attack that showed defensive distillation not to be robust.
 
-```bibtex
-@inproceedings{carlini2017towards,
-  title     = {Towards Evaluating the Robustness of Neural Networks},
-  author    = {Carlini, Nicholas and Wagner, David},
-  booktitle = {IEEE Symposium on Security and Privacy},
-  pages     = {39--57},
-  year      = {2017}
-}
-```
+References: carlini2017towards
 
 It looks for the nearest image in L2 and knows no radius. With `bounded` (default) that image is returned where it lies
 inside the data set's ball, and x itself otherwise; in an Linf ball that is a weak attack, for what is near in L2 may

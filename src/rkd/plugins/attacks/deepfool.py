@@ -10,15 +10,7 @@ of the data set, so that its result can be compared with those of other attacks;
 fools the net less than x itself, x is returned. Without it the image on the boundary is returned, however far away:
 the mean distance is the paper's measure of robustness.
 
-```bibtex
-@inproceedings{moosavi2016deepfool,
-  title     = {{DeepFool}: A Simple and Accurate Method to Fool Deep Neural Networks},
-  author    = {Moosavi-Dezfooli, Seyed-Mohsen and Fawzi, Alhussein and Frossard, Pascal},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
-  pages     = {2574--2582},
-  year      = {2016}
-}
-```
+References: moosavi2016deepfool
 
 The attack needs logits, not a loss: the objective of the run, `target.score`, is not asked. The label takes the place
 of the net's own first answer; a sample that the net gets wrong as it is, is returned unchanged.

@@ -10,14 +10,7 @@ Where the net is fooled, the walk goes back towards x: x_{i+1} = x + beta (x_{i+
 the ball's norm. It looks for the nearest image that fools the net and knows no radius; counted are those that lie
 inside the ball.
 
-```bibtex
-@inproceedings{croce2020minimally,
-  title     = {Minimally Distorted Adversarial Examples with a Fast Adaptive Boundary Attack},
-  author    = {Croce, Francesco and Hein, Matthias},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2020}
-}
-```
+References: croce2020minimally
 
 The attack needs logits, not a loss: the objective of the run, `target.score`, is not asked. Classes are tried in the
 order of their logits at x, and a sample leaves once the net is fooled inside the ball, confirmed by a second forward. A

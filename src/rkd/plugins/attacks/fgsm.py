@@ -4,14 +4,7 @@ It finds the worst image of the ball where the score is linear in the pixels, fo
 
     x_adv = clamp(x + eps * sign(grad_x score(x)), 0, 1)          (L2: along the gradient of length one)
 
-```bibtex
-@inproceedings{goodfellow2015explaining,
-  title     = {Explaining and Harnessing Adversarial Examples},
-  author    = {Goodfellow, Ian J. and Shlens, Jonathon and Szegedy, Christian},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2015}
-}
-```
+References: goodfellow2015explaining
 
 What official scripts do: CIARD's `attack_eval.py` takes cross-entropy, eps 8/255 and no random start, as
 the paper does; that is the default here. Fair-ARD's `eval.py` starts from 0.001 * randn (`start =

@@ -10,29 +10,7 @@ softmax(z / T) (`of = "probabilities"`, Papernot's) or the logits z themselves. 
 defensive distillation has no gradient left in float32 and nothing is found: that is what the defence's figures show.
 `temperature` = the net's T, which divides the logits and changes no decision, undoes it (Carlini and Wagner 2016).
 
-```bibtex
-@inproceedings{papernot2016limitations,
-  title     = {The Limitations of Deep Learning in Adversarial Settings},
-  author    = {Papernot, Nicolas and McDaniel, Patrick and Jha, Somesh and Fredrikson, Matt and
-               Celik, Z. Berkay and Swami, Ananthram},
-  booktitle = {IEEE European Symposium on Security and Privacy},
-  pages     = {372--387},
-  year      = {2016}
-}
-@inproceedings{papernot2016distillation,
-  title     = {Distillation as a Defense to Adversarial Perturbations against Deep Neural Networks},
-  author    = {Papernot, Nicolas and McDaniel, Patrick and Wu, Xi and Jha, Somesh and Swami, Ananthram},
-  booktitle = {IEEE Symposium on Security and Privacy (SP)},
-  pages     = {582--597},
-  year      = {2016}
-}
-@article{carlini2016defensive,
-  title   = {Defensive Distillation is Not Robust to Adversarial Examples},
-  author  = {Carlini, Nicholas and Wagner, David},
-  journal = {arXiv preprint arXiv:1607.04311},
-  year    = {2016}
-}
-```
+References: papernot2016limitations, papernot2016distillation, carlini2016defensive
 
 This is an attack in L0: it bounds how many features change, not how far. It ignores the data set's ball, and so does
 an evaluation, which asks only whether the image in [0, 1] fools the net; never set its number beside those of a ball.

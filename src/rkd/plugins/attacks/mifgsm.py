@@ -6,15 +6,7 @@
 The momentum carries the search over poor local maxima, which differ from net to net. P projects onto the ball and
 into [0, 1]; the start is x, the result the last iterate.
 
-```bibtex
-@inproceedings{dong2018boosting,
-  title     = {Boosting Adversarial Attacks with Momentum},
-  author    = {Dong, Yinpeng and Liao, Fangzhou and Pang, Tianyu and Su, Hang and Zhu, Jun and
-               Hu, Xiaolin and Li, Jianguo},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year      = {2018}
-}
-```
+References: dong2018boosting
 
 Settings are the paper's: 10 steps of eps / 10, mu = 1. Deviation: the gradient is divided by its largest entry before
 its L1 length is taken, which underflows for saturated nets otherwise.

@@ -5,15 +5,7 @@
 A net that noise alone brings down is not robust in any sense; an attack that does no better than noise has not found
 its way. Of several draws each sample keeps one that fools the net, if any does.
 
-```bibtex
-@inproceedings{madry2018towards,
-  title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
-  author    = {Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and
-               Tsipras, Dimitris and Vladu, Adrian},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2018}
-}
-```
+References: madry2018towards
 
 The noise is the random start of that paper's PGD, without the steps.
 """

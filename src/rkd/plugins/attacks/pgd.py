@@ -12,15 +12,7 @@ difference (RSLAD's and MTARD's evaluation has the other one): both sets are box
 L2 it does; in the order taken here, torchattacks' and foolbox's, the result lies in both sets as well,
 because clamping moves each pixel towards x.
 
-```bibtex
-@inproceedings{madry2018towards,
-  title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
-  author    = {Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and
-               Tsipras, Dimitris and Vladu, Adrian},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2018}
-}
-```
+References: madry2018towards
 
 What official scripts do, and what is done here:
 

@@ -30,29 +30,7 @@ Each official script, as read:
 Deviations: none in `pgd-sat`, `pgd-trades` and `cw-30` against CIARD's script but for its random numbers;
 rkd's evaluation runs no attack on an image that the net already gets wrong, and counts it as wrong.
 
-```bibtex
-@inproceedings{madry2018towards,
-  title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
-  author    = {Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and
-               Tsipras, Dimitris and Vladu, Adrian},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2018}
-}
-@inproceedings{zhang2019theoretically,
-  title     = {Theoretically Principled Trade-off between Robustness and Accuracy},
-  author    = {Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric P. and
-               {El Ghaoui}, Laurent and Jordan, Michael I.},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2019}
-}
-@inproceedings{carlini2017towards,
-  title     = {Towards Evaluating the Robustness of Neural Networks},
-  author    = {Carlini, Nicholas and Wagner, David},
-  booktitle = {IEEE Symposium on Security and Privacy},
-  pages     = {39--57},
-  year      = {2017}
-}
-```
+References: madry2018towards, zhang2019theoretically, carlini2017towards
 """
 
 from __future__ import annotations

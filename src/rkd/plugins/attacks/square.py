@@ -9,14 +9,7 @@ pyramids of opposite sign. The window covers a share p of the image that begins 
 50, 200, 500, 1,000, 2,000, 4,000, 6,000 and 8,000 queries. A search that needs no gradient succeeds where gradients
 are masked: if it beats the gradient's attacks, their numbers mean nothing.
 
-```bibtex
-@inproceedings{andriushchenko2020square,
-  title     = {Square Attack: A Query-Efficient Black-Box Adversarial Attack via Random Search},
-  author    = {Andriushchenko, Maksym and Croce, Francesco and Flammarion, Nicolas and Hein, Matthias},
-  booktitle = {European Conference on Computer Vision},
-  year      = {2020}
-}
-```
+References: andriushchenko2020square
 
 The margin is the attack's own loss: the objective of the run, `target.score`, is not asked. A sample leaves once the
 net is fooled, confirmed by a second forward; one that the net gets wrong as it is, is returned unchanged. Where nothing

@@ -9,14 +9,7 @@ with the labels, the ball and the random numbers that the search would have on t
 as the source, `transfer` is the search. The attacked net is asked nothing; what the source is asked, the evaluation
 counts as `other_forwards` and `other_backwards`.
 
-```bibtex
-@article{papernot2016transferability,
-  title   = {Transferability in Machine Learning: from Phenomena to Black-Box Attacks using Adversarial Samples},
-  author  = {Papernot, Nicolas and McDaniel, Patrick and Goodfellow, Ian},
-  journal = {arXiv preprint arXiv:1605.07277},
-  year    = {2016}
-}
-```
+References: papernot2016transferability
 
 What that paper does, and what is done here:
 

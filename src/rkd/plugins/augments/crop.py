@@ -3,21 +3,7 @@
 With padding p each of the (2p + 1)^2 integer shifts is equally likely, as in torchvision's `RandomCrop(H, padding=p)`.
 p = 4 is the custom on CIFAR since the nets of Lee et al. and He et al.
 
-```bibtex
-@inproceedings{he2016deep,
-  author    = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
-  title     = {Deep Residual Learning for Image Recognition},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition},
-  pages     = {770--778},
-  year      = {2016}
-}
-@inproceedings{lee2015deeply,
-  author    = {Lee, Chen-Yu and Xie, Saining and Gallagher, Patrick and Zhang, Zhengyou and Tu, Zhuowen},
-  title     = {Deeply-Supervised Nets},
-  booktitle = {International Conference on Artificial Intelligence and Statistics},
-  year      = {2015}
-}
-```
+References: he2016deep, lee2015deeply
 """
 
 from __future__ import annotations

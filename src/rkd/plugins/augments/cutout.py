@@ -5,14 +5,7 @@ centre, so an odd `length` acts as the even number below it, as in the official 
 square holds 0 after normalisation, which is the data set's mean colour; here images are in [0, 1] and `fill` says
 it, black by default.
 
-```bibtex
-@article{devries2017improved,
-  author  = {DeVries, Terrance and Taylor, Graham W.},
-  title   = {Improved Regularization of Convolutional Neural Networks with Cutout},
-  journal = {arXiv preprint arXiv:1708.04552},
-  year    = {2017}
-}
-```
+References: devries2017improved
 """
 
 from __future__ import annotations

@@ -1,13 +1,6 @@
 """Random mirroring: each image is flipped left to right with probability p.
 
-```bibtex
-@inproceedings{krizhevsky2012imagenet,
-  author    = {Krizhevsky, Alex and Sutskever, Ilya and Hinton, Geoffrey E.},
-  title     = {{ImageNet} Classification with Deep Convolutional Neural Networks},
-  booktitle = {Advances in Neural Information Processing Systems},
-  year      = {2012}
-}
-```
+References: krizhevsky2012imagenet
 """
 
 from __future__ import annotations

@@ -10,23 +10,7 @@ the paper's formula is per pair, and that is done here; its partners are a rando
 image alone. The symmetric beta distribution follows from two uniform numbers u, v by Bailey's polar method for
 Student's t: lam = 1/2 + c / (2 sqrt(c^2 + 1/w)) with w = u^(-1/alpha) - 1 and c = cos(2 pi v).
 
-```bibtex
-@inproceedings{zhang2018mixup,
-  author    = {Zhang, Hongyi and Cisse, Moustapha and Dauphin, Yann N. and Lopez-Paz, David},
-  title     = {mixup: Beyond Empirical Risk Minimization},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2018}
-}
-@article{bailey1994polar,
-  author  = {Bailey, Ralph W.},
-  title   = {Polar generation of random variates with the t-distribution},
-  journal = {Mathematics of Computation},
-  volume  = {62},
-  number  = {206},
-  pages   = {779--781},
-  year    = {1994}
-}
-```
+References: zhang2018mixup, bailey1994polar
 """
 
 from __future__ import annotations

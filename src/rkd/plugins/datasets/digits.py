@@ -4,15 +4,7 @@ They are the test part of the UCI set "Optical Recognition of Handwritten Digits
 on a laptop's CPU within seconds. Pixels count ink from 0 to 16; here they are v/16, exactly. A fixed fifth of each
 class is the test part, whatever the run's seed.
 
-```bibtex
-@misc{alpaydin1998optical,
-  author = {Alpaydin, Ethem and Kaynak, Cenk},
-  title  = {Optical Recognition of Handwritten Digits},
-  year   = {1998},
-  publisher = {UCI Machine Learning Repository},
-  doi    = {10.24432/C50P49}
-}
-```
+References: alpaydin1998optical
 """
 
 from __future__ import annotations

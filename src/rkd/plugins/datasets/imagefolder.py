@@ -9,14 +9,7 @@ Without `size` all images must have one size; with it the shorter side is resize
 All images are decoded once into memory if they fit in `memory_mib`, else batch by batch, by threads where that pays.
 Mean and std are those of up to 2,000 training images.
 
-```bibtex
-@software{torchvision2016,
-  author = {{TorchVision maintainers and contributors}},
-  title  = {TorchVision: PyTorch's Computer Vision library},
-  url    = {https://github.com/pytorch/vision},
-  year   = {2016}
-}
-```
+References: torchvision2016
 """
 
 from __future__ import annotations

@@ -4,16 +4,7 @@ Images are uint8 (0..255) or floats in [0, 1], as `(N, H, W)` grey, `(N, H, W, C
 integers `(N,)` or `(N, 1)`, counted from 0. With `layout=auto` a last axis of 1 or 3 means NHWC and a second axis of
 1 or 3 means NCHW; where both or neither fit, `layout` has to say. Nothing in the file is unpickled.
 
-```bibtex
-@article{harris2020array,
-  author  = {Harris, Charles R. and Millman, K. Jarrod and van der Walt, St{\\'e}fan J. and others},
-  title   = {Array programming with {NumPy}},
-  journal = {Nature},
-  volume  = {585},
-  pages   = {357--362},
-  year    = {2020}
-}
-```
+References: harris2020array
 """
 
 from __future__ import annotations

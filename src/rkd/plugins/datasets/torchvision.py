@@ -7,41 +7,7 @@ Threat models: Linf 8/255 for CIFAR and SVHN and 0.3 for MNIST (Madry et al., be
 a training attack is a quarter of eps everywhere, as 2/255 is of CIFAR's 8/255: ten steps then cross the ball.
 `mean` and `std` are the constants that most published nets were trained with.
 
-```bibtex
-@article{lecun1998gradient,
-  author  = {LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
-  title   = {Gradient-based learning applied to document recognition},
-  journal = {Proceedings of the IEEE},
-  volume  = {86},
-  number  = {11},
-  pages   = {2278--2324},
-  year    = {1998}
-}
-@article{xiao2017fashion,
-  author  = {Xiao, Han and Rasul, Kashif and Vollgraf, Roland},
-  title   = {Fashion-{MNIST}: a Novel Image Dataset for Benchmarking Machine Learning Algorithms},
-  journal = {arXiv preprint arXiv:1708.07747},
-  year    = {2017}
-}
-@techreport{krizhevsky2009learning,
-  author      = {Krizhevsky, Alex},
-  title       = {Learning Multiple Layers of Features from Tiny Images},
-  institution = {University of Toronto},
-  year        = {2009}
-}
-@inproceedings{netzer2011reading,
-  author    = {Netzer, Yuval and Wang, Tao and Coates, Adam and Bissacco, Alessandro and Wu, Bo and Ng, Andrew Y.},
-  title     = {Reading Digits in Natural Images with Unsupervised Feature Learning},
-  booktitle = {NIPS Workshop on Deep Learning and Unsupervised Feature Learning},
-  year      = {2011}
-}
-@inproceedings{madry2018towards,
-  author    = {Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and Vladu, Adrian},
-  title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2018}
-}
-```
+References: lecun1998gradient, xiao2017fashion, krizhevsky2009learning, netzer2011reading, madry2018towards
 """
 
 from __future__ import annotations

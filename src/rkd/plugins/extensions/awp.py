@@ -9,14 +9,7 @@ The official code lets a proxy copy of the net take one step of plain SGD uphill
 steps its optimiser at w + v before it takes v back; here v is taken back first, so weight decay acts on w. As there,
 running statistics see the pass at w + v only. gamma 0.01 (adversarial training), 0.005 (TRADES).
 
-```bibtex
-@inproceedings{wu2020adversarial,
-  title={Adversarial Weight Perturbation Helps Robust Generalization},
-  author={Wu, Dongxian and Xia, Shu-Tao and Wang, Yisen},
-  booktitle={Advances in Neural Information Processing Systems},
-  year={2020}
-}
-```
+References: wu2020adversarial
 """
 
 from __future__ import annotations

@@ -6,14 +6,7 @@ Averaged weights often keep more robustness than the last ones (Gowal et al., 20
 norm's running statistics) are copied, not averaged. Before `since` (a share of the training) the average simply
 follows the weights.
 
-```bibtex
-@article{gowal2020uncovering,
-  title={Uncovering the Limits of Adversarial Training against Norm-Bounded Adversarial Examples},
-  author={Gowal, Sven and Qin, Chongli and Uesato, Jonathan and Mann, Timothy and Kohli, Pushmeet},
-  journal={arXiv preprint arXiv:2010.03593},
-  year={2020}
-}
-```
+References: gowal2020uncovering
 """
 
 from __future__ import annotations

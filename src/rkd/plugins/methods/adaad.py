@@ -9,14 +9,7 @@ The official script sets alpha = 1 and yet forwards the clean batch, before the 
 classes on CIFAR-10 (`reduction="mean"`) and is the true one on CIFAR-100. Its strongest results train with eps 16/255
 and steps of 4/255 (`--set attack.eps=16/255`).
 
-```bibtex
-@inproceedings{huang2023boosting,
-  title={Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation},
-  author={Huang, Bo and Chen, Mingyang and Wang, Yi and Lu, Junda and Cheng, Minhao and Wang, Wei},
-  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year={2023}
-}
-```
+References: huang2023boosting
 """
 
 from __future__ import annotations

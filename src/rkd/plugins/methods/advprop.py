@@ -11,14 +11,7 @@ auxiliary norms, which are dropped for deployment. Terms `clean` and one per fur
 The paper attacks with eps 1 to 4 of 255, eps + 1 steps of 1/255 and a random start: at 4/255 five steps of eps/4,
 which is the default here; small nets prefer eps = 1/255. Public ports attack towards a random class instead.
 
-```bibtex
-@inproceedings{xie2020adversarial,
-  title={Adversarial Examples Improve Image Recognition},
-  author={Xie, Cihang and Tan, Mingxing and Gong, Boqing and Wang, Jiang and Yuille, Alan L. and Le, Quoc V.},
-  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year={2020}
-}
-```
+References: xie2020adversarial
 """
 
 from __future__ import annotations

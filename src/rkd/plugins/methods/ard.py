@@ -12,14 +12,7 @@ What the official script does, and the choice made here:
 - its KL is averaged over classes: `reduction="mean"`; the formula's `batchmean` is the default here;
 - its learning rate falls once although two milestones are named: a matter of the recipe.
 
-```bibtex
-@inproceedings{goldblum2020adversarially,
-  title={Adversarially Robust Distillation},
-  author={Goldblum, Micah and Fowl, Liam and Feizi, Soheil and Goldstein, Tom},
-  booktitle={AAAI Conference on Artificial Intelligence},
-  year={2020}
-}
-```
+References: goldblum2020adversarially
 """
 
 from __future__ import annotations

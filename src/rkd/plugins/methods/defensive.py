@@ -11,14 +11,7 @@ At test time the logits are about T times larger than usual, the softmax saturat
 attack on the logits (`cw`) does not care. As in `ce`, `rescale` multiplies the term by T: the gradient by the logits
 is 1/T of the usual, and plain SGD would barely move at T = 100. The paper does not say how it dealt with that.
 
-```bibtex
-@inproceedings{papernot2016distillation,
-  title={Distillation as a Defense to Adversarial Perturbations against Deep Neural Networks},
-  author={Papernot, Nicolas and McDaniel, Patrick and Wu, Xi and Jha, Somesh and Swami, Ananthram},
-  booktitle={IEEE Symposium on Security and Privacy},
-  year={2016}
-}
-```
+References: papernot2016distillation
 """
 
 from __future__ import annotations

@@ -6,14 +6,7 @@ The same temperature on both sides; T² gives the soft term the gradient scale o
 images, no attack runs: a robust teacher's robustness does not reliably come along (Goldblum et al., 2020). Terms
 `kd` and `ce`, each `(B,)`.
 
-```bibtex
-@article{hinton2015distilling,
-  title={Distilling the Knowledge in a Neural Network},
-  author={Hinton, Geoffrey and Vinyals, Oriol and Dean, Jeff},
-  journal={arXiv preprint arXiv:1503.02531},
-  year={2015}
-}
-```
+References: hinton2015distilling
 """
 
 from __future__ import annotations

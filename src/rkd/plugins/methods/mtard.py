@@ -10,14 +10,7 @@ The official scripts average the KL over classes on both CIFAR data sets (`reduc
 `scale=10`) and add 1e-5 inside one logarithm, which shifts the value by 1e-5 and no gradient. The weights of `anl`
 depend on ratios of losses: no constant factor changes them, and that shift does so in the eighth digit.
 
-```bibtex
-@inproceedings{zhao2022enhanced,
-  title={Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation},
-  author={Zhao, Shiji and Yu, Jie and Sun, Zhenlong and Zhang, Bo and Wei, Xingxing},
-  booktitle={European Conference on Computer Vision},
-  year={2022}
-}
-```
+References: zhao2022enhanced
 """
 
 from __future__ import annotations

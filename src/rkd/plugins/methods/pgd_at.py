@@ -8,14 +8,7 @@ Settings of the paper and its code: 10 steps of 2/255 in the configuration file 
 start, and the TensorFlow graph attacks with batch statistics. Here the attack runs in eval mode, as most later work
 does; `--set attack.mode=train` gives the other. The start is uniform.
 
-```bibtex
-@inproceedings{madry2018towards,
-  title={Towards Deep Learning Models Resistant to Adversarial Attacks},
-  author={Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and Tsipras, Dimitris and Vladu, Adrian},
-  booktitle={International Conference on Learning Representations},
-  year={2018}
-}
-```
+References: madry2018towards
 """
 
 from __future__ import annotations

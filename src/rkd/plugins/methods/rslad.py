@@ -8,14 +8,7 @@ The official script averages its KL over classes on both CIFAR data sets (`reduc
 `scale=10`), adds 1e-5 inside one logarithm, which shifts the value by 2e-5 and no gradient, and starts the search from
 0.001 randn without clipping the start to [0, 1].
 
-```bibtex
-@inproceedings{zi2021revisiting,
-  title={Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better},
-  author={Zi, Bojia and Zhao, Shihao and Ma, Xingjun and Jiang, Yu-Gang},
-  booktitle={IEEE/CVF International Conference on Computer Vision},
-  year={2021}
-}
-```
+References: zi2021revisiting
 """
 
 from __future__ import annotations

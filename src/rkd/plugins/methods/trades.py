@@ -8,14 +8,7 @@ The official code uses eps 0.031 and steps of 0.007, and forwards the clean batc
 the loss; here each is forwarded once, which gives the same values, except that the running statistics of batch norm
 see the clean batch once a step instead of twice.
 
-```bibtex
-@inproceedings{zhang2019theoretically,
-  title={Theoretically Principled Trade-off between Robustness and Accuracy},
-  author={Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric and El Ghaoui, Laurent and Jordan, Michael},
-  booktitle={International Conference on Machine Learning},
-  year={2019}
-}
-```
+References: zhang2019theoretically
 """
 
 from __future__ import annotations

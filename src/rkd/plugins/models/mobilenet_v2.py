@@ -7,16 +7,7 @@ kuangliu/pytorch-cifar's, with its parameter names (`conv1`, `layers.1.conv1`, `
 `bn2`, `linear`), which the scripts of ARD, RSLAD and MTARD share. Any image size works: the last pooling is
 global.
 
-```bibtex
-@inproceedings{sandler2018mobilenetv2,
-  title     = {{MobileNetV2}: Inverted Residuals and Linear Bottlenecks},
-  author    = {Sandler, Mark and Howard, Andrew and Zhu, Menglong and Zhmoginov, Andrey and
-               Chen, Liang-Chieh},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
-  pages     = {4510--4520},
-  year      = {2018}
-}
-```
+References: sandler2018mobilenetv2
 """
 
 from __future__ import annotations

@@ -14,15 +14,7 @@ Parameter names are kuangliu's (`conv1`, `layer1.0.bn1`, `layer2.0.shortcut.0`, 
 torchvision, which has only post-activation ResNets, the stem is a 3x3 convolution of stride 1 without
 pooling. Any image size works.
 
-```bibtex
-@inproceedings{he2016identity,
-  title     = {Identity Mappings in Deep Residual Networks},
-  author    = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  pages     = {630--645},
-  year      = {2016}
-}
-```
+References: he2016identity
 """
 
 from __future__ import annotations

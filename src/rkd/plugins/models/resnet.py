@@ -9,15 +9,7 @@ Parameter names are those of kuangliu/pytorch-cifar (`conv1`, `layer1.0.bn1`, `l
 their checkpoints load as they are. Those nets normalise outside or not at all (TRADES' and RSLAD's take plain
 [0, 1] images).
 
-```bibtex
-@inproceedings{he2016deep,
-  title     = {Deep Residual Learning for Image Recognition},
-  author    = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
-  pages     = {770--778},
-  year      = {2016}
-}
-```
+References: he2016deep
 """
 
 from __future__ import annotations

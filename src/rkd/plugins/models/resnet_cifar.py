@@ -10,15 +10,7 @@ Two families of public checkpoints, told apart by shortcut and names:
 - chenyaofo/pytorch-cifar-models (B), from which MTARD has its clean ResNet-56: `fc` and `downsample` for what
   is called `linear` and `shortcut` here (`renamed_keys`). The model is `resnet56-B`.
 
-```bibtex
-@inproceedings{he2016deep,
-  title     = {Deep Residual Learning for Image Recognition},
-  author    = {He, Kaiming and Zhang, Xiangyu and Ren, Shaoqing and Sun, Jian},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
-  pages     = {770--778},
-  year      = {2016}
-}
-```
+References: he2016deep
 """
 
 from __future__ import annotations

@@ -15,15 +15,7 @@ fully connected layers": here behind both. The softmax and its temperature belon
 
 No public PyTorch checkpoints; torchvision has no such nets.
 
-```bibtex
-@inproceedings{papernot2016distillation,
-  title     = {Distillation as a Defense to Adversarial Perturbations against Deep Neural Networks},
-  author    = {Papernot, Nicolas and McDaniel, Patrick and Wu, Xi and Jha, Somesh and Swami, Ananthram},
-  booktitle = {IEEE Symposium on Security and Privacy (SP)},
-  pages     = {582--597},
-  year      = {2016}
-}
-```
+References: papernot2016distillation
 """
 
 from __future__ import annotations

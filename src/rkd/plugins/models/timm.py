@@ -9,15 +9,7 @@ Small images: most of timm's nets shrink an image 32 times. Where that leaves no
 fit, the images are first resized to the smallest size that works (see `_resized.py`). A net that works on
 32x32 is not therefore good there: it sees one position in the end. `resize` sets a larger side, at its cost.
 
-```bibtex
-@misc{wightman2019timm,
-  title        = {{PyTorch} Image Models},
-  author       = {Wightman, Ross},
-  year         = {2019},
-  howpublished = {\\url{https://github.com/huggingface/pytorch-image-models}},
-  doi          = {10.5281/zenodo.4414861}
-}
-```
+References: wightman2019timm
 """
 
 from __future__ import annotations

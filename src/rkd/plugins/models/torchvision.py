@@ -13,14 +13,7 @@ things:
 then keeps the image size of its weights. rkd normalises with the numbers of the data set, not with those of
 the weights.
 
-```bibtex
-@misc{torchvision2016,
-  title        = {{TorchVision}: {PyTorch}'s Computer Vision library},
-  author       = {{TorchVision maintainers and contributors}},
-  year         = {2016},
-  howpublished = {\\url{https://github.com/pytorch/vision}}
-}
-```
+References: torchvision2016
 """
 
 from __future__ import annotations

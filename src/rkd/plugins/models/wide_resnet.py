@@ -18,20 +18,7 @@ torchvision's `wide_resnet50_2` is a bottleneck ResNet for large images, another
 here: the last pooling is global, and `SAME` padding is computed for odd sizes too, where DeepMind's PyTorch
 code has no answer.
 
-```bibtex
-@inproceedings{zagoruyko2016wide,
-  title     = {Wide Residual Networks},
-  author    = {Zagoruyko, Sergey and Komodakis, Nikos},
-  booktitle = {British Machine Vision Conference (BMVC)},
-  year      = {2016}
-}
-@article{gowal2020uncovering,
-  title   = {Uncovering the Limits of Adversarial Training against Norm-Bounded Adversarial Examples},
-  author  = {Gowal, Sven and Qin, Chongli and Uesato, Jonathan and Mann, Timothy and Kohli, Pushmeet},
-  journal = {arXiv preprint arXiv:2010.03593},
-  year    = {2020}
-}
-```
+References: zagoruyko2016wide, gowal2020uncovering
 """
 
 from __future__ import annotations

@@ -2,15 +2,7 @@
 
     score = -sum_k y_k log softmax(z(x'))_k          y: a label, or probabilities (mixup, cutmix)
 
-```bibtex
-@inproceedings{madry2018towards,
-  title     = {Towards Deep Learning Models Resistant to Adversarial Attacks},
-  author    = {Madry, Aleksander and Makelov, Aleksandar and Schmidt, Ludwig and
-               Tsipras, Dimitris and Vladu, Adrian},
-  booktitle = {International Conference on Learning Representations},
-  year      = {2018}
-}
-```
+References: madry2018towards
 
 Deviation: official scripts average over the batch (ARD sums); here each sample has its own score. A signed
 step is the same.

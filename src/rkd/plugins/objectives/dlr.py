@@ -12,14 +12,7 @@ With few classes some of these logits do not exist. Substituted are
     3 classes    targeted: z_(1) - z_(3) below, without z_(4)
     2 classes    both: the plain lead z_k - z_y, which is not free of scale (the ratio would be 1 or -1 everywhere)
 
-```bibtex
-@inproceedings{croce2020reliable,
-  title     = {Reliable Evaluation of Adversarial Robustness with an Ensemble of Diverse Parameter-free Attacks},
-  author    = {Croce, Francesco and Hein, Matthias},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2020}
-}
-```
+References: croce2020reliable
 
 Deviation: 1e-12 is added below the bar, as in the authors' code. Under soft labels y is the most probable class.
 """

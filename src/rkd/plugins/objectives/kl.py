@@ -8,28 +8,7 @@ All three maximise KL(p ‖ softmax(z_S(x'))); they differ in p:
 
 z_S (B, K) runs in the attack's mode, with no temperature, as in all official scripts.
 
-```bibtex
-@inproceedings{zhang2019theoretically,
-  title     = {Theoretically Principled Trade-off between Robustness and Accuracy},
-  author    = {Zhang, Hongyang and Yu, Yaodong and Jiao, Jiantao and Xing, Eric P. and
-               {El Ghaoui}, Laurent and Jordan, Michael I.},
-  booktitle = {International Conference on Machine Learning},
-  year      = {2019}
-}
-@inproceedings{zi2021revisiting,
-  title     = {Revisiting Adversarial Robustness Distillation: Robust Soft Labels Make Student Better},
-  author    = {Zi, Bojia and Zhao, Shihao and Ma, Xingjun and Jiang, Yu-Gang},
-  booktitle = {IEEE/CVF International Conference on Computer Vision},
-  year      = {2021}
-}
-@inproceedings{huang2023boosting,
-  title     = {Boosting Accuracy and Robustness of Student Models via Adaptive Adversarial Distillation},
-  author    = {Huang, Bo and Chen, Mingyang and Wang, Yi and Lu, Junda and Cheng, Minhao and Wang, Wei},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  pages     = {24668--24677},
-  year      = {2023}
-}
-```
+References: zhang2019theoretically, zi2021revisiting, huang2023boosting
 
 Deviations: TRADES' script recomputes z_S(x) in each step (the same value in eval mode, a forward dearer);
 here once. The scripts sum or average over the batch; here each sample has its own score: a signed step is

@@ -6,15 +6,7 @@ It is positive exactly where the net is fooled, and stops rising once it is fool
 cross-entropy it keeps a gradient where the softmax is saturated. Under soft labels y is the most probable
 class.
 
-```bibtex
-@inproceedings{carlini2017towards,
-  title     = {Towards Evaluating the Robustness of Neural Networks},
-  author    = {Carlini, Nicholas and Wagner, David},
-  booktitle = {IEEE Symposium on Security and Privacy},
-  pages     = {39--57},
-  year      = {2017}
-}
-```
+References: carlini2017towards
 
 Deviations: Carlini and Wagner's kappa is 0 by default (they look for the nearest image); the distillation
 scripts (CIARD, Fair-ARD, after Madry's CIFAR-10 challenge) use 50, and so does this. Those scripts write

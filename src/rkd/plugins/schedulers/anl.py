@@ -10,14 +10,7 @@ As in the official code: an update every batch; L(0) is the first batch's loss (
 checkpoint must hold); rate 0.025, scaled by the learning rate's share of its start (there: times 0.1 at each drop);
 beta = 1. The code updates one weight and takes 1 minus it for the other, which the formula above equals for n = 2.
 
-```bibtex
-@inproceedings{zhao2022enhanced,
-  title={Enhanced Accuracy and Robustness via Multi-Teacher Adversarial Distillation},
-  author={Zhao, Shiji and Yu, Jie and Sun, Zhenlong and Zhang, Bo and Wei, Xingxing},
-  booktitle={European Conference on Computer Vision},
-  year={2022}
-}
-```
+References: zhao2022enhanced
 """
 
 from __future__ import annotations

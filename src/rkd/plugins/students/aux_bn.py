@@ -6,14 +6,7 @@ forward, which is exact as long as batch norm is the only layer that mixes sampl
 
 The auxiliary norms start as copies of the main ones.
 
-```bibtex
-@inproceedings{xie2020adversarial,
-  title={Adversarial Examples Improve Image Recognition},
-  author={Xie, Cihang and Tan, Mingxing and Gong, Boqing and Wang, Jiang and Yuille, Alan L. and Le, Quoc V.},
-  booktitle={IEEE/CVF Conference on Computer Vision and Pattern Recognition},
-  year={2020}
-}
-```
+References: xie2020adversarial
 """
 
 from __future__ import annotations
