@@ -54,6 +54,7 @@ def test_any_precision(dtype: torch.dtype) -> None:
     assert result.accuracy("pgd") == pytest.approx(expected, abs=0 if dtype is torch.float64 else 0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("around", [torch.no_grad, torch.inference_mode])
 def test_under_callers_that_want_no_gradients(around) -> None:
     net = tiny_net()
@@ -98,6 +99,7 @@ def greys() -> tuple[torch.Tensor, torch.Tensor]:
     return 0.5 + 0.02 * (2 * y - 1).view(-1, 1, 1, 1) + 0.1 * (tiny_batch(24, seed=3).x - 0.5), y
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("eps", [0.01 / 255, 1 / 255])
 def test_a_radius_at_which_nothing_falls(eps: float) -> None:
     """No reproach for a sound net; a net that rounds, or whose softmax is saturated, still gets it."""

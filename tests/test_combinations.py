@@ -50,6 +50,7 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", CATALOG.names("loss"))
 def test_every_combination(loss: str) -> None:
     for attack in ATTACKS:
@@ -68,6 +69,7 @@ def test_every_combination(loss: str) -> None:
                     assert not expected, f"{parts} trains, but {expected} should have stopped it"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", CATALOG.names("loss"))
 @pytest.mark.parametrize("objective", CATALOG.names("objective"))
 def test_every_objective(loss: str, objective: str) -> None:

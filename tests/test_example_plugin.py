@@ -28,6 +28,7 @@ def rkd(installed: dict[str, str], *arguments: str, cwd: Path | None = None) -> 
     return subprocess.run(command, env=installed, cwd=cwd, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_list_plugins_shows_it_with_its_distribution(installed):
     done = rkd(installed, "list-plugins", "--json")
     assert done.returncode == 0, done.stderr
@@ -37,6 +38,7 @@ def test_list_plugins_shows_it_with_its_distribution(installed):
         assert found[kind, name]["version"] == "0.1.0"
 
 
+@pytest.mark.slow
 def test_a_run_uses_it(installed, tmp_path):
     settings = ["--epochs", "1", "--student", "small-cnn", "--set", "student.width=4", "--set", "evaluate.limit=40"]
     settings += ["--teacher", "robust=small-cnn", "--set", "attack.steps=1", "--set", "loss.T=2"]

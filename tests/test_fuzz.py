@@ -40,6 +40,7 @@ def seen(root: Path) -> list[tuple[str, int]]:
     return sorted((str(path), path.lstat().st_size) for path in root.rglob("*") if root / "input" not in path.parents)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", INPUTS.READERS)
 def test_every_input_loads_or_gives_one_error(
     name: str, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

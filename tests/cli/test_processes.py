@@ -25,6 +25,7 @@ def rkd_in(*words: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_one_process(rkd, finished: tuple[Path, Said]) -> None:
     run, _ = finished
     words = ("eval", run, "--attack", "pgd", "--attack", "fgsm", "--limit", "41", "--checks", "off", "--json")
@@ -43,6 +44,7 @@ def without_time(value: object) -> object:
     return value
 
 
+@pytest.mark.slow
 def test_a_mistake_is_told_once(finished: tuple[Path, Said], tmp_path: Path) -> None:
     done = rkd_in("eval", tmp_path / "nothing", "--processes", "2")
     assert done.returncode == 2
@@ -74,6 +76,7 @@ def test_each_knows_its_rank_and_its_share_of_the_cores(monkeypatch: pytest.Monk
     assert (tmp_path / "0").read_text() == "0 0 1 5", "what the user says stands"
 
 
+@pytest.mark.slow
 def test_a_termination_reaches_all(tmp_path: Path) -> None:
     waits = "import os, pathlib, time; pathlib.Path(os.environ['RANK']).touch(); time.sleep(60)"
     code = (
@@ -130,6 +133,7 @@ def torchrun(*words: str, restarts: int = 0) -> subprocess.CompletedProcess[str]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
 
 
+@pytest.mark.slow
 def test_a_process_that_dies_is_restarted_and_the_run_continued(empty_folder: Path) -> None:
     Path("dies.py").write_text(DIES)
     done = torchrun(*RUN, "--plugin", "dies.py", "--with", "dies", restarts=1)
@@ -144,6 +148,7 @@ def test_a_process_that_dies_is_restarted_and_the_run_continued(empty_folder: Pa
     assert json.loads((run / "manifest.json").read_text())["hardware"]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_run_of_two_processes_goes_on_in_one(empty_folder: Path) -> None:
     Path("dies.py").write_text(DIES)
     done = torchrun(*RUN, "--plugin", "dies.py", "--with", "dies", "--name", "it")
@@ -155,6 +160,7 @@ def test_a_run_of_two_processes_goes_on_in_one(empty_folder: Path) -> None:
     assert len((Path("runs/it") / "metrics.jsonl").read_text().splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_batch_must_be_large_enough_for_the_processes(empty_folder: Path) -> None:
     done = torchrun("run", "--loss", "pgd-at", "--batch-size", "3")
     assert done.returncode != 0

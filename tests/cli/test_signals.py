@@ -127,6 +127,7 @@ def until(process: subprocess.Popen[bytes], there: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 @POSIX
 def test_killed_terminated_and_interrupted_it_ends_where_it_would_have(rkd, tmp_path: Path) -> None:
     plugin = tmp_path / "slow.py"
@@ -189,6 +190,7 @@ def test_killed_terminated_and_interrupted_it_ends_where_it_would_have(rkd, tmp_
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 @POSIX
 def test_a_teacher_whose_preparation_is_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rkd) -> None:
     monkeypatch.setenv("RKD_CACHE", str(tmp_path / "own"))

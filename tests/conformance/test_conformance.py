@@ -80,6 +80,7 @@ def test_loss_with_each_reduction(name: str, reduction: str) -> None:
     testing.check_loss(CATALOG.create("loss", name, {"reduction": reduction}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("attack"))
 def test_attack(name: str) -> None:
     attack = testing.TinyParts(CATALOG).attack(name, OPTIONS.get(name, {}))
@@ -155,11 +156,13 @@ def test_augment(name: str) -> None:
     testing.check_augment(CATALOG.create("augment", name, OPTIONS.get(name, {})), soft=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("corruption"))
 def test_corruption(name: str) -> None:
     testing.check_corruption(CATALOG.create("corruption", name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names("model"))
 def test_model(name: str) -> None:
     testing.check_model(CATALOG.create("model", name), shape=(3, 16, 16))

@@ -49,6 +49,7 @@ def batches(split, workers: int = 0) -> list[Tensor]:
     return [batch.x for batch in Loader(split, 8, seed=3, workers=workers).batches(1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("kind", [OnDisk, AsBytes])
 def test_the_same_batches_whichever_way(kind, workers: int) -> None:
@@ -69,6 +70,7 @@ class Deadly(OnDisk):
         return super().images(index)
 
 
+@pytest.mark.slow
 def test_a_reader_that_dies_is_told_of() -> None:
     with pytest.raises(RkdError, match=r"a process that reads images died .*--resume.*data\.workers"):
         batches(Deadly(), workers=2)

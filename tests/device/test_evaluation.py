@@ -131,6 +131,7 @@ def test_a_transfer_matrix(device: torch.device) -> None:
     assert found == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checks", ["quick", "full"])
 def test_self_checks(checks: str, device: torch.device) -> None:
     expected, found = (evaluated(one, "pgd", checks=checks, limit=6) for one in (CPU, device))

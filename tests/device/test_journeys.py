@@ -103,12 +103,14 @@ def assert_same_runs(found: Path, expected: Path) -> None:
     assert without_clock(one) == without_clock(other)
 
 
+@pytest.mark.slow
 def test_a_whole_run(settings: dict[str, Any], expected: Path, device: torch.device, tmp_path: Path) -> None:
     rkd.train(settings=settings | {"device": str(device)}, out=tmp_path / "run")
     assert_same_runs(tmp_path / "run", expected)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["hardware"]["device"] == str(device)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("home", ["cpu", "elsewhere"])
 @pytest.mark.parametrize("steps", [1, 3])  # within the first epoch, and at its end
 def test_a_run_goes_on_elsewhere(

@@ -70,6 +70,7 @@ CASES = [f"{kind} {method}" for kind in ("linear", "sync") for method in METHODS
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_four_processes_are_one(case: str, alone: dict[str, Any], many: list[dict[str, Any]]) -> None:
     close(alone[case], many[0][case], case)

@@ -98,6 +98,7 @@ def test_they_are_what_they_say() -> None:
         Engine("fast")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["auto", "folded", "channels-last", "fused"])
 @pytest.mark.parametrize("name", ["resnet8", "small-cnn", "mobilenetv2", "wrn10-1", "preact-resnet18"])
 def test_images_are_the_plain_nets_while_weights_move(catalog: Catalog, name: str, kind: str) -> None:
@@ -123,6 +124,7 @@ def test_weights_that_are_replaced_are_seen(catalog: Catalog) -> None:
     close(student, engine)
 
 
+@pytest.mark.slow
 def test_a_net_that_changes_its_modules_is_copied_again(catalog: Catalog) -> None:
     student, engine = student_of(catalog), Engine("folded")
     close(student, engine)
@@ -368,6 +370,7 @@ def test_nothing_is_counted_that_the_net_itself_does_not_confirm(attack, monkeyp
     assert plain.outcomes["it"].about["engine"] == "plain"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["auto", "bfloat16", "folded", "channels-last", "fused"])
 def test_the_verdict_is_the_plain_nets(catalog: Catalog, kind: str) -> None:
     net = student_of(catalog).net.eval()

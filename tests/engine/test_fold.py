@@ -39,6 +39,7 @@ def same(net: nn.Module, twin: nn.Module, x: torch.Tensor, atol: float = 1e-9) -
         assert torch.allclose(one, other, atol=atol, rtol=1e-7), float((one - other).abs().max())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "left"), [("resnet8", 0), ("small-cnn", 0), ("mobilenetv2", 0), ("resnet18", 0), ("wrn10-1", 4),
                        ("preact-resnet18", 8), ("timm:resnet10t", 0), ("torchvision:resnet18", 0)],

@@ -69,6 +69,7 @@ def test_whatever_follows_a_convolution(inplace: bool) -> None:
     assert not left & {"a", "b", "c", "d", "e", "f", "relu"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet8", "small-cnn", "mobilenetv2", "wrn10-1", "preact-resnet18", "resnet18"])
 def test_every_net(catalog: Catalog, name: str) -> None:
     net = catalog.create("model", name, {})((3, 12, 12), 10)

@@ -79,6 +79,7 @@ def same_answers(
             monkeypatch.setattr(setting, never if number == 9 else always)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small-cnn", "resnet8", "wrn10-1", "mobilenetv2", "preact-resnet18", "odd"])
 def test_the_logits_of_the_whole_images(catalog: Catalog, name: str, monkeypatch) -> None:
     monkeypatch.setattr("rkd.engine.local.SHARE", 2.0)  # large windows as well

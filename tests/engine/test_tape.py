@@ -92,6 +92,7 @@ def test_only_what_is_nothing_but_fused_layers(net: nn.Module, whole: bool) -> N
     assert (taped(fused) is not None) is whole
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "whole"),
     [("resnet18", True), ("mobilenetv2", True), ("small-cnn", True), ("resnet8", True), ("wrn10-1", False)],

@@ -53,6 +53,7 @@ def arch_of(catalog: Catalog, name: str) -> nn.Module:
     return own[name]().eval().requires_grad_(False) if name in own else net_of(catalog, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["small-cnn", "resnet8", "resnet20", "mobilenetv2", "uneven", "residual"])
 @pytest.mark.parametrize("share", [0.3, 0.6, 1.0])
 def test_the_logits_of_the_whole_images(catalog: Catalog, name: str, share: float, monkeypatch) -> None:

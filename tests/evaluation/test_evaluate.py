@@ -43,6 +43,7 @@ def run(net: nn.Module, data, plans=PLANS, **settings) -> Evaluation:
     return evaluate(net, data, plans, EvalSettings(threat=THREAT, classes=4, **settings))
 
 
+@pytest.mark.slow
 def test_accuracies_are_those_of_a_plain_loop() -> None:
     net = tiny_net()
     data = split(net)
@@ -229,6 +230,7 @@ def test_an_attack_that_leaves_the_images(bad, word: str) -> None:
         run(net, split(net), {"bad": AttackPlan(Bad(), cross_entropy)})
 
 
+@pytest.mark.slow
 def test_the_gallery_shows_what_came_nearest_to_fooling_the_net() -> None:
     @dataclass
     class Moves:

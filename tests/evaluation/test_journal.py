@@ -69,6 +69,7 @@ def numbers(result: Evaluation) -> dict:
     return {k: v for k, v in result.summary().items() if k not in ("seconds", "searches")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [0, 3, 7])
 def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, last: int) -> None:
     net, split = setting()
@@ -88,6 +89,7 @@ def test_killed_and_resumed_is_uninterrupted(tmp_path: Path, last: int) -> None:
     assert torch.equal(whole.gallery.adversarial, again.gallery.adversarial)
 
 
+@pytest.mark.slow
 def test_another_evaluation_takes_nothing_from_it(tmp_path: Path) -> None:
     net, split = setting()
     run(net, split, Journal(tmp_path))
@@ -226,6 +228,7 @@ def with_engine(net, split, journal: Journal, accelerator: Accelerator) -> str:
     return result.summary()["searches"]["a"]["engine"]
 
 
+@pytest.mark.slow
 def test_the_engine_is_remembered(tmp_path: Path) -> None:
     net, split = setting()
     assert with_engine(net, split, Journal(tmp_path), Copies("auto", "copied")) == "copied"

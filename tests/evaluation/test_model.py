@@ -72,6 +72,7 @@ def plan(name: str, catalog: Catalog) -> AttackPlan:
     return AttackPlan(search, catalog.create("objective", getattr(search, "objective", "ce")))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 def test_every_attack_does_what_it_does_without_these_classes(name: str, norm: str, catalog: Catalog) -> None:
@@ -89,6 +90,7 @@ def test_every_attack_does_what_it_does_without_these_classes(name: str, norm: s
     json.dumps(found.summary(), allow_nan=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("out", [(0, 1, 2), (0, 1, 2, 3)], ids=["three left", "two left"])
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square", "deepfool"])
 def test_few_classes_left(name: str, out: tuple[int, ...], catalog: Catalog) -> None:
@@ -99,6 +101,7 @@ def test_few_classes_left(name: str, out: tuple[int, ...], catalog: Catalog) -> 
     assert (found.attacks["it"] != wanted.attacks["it"]).sum() <= 1
 
 
+@pytest.mark.slow
 def test_a_low_number_is_as_good() -> None:
     """Probabilities, confidence and calibration are those of a net with -1e4 there."""
     net, low = Masked().eval(), Masked(value=-1e4).eval()
@@ -109,6 +112,7 @@ def test_a_low_number_is_as_good() -> None:
     assert [doubt.check for doubt in found.warnings] == [doubt.check for doubt in wanted.warnings]
 
 
+@pytest.mark.slow
 def test_other_evaluations(catalog: Catalog) -> None:
     net = Masked().eval()
     data = split(net)
@@ -125,6 +129,7 @@ def test_other_evaluations(catalog: Catalog) -> None:
     }
 
 
+@pytest.mark.slow
 def test_a_source_of_transferred_images() -> None:
     """Its -inf must not look like a success, or nothing would be searched for."""
 
@@ -223,6 +228,7 @@ class Quantised(nn.Module):
         return Nowhere.apply(self.net(x))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_attack_runs_on_a_net_whose_gradients_lead_nowhere(name: str, catalog: Catalog) -> None:
     net = Quantised().eval()
@@ -255,6 +261,7 @@ class Reentrant(InNumpy):
         return checkpoint(self.net, x, use_reentrant=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("engine", ["auto", "plain"])
 @pytest.mark.parametrize(("kind", "said"), [(InNumpy, r"numpy\(\)"), (Reentrant, "use_reentrant=False")])
 def test_a_net_that_gives_no_gradient_is_attacked_without_or_not_at_all(kind: type, said: str, engine: str) -> None:
@@ -282,6 +289,7 @@ def test_a_net_that_loses_a_batch_of_one_image_is_refused() -> None:
         prepare_model(Squeezed().eval(), images())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("name", NAMES)
 def test_every_attack_runs_where_new_tensors_are_of_another_type(name: str, norm: str, catalog: Catalog) -> None:

@@ -165,6 +165,7 @@ def test_norms_with_built_in_activations() -> None:
     assert type(s.deployed().arch[1]) is BatchNormAct2d
 
 
+@pytest.mark.slow
 def test_every_norm_of_a_deeper_net(catalog) -> None:
     for name in ("resnet8", "preact-resnet18-bn", "mobilenetv2"):
         net = Net(catalog.create("model", name)((3, 16, 16), 4))

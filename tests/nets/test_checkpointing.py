@@ -116,6 +116,7 @@ def counted(monkeypatch):
     return count
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", NETS)
@@ -154,6 +155,7 @@ class Chain(nn.Module):
         return self.last(y.mean((2, 3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("act", [nn.ReLU, nn.ReLU6])
 @pytest.mark.parametrize("inplace", [False, True])
@@ -226,6 +228,7 @@ def held(net):
     return sum(event.self_cpu_memory_usage for event in seen.key_averages())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "share"), [("mobilenetv2", 0.6), ("resnet20", 0.72), ("relu6 in place", 0.8)])
 def test_less_is_kept(name, share, monkeypatch):
     net = made(NETS[name], channels_last=True)

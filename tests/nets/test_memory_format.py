@@ -30,6 +30,7 @@ class Viewing(nn.Module):
         return self.head(self.conv(x).view(len(x), -1))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", ["resnet20", "mobilenetv2", "small-cnn"])
 def test_the_same_net(model: str) -> None:
     torch.manual_seed(0)

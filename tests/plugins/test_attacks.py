@@ -254,6 +254,7 @@ def test_step_size_keeps_its_share_of_a_given_radius() -> None:
     assert step(PgdTrades(start="none", step_size=0.01), odd) == near(0.01)
 
 
+@pytest.mark.slow
 def test_another_norm_needs_its_own_radius() -> None:
     x, net = images(), small_net()
     with pytest.raises(Refused, match="8/255"):
@@ -376,6 +377,7 @@ def test_fgsm_is_one_signed_step() -> None:
 # Strength
 
 
+@pytest.mark.slow
 def test_more_restarts_are_never_weaker() -> None:
     net, weaker = small_net(gain=8.0), ThreatModel("Linf", 2 / 255, 1 / 255)
     x = images(40)

@@ -186,6 +186,7 @@ def test_nonsense_is_refused(component: type, options: dict, word: str) -> None:
         component(**options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_another_norm_needs_its_own_radius(name: str) -> None:
     net, batch = tiny_net(), tiny_batch(4)
@@ -195,6 +196,7 @@ def test_another_norm_needs_its_own_radius(name: str) -> None:
     assert (x_adv - batch.x).flatten(1).norm(dim=1).amax() <= 0.1 + 1e-6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
 def test_a_radius_of_zero_finds_nothing(name: str) -> None:
     net, batch = tiny_net(), tiny_batch(4)
@@ -223,6 +225,7 @@ def linear(threat: ThreatModel, share: float) -> tuple[nn.Module, Batch]:
     return net, replace(batch, x=x + side * slope * ahead / slope.square().sum())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [ThreatModel("Linf", 8 / 255, 2 / 255), ThreatModel("L2", 0.25, 0.06)])
 @pytest.mark.parametrize("name", OURS)
 def test_a_linear_net_falls_where_the_radius_reaches_the_boundary(name: str, threat: ThreatModel) -> None:
@@ -296,6 +299,7 @@ def test_ratio_of_logits() -> None:
 # The authors' code, on a real net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("kind", ["ce", "dlr", "dlr-targeted"])
 def test_apgd_climbs_as_the_authors_from_the_same_start(digits: SimpleNamespace, norm: str, kind: str) -> None:
@@ -333,6 +337,7 @@ class Given:
         self.select = lambda keep: self
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [LINF, L2])
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t"])
 def test_leaves_as_many_standing_as_the_authors(digits: SimpleNamespace, name: str, threat: ThreatModel) -> None:
@@ -347,6 +352,7 @@ def test_leaves_as_many_standing_as_the_authors(digits: SimpleNamespace, name: s
     assert int((ours != reference).sum()) <= 8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [LINF, L2])
 def test_square_leaves_as_many_standing_as_the_authors(
     digits: SimpleNamespace, threat: ThreatModel, monkeypatch: pytest.MonkeyPatch
@@ -367,6 +373,7 @@ def test_square_leaves_as_many_standing_as_the_authors(
     assert int((ours != reference).sum()) <= 12
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [replace(LINF, eps=0.22), replace(L2, eps=1.0)])
 def test_autoattack_gives_the_verdict_of_the_reference(digits: SimpleNamespace, threat: ThreatModel) -> None:
     net, batch = digits.net, digits.batch
@@ -409,6 +416,7 @@ def run_with_parts(
 # Strength
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-dlr", "apgd-t", "fab-t", "square"])
 def test_more_restarts_are_never_weaker(digits: SimpleNamespace, name: str) -> None:
     batch, net = digits.batch.select(torch.arange(40)), digits.net
@@ -427,6 +435,7 @@ def test_more_restarts_are_never_weaker(digits: SimpleNamespace, name: str) -> N
     assert fooled[-1].sum() > fooled[0].sum() or name in ("fab-t", "apgd-t")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "score"), [("apgd-ce", ops.cross_entropy), ("apgd-dlr", dlr.ratio)])
 def test_where_nothing_fools_the_loss_is_highest(digits: SimpleNamespace, name: str, score: Callable) -> None:
     batch, net = digits.batch.select(torch.arange(40)), digits.net
@@ -439,6 +448,7 @@ def test_where_nothing_fools_the_loss_is_highest(digits: SimpleNamespace, name: 
     assert (stopped - batch.x).abs().amax() <= LINF.eps + 1e-6
 
 
+@pytest.mark.slow
 def test_autoattack_hands_out_what_came_nearest(digits: SimpleNamespace) -> None:
     batch, net = digits.batch.select(torch.arange(40)), digits.net
     attack = make("autoattack")
@@ -448,6 +458,7 @@ def test_autoattack_hands_out_what_came_nearest(digits: SimpleNamespace) -> None
     assert (lead[1] < lead[0]).all()
 
 
+@pytest.mark.slow
 def test_the_ratio_of_logits_beats_a_saturated_softmax(digits: SimpleNamespace) -> None:
     """Cross-entropy has no gradient left where the logits are thousands apart; their ratio does not notice."""
     net, batch = Scaled(digits.net, 1e4).eval(), digits.batch.select(torch.arange(40))
@@ -468,6 +479,7 @@ def test_what_is_wrong_already_is_left_alone(digits: SimpleNamespace, name: str)
     assert torch.equal(run_attack(make(name), digits.net, wrong, LINF), batch.x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("name", ALL)
 def test_few_classes(name: str, classes: int) -> None:
@@ -538,6 +550,7 @@ class FakeTarget:
         return type(self)(self.net, self.y[keep], self.threat, self.progress, self.noise.select(keep), self.count)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
 def test_samples_that_fell_leave(digits: SimpleNamespace, name: str) -> None:
     net, batch = digits.net, digits.batch
@@ -564,6 +577,7 @@ class Watch(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [LINF, L2])
 @pytest.mark.parametrize(("name", "steps"), [("apgd-ce", 100), ("square", 500)])
 def test_hardly_ever_waits_for_the_device(name: str, steps: int, threat: ThreatModel) -> None:
@@ -600,6 +614,7 @@ class Hasty(FakeTarget):
         return logits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
 def test_only_what_fools_the_exact_net_counts(digits: SimpleNamespace, name: str) -> None:
     net, batch = digits.net, digits.batch.select(torch.arange(40))
@@ -638,6 +653,7 @@ class RoundedForward(Rounded):
     pass
 
 
+@pytest.mark.slow
 def test_fab_ends_on_the_boundary_though_most_of_it_is_rough(digits: SimpleNamespace) -> None:
     """Its own f, off by more than the boundary is crossed by, would leave many standing."""
     net, batch = digits.net, digits.batch
@@ -651,6 +667,7 @@ def test_fab_ends_on_the_boundary_though_most_of_it_is_rough(digits: SimpleNames
 # The reference, contained
 
 
+@pytest.mark.slow
 def test_the_reference_leaves_the_process_alone(digits: SimpleNamespace) -> None:
     batch, wide = digits.batch.select(torch.arange(6)), ThreatModel("Linf", 0.3, 0.1)
     logger, seen = logging.getLogger("auto-attack"), []
@@ -710,6 +727,7 @@ def test_the_reference_gives_way_to_errors() -> None:
     assert torch.equal(before, torch.get_rng_state()) and not logging.getLogger("auto-attack").disabled
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [LINF, L2])
 @pytest.mark.parametrize(
     "net",
@@ -729,6 +747,7 @@ def test_the_reference_is_spared_what_it_ends_with_an_error_for(net: Callable, t
     assert found.dtype == torch.float32 and found.isfinite().all()
 
 
+@pytest.mark.slow
 def test_images_of_the_reference_that_are_no_numbers_are_given_up() -> None:
     x = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)) / 2 + 0.2
 

@@ -35,6 +35,7 @@ def test_keeps_the_promises_of_an_attack() -> None:
     check_attack(CwL2(searches=3, steps=30), optimum=0)
 
 
+@pytest.mark.slow
 def test_finds_the_nearest_image_of_a_linear_net() -> None:
     net, batch = problem(0.2)
     for start in (1e-3, 1.0):
@@ -45,6 +46,7 @@ def test_finds_the_nearest_image_of_a_linear_net() -> None:
         assert (far > 0.2).all() and (far < 0.2 * 1.03).all()
 
 
+@pytest.mark.slow
 def test_returns_what_lies_inside_the_ball_alone() -> None:
     attack = CwL2(steps=200, c=1.0)
     for distance, inside in ((0.23, True), (0.27, False)):
@@ -58,6 +60,7 @@ def test_returns_what_lies_inside_the_ball_alone() -> None:
     assert not torch.equal(run_attack(attack, net, batch, ThreatModel("Linf", 0.2, 0.05)), batch.x)
 
 
+@pytest.mark.slow
 def test_kappa_goes_further() -> None:
     net, batch = problem(0.1)
     leads = []
@@ -68,6 +71,7 @@ def test_kappa_goes_further() -> None:
     assert (leads[1] > 2).all() and (leads[1] < 2.3).all()
 
 
+@pytest.mark.slow
 def test_a_saturated_softmax_does_not_matter() -> None:
     net, batch = problem(0.2)
     x_adv = run_attack(CwL2(steps=200, bounded=False), Scaled(net, 1e3), batch, L2)

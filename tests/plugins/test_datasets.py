@@ -667,6 +667,7 @@ def test_a_constant_channel_does_not_divide_by_zero():
     assert (mean, std) == ((0.2,), (1.0,))
 
 
+@pytest.mark.slow
 def test_plugins_are_cheap_to_import():
     """Naming the data sets may not cost the import of torchvision, scikit-learn or PIL."""
     names = "digits, torchvision, imagefolder, npz"

@@ -140,6 +140,7 @@ CHEAP = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHEAP)
 def test_net_works_on_small_and_usual_images(name):
     options = {"width": 16} if name.startswith(("resnet18", "resnet50", "preact")) else {}
@@ -152,6 +153,7 @@ def test_net_works_at_full_width_with_100_classes(name):
     check_net(make(name)(CIFAR, 100), CIFAR, 100)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", names(OWN))
 def test_every_name_builds_for_any_images(name):
     for shape, classes in ((DIGITS, 10), (CIFAR, 10), (CIFAR, 100)):
@@ -170,6 +172,7 @@ def test_rectangular_and_odd_sizes_keep_shortcuts_aligned():
 # Published nets: numbers of parameters, names, shapes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "shape", "classes", "count"),
     [
@@ -585,6 +588,7 @@ def test_torchvision_nets_work_on_small_and_usual_images(name):
         check_net(TorchvisionModel(name)(shape, classes), shape, classes)
 
 
+@pytest.mark.slow
 def test_torchvision_transformer_is_built_for_the_image_size():
     net = TorchvisionModel("vit_b_16")(CIFAR, 10)
     assert net.image_size == 32 and resized_to(net) == []
@@ -734,6 +738,7 @@ def test_weights_that_cannot_be_fetched(monkeypatch):
         TorchvisionModel("resnet18", pretrained=True)(CIFAR, 10)
 
 
+@pytest.mark.slow
 def test_timm_is_imported_when_used():
     """`rkd list-plugins` imports every plugin file; timm and torchvision take seconds."""
     code = (

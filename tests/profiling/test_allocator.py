@@ -41,6 +41,7 @@ def is_glibc() -> bool:
         return False
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not is_glibc(), reason="glibc alone is spoken to")
 def test_blocks_come_back_without_new_pages() -> None:
     kept, few = faults()

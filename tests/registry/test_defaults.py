@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from rkd.registry.catalog import Catalog
 from rkd.registry.defaults import data_defaults, default_objective, method_defaults, name_of, with_names
 
@@ -45,6 +47,7 @@ def test_what_a_data_set_says_of_the_attack_needs_one_and_the_usual_threat() -> 
     assert data_defaults(own, {"attack": {"name": "pgd"}}, {"threat": {"eps": 0.1}}) == {"epochs": 3}
 
 
+@pytest.mark.slow
 def test_names(catalog: Catalog) -> None:
     assert name_of({"name": "pgd"}) == "pgd" and name_of({}) is None and name_of(3) is None
     assert with_names({"attack": {"steps": 3}, "epochs": 2}) == {"attack": {"name": "", "steps": 3}, "epochs": 2}

@@ -88,6 +88,7 @@ TABLES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(TABLES, TABLES, TABLES)
 def test_merging_is_associative_and_keeps_its_last(a: dict, b: dict, c: dict) -> None:

@@ -18,6 +18,7 @@ def data(**fields: Any) -> RunData:
     return RunData("run", Path(), config_text="", history=[], student=None, teachers=[], left_out=[], **empty | fields)
 
 
+@pytest.mark.slow
 def test_a_whole_run(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "run"))
     assert (run.finished, run.status, run.seed, run.epochs, run.seconds) == (True, "finished", 0, 3, 200.0)

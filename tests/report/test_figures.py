@@ -7,6 +7,7 @@ import re
 import sys
 from xml.etree import ElementTree
 
+import pytest
 from matplotlib import rcParams
 from PIL import Image
 
@@ -15,6 +16,7 @@ from rkd.report import epochs, figures
 from .folders import HISTORY
 
 
+@pytest.mark.slow
 def test_files() -> None:
     picture = epochs.losses(HISTORY)
     assert picture is not None

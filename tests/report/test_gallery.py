@@ -26,6 +26,7 @@ def pixels(uri: str | None) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))))
 
 
+@pytest.mark.slow
 def test_the_gallery(page: Page, folder: RunFolder, tmp_path: Path) -> None:
     text = page.text("gallery")
     assert "digit 3 PGD-SAT clean digit 3 93.8 % sure change ≤ 0.1 × 5 attacked digit 8 56.2 % sure" in text

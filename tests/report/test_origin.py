@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from .folders import Page
 
 
+@pytest.mark.slow
 def test_the_diagram(page: Page) -> None:
     text = page.text("origin")
     for words in (

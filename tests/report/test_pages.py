@@ -17,6 +17,7 @@ from .folders import CONFIG, MANIFEST, Page, epoch, full_net, make_run, net
 POISON = "<script>window.hacked=1</script><img src=x onerror=window.hacked=1>\"'><b>{{7*7}}"
 
 
+@pytest.mark.slow
 def test_files(folder: RunFolder, html: str) -> None:
     assert html.startswith("<!DOCTYPE html>")
     names = ("losses", "accuracy", "weights", "knobs", "learning-rate", "eps", "per-class", "reliability")
@@ -76,6 +77,7 @@ def test_results(page: Page) -> None:
 # Less than everything, and worse
 
 
+@pytest.mark.slow
 def test_a_run_of_before_the_extra_measures(tmp_path: Path) -> None:
     report = build_report(make_run(tmp_path / "a", student=net(), teachers=[], examples=False))
     page = Page(report.html)
@@ -86,6 +88,7 @@ def test_a_run_of_before_the_extra_measures(tmp_path: Path) -> None:
     assert "rkd cite a" in page.text("citations")
 
 
+@pytest.mark.slow
 def test_an_unfinished_run(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a b", finished=False)
     write_report(folder)
@@ -178,6 +181,7 @@ def test_a_hostile_folder_injects_nothing(tmp_path: Path) -> None:
         assert "<script" not in drawn.read_text(encoding="utf-8"), drawn.name
 
 
+@pytest.mark.slow
 def test_numbers_without_sense_do_not_stop_the_page(tmp_path: Path) -> None:
     curve = {"eps": [1e308, -1, 0.1, 0.2], "accuracy": [1, 1, 0.5, 0.25]}
     student = net() | {
@@ -211,6 +215,7 @@ def test_other_peoples_places_are_not_written_to(tmp_path: Path) -> None:
     assert target.read_text() == "precious" and not (folder.path / "report.html").is_symlink()
 
 
+@pytest.mark.slow
 def test_a_report_is_written_anew(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", finished=False, epochs=1)
     first = write_report(folder).read_text(encoding="utf-8")

@@ -28,6 +28,7 @@ def page(html: str) -> Page:
     return Page(html)
 
 
+@pytest.mark.slow
 def test_what_was_evaluated(page: Page) -> None:
     text = page.text("evaluated")
     for words in (
@@ -74,6 +75,7 @@ def test_how_to_repeat_it(page: Page) -> None:
     assert "python 3.11.7" in page.text("versions") and "Abacus 3000" in page.text("versions")
 
 
+@pytest.mark.slow
 def test_evaluation_json_alone_is_enough(tmp_path: Path) -> None:
     folder = make_evaluation(tmp_path / "old", bare=True)
     report = build_report(folder)
@@ -84,6 +86,7 @@ def test_evaluation_json_alone_is_enough(tmp_path: Path) -> None:
     assert {str(a["href"])[1:] for a in page.all("a")} <= set(ids)
 
 
+@pytest.mark.slow
 def test_clean_accuracy_alone(tmp_path: Path) -> None:
     result = net() | {"attacks": {}, "w_robust": {}, "nrr": {}, "transfer": None, "curve": None, "rounded": {}}
     folder = make_evaluation(tmp_path / "clean", found=result | {"searches": {}, "calibration": {}, "examples": []})
@@ -132,6 +135,7 @@ def test_a_hostile_folder_injects_nothing(tmp_path: Path) -> None:
         assert not any(key.startswith("on") for key in attrs), tag
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("value", [None, 3, "x", [], {}, [[1]], {"a": {"b": 0.5}}, float("nan"), 10**400])
 def test_no_value_is_too_strange(tmp_path: Path, value: Any) -> None:
     folder = make_evaluation(tmp_path / "kept", found={"transfer": value, "seed": value, "net": value, "data": value})

@@ -39,6 +39,7 @@ def test_everything_is_read(tmp_path: Path) -> None:
     assert [teacher.role for teacher in run.teachers] == ["robust", "clean"]
 
 
+@pytest.mark.slow
 def test_an_unfinished_run(tmp_path: Path) -> None:
     run = read_run(make_run(tmp_path / "a", finished=False))
     assert not run.finished and run.student is None and run.left_out == []

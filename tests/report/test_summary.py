@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from rkd.report import build_report
 
 from .folders import Page, full_net, make_run, net, search
@@ -22,6 +24,7 @@ def test_tiles_and_warnings(page: Page) -> None:
         assert words in top, words
 
 
+@pytest.mark.slow
 def test_questions_to_another_net_are_shown(tmp_path: Path) -> None:
     searches = {
         "fgsm": search("fgsm"),

@@ -51,6 +51,7 @@ def test_an_error_inside_frees_the_lock(tmp_path: Path) -> None:
         pass
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(RkdError, match="cannot write"), run_lock(RunFolder(tmp_path / "run")):

@@ -31,6 +31,7 @@ TREES = st.recursive(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.dictionaries(st.text(max_size=6), TREES, max_size=4))
 def test_plain_values_come_back(tmp_path: Path, state: dict) -> None:

@@ -44,6 +44,7 @@ def dirty(net: nn.Module) -> nn.Module:
     return net
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "word"),
     [

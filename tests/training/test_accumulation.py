@@ -76,6 +76,7 @@ def weights(run: Run) -> Tensor:
     return torch.cat([p.detach().flatten() for p in run.student.net.parameters()])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CATALOG.names("loss"))
 def test_every_method_learns_the_same_in_parts(name: str) -> None:
     ends = []

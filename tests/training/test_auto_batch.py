@@ -39,6 +39,7 @@ def small(run, most: int, error=torch.OutOfMemoryError) -> list[int]:
     return asked
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "parts"), [(16, 1), (15, 2), (8, 2), (7, 3), (5, 4), (3, 6), (2, 8)])
 def test_the_fewest_parts_that_fit(most: int, parts: int) -> None:
     run = tiny_run(Adversarial(), attack=OneStep(), data=tiny_dataset(24), batch_size=16)
@@ -48,6 +49,7 @@ def test_the_fewest_parts_that_fit(most: int, parts: int) -> None:
     assert max(asked) >= most
 
 
+@pytest.mark.slow
 def test_one_that_never_fits_and_errors_of_another_kind() -> None:
     run = tiny_run(Adversarial(), attack=OneStep(), data=tiny_dataset(24), batch_size=16)
     small(run, 1)
@@ -83,6 +85,7 @@ print(auto_micro_batches(run))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="limits of memory are the system's own")
 def test_a_process_with_a_limit() -> None:
     """A real refusal: the step on 128 images takes some 300 MiB, the process may have 240 more."""

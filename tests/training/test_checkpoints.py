@@ -116,6 +116,7 @@ def ending(run: Run) -> tuple[str, list[dict[str, Any]], Any]:
             torch.set_printoptions(profile="default")
 
 
+@pytest.mark.slow
 def test_a_training_stopped_anywhere_goes_on_exactly(tmp_path) -> None:
     """After each step and in each validation, also when it is stopped again and again."""
     whole = resumable(RunFolder.create(tmp_path / "whole"), counter := StopAt(0))

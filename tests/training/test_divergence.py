@@ -157,6 +157,7 @@ def test_a_large_finite_weight_is_no_alarm() -> None:
     assert watch.after(run, next(run.loader.batches(0)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["loss", "gradient"])
 def test_skip_is_as_if_the_batch_had_not_been(how: str) -> None:
     """Weights, momentum, running statistics, schedulers, averages and means: all as without that batch."""
@@ -224,6 +225,7 @@ def test_rolling_back_has_an_end() -> None:
     assert len(listener.said) == MAX_ROLLBACKS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("on_nan", ["skip", "rollback"])
 def test_it_goes_on_exactly_all_the_same(on_nan: OnNan, tmp_path: Path) -> None:
     def breaks(step: Step) -> bool:

@@ -81,6 +81,7 @@ def test_the_attack_of_a_curve(attacks: list[str], chosen: str, catalog: Catalog
     assert curve_attack(planned(catalog, attacks=attacks)[1].evaluation) == chosen
 
 
+@pytest.mark.slow
 def test_a_weights_file(weights: Path, catalog: Catalog, cache: Path, tmp_path: Path) -> None:
     request = EvalRequest(
         str(weights), model="mlp", dataset="digits", attacks=["pgd-sat"], limit=10, checks="off", curve="usual",

@@ -87,6 +87,7 @@ def test_the_run_is_left_as_it_was(cache: Path) -> None:
     assert not cache.exists()
 
 
+@pytest.mark.slow
 def test_a_bench_writes_nothing(cache: Path) -> None:
     table = {
         "loss": {"name": "trades"}, "attack": {"steps": 1}, "student": {"model": "small-cnn", "width": 4}, "epochs": 3,

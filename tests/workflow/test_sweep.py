@@ -50,6 +50,7 @@ def test_words(tmp_path: Path) -> None:
     assert state_of(run) == "begun" and sweep.words(point, tmp_path) == ["run", "--resume", str(run)]
 
 
+@pytest.mark.slow
 def test_files(tmp_path: Path) -> None:
     file = tmp_path / "it.toml"
     file.write_text('recipe = "digits-rslad"\n[set]\nepochs = 3\nloss.T = 2.5\nstudent.conversions.aux-bn.views = '

@@ -134,6 +134,7 @@ def test_a_preparation_that_fails_leaves_nothing(cache: Path) -> None:
     assert [p for p in (cache / "teachers").iterdir() if p.is_dir()] == []
 
 
+@pytest.mark.slow
 def test_a_preparation_that_takes_too_long_is_refused(cache: Path) -> None:
     teachers = [{"reference": "resnet20", "train": {"epochs": 100_000}}]
     with pytest.raises(Refused, match=r"would take about .* h .*prepare_minutes=MINUTES"):
@@ -151,6 +152,7 @@ print(len(listener.trained), ready(listener).source, len(listener.trained))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_prepare_one_teacher_once(cache: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent)]
     environment = {**os.environ, "RKD_CACHE": str(cache)}
@@ -191,6 +193,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_a_finished_run_teaches(finished: Path) -> None:
     plan, found = find(teachers=[{"reference": str(finished)}])
     assert not found.missing

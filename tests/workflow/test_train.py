@@ -83,6 +83,7 @@ def test_the_student_can_be_used(finished) -> None:
     assert not any(p.requires_grad for p in net.parameters())
 
 
+@pytest.mark.slow
 def test_its_configuration_repeats_it(finished, tmp_path: Path) -> None:
     path, results = finished
     again = train_run(read_recipe(path / "config.toml"), CATALOG, tmp_path / "again")
@@ -91,6 +92,7 @@ def test_its_configuration_repeats_it(finished, tmp_path: Path) -> None:
     assert (tmp_path / "again" / "config.toml").read_text() == (path / "config.toml").read_text()
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_run(finished, tmp_path: Path) -> None:
     train_run(table(seed=1), CATALOG, tmp_path / "run")
     assert weights(tmp_path / "run") != weights(finished[0])
@@ -119,6 +121,7 @@ class Stopper(Silent):
         return {"stopper": Hooks()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("epoch", "where"), [(0, "middle"), (0, "end"), (1, "middle"), (2, "end")])
 def test_it_goes_on_exactly(epoch: int, where: str, finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
@@ -152,6 +155,7 @@ class StopsAt(Silent):
         return {"stopper": Hooks()}
 
 
+@pytest.mark.slow
 def test_it_goes_on_exactly_from_within_an_epoch(finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(Stopped, match="stopped after step 3/6 of epoch 2"):
@@ -174,6 +178,7 @@ def test_it_goes_on_exactly_from_within_an_epoch(finished, tmp_path: Path) -> No
         assert {k: v for k, v in line.items() if k != "seconds"} == {k: v for k, v in other.items() if k != "seconds"}
 
 
+@pytest.mark.slow
 def test_it_goes_on_exactly_with_teachers_and_everything_that_adapts(finished, tmp_path: Path) -> None:
     """Answers of teachers that are kept between epochs are made anew, and are the same."""
     teachers = [{"role": role, "reference": str(finished[0])} for role in ("robust", "clean")]
@@ -193,6 +198,7 @@ def test_it_goes_on_exactly_with_teachers_and_everything_that_adapts(finished, t
     assert histories[0] == histories[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("found", ["newer answers", "no answers", "damaged answers", "a whole run's answers"])
 def test_it_goes_on_exactly_whatever_answers_of_teachers_are_kept(
     found: str, finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -232,6 +238,7 @@ def test_it_goes_on_exactly_whatever_answers_of_teachers_are_kept(
     assert weights(tmp_path / "again") == weights(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -252,6 +259,7 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(finished, tm
     assert weights(path) == weights(finished[0])
 
 
+@pytest.mark.slow
 def test_two_processes_and_one_run(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(Stopped):
@@ -292,6 +300,7 @@ def test_other_data_is_no_continuation(tmp_path: Path, monkeypatch: pytest.Monke
     train_run(mine, CATALOG, tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_other_teachers_or_other_libraries(finished, tmp_path: Path) -> None:
     path = tmp_path / "run"
     teacher = tmp_path / "teacher"
@@ -322,6 +331,7 @@ def test_other_teachers_or_other_libraries(finished, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_auto_batch_stands_in_the_configuration_as_what_it_found(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,6 +368,7 @@ class Meanwhile(Silent):
         return {"meanwhile": Hooks()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("most", "file"), [(4096, "next.safetensors"), (1, "metrics.jsonl")])
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(
     most: int, file: str, finished, tmp_path: Path
@@ -423,6 +434,7 @@ def test_an_image_that_is_truncated_meanwhile(tmp_path: Path) -> None:
     train_run(mine, CATALOG, tmp_path / "run", resume=True)
 
 
+@pytest.mark.slow
 def test_a_crash_between_metrics_and_checkpoint(finished, tmp_path: Path) -> None:
     """The first epoch is in metrics.jsonl, its checkpoint never came: it is not there twice afterwards."""
     path = tmp_path / "run"
@@ -452,6 +464,7 @@ def test_mistakes_write_nothing(changes: dict, tmp_path: Path, cache: Path) -> N
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_dry_run_writes_nothing(tmp_path: Path, cache: Path) -> None:
     for loss in ("trades", "mtard-anl"):
         answer = train_run(table(loss={"name": loss}), CATALOG, tmp_path / "runs" / "run", dry_run=True)

@@ -10,6 +10,7 @@ BENCH = ("bench", "--loss", "rslad", "--teacher", "resnet8", "--student", "small
          "--batch-size", "16", "--set", "attack.steps=5", "--seconds", "0")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_as_json(rkd, empty_folder: Path) -> None:
     found = rkd(*BENCH, "--json").json
     assert list(empty_folder.iterdir()) == []  # nothing prepared, nothing written
@@ -19,6 +20,7 @@ def test_as_json(rkd, empty_folder: Path) -> None:
     assert found["parts_flops"]["attacks"] > found["parts_flops"]["student"] > 0 < found["parts_flops"]["teachers"]
 
 
+@pytest.mark.slow
 def test_as_a_table(rkd, empty_folder: Path) -> None:
     said = rkd(*BENCH, "--precision", "bf16")
     assert said.exit_code == 0, said.stderr

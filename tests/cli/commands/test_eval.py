@@ -22,6 +22,7 @@ from rkd.registry.recipes import toml
 from rkd.workflow.nets import load_run
 
 
+@pytest.mark.slow
 def test_a_run_gives_its_numbers_again(rkd, finished) -> None:
     run, first = finished
     said = rkd("eval", run, "--json")
@@ -43,6 +44,7 @@ def test_table(rkd, finished) -> None:
     assert re.search(r"PGD +\d+\.\d +\d+\.\d - \d+\.\d +\d+\.\d +\d+\.\d", lines[5])
 
 
+@pytest.mark.slow
 def test_other_attacks_radius_and_images(rkd, finished) -> None:
     run, _ = finished
     words = ("eval", run, "--attack", "pgd-sat,cw", "--attack", "fgsm", "--eps", "8/255", "--limit", "80", "--json")
@@ -61,11 +63,13 @@ def test_the_spelling_of_version_0_1_still_works(rkd, finished) -> None:
     assert "attack.pgd.steps is deprecated and goes in 0.3: type --set evaluate.options.pgd.steps" in said.stderr
 
 
+@pytest.mark.slow
 def test_clean_alone(rkd, finished) -> None:
     run, _ = finished
     assert rkd("eval", run, "--attack", "none", "--json").json["attacks"] == {}
 
 
+@pytest.mark.slow
 def test_it_leaves_the_run_as_it_was(rkd, finished) -> None:
     run, _ = finished
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
@@ -85,6 +89,7 @@ def weights(finished) -> Path:
 FILE = ("--model", "small-cnn", "--dataset", "digits", "--set", "model.width=4", "--attack", "fgsm,pgd")
 
 
+@pytest.mark.slow
 def test_a_weights_file(rkd, finished, weights: Path) -> None:
     _, first = finished
     said = rkd("eval", weights, *FILE, "--normalize", "data", "--limit", "50", "--json")
@@ -127,6 +132,7 @@ def test_no_file(rkd) -> None:
     assert "nothing is not a run's folder" in refused(rkd, "nothing")
 
 
+@pytest.mark.slow
 def test_an_unfinished_run(rkd, finished, tmp_path: Path) -> None:
     run, _ = finished
     folder = tmp_path / "half"
@@ -210,6 +216,7 @@ def test_everything_that_can_be_asked(rkd, finished) -> None:
     assert "30 images: the worst case lies between" in said.stderr
 
 
+@pytest.mark.slow
 def test_the_json_of_all_that(rkd, finished) -> None:
     run, _ = finished
     found = rkd("eval", run, "--attack", "pgd", "--rounded", "--curve", "19/255,38/255", "--limit", "40", "--json").json
@@ -228,6 +235,7 @@ def test_the_json_of_all_that(rkd, finished) -> None:
     assert search["fooled"] == round(40 * (found["clean"] - found["attacks"]["pgd"]))
 
 
+@pytest.mark.slow
 def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
     """Attacks outside the threat model are shown, and leave the worst case alone."""
     run, _ = finished
@@ -242,6 +250,7 @@ def test_the_worst_case_is_a_re_evaluation_of_the_images(rkd, finished) -> None:
     assert "JSMA: keeps to no ball: not part of the worst case" in said.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("attacks", "drawn"),
     [
@@ -259,6 +268,7 @@ def test_the_curve_is_of_an_attack_that_searches_in_a_ball(rkd, finished, attack
     assert said.json["curve"]["attack"] == drawn
 
 
+@pytest.mark.slow
 def test_saved(rkd, finished) -> None:
     run, _ = finished
     said = rkd("eval", run, "--attack", "pgd", "--save", "kept", "--json")
@@ -273,6 +283,7 @@ def test_saved(rkd, finished) -> None:
     assert "kept exists already" in said.stderr
 
 
+@pytest.mark.slow
 def test_saved_says_of_which_training_it_is_a_draw(rkd, finished) -> None:
     """A run of another seed has the same key, one of other settings has not: `rkd compare` goes by it."""
     run, _ = finished
@@ -292,6 +303,7 @@ def test_saved_says_of_which_training_it_is_a_draw(rkd, finished) -> None:
     assert [len(group["runs"]) for group in found["groups"]] == [2, 1]
 
 
+@pytest.mark.slow
 def test_saved_is_all_that_a_page_needs(rkd, finished) -> None:
     run, _ = finished
     words = ("--attack", "fgsm,pgd", "--curve", "--transfer", run, "--corruptions", "--limit", "30", "--checks", "off")
@@ -328,6 +340,7 @@ def test_saved_is_all_that_a_page_needs(rkd, finished) -> None:
     assert "papernot" in rkd("cite", "kept").stdout or "madry2018" in rkd("cite", "kept").stdout
 
 
+@pytest.mark.slow
 def test_saved_of_a_weights_file_without_a_page(rkd, weights: Path) -> None:
     said = rkd("eval", weights, *FILE, "--normalize", "data", "--limit", "20", "--save", "kept", "--no-report")
     assert said.exit_code == 0 and not Path("kept/report.html").exists()
@@ -347,12 +360,14 @@ def test_a_page_that_fails_leaves_the_result(rkd, finished, monkeypatch: pytest.
     assert said.exit_code == 0 and said.json["clean"] and "`rkd report kept` tries again" in said.stderr
 
 
+@pytest.mark.slow
 def test_nothing_is_left_in_the_cache(rkd, finished, cache: Path) -> None:
     run, _ = finished
     rkd("eval", run, "--attack", "pgd", "--limit", "30")
     assert not (cache / "evaluations").exists()
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_goes_on(rkd, finished, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run, _ = finished
     words = ("eval", run, "--attack", "fgsm,pgd", "--batch-size", "20", "--checks", "off", "--json")

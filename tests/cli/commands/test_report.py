@@ -6,11 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import rkd.report
 
 from ...report.folders import make_evaluation, make_run, net
 
 
+@pytest.mark.slow
 def test_a_page_and_pictures(rkd, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "runs" / "first")
     said = rkd("report", folder.path)
@@ -23,6 +26,7 @@ def test_a_page_and_pictures(rkd, tmp_path: Path) -> None:
     assert "zhao2022enhanced" in html
 
 
+@pytest.mark.slow
 def test_a_name_under_out_and_json(rkd, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "there" / "first", student=net() | {"clean": "high"}, epochs=0, examples=False)
     said = rkd("report", "first", "--out", tmp_path / "there", "--json")
@@ -35,12 +39,14 @@ def test_a_name_under_out_and_json(rkd, tmp_path: Path) -> None:
     assert "left out: the student's clean" in said.stderr
 
 
+@pytest.mark.slow
 def test_an_unfinished_run(rkd, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "first", finished=False, epochs=1)
     assert rkd("report", folder.path).exit_code == 0
     assert "unfinished" in (folder.path / "report.html").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_a_real_run(rkd, finished) -> None:
     said = rkd("report", finished[0])
     assert said.exit_code == 0 and said.stderr == ""
@@ -48,6 +54,7 @@ def test_a_real_run(rkd, finished) -> None:
     assert "Left out" not in html and "Validation accuracy" in html and "pgd-at" in html
 
 
+@pytest.mark.slow
 def test_a_saved_evaluation(rkd, tmp_path: Path) -> None:
     folder = make_evaluation(tmp_path / "there" / "kept")
     said = rkd("report", "kept", "--out", tmp_path / "there")
@@ -79,12 +86,14 @@ def test_a_configuration_that_no_run_wrote(rkd, tmp_path: Path) -> None:
     assert "left out: citations:" in said.stderr
 
 
+@pytest.mark.slow
 def test_a_plugin_that_is_gone_does_not_stop_the_page(rkd, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "first", config={"loss": {"name": "mine"}}, student=net(), epochs=0, examples=False)
     said = rkd("report", folder.path)
     assert said.exit_code == 0 and "there is no loss 'mine'" in said.stderr
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_written(rkd, tmp_path: Path) -> None:
     folder = make_run(tmp_path / "first", student=net(), epochs=1, examples=False)
     (folder.path / "plots").write_text("a file")

@@ -21,6 +21,7 @@ from ..conftest import TINY, digest
 RUN = ("run", "--loss", "pgd-at", *TINY)
 
 
+@pytest.mark.slow
 def test_a_run_shows_its_results_and_where_they_are(rkd, empty_folder: Path) -> None:
     said = rkd(*RUN)
     assert said.exit_code == 0
@@ -57,6 +58,7 @@ def test_json_is_exactly_one_object(finished) -> None:
     assert "epoch 1/1" in said.stderr
 
 
+@pytest.mark.slow
 def test_json_survives_a_plugin_that_prints(rkd, tmp_path: Path) -> None:
     plugin = tmp_path / "noisy.py"
     plugin.write_text(
@@ -70,12 +72,14 @@ def test_json_survives_a_plugin_that_prints(rkd, tmp_path: Path) -> None:
     assert "in the run" in said.stderr
 
 
+@pytest.mark.slow
 def test_quiet(rkd) -> None:
     said = rkd(*RUN, "-q")
     assert re.fullmatch(r"warning: 50 images: the worst case lies between .*\n", said.stderr), "warnings alone"
     assert "wrote " in said.stdout
 
 
+@pytest.mark.slow
 def test_teachers_are_prepared_once_and_shown(rkd, cache: Path, tmp_path: Path) -> None:
     recipe = tmp_path / "two.toml"
     recipe.write_text(
@@ -104,6 +108,7 @@ def test_teachers_are_prepared_once_and_shown(rkd, cache: Path, tmp_path: Path) 
     assert [teacher["role"] for teacher in said.json["teachers"]] == ["robust", "clean"]
 
 
+@pytest.mark.slow
 def test_a_finished_run_teaches(rkd, finished) -> None:
     run, _ = finished
     said = rkd("run", "--loss", "rslad", *TINY, "--teacher", f"robust={run}", "--json")
@@ -113,6 +118,7 @@ def test_a_finished_run_teaches(rkd, finished) -> None:
     assert teacher["role"] == "robust"
 
 
+@pytest.mark.slow
 def test_dry_run_writes_nothing_and_is_a_recipe(rkd, empty_folder: Path) -> None:
     said = rkd(*RUN, "--dry-run")
     assert said.exit_code == 0
@@ -136,6 +142,7 @@ def test_dry_run_as_json(rkd, empty_folder: Path) -> None:
     assert list(empty_folder.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_its_own_configuration_repeats_a_run(rkd, finished, tmp_path: Path) -> None:
     run, _ = finished
     said = rkd("run", run / "config.toml", "--out", tmp_path / "again", "--json")
@@ -146,6 +153,7 @@ def test_its_own_configuration_repeats_a_run(rkd, finished, tmp_path: Path) -> N
     assert (again / "config.toml").read_text() == (run / "config.toml").read_text()
 
 
+@pytest.mark.slow
 def test_the_seed_changes_the_weights(rkd, finished) -> None:
     run, _ = finished
     other = rkd(*RUN, "--seed", "1", "--json").json
@@ -153,6 +161,7 @@ def test_the_seed_changes_the_weights(rkd, finished) -> None:
     assert digest(Path(other["run"])) != digest(run)
 
 
+@pytest.mark.slow
 def test_names(rkd, empty_folder: Path) -> None:
     quick = ("run", "--loss", "ce", "--epochs", "1", "--set", "student.width=4", "--evaluate", "none")
     quick += ("--set", "validate.steps=0", "-q")
@@ -242,6 +251,7 @@ def test_a_run_folder_is_no_recipe(rkd, finished) -> None:
     assert f"`rkd run {run}/config.toml`" in said.stderr
 
 
+@pytest.mark.slow
 def test_scheduler_none_takes_the_methods_own_out(rkd, finished) -> None:
     run, _ = finished
     teachers = ("--teacher", f"robust={run}", "--teacher", f"clean={run}")
@@ -253,6 +263,7 @@ def test_scheduler_none_takes_the_methods_own_out(rkd, finished) -> None:
     assert "anl" in tomllib.loads(rkd(*words, "--dry-run").stdout)["schedulers"]
 
 
+@pytest.mark.slow
 def test_options_go_on_top_of_a_recipe_and_set_on_top_of_both(rkd, finished) -> None:
     run, _ = finished
     Path("mine.toml").write_text(
@@ -305,6 +316,7 @@ def stop(tmp_path: Path) -> tuple[str, ...]:
 LONGER = ("--with", "stop", *RUN[1:], "--epochs", "3")
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(rkd, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     whole = rkd(*stop, *LONGER, "--name", "whole", "--json")
     assert whole.exit_code == 0, whole.stderr
@@ -339,6 +351,7 @@ def test_resumed_equals_uninterrupted(rkd, stop: tuple[str, ...], monkeypatch: p
     assert "runs/part is finished; look at it with `rkd eval runs/part`" in said.stderr
 
 
+@pytest.mark.slow
 def test_interrupted_in_the_first_epoch(rkd, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STOP", "0.3")
     said = rkd(*stop, *LONGER, "--name", "early")
@@ -353,6 +366,7 @@ def test_interrupted_in_the_first_epoch(rkd, stop: tuple[str, ...], monkeypatch:
     assert said.exit_code == 0, said.stderr
 
 
+@pytest.mark.slow
 def test_a_bug_in_an_extension(rkd, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     monkeypatch.setenv("FAIL", "1.0")
@@ -387,6 +401,7 @@ def test_resume_with_a_broken_checkpoint(rkd, finished, tmp_path: Path) -> None:
     assert "last.safetensors is not a readable checkpoint" in said.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="needs a pseudo-terminal")
 def test_ctrl_c_on_a_terminal(cache: Path, empty_folder: Path) -> None:
     import pty

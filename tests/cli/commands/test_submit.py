@@ -13,6 +13,7 @@ from rkd.workflow.jobs import Job, submit
 from ..conftest import TINY, invoke
 
 
+@pytest.mark.slow
 def test_a_job_of_two_processes(empty_folder: Path) -> None:
     pytest.importorskip("submitit")
     job = ("submit", "--cluster", "local", "--processes", "2", "--minutes", "3", "--wait", "--json")

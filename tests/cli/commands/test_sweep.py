@@ -40,6 +40,7 @@ def half_done(empty_folder: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_and_compares(half_done: Path) -> None:
     plan = invoke("sweep", half_done, "--dry-run")
     assert [line.split()[0] for line in plan.stdout.splitlines()] == ["finished", "begun", "new"]
