@@ -78,3 +78,13 @@ def test_devices() -> None:
     assert choose_precision("fp16", torch.device("cuda")) is torch.float16
     with pytest.raises(RkdError, match="fp16 needs a GPU"):
         choose_precision("fp16", torch.device("cpu"))
+
+
+def test_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == gpu
+    for capability, precision in (((7, 5), None), ((8, 0), torch.bfloat16), ((9, 0), torch.bfloat16)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert choose_precision("auto", gpu) is precision
+    assert choose_precision("auto", torch.device("cpu")) is None

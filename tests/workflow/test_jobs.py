@@ -9,9 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from rkd.core.errors import RkdError
-from rkd.workflow.jobs import Job, LocalRuns, _let_it_save, executor
+from rkd.workflow.jobs import Job, LocalRuns, _gpus, _let_it_save, executor
 from rkd.workflow.sweep import Sweep
 
 
@@ -79,3 +80,14 @@ def test_a_sweep_that_is_stopped_ends_its_runs_and_begins_no_other(
     runs.stop(terminate=True)
     thread.join(60)
     assert failed == {"seed=0": "exit code -15", "seed=1": "stopped"}
+
+
+def test_the_cards_of_a_sweep(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that the user left visible, else all there are."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert _gpus() == ["0", "1"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    assert _gpus() == ["3", "5"]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert _gpus() == []
