@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ..core.attack import Patches, PlainProbe
 from ..core.interfaces import Accelerator, Probe
 from ..core.types import QueryKind, View
+from ..nets.net import autocast_of
 from .backends import Backend, FastNet, Logits, make, rule
 from .fold import plain as is_plain
 
@@ -48,7 +49,7 @@ class Engine:
 
     @contextmanager
     def probe(self, net: nn.Module, view: View | None, plain: Logits) -> Iterator[Probe]:
-        dtype = getattr(net, "autocast", None)
+        dtype = autocast_of(net)
         if self.name == "plain" or dtype is torch.float16:
             yield PlainProbe(plain)
             return

@@ -14,7 +14,7 @@ from ..core.errors import Refused
 from ..core.types import View
 from ..nets.cpu_bfloat16 import packs
 from ..nets.memory_format import channels_last
-from ..nets.net import Net
+from ..nets.net import Net, autocast_of
 from .copy import Twin
 from .ending import Ending
 from .fold import put
@@ -55,7 +55,7 @@ FORCED = {
 
 def rule(name: str, net: nn.Module, device: torch.device, low: bool = False) -> Backend:
     """The backend for `net` on `device`. `low`: in reduced precision; a net under autocast to bfloat16 is so anyway."""
-    half = getattr(net, "autocast", None) is torch.bfloat16
+    half = autocast_of(net) is torch.bfloat16
     dtype = "bfloat16 inside" if low else "bfloat16" if half else "float32"
     if name in FORCED:
         forced = FORCED[name]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from ..core.errors import DataError, Refused, RkdError
 from ..nets.modes import frozen_parameters, running
-from ..nets.net import Net, check_logits
+from ..nets.net import autocast_of, check_logits
 
 FIRST_IMAGES = 8
 """How many images `prepare_model` looks at."""
@@ -128,7 +128,7 @@ class Finite(_Wrapper):
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
         self.out: Tensor | None = None
-        self.autocast = net.autocast if isinstance(net, Net) else None  # for accelerators
+        self.autocast = autocast_of(net)  # for accelerators
         self._seen = False
 
     def forward(self, x: Tensor) -> Tensor:

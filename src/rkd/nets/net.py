@@ -104,7 +104,7 @@ class NetTeacher:
         if len(x) <= MICRO_BATCH or x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
             return probe(x)
         if self._independent is None:
-            self._independent = is_batch_independent(probe, x[:MICRO_BATCH], getattr(self.net, "autocast", None))
+            self._independent = is_batch_independent(probe, x[:MICRO_BATCH], autocast_of(self.net))
         if not self._independent:
             return probe(x)
         return torch.cat([probe(x[rows]) for rows in micro_batches(len(x), MICRO_BATCH)])
@@ -127,6 +127,12 @@ def is_batch_independent(net: Callable[[Tensor], Tensor], x: Tensor, dtype: torc
         few, full = net(x[:half]), net(x)[:half]
     error = (few - full).abs().max() / full.abs().max().clamp_(min=1e-6)
     return bool(error <= (SAME if dtype is None else NEAR))
+
+
+def autocast_of(net: nn.Module) -> torch.dtype | None:
+    """The reduced precision that a net, or what is wrapped around one, runs in; None: float32."""
+    dtype: torch.dtype | None = getattr(net, "autocast", None)
+    return dtype
 
 
 class NetStudent:
