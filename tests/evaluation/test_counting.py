@@ -6,7 +6,6 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from rkd.training.cost import counting
 
 from rkd.core.attack import PlainProbe
 from rkd.core.step import AttackPlan, Step
@@ -16,6 +15,7 @@ from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.attacks.square import Square
 from rkd.plugins.objectives.ce import ce
 from rkd.testing import tiny_batch, tiny_net, untouched
+from rkd.training.dry_run import counting
 
 THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
 
