@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 import rkd
+from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan
 from rkd.data.dataset import ArraySplit
 from rkd.evaluation.corruptions import corrupted_accuracy, corrupted_files_accuracy
@@ -41,7 +42,7 @@ class Parts(TinyParts):
 def plan_of(name: str, device: torch.device) -> AttackPlan:
     options = short(name) | ({"source": "any"} if name == "transfer" else {})
     attack = Parts(device).attack(name, options)
-    return AttackPlan(attack, CATALOG.create("objective", getattr(attack, "objective", "ce")))
+    return AttackPlan(attack, CATALOG.create("objective", traits_of(attack).objective))
 
 
 def evaluated(device: torch.device, plans: Mapping[str, AttackPlan] | str, **settings: Any) -> rkd.Evaluation:

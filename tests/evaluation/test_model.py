@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import rkd
 from rkd.core.errors import RkdError
+from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
@@ -69,7 +70,7 @@ def split(net: nn.Module) -> ArraySplit:
 
 def plan(name: str, catalog: Catalog) -> AttackPlan:
     search = catalog.create("attack", name, ATTACKS.get(name) or {})
-    return AttackPlan(search, catalog.create("objective", getattr(search, "objective", "ce")))
+    return AttackPlan(search, catalog.create("objective", traits_of(search).objective))
 
 
 @pytest.mark.slow
