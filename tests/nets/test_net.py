@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from rkd.core.errors import Refused
-from rkd.nets.net import Net, NetStudent, NetTeacher, check_logits
+from rkd.nets.net import MICRO_BATCH, Net, NetStudent, NetTeacher, check_logits
 from rkd.testing import TinyNet, tiny_batch, tiny_net, untouched
 
 
@@ -131,3 +131,23 @@ def test_logits_that_are_none(logits, word: str) -> None:
 def test_logits_that_are_fine() -> None:
     check_logits(torch.zeros(2, 4), 2, 4, "the net")
     check_logits(torch.zeros(2, 4, dtype=torch.bfloat16), 2, 4, "the net")
+
+
+def test_a_teacher_is_asked_about_a_few_images_at_a_time() -> None:
+    teacher = NetTeacher(tiny_net(), "robust")
+    sizes: list[int] = []
+    teacher.net.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    x = tiny_batch(80).x
+    with torch.no_grad():
+        logits = teacher.logits(x)
+        assert max(sizes) <= MICRO_BATCH
+        assert torch.allclose(logits, teacher.net(x), atol=1e-5)
+
+
+def test_a_teacher_that_mixes_samples_is_asked_about_all() -> None:
+    class Mixing(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x - x.mean(0)).flatten(1)
+
+    teacher, x = NetTeacher(Mixing(), "robust"), tiny_batch(80).x
+    assert torch.equal(teacher.logits(x), teacher.net(x))

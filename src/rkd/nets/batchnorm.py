@@ -8,9 +8,9 @@ its place, class and parameter names, and gains copies under `aux.VIEW`: droppin
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cache, partial
 from typing import Any, cast
 
 import torch
@@ -35,6 +35,12 @@ class Router:
             yield
         finally:
             self.parts = before
+
+
+def routing_of(module: nn.Module) -> Callable[[], AbstractContextManager[None]]:
+    """Makes context managers in which the routed norms in `module` route as they do now."""
+    routed = [cast(Any, m).router for m in module.modules() if isinstance(m, _Routed)]
+    return partial(routed[0].routing, routed[0].parts) if routed else nullcontext
 
 
 class _Routed:

@@ -14,7 +14,7 @@ from ..core.errors import Refused
 from ..core.interfaces import Accelerator, Probe
 from ..core.types import Mode, View
 from .batchnorm import Router, drop_auxiliary
-from .checkpointing import recomputing
+from .checkpointing import checkpointed
 from .cpu_bfloat16 import OnCpu
 from .modes import frozen_parameters, running
 
@@ -52,11 +52,11 @@ class Net(nn.Module):
         if frozen:
             x = _Scaled.apply(x, 1 / HALF_SCALE)
         if self.autocast is None:
-            with recomputing(self, x):
+            with checkpointed(self, x):
                 logits = self.arch(x)
         else:
             # The weight cache would keep casts of frozen weights for a later forward that needs gradients.
-            with torch.autocast(x.device.type, self.autocast, cache_enabled=False), OnCpu(), recomputing(self, x):
+            with torch.autocast(x.device.type, self.autocast, cache_enabled=False), OnCpu(), checkpointed(self, x):
                 logits = self.arch(x)
         if not isinstance(logits, Tensor):
             what = f"{type(self.arch).__name__} returned {type(logits).__name__}"
