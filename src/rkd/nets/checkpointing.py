@@ -14,7 +14,7 @@ traces.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, TypeAlias
@@ -30,7 +30,6 @@ from .cpu_bfloat16 import OnCpu
 from .modes import running
 
 Norms: TypeAlias = list[tuple[_NormBase, bool, dict[str, Tensor | None]]]
-Routing: TypeAlias = Callable[[], AbstractContextManager[None]]
 
 EVERY = 2
 """Of so many blocks one is computed again: less memory than a script's, for a few hundredths of a step."""
@@ -85,35 +84,48 @@ def _exact(block: nn.Module) -> bool:
 def _forward(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     if kwargs or len(args) != 1 or type(args[0]) is not Tensor:
         return forward(*args, **kwargs)
-    again = partial(_again, block, args[0], _versions(block, args[0]), _norms(block), routing_of(block))
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), again()))
+    replay = _Replay(block, args[0])
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=lambda: (nullcontext(), replay))
 
 
-@contextmanager
-def _again(block: nn.Module, x: Tensor, versions: list[int], norms: Norms, routing: Routing) -> Iterator[None]:
-    """Inside, the block's forward on `x` does what it did, and records statistics in copies."""
-    if _versions(block, x) != versions:
-        raise RuntimeError(
-            "one of the variables needed for gradient computation has been modified by an inplace operation: the input "
-            f"or a weight of {type(block).__name__}, whose forward is computed again for the backward"
-        )
-    now = _norms(block)
-    try:
-        for norm, tracks, buffers in norms:
-            norm.track_running_stats = tracks
-            norm._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
-        with running(block, "train"), routing(), OnCpu() if torch.is_autocast_enabled("cpu") else nullcontext():
-            yield
-    finally:
-        for norm, tracks, buffers in now:
-            norm.track_running_stats = tracks
-            norm._buffers.update(buffers)
+class _Replay:
+    """Inside, which may be entered once for each backward, the block's forward on `x` does what it does now, and
+    records statistics in copies."""
+
+    def __init__(self, block: nn.Module, x: Tensor) -> None:
+        self._block, self._x = block, x
+        self._versions, self._norms, self._routing = _versions(block, x), _norms(block), routing_of(block)
+
+    def __enter__(self) -> None:
+        if _versions(self._block, self._x) != self._versions:
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation: the "
+                f"input or a weight of {type(self._block).__name__}, which is computed again for the backward"
+            )
+        with ExitStack() as stack:
+            stack.callback(_set_norms, _norms(self._block))
+            copies = {id(b): b.clone() for _, _, buffers in self._norms for b in buffers.values() if b is not None}
+            _set_norms([(n, t, {k: copies.get(id(b)) for k, b in buffers.items()}) for n, t, buffers in self._norms])
+            stack.enter_context(running(self._block, "train"))
+            stack.enter_context(self._routing())
+            if torch.is_autocast_enabled("cpu"):
+                stack.enter_context(OnCpu())
+            self._open = stack.pop_all()
+
+    def __exit__(self, *error: Any) -> None:
+        self._open.close()
 
 
 def _norms(block: nn.Module) -> Norms:
     """The norms in a block, whether they record statistics now, and where."""
     norms = [module for module in block.modules() if isinstance(module, _NormBase)]
     return [(norm, norm.track_running_stats, dict(norm._buffers)) for norm in norms]
+
+
+def _set_norms(norms: Norms) -> None:
+    for norm, tracks, buffers in norms:
+        norm.track_running_stats = tracks
+        norm._buffers.update(buffers)
 
 
 def _versions(block: nn.Module, x: Tensor) -> list[int]:
