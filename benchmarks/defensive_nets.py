@@ -25,7 +25,7 @@ from rkd.api import attack_plan
 from rkd.core.step import AttackPlan, Step
 from rkd.data.dataset import Dataset, fetch
 from rkd.evaluation.samples import choose_samples
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 
 CAP = 112 / 784
 """JSMA may change as large a share of the features; an attack that fails counts as this much."""

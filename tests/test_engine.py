@@ -14,7 +14,8 @@ from rkd.core.trainer import train_step
 from rkd.core.types import Batch, ThreatModel
 from rkd.engine.accelerator import Engine
 from rkd.engine.fused import Fused
-from rkd.nets.net import Net, NetStudent
+from rkd.nets.net import Net
+from rkd.nets.student import NetStudent
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.datasets.digits import Digits
 from rkd.plugins.models.small_cnn import SmallCNN

@@ -52,8 +52,9 @@ from .evaluation.corruptions import Corruption, at_severity
 from .evaluation.model import Finite
 from .evaluation.transfer import identity
 from .nets.batchnorm import Router, add_auxiliary
-from .nets.net import Net, NetStudent
+from .nets.net import Net
 from .nets.sources import Conversion, TeacherReference, TeacherSource
+from .nets.student import NetStudent
 from .nets.weights import built_for, load_into, read_weights, take_normalization, without_download
 from .registry.hooks import Family
 from .storage.card import read_card

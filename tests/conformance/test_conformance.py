@@ -17,8 +17,8 @@ from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan, Step
 from rkd.evaluation.evaluate import rehearse
 from rkd.evaluation.samples import EvalSettings
-from rkd.nets.net import NetStudent
 from rkd.nets.sources import TeacherReference
+from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.hooks import KINDS, Family
 from rkd.training.dry_run import counting

@@ -13,7 +13,7 @@ from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack, Student, Target, Teacher
 from rkd.core.random import Noise, key
 from rkd.core.step import AttackPlan, Step
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 from rkd.testing import OneStep, StubTeacher, tiny_batch, tiny_net, tiny_step, tiny_teachers, untouched
 from rkd.testing.attack import cross_entropy
 from rkd.training.dry_run import counting

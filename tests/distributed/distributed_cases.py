@@ -22,7 +22,7 @@ from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.journal import Journal
 from rkd.evaluation.samples import EvalSettings
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 from rkd.plugins.augments.mixup import Mixup
 from rkd.plugins.extensions.awp import Awp
 from rkd.plugins.extensions.ema import Ema

@@ -21,7 +21,8 @@ from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.samples import EvalSettings
 from rkd.nets.batchnorm import Router, add_auxiliary
 from rkd.nets.cpu_bfloat16 import packs
-from rkd.nets.net import Net, NetStudent, NetTeacher
+from rkd.nets.net import Net, NetTeacher
+from rkd.nets.student import NetStudent
 from rkd.plugins.attacks.apgd import ApgdCe
 from rkd.plugins.attacks.fab import FabT
 from rkd.plugins.attacks.pgd import Pgd

@@ -14,7 +14,8 @@ from rkd.data.dataset import ArraySplit
 from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.samples import EvalSettings, choose_samples
 from rkd.evaluation.transfer import identity, transfer_matrix
-from rkd.nets.net import Net, NetStudent
+from rkd.nets.net import Net
+from rkd.nets.student import NetStudent
 from rkd.plugins.attacks.fgsm import Fgsm
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce

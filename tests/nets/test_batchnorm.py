@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from rkd.core.errors import Refused
 from rkd.nets.batchnorm import Router, add_auxiliary, batch_norms, drop_auxiliary
 from rkd.nets.modes import running
-from rkd.nets.net import Net, NetStudent
+from rkd.nets.net import Net
+from rkd.nets.student import NetStudent
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.testing import tiny_batch, tiny_net
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from contextlib import AbstractContextManager, nullcontext
+
 import pytest
 import torch
 from torch import nn
 
 from rkd.core.errors import Refused
-from rkd.nets.net import MICRO_BATCH, Net, NetStudent, NetTeacher, check_logits
+from rkd.nets.net import MICRO_BATCH, Net, NetTeacher, check_logits
+from rkd.nets.student import NetStudent
 from rkd.testing import TinyNet, tiny_batch, tiny_net, untouched
 
 
@@ -84,33 +88,6 @@ def test_a_teacher_learns_nothing() -> None:
     assert x.grad.any(), "differentiable in x: AdaAD needs that"
 
 
-@pytest.mark.parametrize("mode", ["eval", "train", "frozen"])
-def test_a_student_is_attacked_with_frozen_weights(mode) -> None:
-    student = NetStudent(tiny_net())
-    x = tiny_batch().x.requires_grad_()
-    with untouched(student.net, buffers=mode != "train"):
-        with student.attacked("adv", mode) as probe:
-            assert not any(p.requires_grad for p in student.net.parameters())
-            (gradient,) = torch.autograd.grad(probe(x).sum(), x)
-        with pytest.raises(KeyError), student.attacked("adv", mode):
-            raise KeyError
-    assert gradient.any()
-
-
-def test_views_run_in_the_order_asked() -> None:
-    student = NetStudent(tiny_net())
-    x = tiny_batch().x
-    ends = []
-    for order in (("a", "b"), ("b", "a")):
-        twin = NetStudent(tiny_net())
-        images = {"a": x, "b": 1 - x}
-        logits = twin.logits({view: images[view] for view in order}, "train")
-        assert list(logits) == list(order)
-        ends.append(twin.net.arch.norm.running_mean.clone())
-    assert not torch.allclose(*ends, atol=1e-6)
-    assert student.deployed() is student.net
-
-
 @pytest.mark.parametrize(
     ("logits", "word"),
     [
@@ -151,3 +128,18 @@ def test_a_teacher_that_mixes_samples_is_asked_about_all() -> None:
 
     teacher, x = NetTeacher(Mixing(), "robust"), tiny_batch(80).x
     assert torch.equal(teacher.logits(x), teacher.net(x))
+
+
+def test_a_teacher_whose_weights_move_gets_a_new_probe() -> None:
+    """What an accelerator made of the weights is made again."""
+
+    class Copies:
+        def probe(self, net: nn.Module, view: object, plain: object) -> AbstractContextManager[nn.Module]:
+            return nullcontext(copy.deepcopy(net))
+
+    teacher, x = NetTeacher(tiny_net(), "robust"), tiny_batch(4).x
+    teacher.accelerator = Copies()  # type: ignore[assignment]
+    before = teacher.logits(x)
+    with torch.no_grad():
+        next(teacher.net.parameters()).mul_(2)
+    assert torch.equal(teacher.logits(x), teacher.net(x)) and not torch.equal(teacher.logits(x), before)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from rkd.nets.net import NetStudent
 from rkd.nets.sources import Conversion, TeacherReference, TeacherSource
+from rkd.nets.student import NetStudent
 from rkd.registry.catalog import load_catalog
 from rkd.testing import tiny_net
 

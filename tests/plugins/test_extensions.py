@@ -12,7 +12,7 @@ from rkd.core.run import Run
 from rkd.core.trainer import train_step
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.data.loader import Loader
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 from rkd.plugins.extensions.awp import Awp
 from rkd.plugins.extensions.ema import Ema
 from rkd.plugins.methods.ce import CrossEntropy

@@ -18,7 +18,7 @@ from rkd.core.run import Run, TrainState
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import train_step
 from rkd.core.types import Batch
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 from rkd.plugins.methods.adaad import AdaAD
 from rkd.plugins.methods.advprop import AdvProp
 from rkd.plugins.methods.ard import Ard

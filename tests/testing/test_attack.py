@@ -15,7 +15,7 @@ from rkd import testing
 from rkd.core import ops
 from rkd.core.errors import Refused
 from rkd.core.interfaces import AttackTraits, Target
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.testing import OneStep
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from rkd import testing
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 from rkd.testing import TinyNet, tiny_net
 
 from .conftest import says

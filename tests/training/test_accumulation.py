@@ -16,7 +16,7 @@ from rkd.core.run import Run
 from rkd.core.step import Step
 from rkd.core.trainer import fit, train_step
 from rkd.data.loader import Loader
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 from rkd.plugins.extensions.awp import Awp
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.testing import LinearNet, OneStep, tiny_dataset, tiny_net, tiny_run

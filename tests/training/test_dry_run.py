@@ -16,7 +16,7 @@ from rkd.core.step import Step
 from rkd.core.trainer import fit
 from rkd.data.dataset import ArraySplit
 from rkd.data.loader import Loader
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.testing import OneStep, check_trains, tiny_batch, tiny_dataset, tiny_run, tiny_teachers, untouched
 from rkd.training.dry_run import dry_step

@@ -102,7 +102,7 @@ class CachingTeacher(Teacher, Protocol):
 
 @runtime_checkable
 class Student(Protocol):
-    """The net that is trained. `rkd.nets.net.NetStudent` makes one of any `nn.Module`."""
+    """The net that is trained. `rkd.nets.student.NetStudent` makes one of any `nn.Module`."""
 
     net: nn.Module
     """Its weights are trained; takes images in [0, 1]."""

@@ -12,7 +12,7 @@ from ..core.attack import PLAIN, Patches
 from ..core.interfaces import Accelerator, Probe
 from ..core.step import AttackPlan, Step
 from ..core.types import Batch, Mode, QueryKind, ThreatModel, View
-from ..nets.net import NetStudent
+from ..nets.student import NetStudent
 
 
 def attack_batch(net: nn.Module, batch: Batch, plan: AttackPlan, threat: ThreatModel, noise_key: int) -> Tensor:

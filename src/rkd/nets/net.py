@@ -1,9 +1,10 @@
-"""Teacher and student around any `nn.Module`. Input normalisation lives inside."""
+"""A net behind its input normalisation, and a teacher around any `nn.Module`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from itertools import chain
 from typing import Any
 
 import torch
@@ -12,11 +13,8 @@ from torch import Tensor, nn
 from ..core.attack import PLAIN
 from ..core.errors import Refused
 from ..core.interfaces import Accelerator, Probe
-from ..core.types import Mode, View
-from .batchnorm import Router, drop_auxiliary
 from .checkpointing import checkpointed
 from .cpu_bfloat16 import OnCpu
-from .modes import frozen_parameters, running
 
 HALF_SCALE = 1024.0
 """What a search's gradients are multiplied with on their way through a net in float16, whose smallest number is 6e-8.
@@ -77,6 +75,26 @@ class _Scaled(torch.autograd.Function):
         return gradient * context.factor, None
 
 
+class TensorVersions:
+    """The parameters and buffers of a net as they are now."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self._net = net
+        self._then = self._now()
+
+    def unchanged(self) -> bool:
+        """Whether none was replaced since, or written to in a way that torch tracks (not through `tensor.data`)."""
+        now = self._now()
+        return len(now) == len(self._then) and all(
+            tensor is before and version == then
+            for (tensor, version), (before, then) in zip(now, self._then, strict=True)
+        )
+
+    def _now(self) -> list[tuple[Tensor, int]]:
+        tensors = chain(self._net.parameters(), self._net.buffers())
+        return [(tensor, 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+
+
 MICRO_BATCH = 32
 """Images that a teacher on a CPU is asked about at once: the activations of more take memory and save no time."""
 
@@ -89,6 +107,8 @@ class NetTeacher:
 
     accelerator: Accelerator = PLAIN
     _probe: Probe | None = None
+    _versions: TensorVersions | None = None
+    """The weights that `_probe` was made of."""
     _independent: bool | None = None
     """Whether its answer to an image does not depend on the rest of the batch."""
 
@@ -98,8 +118,10 @@ class NetTeacher:
 
     def logits(self, x: Tensor) -> Tensor:
         """`(B, K)`; eval mode, weights frozen, differentiable in x."""
-        if self._probe is None:  # entered once and never left: its weights do not move
+        moved = self._versions is not None and not self._versions.unchanged()
+        if self._probe is None or moved:  # entered once and never left, unless an extension moves the weights
             self._probe = ExitStack().enter_context(self.accelerator.probe(self.net, None, self.net))
+            self._versions = None if self.accelerator is PLAIN else TensorVersions(self.net)
         probe = self._probe
         if len(x) <= MICRO_BATCH or x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
             return probe(x)
@@ -133,60 +155,6 @@ def autocast_of(net: nn.Module) -> torch.dtype | None:
     """The reduced precision that a net, or what is wrapped around one, runs in; None: float32."""
     dtype: torch.dtype | None = getattr(net, "autocast", None)
     return dtype
-
-
-class NetStudent:
-    """The net in training. `net` takes images in [0, 1].
-
-    With a `router` the batch norms of `net` are routed by view. `joint` sends several views through one forward;
-    it is exact only where no layer mixes samples or every batch norm is routed, which the conversion that sets it
-    has to know. `routed` are the views that do not go through the net's own norms. `accelerator` runs it faster while
-    it is attacked in eval mode.
-    """
-
-    def __init__(
-        self, net: nn.Module, router: Router | None = None, joint: bool = False, routed: Sequence[View] = ()
-    ) -> None:
-        self.net = net
-        self.router = router
-        self.joint = joint
-        self.routed: Sequence[View] = tuple(routed)
-        self.accelerator: Accelerator = PLAIN
-
-    def logits(self, images: Mapping[View, Tensor], mode: Mode) -> dict[View, Tensor]:
-        """`(B, K)` per view, in the order of `images`; gradients flow to the weights."""
-        with running(self.net, mode):
-            if self.joint and len(images) > 1:
-                sizes = [len(x) for x in images.values()]
-                logits = self._forward(list(zip(images, sizes, strict=True)), torch.cat(list(images.values())))
-                return dict(zip(images, logits.split(sizes), strict=True))
-            return {view: self._forward([(view, len(x))], x) for view, x in images.items()}
-
-    @contextmanager
-    def attacked(self, view: View, mode: Mode) -> Iterator[Probe]:
-        """Inside, the net runs in `mode` with frozen parameters; yields the net as this view sees it."""
-        with running(self.net, mode), frozen_parameters(self.net):
-
-            def plain(x: Tensor) -> Tensor:
-                return self._forward([(view, len(x))], x)
-
-            accelerator = self.accelerator if mode == "eval" else PLAIN
-            with accelerator.probe(self.net, view if view in self.routed else None, plain) as probe:
-                yield probe
-
-    def stand_in(self, net: nn.Module) -> NetStudent:
-        """Another net in this one's place, while an attack runs on it."""
-        return NetStudent(net)
-
-    def deployed(self) -> nn.Module:
-        """The net to evaluate and to keep: without auxiliary norms."""
-        return drop_auxiliary(self.net) if self.router else self.net
-
-    def _forward(self, parts: list[tuple[View, int]], x: Tensor) -> Tensor:
-        if self.router is None:
-            return self.net(x)
-        with self.router.routing(parts):
-            return self.net(x)
 
 
 def check_logits(logits: Tensor, batch: int, classes: int, who: str) -> None:

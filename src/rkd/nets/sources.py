@@ -10,7 +10,7 @@ if TYPE_CHECKING:  # references are read without torch
     from torch import nn
 
     from ..data.dataset import Dataset
-    from .net import NetStudent
+    from .student import NetStudent
 
 
 @runtime_checkable

@@ -21,7 +21,8 @@ from ..core.interfaces import Attack, Teacher, traits_of
 from ..core.run import Run
 from ..core.trainer import advance
 from ..core.types import Batch
-from ..nets.net import NetStudent, NetTeacher
+from ..nets.net import NetTeacher
+from ..nets.student import NetStudent
 
 PARTS = ("data", "teachers", "attacks", "student", "optimiser")
 COUNTED = 4

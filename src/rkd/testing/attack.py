@@ -17,7 +17,7 @@ from rkd.core.interfaces import Attack, Objective, Probe, Target, traits_of
 from rkd.core.step import AttackPlan, Step
 from rkd.core.types import Batch, Mode, Norm, ThreatModel
 from rkd.data.dataset import check_images
-from rkd.nets.net import NetStudent
+from rkd.nets.student import NetStudent
 
 from .state import promise, require, untouched
 from .tiny import FlatNet, LinearNet, Scaled, tiny_batch, tiny_net, tiny_step, tiny_teachers

@@ -11,8 +11,9 @@ from rkd.core.interfaces import Model
 from rkd.core.random import forked
 from rkd.core.types import Shape
 from rkd.nets.modes import running
-from rkd.nets.net import Net, NetStudent
+from rkd.nets.net import Net
 from rkd.nets.sources import Conversion
+from rkd.nets.student import NetStudent
 
 from .state import promise, require, untouched
 from .tiny import tiny_batch, tiny_net

@@ -16,7 +16,8 @@ from rkd.core.step import AttackPlan, Step
 from rkd.core.types import Batch, Shape, ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.data.loader import Loader
-from rkd.nets.net import Net, NetStudent, NetTeacher
+from rkd.nets.net import Net, NetTeacher
+from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog
 from rkd.training.checkpoints import Checkpointer
 from rkd.training.divergence import DivergenceMonitor

@@ -23,13 +23,12 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from io import BytesIO, FileIO
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import Refused
 from ..core.interfaces import Teacher
@@ -40,7 +39,7 @@ from ..data.augment import Variants, expected_repeats
 from ..data.loader import Loader
 from ..data.prefetch import HostCopy, send
 from ..evaluation.journal import fingerprint
-from ..nets.net import NetTeacher
+from ..nets.net import NetTeacher, TensorVersions
 from .accumulation import Accumulation
 
 BLOCK = 32
@@ -143,7 +142,7 @@ class CachedTeacher:
         self._new: list[tuple[Rows, HostCopy]] = []
         """Logits on their way to the host."""
         self._fingerprint = fingerprint(*teacher.net.state_dict().values())
-        self._tensors = [(tensor, _version(tensor)) for tensor in _tensors(teacher.net)]
+        self._versions = TensorVersions(teacher.net)
         self._moved = False
 
     @property
@@ -193,15 +192,9 @@ class CachedTeacher:
             self._store.write(rows, copy.get())
 
     def _weights_moved(self) -> bool:
-        if not self._moved:
-            now = list(_tensors(self.net))
-            same = len(now) == len(self._tensors) and all(
-                tensor is then and _version(tensor) == version
-                for tensor, (then, version) in zip(now, self._tensors, strict=True)
-            )
-            if not same:
-                self._moved = True
-                self._warn(f"the weights of the teacher {self.role!r} move: from here on it is asked in each step")
+        if not self._moved and not self._versions.unchanged():
+            self._moved = True
+            self._warn(f"the weights of the teacher {self.role!r} move: from here on it is asked in each step")
         return self._moved
 
 
@@ -395,15 +388,6 @@ def _try(run: Run, plan: CachePlan) -> tuple[int, str]:
         loader.split.labels, loader.batch(spread, 0).x,
     )  # fmt: skip
     return int(owner[:16], 16), ""
-
-
-def _tensors(net: nn.Module) -> Iterator[Tensor]:
-    return chain(net.parameters(), net.buffers())
-
-
-def _version(tensor: Tensor) -> int:
-    """How often torch has seen it written to."""
-    return 0 if tensor.is_inference() else tensor._version
 
 
 def _open(path: Path, size: int) -> FileIO:

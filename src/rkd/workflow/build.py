@@ -17,7 +17,8 @@ from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.engine.accelerator import Engine, EngineName
 from rkd.nets.memory_format import arrange
-from rkd.nets.net import Net, NetStudent, NetTeacher
+from rkd.nets.net import Net, NetTeacher
+from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig
 from rkd.registry.schedules import parse_schedule

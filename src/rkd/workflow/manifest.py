@@ -17,7 +17,8 @@ from rkd.core.errors import RkdError
 from rkd.core.run import Run
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.evaluation.journal import fingerprint
-from rkd.nets.net import NetStudent, NetTeacher
+from rkd.nets.net import NetTeacher
+from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog
 from rkd.storage.runfolder import RunFolder
 from rkd.training.dry_run import StepCost
