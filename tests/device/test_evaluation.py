@@ -72,7 +72,13 @@ def assert_same_verdicts(found: rkd.Evaluation, expected: rkd.Evaluation) -> Non
         assert (other.forwards, other.backwards, other.about) == (outcome.forwards, outcome.backwards, outcome.about)
 
 
-@pytest.mark.parametrize("attack", CATALOG.names("attack"))
+SLOW = {"autoattack-reference"}
+
+
+@pytest.mark.parametrize(
+    "attack",
+    [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CATALOG.names("attack")],
+)
 def test_every_attack(attack: str, device: torch.device) -> None:
     threat = THREAT
     if attack == "autoattack-reference":  # no option makes it short: in a ball in which nothing stands for long
@@ -133,7 +139,7 @@ def test_a_transfer_matrix(device: torch.device) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("checks", ["quick", "full"])
+@pytest.mark.parametrize("checks", ["quick", pytest.param("full", marks=pytest.mark.slow)])
 def test_self_checks(checks: str, device: torch.device) -> None:
     expected, found = (evaluated(one, "pgd", checks=checks, limit=6) for one in (CPU, device))
     assert [str(one) for one in found.warnings] == [str(one) for one in expected.warnings]

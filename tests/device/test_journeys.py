@@ -112,7 +112,7 @@ def test_a_whole_run(settings: dict[str, Any], expected: Path, device: torch.dev
 
 @pytest.mark.slow
 @pytest.mark.parametrize("home", ["cpu", "elsewhere"])
-@pytest.mark.parametrize("steps", [1, 3])  # within the first epoch, and at its end
+@pytest.mark.parametrize("steps", [1, pytest.param(3, marks=pytest.mark.slow)])  # within the first epoch, at its end
 def test_a_run_goes_on_elsewhere(
     steps: int, home: str, settings: dict[str, Any], expected: Path, device: torch.device, tmp_path: Path
 ) -> None:
@@ -126,3 +126,17 @@ def test_a_run_goes_on_elsewhere(
     assert result.exit_code == 0, result.output
     assert f"device {first} -> {second}" in result.output
     assert_same_runs(run, expected)
+
+
+def test_rkd_eval(settings: dict[str, Any], expected: Path, device: torch.device) -> None:
+    """The command line's evaluation, with what it can add."""
+    teacher = settings["teachers"][0]["reference"]
+    words = ["eval", expected, "--attack", "pgd", "--limit", "4", "--curve", "0.02,0.1", "--transfer", teacher,
+             "--corruptions", "--set", "evaluate.options.pgd.steps=2", "--checks", "off", "--json"]  # fmt: skip
+
+    def said(where: str) -> Any:
+        result = CliRunner().invoke(cli, [*map(str, words), "--device", where], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+        return without_clock(json.loads(result.stdout))
+
+    assert said(str(device)) == said("cpu")
