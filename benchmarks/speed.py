@@ -115,14 +115,13 @@ def plain_step(job: dict[str, Any]) -> Callable[[], float]:
 def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     """One step of rkd's own training loop. Returns the loss."""
     import torch
-    from rkd.workflow.engine import attach_teachers
 
     from rkd.api import catalog
     from rkd.core.random import forked
     from rkd.core.trainer import advance
     from rkd.nets.net import Net, NetTeacher
     from rkd.registry.config import RunConfig
-    from rkd.workflow.build import build
+    from rkd.workflow.build import accelerate, build
     from rkd.workflow.resolve import resolve
 
     with forked(0):
@@ -151,7 +150,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
         for teacher in teachers.values():
             teacher.net.autocast = torch.bfloat16  # as rkd.workflow.teachers does
     run = build(plan, catalog(), teachers)
-    attach_teachers(run, plan)
+    accelerate(run, plan.config.engine)
     run.hooks.hook.rkd_run_start(run=run)
 
     def batches() -> Any:
