@@ -13,6 +13,7 @@ from rkd.nets.memory_format import arrange, follow, restore
 from rkd.nets.net import HALF_SCALE, Net
 from rkd.registry.catalog import load_catalog
 from rkd.testing.tiny import SHAPE, TinyNet, tiny_run
+from rkd.training.accumulation import Accumulation
 
 CATALOG = load_catalog()
 CPU = torch.device("cpu")
@@ -99,7 +100,7 @@ def test_float16_trains_and_an_overflow_moves_nothing() -> None:
         ("over", torch.float16, 2.0**60),
     ):
         scaler = torch.amp.GradScaler("cpu", init_scale=scale, enabled=dtype is not None)
-        run = tiny_run(CATALOG.create("loss", "ce"), scaler=scaler, clip_gradient=5.0)
+        run = tiny_run(CATALOG.create("loss", "ce"), backward=Accumulation(scaler=scaler), clip_gradient=5.0)
         run.student.net.autocast = dtype
         before = [weight.detach().clone() for weight in run.student.net.parameters()]
         train_step(run, run.loader.batch(torch.arange(8), 0))
