@@ -13,7 +13,7 @@ from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import train_step
 from rkd.core.types import Batch, ThreatModel
 from rkd.engine.accelerator import Engine
-from rkd.engine.fused import Fused
+from rkd.engine.onednn import FusedConv
 from rkd.nets.net import Net
 from rkd.nets.student import NetStudent
 from rkd.plugins.attacks.pgd import Pgd
@@ -141,9 +141,9 @@ def test_what_only_a_search_needs_is_given_back(weights: dict[str, Tensor]) -> N
             asked = x.clone().requires_grad_()
             logits = probe(asked)
             logits.sum().backward()
-            layers = [module for module in probe._fast.run.modules() if isinstance(module, Fused)]
-            assert layers and all(layer._weight._made for layer in layers) and layers[-1]._slope is not None
-        assert not any(layer._weight._made or layer._slope for layer in layers)
+            layers = [module for module in probe._fast.run.modules() if isinstance(module, FusedConv)]
+            assert layers and all(layer.conv.packed for layer in layers) and layers[-1]._input_gradient is not None
+        assert not any(layer.conv.packed or layer._input_gradient for layer in layers)
         torch.testing.assert_close(logits, run.student.net.eval()(x), rtol=1e-4, atol=1e-4)
         with torch.no_grad():
             for weight in run.student.net.parameters():

@@ -53,6 +53,7 @@ from .evaluation.model import Finite
 from .evaluation.transfer import identity
 from .nets.batchnorm import Router, add_auxiliary
 from .nets.net import Net
+from .nets.resize import Resize
 from .nets.sources import Conversion, TeacherReference, TeacherSource
 from .nets.student import NetStudent
 from .nets.weights import built_for, load_into, read_weights, take_normalization, without_download
@@ -128,6 +129,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Model",
     "Net",
     "NetStudent",
+    "Resize",
     "Router",
     "RunFolder",
     "TeacherReference",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rkd.core.attack import Patches, PlainProbe
 from rkd.core.interfaces import Accelerator, Probe
@@ -28,6 +30,7 @@ from rkd.plugins.attacks.fab import FabT
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.attacks.square import Square
 from rkd.plugins.objectives.ce import ce
+from rkd.plugins.objectives.kl import KlTeacher
 from rkd.registry.catalog import Catalog
 from rkd.testing import tiny_batch, tiny_net, untouched
 
@@ -412,3 +415,54 @@ def test_square_asks_about_patches(catalog: Catalog, monkeypatch) -> None:
     assert 0 < plain.accuracy("square") < 1
     assert torch.equal(found.attacks["square"], plain.attacks["square"])
     assert found.outcomes["square"].forwards == plain.outcomes["square"].forwards
+
+
+# How far a query is from the attack
+
+
+class Frames(TorchDispatchMode):
+    """The frames of rkd between a file and the first layer of a query, from the inside out; not of the query for which
+    the copy is made."""
+
+    def __init__(self, file: str) -> None:
+        super().__init__()
+        self.file, self.names = file, list[str]()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in CONVOLUTIONS and not self.names:
+            frame, names = sys._getframe(1), list[str]()
+            while frame is not None and not frame.f_code.co_filename.endswith(self.file):
+                if "/rkd/" in frame.f_code.co_filename:
+                    names.append(f"{frame.f_code.co_filename.split('/rkd/')[-1]}:{frame.f_code.co_name}")
+                frame = frame.f_back
+            if frame is not None and not any(name.endswith(":copy_for") for name in names):
+                self.names = names
+        return func(*args, **(kwargs or {}))
+
+
+CONVOLUTIONS = {
+    torch.ops.aten.convolution.default, torch.ops.mkldnn._convolution_pointwise.default,
+    torch.ops.mkldnn._convolution_pointwise.binary,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["auto", "plain"])
+def test_a_query_passes_few_frames_in_a_training(catalog: Catalog, kind: str) -> None:
+    student, teacher = student_of(catalog, "resnet20"), NetTeacher(student_of(catalog).net, "robust")
+    student.accelerator = Engine(kind)
+    batch = Batch(X, Y, torch.arange(len(X)))
+    plans = {"adv": AttackPlan(Pgd(steps=2), KlTeacher("robust"))}
+    step = Step(batch, student, {"robust": teacher}, plans, threat=LINF, on_query=lambda *query: None)
+    step.teacher("robust")
+    with Frames("attacks/pgd.py") as frames:
+        step.image("adv")
+    assert 1 <= len(frames.names) <= 10, frames.names
+
+
+@pytest.mark.parametrize("kind", ["auto", "plain"])
+def test_a_query_passes_few_frames_in_an_evaluation(catalog: Catalog, kind: str) -> None:
+    net = student_of(catalog, "resnet20").net.eval()
+    split = ArraySplit(X, net(X).argmax(1))
+    with Frames("attacks/apgd.py") as frames:
+        evaluate(net, split, {"it": AttackPlan(ApgdCe(steps=2), ce)}, threat=LINF, accelerator=Engine(kind))
+    assert 1 <= len(frames.names) <= 10, frames.names

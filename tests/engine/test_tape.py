@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from rkd.engine.backends import Backend, FastCopy
-from rkd.engine.fused import fuse
+from rkd.engine.fusion import FusedGraph
 from rkd.engine.tape import Tape, taped
-from rkd.engine.thinned import Thinned
 from rkd.nets.cpu_bfloat16 import packs
 from rkd.registry.catalog import Catalog
 
-from .test_fused import Ends, Joined, gradients, same
+from .test_fusion import Ends, Joined, gradients, same
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="torch without oneDNN")
 
@@ -40,7 +39,7 @@ class Residual(nn.Module):
 
 
 def tape_of(net: nn.Module) -> tuple[Tape, nn.Module]:
-    fused, _ = fuse(net.eval().requires_grad_(False), X[:2])
+    fused = FusedGraph(net.eval().requires_grad_(False), X[:2]).net
     tape = taped(fused)
     assert tape is not None
     return tape, fused
@@ -88,7 +87,7 @@ def test_without_gradient_no_more_is_kept_than_needed() -> None:
     ],
 )
 def test_only_what_is_nothing_but_fused_layers(net: nn.Module, whole: bool) -> None:
-    fused, _ = fuse(net.eval().requires_grad_(False), X[:2])
+    fused = FusedGraph(net.eval().requires_grad_(False), X[:2]).net
     assert (taped(fused) is not None) is whole
 
 
@@ -117,41 +116,3 @@ def test_bfloat16(catalog: Catalog) -> None:
     logits, slope = gradients(found.logits, X)
     assert logits.dtype == slope.dtype == torch.float32
     assert float((logits - net(X)).abs().max() / net(X).abs().max()) < 0.05
-
-
-@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
-def test_a_shortcut_of_every_other_pixel(size: tuple[int, int]) -> None:
-    layer = Thinned(2, 1, 3)
-    x = torch.rand(4, 3, *size, requires_grad=True)
-    expected = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 3))
-    assert torch.equal(layer(x), expected) and torch.equal(layer.compute(x.detach()), expected)
-    g = torch.rand_like(expected)
-    assert torch.equal(layer.slope(g, x.shape), torch.autograd.grad(expected, x, g)[0])
-
-
-class Pads(nn.Module):
-    def __init__(self, how: str) -> None:
-        super().__init__()
-        self.how, self.conv, self.linear = how, nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Linear(4, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.how == "thinned":
-            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 1))
-        elif self.how == "by rows":
-            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 1, 2), (1, -1, 0, 0, 0, 1))
-        elif self.how == "with ones":
-            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 1), "constant", 1.0)
-        elif self.how == "of two pixels":
-            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 2, 2), (0, 0, 0, 0, 0, 1))
-        else:
-            pooled = nn.functional.avg_pool2d(x, 1, 2)
-            beside = nn.functional.pad(pooled, (0, 0, 0, 0, 0, 1)) + pooled.sum()
-        return self.linear(torch.relu(self.conv(x) + beside).mean((2, 3)))
-
-
-@pytest.mark.parametrize("how", ["thinned", "by rows", "with ones", "of two pixels", "seen twice"])
-def test_other_shortcuts_are_left(how: str) -> None:
-    net = Pads(how).eval().requires_grad_(False)
-    fused, _ = fuse(net, X[:2])
-    same(net, fused)
-    assert any(isinstance(module, Thinned) for module in fused.modules()) is (how == "thinned")

@@ -19,15 +19,11 @@ from ..core.attack import Patches, PlainProbe
 from ..core.interfaces import Accelerator, Probe
 from ..core.types import QueryKind, View
 from ..nets.net import autocast_of
-from .backends import Backend, FastNet, Logits, make, rule
-from .fold import plain as is_plain
+from .backends import CHECKED, Backend, FastNet, Logits, copyable, make, rule
 
 EngineName = Literal["auto", "plain", "bfloat16", "folded", "channels-last", "fused", "compiled"]
 """`auto`: the rule. `bfloat16`: besides, in evaluations, in reduced precision what attacks can do with. `plain`: each
 net as it is. The others force one backend."""
-
-CHECKED = 16
-"""Images on which a copy is compared with its net."""
 
 
 class Engine:
@@ -64,13 +60,13 @@ class Engine:
 
     def copy_for(self, net: nn.Module, view: View | None, plain: Logits, x: Tensor, low: bool = False) -> FastNet:
         """The copy of `net`, with the weights that it has now, for images like `x`; or the net itself."""
-        if not all(is_plain(module) for module in net.modules()):  # a hook may do anything, now and not later
+        if not copyable(net):
             return FastNet(net, plain, x.shape[1:])
         backend = rule(self.name, net, x.device, low)
         key = (id(net), view, x.shape[1:], x.device.type, backend)
         known = self._copies.get(key)
         if known is None or not known.current(net):
-            known = self._copies[key] = make(backend, net, view, plain, x.detach()[:CHECKED], self.tell)
+            known = self._copies[key] = make(backend, net, view, plain, x[:CHECKED], self.tell)
             self._told.add(known.name)
         known.refresh()
         return known

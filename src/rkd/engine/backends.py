@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,19 +14,22 @@ from ..core.errors import Refused
 from ..core.types import View
 from ..nets.cpu_bfloat16 import packs
 from ..nets.memory_format import channels_last
-from ..nets.net import Net, autocast_of
-from .copy import Twin
-from .ending import Ending
-from .fold import put
-from .fused import Fused, fuse
+from ..nets.net import Net, autocast_of, micro_batches
+from ..nets.resize import Resize
+from .copy import FrozenCopy, is_plain, put
+from .fusion import FusedGraph
+from .incremental import TapePatches
+from .onednn import FusedConv, PooledHead
 from .tape import Tape, taped
-from .tape_windows import TapeWindows
 
 Logits = Callable[[Tensor], Tensor]
 """Images `(B, C, H, W)` to logits `(B, K)`, float32."""
 
 MICRO_BATCH = 32
 """Images that a CPU takes at once: their activations stay in the processor's caches."""
+
+CHECKED = 16
+"""Images on which a copy is compared with its net."""
 
 SAME_LOGITS, SAME_GRADIENT = 1e-4, 1e-3
 """How far a copy in float32 may be off: of logits as a share of the largest, of input gradients as a share of their
@@ -92,28 +95,31 @@ class FastCopy(FastNet):
     """A frozen copy. Raises whatever a module raises that cannot be copied or read."""
 
     def __init__(self, backend: Backend, net: nn.Module, view: View | None, x: Tensor) -> None:
-        self.twin = Twin(net, x[:2], view)
-        half, fused = backend.dtype != "float32", False
-        self.layers: list[Fused | Ending] = []
-        arch, mean, std = parts(self.twin.net)
-        run: nn.Module = arch
-        normalised = (x[:2] - mean) / std
-        if half:
-            arch, normalised = arch.to(torch.bfloat16), normalised.to(torch.bfloat16)
+        self.copy = FrozenCopy(net, x[:2], view)
+        self.layers: list[FusedConv | PooledHead] = []
+        low = backend.dtype != "float32"
+        arch, mean, std, resize = parts(self.copy.net)
+        micro_batch = MICRO_BATCH if x.device.type == "cpu" else None
+        self.run = Run(arch, mean, std, resize, torch.bfloat16 if low else torch.float32, micro_batch)
+        if low:
+            arch.to(torch.bfloat16)
         if backend.fused:
-            self.twin.refresh()
-            graph, self.layers = fuse(arch, channels_last(normalised))
-            self.tape = taped(graph)
-            run, fused = self.tape or graph, bool(self.layers)
+            self.copy.refresh()
+            graph = FusedGraph(arch, channels_last(self.run.prepared(x[:2])))
+            self.layers = graph.layers if self.copy.folded or graph.gains else []
+            if self.layers:
+                self.tape = taped(graph.net)
+                self.run.net = self.tape or graph.net
         inside = backend.dtype == "bfloat16 inside" and self.tape is not None and self.tape.keep_ends(torch.bfloat16)
-        if half and not fused:
-            run = _depthwise_in_float32(arch)
-        seen = torch.bfloat16 if half and not inside else torch.float32
-        last = fused or backend.channels_last
-        self.run = Run(run, mean, std, seen, last, MICRO_BATCH if x.device.type == "cpu" else None)
+        if inside:
+            self.run.dtype = torch.float32
+        elif low and not self.layers:
+            _depthwise_to_float32(arch)
+        if self.layers or backend.channels_last:
+            self.run.use_channels_last()
         words = {
-            "folded": bool(self.twin.pairs), "bfloat16 inside": inside, "bfloat16": half and not inside,
-            "fused": fused, "channels last": last and not fused, "compiled": backend.compiled,
+            "folded": bool(self.copy.folded), "bfloat16 inside": inside, "bfloat16": low and not inside,
+            "fused": bool(self.layers), "channels last": backend.channels_last, "compiled": backend.compiled,
         }  # fmt: skip
         self.name = ", ".join(word for word, there in words.items() if there) or "plain"
         self.refresh()
@@ -121,26 +127,25 @@ class FastCopy(FastNet):
         super().__init__(net, logits, x.shape[1:])
 
     def current(self, net: nn.Module) -> bool:
-        return net is self.net and self.twin.current()
+        return net is self.net and self.copy.current()
 
     def refresh(self) -> None:
-        self.twin.refresh()
+        self.copy.refresh()
         for layer in self.layers:
-            layer.take()
+            layer.reset()
 
     def release(self) -> None:
         for layer in self.layers:
-            if isinstance(layer, Fused):
-                layer.take()
+            layer.reset()
 
     def patches(self, x: Tensor) -> Patches:
-        if self.tape is None or x.device.type != "cpu":
+        if self.tape is None or self.run.resize:
             return super().patches(x)
-        return TapeWindows(self.logits, x, self.tape, self.run.prepared, MICRO_BATCH)
+        return TapePatches(self.logits, x, self.tape, self.run.prepared, MICRO_BATCH)
 
 
 class Run(nn.Module):
-    """Images to logits through `net`, which takes them normalised, in `dtype` and with channels last in memory.
+    """Images to float32 logits through `net`, which takes them normalised, resized and in `dtype`.
 
     A batch of more than `micro_batch` images goes through in parts, and so does its gradient: autograd goes back
     through the last part first.
@@ -150,26 +155,31 @@ class Run(nn.Module):
     std: Tensor
 
     def __init__(
-        self, net: nn.Module, mean: Tensor, std: Tensor, dtype: torch.dtype, last: bool, micro_batch: int | None
-    ) -> None:
+        self, net: nn.Module, mean: Tensor, std: Tensor, resize: Sequence[Resize], dtype: torch.dtype,
+        micro_batch: int | None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.net, self.dtype, self.last, self.micro_batch = net.eval(), dtype, last, micro_batch
+        self.net, self.resize, self.dtype, self.micro_batch = net, resize, dtype, micro_batch
         self.register_buffer("mean", mean)
         self.register_buffer("std", std)
-        if last:
-            self.to(memory_format=torch.channels_last)
+        self.channels_last = False
+
+    def use_channels_last(self) -> None:
+        self.channels_last = True
+        self.to(memory_format=torch.channels_last)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.prepared(x)
         if self.micro_batch is None or len(x) <= self.micro_batch:
             return self.net(x).float()
-        count = -(-len(x) // self.micro_batch)
-        return torch.cat([self.net(part).float() for part in x.tensor_split(count)])
+        return torch.cat([self.net(x[rows]).float() for rows in micro_batches(len(x), self.micro_batch)])
 
     def prepared(self, x: Tensor) -> Tensor:
         """What the net takes of images."""
         x = (x - self.mean) / self.std  # in float32: images have more than eight bits
-        return (_ChannelsLast.apply(x) if self.last else x).to(self.dtype)
+        for resize in self.resize:
+            x = resize.images(x)
+        return (_ChannelsLast.apply(x) if self.channels_last else x).to(self.dtype)
 
 
 class _ChannelsLast(torch.autograd.Function):
@@ -194,12 +204,17 @@ def make(
     itself = FastNet(net, plain, x.shape[1:])
     with torch.inference_mode(False):
         try:
+            x = torch.cat([x, 1 - x]).detach() if len(x) == 1 else x.detach()
             expected = gradient(plain, x)
             copy = FastCopy(backend, net, view, x)
+            micro_batch, copy.run.micro_batch = copy.run.micro_batch, -(-len(x) // 2)  # a net may mix its batch
             off = relative_error(copy.logits, x, expected, exact=backend.dtype == "float32")
+            copy.run.micro_batch = micro_batch
         except Refused:  # no gradient to be had
             return itself
-        except Exception as error:  # whatever a stranger's module does when it is copied: it runs as it is
+        except Exception as error:  # whatever a module of others raises when it is copied or traced
+            if backend.fused:
+                return make(replace(backend, fused=False, channels_last=True), net, view, plain, x, tell)
             tell(f"engine: the net runs as it is: {str(error).splitlines()[0] if str(error) else type(error).__name__}")
             return itself
     if copy.name == "plain":
@@ -211,13 +226,26 @@ def make(
     return copy
 
 
-def parts(net: nn.Module) -> tuple[nn.Module, Tensor, Tensor]:
-    """The architecture with what it normalises by: in reduced precision that has to stay in front, in float32."""
-    if isinstance(net, Net):
-        return net.arch, net.mean.clone(), net.std.clone()
-    one = torch.ones(1)
-    device = next((p.device for p in net.parameters()), one.device)
-    return net, torch.zeros(1, device=device), one.to(device)
+def copyable(net: nn.Module) -> bool:
+    """Whether no hook runs in the net but resizing of its images: others may do anything, now and not later."""
+    first = net.arch if isinstance(net, Net) else net
+    return all(is_plain(module) or (module is first and _only_resized(module)) for module in net.modules())
+
+
+def _only_resized(net: nn.Module) -> bool:
+    hooks = list(net._forward_pre_hooks.values())
+    net_without = not (net._forward_hooks or net._backward_hooks or net._backward_pre_hooks)
+    return net_without and all(isinstance(hook, Resize) for hook in hooks)
+
+
+def parts(net: nn.Module) -> tuple[nn.Module, Tensor, Tensor, list[Resize]]:
+    """The architecture of a copy without the hooks that resize its images, the mean and deviation that it is normalised
+    by, and these hooks."""
+    arch, mean, std = (net.arch, net.mean, net.std) if isinstance(net, Net) else (net, torch.zeros(1), torch.ones(1))
+    resize = [hook for hook in arch._forward_pre_hooks.values() if isinstance(hook, Resize)]
+    arch._forward_pre_hooks.clear()
+    device = next((p.device for p in net.parameters()), mean.device)
+    return arch, mean.to(device, copy=True), std.to(device, copy=True), resize
 
 
 def gradient(net: Logits, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -247,12 +275,11 @@ def relative_error(net: Logits, x: Tensor, expected: tuple[Tensor, Tensor], exac
     return max(error / SAME_LOGITS, float(((other - slope).flatten(1).norm(dim=1) / size).median()) / SAME_GRADIENT)
 
 
-def _depthwise_in_float32(arch: nn.Module) -> nn.Module:
+def _depthwise_to_float32(arch: nn.Module) -> None:
     """Depthwise convolutions go back to float32 on a CPU, where torch takes much longer over them in bfloat16."""
     for name, module in list(arch.named_modules()):
         if type(module) is nn.Conv2d and module.groups > 1 and name and module.weight.device.type == "cpu":
             put(arch, name, _InFloat32(module))
-    return arch
 
 
 class _InFloat32(nn.Module):

@@ -11,33 +11,16 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.plugin import ConfigError, Refused, RkdError, Shape
+from rkd.plugin import ConfigError, Refused, Resize, RkdError, Shape
 
 SIDES = (32, 64, 128, 224)
 LARGEST = 1024
 
 Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Resize:
-    """Bilinear resizing of images `(B, C, H, W)` to `(B, C, *size)`, as a hook before a net's forward.
-
-    A hook and not a module around the net, since every parameter then keeps the name of its library.
-    """
-
-    size: Size
-    antialias: bool
-
-    def __call__(self, net: nn.Module, inputs: tuple[Tensor]) -> tuple[Tensor]:
-        (x,) = inputs
-        return (F.interpolate(x, self.size, mode="bilinear", align_corners=False, antialias=self.antialias),)
 
 
 def fit(

@@ -1,4 +1,4 @@
-"""Fused convolutions are the layers they are made of: outputs, gradients, weights that move."""
+"""A fused net is the layers it is made of: outputs, gradients, weights that move."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.engine import ending
-from rkd.engine.backends import Backend, FastCopy, rule
-from rkd.engine.ending import Ending
-from rkd.engine.fused import RELU, Fused, fuse
-from rkd.nets.cpu_bfloat16 import packs
+from rkd.engine.backends import Backend, FastCopy
+from rkd.engine.fusion import FusedGraph
+from rkd.engine.onednn import FusedConv, PadShortcut, PooledHead
 from rkd.registry.catalog import Catalog
 from rkd.testing import untouched
 
@@ -58,10 +56,11 @@ def same(net: nn.Module, other: nn.Module, x: Tensor = X) -> None:
 def test_whatever_follows_a_convolution(inplace: bool) -> None:
     torch.manual_seed(3)
     net = Joined(inplace).eval().requires_grad_(False)
-    fused, layers = fuse(net, X[:2])
+    graph = FusedGraph(net, X[:2])
+    fused, layers = graph.net, graph.layers
     same(net, fused)
     *convolutions, end = layers
-    assert isinstance(end, Ending)
+    assert isinstance(end, PooledHead)
     activations = [layer.activation.name for layer in convolutions]
     assert activations == ["relu", "none", "none", "none", "none", "hardtanh", "none"]
     assert len({id(layer.layer) for layer in convolutions}) == 6
@@ -92,7 +91,8 @@ def test_a_convolution_that_is_watched_or_pads_otherwise_is_left() -> None:
         nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(256, 3),
     ).eval().requires_grad_(False)  # fmt: skip
     net[4].register_forward_hook(lambda module, inputs, output: output * 2)
-    fused, layers = fuse(net, X[:2])
+    graph = FusedGraph(net, X[:2])
+    fused, layers = graph.net, graph.layers
     assert [layer.layer for layer in layers] == [net[6]]
     same(net, fused)
 
@@ -140,39 +140,41 @@ class Ends(nn.Module):
 def test_pooling_and_the_last_layer_are_one_product(end: str, found: bool) -> None:
     torch.manual_seed(4)
     net = Ends(end).eval().requires_grad_(False)
-    fused, layers = fuse(net, X[:2])
-    assert isinstance(layers[-1], Ending) is found
+    graph = FusedGraph(net, X[:2])
+    fused, layers = graph.net, graph.layers
+    assert isinstance(layers[-1], PooledHead) is found
     same(net, fused)
     with torch.no_grad():
         net.linear.weight.mul_(-2)
         net.linear.bias.add_(1)
     for layer in layers:
-        layer.take()
+        layer.reset()
     same(net, fused)
 
 
 def test_a_product_of_many_pixels_and_classes_is_left(monkeypatch) -> None:
-    monkeypatch.setattr(ending, "MOST", 5 * 4 * 100 - 1)
-    assert not isinstance(fuse(Ends("mean").eval(), X[:2])[1][-1], Ending)
-    monkeypatch.setattr(ending, "MOST", 5 * 4 * 100)
-    assert isinstance(fuse(Ends("mean").eval(), X[:2])[1][-1], Ending)
+    monkeypatch.setattr(PooledHead, "MAX_NUMBERS", 5 * 4 * 100 - 1)
+    assert not isinstance(FusedGraph(Ends("mean").eval(), X[:2]).layers[-1], PooledHead)
+    monkeypatch.setattr(PooledHead, "MAX_NUMBERS", 5 * 4 * 100)
+    assert isinstance(FusedGraph(Ends("mean").eval(), X[:2]).layers[-1], PooledHead)
 
 
 def test_weights_that_moved_are_taken() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3))
     net.eval().requires_grad_(False)
-    fused, layers = fuse(net, X[:2])
+    graph = FusedGraph(net, X[:2])
+    fused, layers = graph.net, graph.layers
     same(net, fused)
     with torch.no_grad():
         net[0].weight.mul_(-1)
         net[0].bias.add_(1)
-    layers[0].take()
+    layers[0].reset()
     same(net, fused)
 
 
 def test_without_gradient_and_never_twice() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(400, 3)).eval().requires_grad_(False)
-    fused, _ = fuse(net, X[:2])
+    fused = FusedGraph(net, X[:2]).net
     with torch.no_grad():
         torch.testing.assert_close(fused(X), net(X))
     with torch.inference_mode():
@@ -185,28 +187,63 @@ def test_without_gradient_and_never_twice() -> None:
 
 def test_nothing_to_fuse_is_no_way_of_its_own() -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(432, 3)).eval()
-    assert FastCopy(Backend(fused=True), net, None, X).name == "plain"
-    assert not any(isinstance(module, Fused) for module in FastCopy(Backend(fused=True), net, None, X).run.modules())
+    copied = FastCopy(Backend(fused=True), net, None, X)
+    assert copied.name == "plain" and not any(isinstance(module, FusedConv) for module in copied.run.modules())
 
 
-def test_only_where_onednn_is() -> None:
-    net = nn.Conv2d(1, 1, 1)
-    assert rule("auto", net, torch.device("cpu")).fused
-    assert rule("auto", net, torch.device("cpu"), low=True).fused is packs()
-    assert rule("auto", net, torch.device("cuda"), low=True) == Backend(channels_last=False, dtype="bfloat16 inside")
+class Branching(nn.Module):
+    """A module that branches on values, inside one that does not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.conv(x) if x.sum() > 0 else self.conv(-x))
 
 
-@pytest.mark.parametrize("here", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_relu_goes_back_bit_by_bit_as_torchs(here: bool, dtype: torch.dtype) -> None:
-    """Zeros of both signs, numbers too small to be normal, and infinity among the outputs."""
-    odd = torch.tensor([0.0, -0.0, 1e-40, 1e-38, torch.inf, 3.0, 2.0, 0.5])
-    y = odd.repeat(12).view(2, 3, 4, 4).to(dtype).contiguous(memory_format=torch.channels_last)
-    g = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)).to(dtype)
-    g = g.contiguous(memory_format=torch.channels_last)
-    expected = torch.ops.aten.threshold_backward(g, y, 0)
-    kept = y.clone()
-    found = RELU.backward(g, y, here)
-    assert found.dtype == dtype and torch.equal(found, expected) and found.stride() == expected.stride()
-    assert (found.data_ptr() == g.data_ptr()) is here
-    assert torch.equal(y.nan_to_num(), kept.nan_to_num())
+@pytest.mark.parametrize("inner", [Branching(), nn.Sequential(nn.Conv2d(4, 4, 1), Branching())])
+def test_a_module_that_cannot_be_read_is_left(inner: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), inner, nn.Flatten(), nn.Linear(400, 3))
+    graph = FusedGraph(net.eval().requires_grad_(False), X[:2])
+    assert graph.layers[0].layer is net[0]
+    assert len(graph.layers) == (1 if isinstance(inner, Branching) else 2)
+    same(net, graph.net)
+    with pytest.raises(torch.fx.proxy.TraceError):
+        FusedGraph(Branching().eval(), torch.rand(2, 4, 12, 12))
+
+
+def test_what_gains_where_a_gradient_is_wanted() -> None:
+    for activation, gains in ((nn.ReLU(), True), (nn.GELU(), False), (nn.Tanh(), False)):
+        net = nn.Sequential(nn.Conv2d(3, 4, 3), activation, nn.Flatten(), nn.Linear(400, 3)).eval()
+        graph = FusedGraph(net.requires_grad_(False), X[:2])
+        assert graph.gains is gains
+        same(net, graph.net)
+
+
+class Pads(nn.Module):
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.conv, self.linear = how, nn.Conv2d(3, 4, 3, stride=2, padding=1), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.how == "shortcut":
+            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 1))
+        elif self.how == "by rows":
+            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 1, 2), (1, -1, 0, 0, 0, 1))
+        elif self.how == "with ones":
+            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 1, 2), (0, 0, 0, 0, 0, 1), "constant", 1.0)
+        elif self.how == "of two pixels":
+            beside = nn.functional.pad(nn.functional.avg_pool2d(x, 2, 2), (0, 0, 0, 0, 0, 1))
+        else:
+            pooled = nn.functional.avg_pool2d(x, 1, 2)
+            beside = nn.functional.pad(pooled, (0, 0, 0, 0, 0, 1)) + pooled.sum()
+        return self.linear(torch.relu(self.conv(x) + beside).mean((2, 3)))
+
+
+@pytest.mark.parametrize("how", ["shortcut", "by rows", "with ones", "of two pixels", "seen twice"])
+def test_other_shortcuts_are_left(how: str) -> None:
+    net = Pads(how).eval().requires_grad_(False)
+    fused = FusedGraph(net, X[:2]).net
+    same(net, fused)
+    assert any(isinstance(module, PadShortcut) for module in fused.modules()) is (how == "shortcut")

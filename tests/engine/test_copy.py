@@ -6,10 +6,15 @@ import pytest
 import torch
 from torch import nn
 
-from rkd.engine.fold import folded
+from rkd.engine.copy import FrozenCopy
 from rkd.nets.net import Net
 from rkd.registry.catalog import Catalog
 from rkd.testing import untouched
+
+
+def folded(net: nn.Module, example: torch.Tensor) -> nn.Module | None:
+    copied = FrozenCopy(net, example)
+    return copied.net if copied.folded else None
 
 
 def norms(net: nn.Module) -> int:
@@ -42,7 +47,8 @@ def same(net: nn.Module, twin: nn.Module, x: torch.Tensor, atol: float = 1e-9) -
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "left"), [("resnet8", 0), ("small-cnn", 0), ("mobilenetv2", 0), ("resnet18", 0), ("wrn10-1", 4),
-                       ("preact-resnet18", 8), ("timm:resnet10t", 0), ("torchvision:resnet18", 0)],
+                       ("preact-resnet18", 8), ("timm:resnet10t", 0), ("torchvision:resnet18", 0),
+                       ("timm:mobilenetv3_small_050", 0)],
 )  # fmt: skip
 def test_models(catalog: Catalog, name: str, left: int) -> None:
     """In float64, where folding leaves nothing but rounding; `left` norms stand before their convolution."""
@@ -109,4 +115,52 @@ def test_what_cannot_be_folded_is_left_alone(how: str) -> None:
 def test_a_net_that_cannot_be_copied() -> None:
     net = used(Small(), X)
     net.generator = (number for number in range(3))
-    assert folded(net, X[:2]) is None
+    with pytest.raises(TypeError):
+        FrozenCopy(net, X[:2])
+
+
+def test_it_is_brought_up_to_date_in_place() -> None:
+    net = used(Small(), X)
+    copied = FrozenCopy(net, X[:2])
+    before = [p.data_ptr() for p in copied.net.parameters()]
+    net.train()
+    net(X + 1)
+    with torch.no_grad():
+        net.conv.weight.mul_(2)
+    net.eval()
+    copied.refresh()
+    torch.testing.assert_close(copied.net(X), net(X), rtol=1e-4, atol=1e-5)
+    assert [p.data_ptr() for p in copied.net.parameters()] == before
+    assert not any(p.requires_grad for p in copied.net.parameters())
+    assert copied.current()
+    net.head = nn.Linear(4, 5)
+    assert not copied.current()
+
+
+class Activated(nn.BatchNorm2d):
+    """Batch norm with an activation inside, as timm's."""
+
+    def __init__(self, planes: int, before: bool = False) -> None:
+        super().__init__(planes)
+        self.act, self.before = nn.PReLU(), before
+
+    def forward(self, x):
+        x = 2 * x if self.before else x
+        x = nn.functional.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.training)
+        return self.act(x)
+
+
+@pytest.mark.parametrize("before", [False, True])
+def test_what_a_norm_does_besides_stays(before: bool) -> None:
+    """After it; where it does anything before, it is left alone."""
+    net = Small()
+    net.norm = Activated(4, before)
+    net = used(net, X).double()
+    copied = FrozenCopy(net, X[:2].double())
+    assert copied.folded == ([] if before else [("conv", "norm")])
+    same(net, copied.net, X.double())
+    with torch.no_grad():
+        net.norm.act.weight.mul_(-3)
+        net.norm.weight.add_(1)
+    copied.refresh()
+    same(net, copied.net, X.double())
