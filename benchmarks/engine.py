@@ -1,12 +1,11 @@
-"""How near the engine's choice is to the best there is: docs/results/engine.md.
+"""What each of the engine's backends brings, net by net: docs/results/engine.md.
 
-    python benchmarks/engine.py [--rows resnet20 ...] [--trials 5] [--rounds 12] [--threads 2]
+    python benchmarks/engine.py [--rows resnet20 ...] [--rounds 12] [--threads 2]
 
-For each net, batch and precision the engine chooses `--trials` times, as at the first search of a run. Then every way
-that it could have chosen, in every number of images at a time, is timed in turn for `--rounds` rounds, and the median
-gradient of each choice is set beside the best one's. The last column sets the length of the net's own gradient that is
-counted from what it computes (`engine/effort.py`) beside the measured one. A second table times layers that rkd
-computes in another way than torch. Images and weights are random. Run it on an idle machine.
+For each net, batch and precision the gradient by the images is timed on the net as it is and on a copy by each
+backend, in turn, for `--rounds` rounds; the table has the medians' ratios, and which backend the rule takes. A second
+table times layers that rkd computes in another way than torch. Images and weights are random. Run it on an idle
+machine: nothing in rkd depends on these times.
 """
 
 from __future__ import annotations
@@ -25,17 +24,13 @@ from rkd.profiling.allocator import keep_freed_memory
 keep_freed_memory()
 
 import torch  # noqa: E402
-from rkd.engine.choose import PIECES, choose  # noqa: E402
-from rkd.engine.effort import GRADIENT, forward_effort  # noqa: E402
-from rkd.engine.measure import gradient  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from rkd.api import catalog  # noqa: E402
-from rkd.engine.backends import Precision, made, ways  # noqa: E402
-from rkd.engine.fused import RELU  # noqa: E402
-from rkd.engine.packing import Packed  # noqa: E402
-from rkd.engine.slopes import slope_of  # noqa: E402
+from rkd.engine.backends import FORCED, Backend, gradient, make, rule  # noqa: E402
+from rkd.engine.onednn import RELU, PrepackedConv, input_gradient  # noqa: E402
 from rkd.nets.cpu_bfloat16 import packs  # noqa: E402
+from rkd.nets.memory_format import arrange  # noqa: E402
 from rkd.nets.net import Net  # noqa: E402
 from rkd.profiling.machine import cpu_name  # noqa: E402
 
@@ -44,15 +39,19 @@ ROWS: dict[str, tuple[str, dict[str, Any], tuple[int, int, int], int]] = {
     "resnet20": ("resnet20", {}, (3, 32, 32), 128),
     "mobilenetv2": ("mobilenetv2", {}, (3, 32, 32), 128),
     "resnet18": ("resnet18", {}, (3, 32, 32), 64),
+    "mobilenetv3": ("timm:mobilenetv3_small_050", {}, (3, 96, 96), 32),
+    "efficientnet": ("timm:efficientnet_b0", {}, (3, 96, 96), 16),
+    "convnext": ("timm:convnext_atto", {}, (3, 96, 96), 16),
+    "vit": ("timm:vit_tiny_patch16_224", {}, (3, 96, 96), 16),
 }
 """Model, options, images, batch."""
-PRECISIONS: dict[str, Precision] = {"fp32": "float32", "bf16": "bfloat16"}
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16}
+BACKENDS = ("folded", "channels-last", "fused")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
-    parser.add_argument("--trials", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--out", type=Path, default=Path("runs/engine.json"))
@@ -61,8 +60,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     done = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
     for row in arguments.rows:
-        for short, precision in PRECISIONS.items():
-            done[f"{row}, {short}"] = measure(*ROWS[row], precision, arguments)
+        for short, autocast in PRECISIONS.items():
+            done[f"{row}, {short}"] = measure(*ROWS[row], autocast, arguments)
             arguments.out.parent.mkdir(parents=True, exist_ok=True)
             arguments.out.write_text(json.dumps(done, indent=1))
     done["layers"] = layers(arguments.rounds)
@@ -71,35 +70,32 @@ def main() -> None:
 
 
 def measure(
-    model: str, options: dict[str, Any], shape: tuple[int, int, int], batch: int, precision: Precision,
+    model: str, options: dict[str, Any], shape: tuple[int, int, int], batch: int, autocast: torch.dtype | None,
     arguments: argparse.Namespace,
 ) -> dict[str, Any]:  # fmt: skip
     torch.manual_seed(0)
     net = Net(catalog().create("model", model, options)(shape, 10)).eval().requires_grad_(False)
+    net.autocast = autocast
+    arrange(net, shape, torch.device("cpu"))
     x = torch.rand(batch, *shape)
-    chosen = []
-    for _ in range(arguments.trials):
-        found = choose(net, x, precision=precision)
-        chosen.append((found.way, getattr(found.net, "piece", None)))
-    tried: dict[tuple[str, int | None], nn.Module] = {("plain", None): net}
-    for way in ways(x.device, precision):
-        copied = made(way, net, x).net
-        tried |= {(way, size): copied for size in (None, *(size for size in PIECES if size < batch))}
-    times: dict[tuple[str, int | None], list[float]] = {place: [] for place in tried}
+    backends: dict[str, Backend] = {name: rule(name, net, x.device) for name in ("auto", *BACKENDS)}
+    copies = {name: make(backend, net, None, net, x[:16], print) for name, backend in backends.items()}
+    nets: dict[str, Callable[[Tensor], Tensor]] = {"plain": net}
+    nets |= {name: copies[name].logits for name in FORCED if name in copies and copies[name].name != "plain"}
+    times: dict[str, list[float]] = {name: [] for name in nets}
     for number in range(arguments.rounds + 1):
-        for place, copied in tried.items():
-            seconds = taken(copied, x, place[1] or batch)
+        for name, ask in nets.items():
+            started = time.perf_counter()
+            gradient(ask, x)
             if number:  # the first round warms up
-                times[place].append(seconds)
-    medians = {place: statistics.median(values) for place, values in times.items()}
-    best = min(medians, key=lambda place: medians[place])
-    print(model, precision, best, {named(*place): round(1e6 * value) for place, value in medians.items()}, flush=True)
+                times[name].append((time.perf_counter() - started) / batch)
+    medians = {name: statistics.median(values) for name, values in times.items()}
+    print(model, autocast, {name: round(1e6 * value) for name, value in medians.items()}, flush=True)
     return {
         "batch": batch,
-        "best": named(*best),
-        "plain": medians["plain", None] / medians[best],
-        "counted": GRADIENT * forward_effort(net, x) / medians["plain", None],
-        "chosen": [(named(*place), medians[place] / medians[best]) for place in chosen],
+        "plain": medians["plain"],
+        "faster": {name: medians["plain"] / value for name, value in medians.items() if name != "plain"},
+        "rule": copies["auto"].name,
     }
 
 
@@ -120,30 +116,30 @@ def layer_pairs(dtype: torch.dtype) -> dict[str, tuple[Callable[[], object], Cal
     x, g = planes(128, 144, 32, 32), planes(128, 144, 16, 16)
     deep = nn.Conv2d(144, 144, 3, stride=2, padding=1, groups=144, bias=False).requires_grad_(False)
     weight = deep.weight.to(dtype)
-    deep_slope = slope_of(deep, weight)
+    deep_gradient = input_gradient(deep, weight)
     pixels, single = planes(32, 64, 8, 8), torch.randn(384, 64, 1, 1).to(dtype)
     small, square = planes(32, 256, 8, 8), planes(256, 256, 3, 3)
     unsized_single, unsized_square = unsized(single, 0), unsized(square, 1)
-    packed_single, packed_square = Packed(single), Packed(square)
+    packed_single, packed_square = PrepackedConv(single), PrepackedConv(square)
     y, h = planes(64, 16, 32, 32).relu_(), planes(64, 16, 32, 32)
     return {
         "gradient of a depthwise 3x3 layer, 144 planes of 32x32, stride 2, 128 images": (
             lambda: torch.ops.aten.convolution_backward(
                 g, x, weight, None, [2, 2], [1, 1], [1, 1], False, [0, 0], 144, [True, False, False]
             ),
-            lambda: deep_slope(g, x.shape, None),
+            lambda: deep_gradient(g, x.shape, None),
         ),
         "1x1 layer, 64 planes of 8x8 to 384, 32 images": (
             lambda: convolved(pixels, unsized_single, 0),
-            lambda: packed_single.convolve(pixels),
+            lambda: packed_single(pixels),
         ),
         "3x3 layer, 256 planes of 8x8, 32 images": (
             lambda: convolved(small, unsized_square, 1),
-            lambda: packed_square.convolve(small, (1, 1)),
+            lambda: packed_square(small, (1, 1)),
         ),
         "gradient of ReLU, 16 planes of 32x32, 64 images": (
             lambda: torch.ops.aten.threshold_backward.grad_input(h, y, 0, grad_input=h),
-            lambda: RELU.backward(h, y, here=True),
+            lambda: RELU.backward(h, y, inplace=True),
         ),
     }
 
@@ -175,36 +171,20 @@ def timed(do: Callable[[], object], rounds: int) -> float:
     return statistics.median(found)
 
 
-def taken(net: nn.Module, x: Tensor, size: int) -> float:
-    """Seconds an image, of all images in pieces."""
-    started = time.perf_counter()
-    for rows in x.split(size):
-        gradient(net, rows)
-    return (time.perf_counter() - started) / len(x)
-
-
-def named(way: str, size: int | None) -> str:
-    return f"{way}, {size} at a time" if size else way
-
-
 def write(done: dict[str, Any], arguments: argparse.Namespace) -> None:
     layer = done.pop("layers")
     lines = [
-        "| net | batch | best | times as fast as plain | chosen | its time over the best's | counted over measured |",
-        "|---|---:|---|---:|---|---:|---:|",
+        "| net | batch | plain, us an image | folded | channels last | fused | the rule takes |",
+        "|---|---:|---:|---:|---:|---:|---|",
     ]
     for row, found in done.items():
-        for place, ratio in dict(found["chosen"]).items():
-            count = sum(name == place for name, _ in found["chosen"])
-            cells = [row, str(found["batch"]), found["best"], f"{found['plain']:.2f}",
-                     f"{place} ({count} of {len(found['chosen'])})", f"{ratio:.3f}",
-                     f"{found['counted']:.1f}"]  # fmt: skip
-            lines.append(f"| {' | '.join(cells)} |")
-    worst = max(ratio for found in done.values() for _, ratio in found["chosen"])
+        ratios = [f"{found['faster'][name]:.2f}" if name in found["faster"] else "-" for name in BACKENDS]
+        cells = [row, str(found["batch"]), f"{1e6 * found['plain']:.0f}", *ratios, found["rule"]]
+        lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
-        f"The worst choice takes {100 * (worst - 1):.1f} % longer than the best there is. {cpu_name()}, "
-        f"{arguments.threads} thread(s), torch {torch.__version__}; medians of {arguments.rounds} rounds.",
+        f"Times as fast as plain. {cpu_name()}, {arguments.threads} thread(s), torch {torch.__version__}; medians of "
+        f"{arguments.rounds} rounds.",
         "",
         "Single layers, channels last (torch's, for the 1x1 and 3x3 layers oneDNN's convolution with weights packed "
         "without their inputs' shape):",
