@@ -77,7 +77,7 @@ def bench(run: Run, seconds: float = 10.0, least: int = 3) -> Bench:
             watched.state.batch = 0
 
     some = index[:COUNTED]
-    # On a whole batch first: buffers are made, and the engine chooses by it.
+    # On a whole batch first: buffers are made, and the engine copies nets.
     step(run)
     with _as_they_are(run), Operations() as counter:
         flops = watch.read(lambda: counter.count, small_step)
