@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "storage": {"core.errors", "core.types", "storage"},
     "distributed": {"core", "distributed"},
     "data": {"core", "distributed", "data"},
-    "nets": {"core", "data", "nets"},
+    "nets": {"core", "data", "storage", "nets"},
     "registry": {"core", "storage.text", "registry"},
     "evaluation": {"core", "nets", "data", "distributed", "storage", "evaluation"},
     "engine": {"core", "nets", "engine"},

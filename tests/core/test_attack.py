@@ -11,7 +11,7 @@ from rkd.core.interfaces import Accelerator, Probe, Target
 from rkd.core.random import Noise
 from rkd.core.types import ThreatModel
 from rkd.testing import tiny_batch, tiny_net, tiny_step
-from rkd.testing.attack import cross_entropy
+from rkd.testing.tiny import cross_entropy
 
 
 def test_what_a_target_offers() -> None:

@@ -15,7 +15,7 @@ from rkd.core.random import Noise, key
 from rkd.core.step import AttackPlan, Step
 from rkd.nets.student import NetStudent
 from rkd.testing import OneStep, StubTeacher, tiny_batch, tiny_net, tiny_step, tiny_teachers, untouched
-from rkd.testing.attack import cross_entropy
+from rkd.testing.tiny import cross_entropy
 from rkd.training.dry_run import counting
 
 

@@ -30,7 +30,7 @@ from rkd.plugins.methods.ce import CrossEntropy
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.storage.serialize import save_state
 from rkd.testing import LinearNet, OneStep, TinyNet, tiny_dataset, tiny_net, tiny_run
-from rkd.testing.attack import cross_entropy
+from rkd.testing.tiny import cross_entropy
 from rkd.training.accumulation import Accumulation
 from rkd.training.checkpoints import Checkpointer
 from rkd.training.divergence import DivergenceMonitor, copied

@@ -22,7 +22,7 @@ from rkd.evaluation.samples import EvalSettings, choose_samples
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
 from rkd.testing import LinearNet, OneStep, tiny_batch, tiny_net, untouched
-from rkd.testing.attack import cross_entropy
+from rkd.testing.tiny import cross_entropy
 from rkd.training.dry_run import counting
 
 THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)

@@ -14,7 +14,7 @@ from rkd.core.step import AttackPlan
 from rkd.core.trainer import fit
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.testing import OneStep, tiny_run
-from rkd.testing.attack import cross_entropy
+from rkd.testing.tiny import cross_entropy
 from rkd.training.validation import Validation, chosen_net
 
 from ..core.losses import Adversarial, Clean, weights

@@ -10,13 +10,14 @@ with a sentence that says which promise is broken. rkd's own components go throu
 nets and images they use; nothing here needs pytest.
 """
 
-from .attack import OneStep, check_attack, check_objective
+from .attack import check_attack, check_objective
 from .catalog import check_entry, check_method
 from .data import check_augment, check_corruption, check_dataset
 from .nets import check_conversion, check_model
 from .state import untouched
 from .tiny import (
     LinearNet,
+    OneStep,
     StubTeacher,
     TinyNet,
     TinyParts,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core import ops
-from rkd.core.errors import Refused, RkdError
+from rkd.core.errors import RkdError
 from rkd.core.interfaces import Attack, Objective, Probe, Target, traits_of
 from rkd.core.step import AttackPlan, Step
 from rkd.core.types import Batch, Mode, Norm, ThreatModel
@@ -20,30 +20,10 @@ from rkd.data.dataset import check_images
 from rkd.nets.student import NetStudent
 
 from .state import promise, require, untouched
-from .tiny import FlatNet, LinearNet, Scaled, tiny_batch, tiny_net, tiny_step, tiny_teachers
+from .tiny import FlatNet, LinearNet, Scaled, cross_entropy, tiny_batch, tiny_net, tiny_step, tiny_teachers
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)
 L2 = ThreatModel("L2", 0.25, 0.0625)
-
-
-@dataclass
-class OneStep:
-    """The smallest attack there is: a random start and one signed step."""
-
-    mode: Mode = "eval"
-
-    def __call__(self, x: Tensor, target: Target) -> Tensor:
-        if target.threat.norm != "Linf":
-            raise Refused(f"this attack knows the Linf ball alone, not {target.threat.norm}")
-        eps = target.threat.eps
-        start = x + target.noise.uniform(x.shape[1:], -eps / 2, eps / 2)
-        _, gradient = target.gradient(start.clamp(0, 1))
-        return (start + eps / 2 * gradient.sign()).clamp(0, 1)
-
-
-def cross_entropy(step: Step, probe: Probe, x: Tensor) -> Tensor:
-    """The objective of most attacks."""
-    return ops.cross_entropy(probe(x), step.y)
 
 
 @promise

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from rkd.core import ops
+from rkd.core.errors import Refused
 from rkd.core.hooks import run_hooks
-from rkd.core.interfaces import Attack, HasParts, Loss, Objective, Scheduler, Teacher
+from rkd.core.interfaces import Attack, HasParts, Loss, Objective, Probe, Scheduler, Target, Teacher
 from rkd.core.random import forked
 from rkd.core.run import Run
 from rkd.core.step import AttackPlan, Step
-from rkd.core.types import Batch, Shape, ThreatModel
+from rkd.core.types import Batch, Mode, Shape, ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.data.loader import Loader
 from rkd.nets.net import Net, NetTeacher
@@ -75,6 +78,26 @@ class Scaled(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.factor * self.net(x)
+
+
+@dataclass
+class OneStep:
+    """The smallest attack there is: a random start and one signed step."""
+
+    mode: Mode = "eval"
+
+    def __call__(self, x: Tensor, target: Target) -> Tensor:
+        if target.threat.norm != "Linf":
+            raise Refused(f"this attack knows the Linf ball alone, not {target.threat.norm}")
+        eps = target.threat.eps
+        start = x + target.noise.uniform(x.shape[1:], -eps / 2, eps / 2)
+        _, gradient = target.gradient(start.clamp(0, 1))
+        return (start + eps / 2 * gradient.sign()).clamp(0, 1)
+
+
+def cross_entropy(step: Step, probe: Probe, x: Tensor) -> Tensor:
+    """The objective of most attacks."""
+    return ops.cross_entropy(probe(x), step.y)
 
 
 class StubTeacher(NetTeacher):
@@ -192,8 +215,6 @@ def tiny_run(
         student = conversion(student)
     attacks = {}
     if attack is not None:
-        from .attack import cross_entropy
-
         attacks["adv"] = AttackPlan(attack, objective or cross_entropy)
     lr = settings.pop("lr", 0.05)
     return Run(

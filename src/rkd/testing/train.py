@@ -24,9 +24,8 @@ from rkd.core.types import Batch, at
 from rkd.storage.serialize import load_state, save_state
 from rkd.training.dry_run import dry_step
 
-from .attack import OneStep, cross_entropy
 from .state import promise, require, untouched
-from .tiny import LinearNet, Scaled, tiny_batch, tiny_net, tiny_run, tiny_step, tiny_teachers
+from .tiny import LinearNet, OneStep, Scaled, cross_entropy, tiny_batch, tiny_net, tiny_run, tiny_step, tiny_teachers
 
 
 @promise
