@@ -121,6 +121,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     from rkd.core.trainer import advance
     from rkd.nets.net import Net, NetTeacher
     from rkd.registry.config import RunConfig
+    from rkd.training import teacher_cache
     from rkd.workflow.build import accelerate, build
     from rkd.workflow.resolve import resolve
 
@@ -141,6 +142,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
         "epochs": 1000,  # a long training: what is measured at its start pays
         "device": "cpu",
         "precision": job["kind"],
+        **job.get("settings", {}),
     }
     if "engine" in RunConfig.model_fields:
         table["engine"] = job["engine"]
@@ -154,12 +156,13 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     run.hooks.hook.rkd_run_start(run=run)
 
     def batches() -> Any:
-        while True:
-            for number, batch in enumerate(run.loader.batches(run.state.epoch)):
-                run.state.batch = number
-                if len(batch) == job["batch"]:
-                    yield batch
-            run.state.epoch += 1
+        with teacher_cache.cached_teachers(run, "on" if job.get("cache") else "off"):
+            while True:
+                for number, batch in enumerate(run.loader.batches(run.state.epoch)):
+                    run.state.batch = number
+                    if len(batch) == job["batch"]:
+                        yield batch
+                run.state.epoch += 1
 
     stream = batches()
 
@@ -179,7 +182,13 @@ def work(job: dict[str, Any]) -> None:
     import torch
 
     torch.set_num_threads(job["threads"])
-    step = plain_step(job) if job["kind"] == "plain" else rkd_step(job)
+    answer(plain_step(job) if job["kind"] == "plain" else rkd_step(job))
+
+
+def answer(step: Callable[[], float], about_it: Callable[[], dict[str, Any]] = dict) -> None:
+    """One step for each line on stdin, one line of JSON about it."""
+    import torch
+
     for _ in sys.stdin:
         usage = resource.getrusage(resource.RUSAGE_SELF)
         started = time.perf_counter()
@@ -193,6 +202,7 @@ def work(job: dict[str, Any]) -> None:
             "loss": loss,
             "mib": after.ru_maxrss / 1024,
             "torch": torch.__version__,
+            **about_it(),
         }
         print(json.dumps(about), flush=True)
 
@@ -200,15 +210,17 @@ def work(job: dict[str, Any]) -> None:
 # The parent
 
 
-def measure(row: str, jobs: dict[str, dict[str, Any]], rounds: int, out: Path) -> None:
-    """Steps of all kinds in turn, into one file."""
+def measure(
+    row: str, jobs: dict[str, dict[str, Any]], rounds: int, out: Path, warm_up: int = 2, script: str = __file__
+) -> None:
+    """Steps of all kinds in turn, into one file. `script`: whose `--worker` does the jobs."""
     path = out / f"{row}.json"
     if path.is_file() and json.loads(path.read_text())["jobs"] == jobs:
         return
-    workers = {kind: start(job) for kind, job in jobs.items()}
+    workers = {kind: start(job, script) for kind, job in jobs.items()}
     found: dict[str, list[dict[str, Any]]] = {kind: [] for kind in jobs}
     try:
-        for number in range(rounds + 2):  # the first two warm up: the engine chooses, buffers are made
+        for number in range(rounds + warm_up):  # first the engine chooses, buffers are made
             for kind, worker in workers.items():
                 assert worker.stdin and worker.stdout
                 worker.stdin.write("step\n")
@@ -218,20 +230,19 @@ def measure(row: str, jobs: dict[str, dict[str, Any]], rounds: int, out: Path) -
                     raise SystemExit(f"{row}: the {kind} step failed")
                 found[kind].append(json.loads(line))
             said = ", ".join(f"{kind} {steps[-1]['seconds']:.2f} s" for kind, steps in found.items())
-            print(f"{row} {number - 1}/{rounds}: {said}", flush=True)
+            print(f"{row} {number + 1 - warm_up}/{rounds}: {said}", flush=True)
     finally:
         for worker in workers.values():
             worker.kill()
             worker.wait()
     out.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"jobs": jobs, "warm-up": 2, "steps": found, "machine": machine()}, indent=1))
+    path.write_text(json.dumps({"jobs": jobs, "warm-up": warm_up, "steps": found, "machine": machine()}, indent=1))
 
 
-def start(job: dict[str, Any]) -> subprocess.Popen[str]:
+def start(job: dict[str, Any], script: str = __file__) -> subprocess.Popen[str]:
     # A cache of its own, so that nothing of an earlier run comes back.
     cache = str(Path(job["images"]).with_name("cache"))
     environment = dict(os.environ, OMP_NUM_THREADS=str(job["threads"]), RKD_CACHE=cache)
-    script = __file__
     if checkout := job.get("checkout"):
         script = str(Path(checkout) / "benchmarks" / "speed.py")
         environment |= {"PYTHONPATH": str(Path(checkout) / "src"), "RKD_CACHE": f"{cache}-before", **job["environment"]}
