@@ -17,11 +17,8 @@ from .core.interfaces import (
     Attack,
     AttackTraits,
     HasNotes,
-    HasParts,
     Loss,
-    Model,
     Objective,
-    Parts,
     Probe,
     Scheduler,
     Student,
@@ -54,10 +51,10 @@ from .evaluation.transfer import identity
 from .nets.batchnorm import Router, add_auxiliary
 from .nets.net import Net
 from .nets.resize import Resize
-from .nets.sources import Conversion, TeacherReference, TeacherSource
+from .nets.sources import Conversion, Model, TeacherReference, TeacherSource
 from .nets.student import NetStudent
 from .nets.weights import built_for, load_into, read_weights, take_normalization, without_download
-from .registry.hooks import Family
+from .registry.hooks import Family, HasParts, Parts
 from .storage.card import read_card
 from .storage.runfolder import RunFolder
 from .storage.text import expanded

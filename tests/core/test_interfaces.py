@@ -7,7 +7,8 @@ from typing import ClassVar
 
 import pytest
 
-from rkd.core.interfaces import Attack, AttackTraits, HasNotes, HasParts, traits_of
+from rkd.core.interfaces import Attack, AttackTraits, HasNotes, traits_of
+from rkd.registry.hooks import HasParts
 
 
 @dataclass

@@ -1,25 +1,48 @@
-"""How names are written."""
+"""Schedules, batches, threat models, and how radii are written."""
 
 from __future__ import annotations
 
 import pytest
+import torch
 
-from rkd.core.types import attack_name
+from rkd.core.types import Batch, ThreatModel, at, check_range, fraction
+
+
+def test_a_number_or_a_function_of_progress() -> None:
+    assert at(0.3, 0.9) == 0.3
+    assert at(lambda progress: 2 * progress, 0.25) == 0.5
+
+
+def test_ranges_of_numbers_and_schedules() -> None:
+    check_range("eps", 0.5, 0, 1)
+    check_range("eps", lambda progress: progress, 0, 1)
+    with pytest.raises(ValueError, match="eps must be between 0 and 1, got 2"):
+        check_range("eps", 2, 0, 1)
+    with pytest.raises(ValueError, match=r"rate must be at least 0, got -0.5 at progress 0.5"):
+        check_range("rate", lambda progress: -0.5 if progress == 0.5 else 0.0, 0)
+
+
+@pytest.mark.parametrize("keep", [torch.tensor([2, 0]), torch.tensor([True, False, True]), slice(1, 3)])
+def test_a_part_of_a_batch(keep: torch.Tensor | slice) -> None:
+    x = torch.arange(3.0).view(3, 1, 1, 1)
+    batch = Batch(x, torch.arange(3), torch.arange(3) + 10, {"weak": x + 1}, torch.arange(3) * 5)
+    part = batch.select(keep)
+    rows = torch.arange(3)[keep]
+    assert len(part) == 2
+    assert torch.equal(part.x.flatten(), rows.float()) and torch.equal(part.y, rows)
+    assert torch.equal(part.index, rows + 10) and torch.equal(part.views["weak"].flatten(), rows + 1.0)
+    assert part.version is not None and torch.equal(part.version, rows * 5)
+
+
+def test_another_radius_keeps_the_steps_share() -> None:
+    threat = ThreatModel("Linf", 8 / 255, 2 / 255).with_eps(4 / 255)
+    assert (threat.norm, threat.eps) == ("Linf", 4 / 255) and threat.step_size == pytest.approx(1 / 255)
+    assert ThreatModel("L2", 0.0, 0.0).with_eps(0.5).step_size == 0.0
 
 
 @pytest.mark.parametrize(
-    ("name", "written"),
-    [
-        ("pgd-sat", "PGD-SAT"),
-        ("cw-30", "CW-30"),
-        ("fab-t", "FAB-T"),
-        ("mifgsm", "MI-FGSM"),
-        ("autoattack", "AutoAttack"),
-        ("autoattack-reference", "AutoAttack-reference"),
-        ("noise", "noise"),
-        ("somebodys-pgd", "somebodys-PGD"),
-        ("file/pgd", "file/pgd"),
-    ],
+    ("value", "written"),
+    [(8 / 255, "8/255"), (38 / 255, "38/255"), (0.2, "0.2"), (0.3, "0.3"), (1.0, "1"), (0.5, "0.5")],
 )
-def test_names_of_attacks(name: str, written: str) -> None:
-    assert attack_name(name) == written
+def test_radii_as_the_field_writes_them(value: float, written: str) -> None:
+    assert fraction(value) == written

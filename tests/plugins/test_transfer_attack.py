@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from rkd.core import ops
 from rkd.core.errors import ConfigError, Refused, RkdError
-from rkd.core.interfaces import Attack, Parts, traits_of
+from rkd.core.interfaces import Attack, traits_of
 from rkd.core.random import forked
 from rkd.core.step import AttackPlan
 from rkd.core.types import Batch, ThreatModel
@@ -27,6 +27,7 @@ from rkd.plugins.attacks.transfer import Transfer
 from rkd.plugins.objectives.ce import ce
 from rkd.plugins.objectives.margin import Margin
 from rkd.registry.catalog import Entry, load_catalog
+from rkd.registry.hooks import Parts
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import save_weights
 from rkd.testing import LinearNet, tiny_batch, tiny_dataset, tiny_net, tiny_step, untouched

@@ -9,7 +9,7 @@ import pytest
 
 from rkd.core.errors import RkdError
 from rkd.registry.recipes import read_recipe
-from rkd.storage.text import parse_toml, read_text
+from rkd.storage.text import attack_name, parse_toml, read_text
 
 
 @pytest.mark.parametrize(
@@ -43,3 +43,21 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         read_recipe(tmp_path / "fifo.toml")
     with pytest.raises(RkdError):
         read_recipe("a\0b.toml")
+
+
+@pytest.mark.parametrize(
+    ("name", "written"),
+    [
+        ("pgd-sat", "PGD-SAT"),
+        ("cw-30", "CW-30"),
+        ("fab-t", "FAB-T"),
+        ("mifgsm", "MI-FGSM"),
+        ("autoattack", "AutoAttack"),
+        ("autoattack-reference", "AutoAttack-reference"),
+        ("noise", "noise"),
+        ("somebodys-pgd", "somebodys-PGD"),
+        ("file/pgd", "file/pgd"),
+    ],
+)
+def test_names_of_attacks(name: str, written: str) -> None:
+    assert attack_name(name) == written

@@ -14,7 +14,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from .types import Batch, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View
+from .types import Batch, Mode, Norm, QueryKind, Schedule, ThreatModel, View
 
 if TYPE_CHECKING:  # the registry reads these without torch
     from torch import Tensor, nn
@@ -189,7 +189,7 @@ class Attack(Protocol):
             return (x + target.threat.eps * gradient.sign()).clamp(0, 1)
 
     `traits` may be left out, and so may a method `notes(classes)`, see `HasNotes`, and a method `assemble(parts)`, see
-    `HasParts`.
+    `rkd.plugin.HasParts`.
     """
 
     mode: Mode
@@ -218,7 +218,7 @@ class AttackTraits:
     black_box: bool = False
     """It takes no gradient of the attacked net, and so must not beat attacks that do."""
     confirms: bool = False
-    """It asks `target.exact` before it counts an image as fooling the net: its other questions may go to a faster,
+    """It asks `target.reference` before it counts an image as fooling the net: its other questions may go to a faster,
     less exact copy."""
     seeks_nearest: bool = False
     """It looks for the nearest image that fools the net, whatever the radius: accuracy against eps is drawn of other
@@ -271,45 +271,6 @@ class HasNotes(Protocol):
 
     def notes(self, classes: int) -> Sequence[str]:
         """What a reader of the result should know, a sentence each, on data of so many classes."""
-        ...
-
-
-@runtime_checkable
-class HasParts(Protocol):
-    """An attack whose options name nets or other attacks."""
-
-    def assemble(self, parts: Parts) -> None:
-        """Take the parts: called once, when the options are checked, before anything runs. Raises RkdError."""
-        ...
-
-
-@runtime_checkable
-class Parts(Protocol):
-    """Nets and attacks that an attack's options only name: what `HasParts.assemble` is given.
-
-    @dataclass
-    class OnAnother:
-        source: str
-        mode: ClassVar = "eval"
-        def assemble(self, parts):
-            self.net = parts.net(self.source)
-            self.search = parts.attack("pgd")
-        def __call__(self, x, target):
-            with target.on(self.net.to(x.device)) as other:
-                return self.search(x, other)
-    """
-
-    def net(self, reference: str, normalize: str = "auto", options: Mapping[str, Any] | None = None) -> nn.Module:
-        """The frozen net of a teacher reference: a run's folder, MODEL@WEIGHTS, or what an installed source of
-        teachers understands. On the CPU; it takes images in [0, 1] of the data's shape and gives one logit a class.
-
-        `normalize`, for weights files that do not say it: `data`, `none`, or `auto` for whichever is right on more
-        training images; `options`: those of MODEL. Raises RkdError.
-        """
-        ...
-
-    def attack(self, name: str, options: Mapping[str, Any] | None = None) -> Attack:
-        """An attack by its name, with checked options, itself assembled. Raises RkdError."""
         ...
 
 
@@ -371,13 +332,3 @@ class Scheduler(Protocol):
         ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@runtime_checkable
-class Model(Protocol):
-    """An architecture. Its instance builds a net for images of `shape` and `classes` classes.
-
-    The net gets images already normalised and returns logits `(B, classes)`; it holds no softmax.
-    """
-
-    def __call__(self, shape: Shape, classes: int) -> nn.Module: ...

@@ -91,13 +91,3 @@ def fraction(value: float) -> str:
     if 0 < abs(value) < 1 and float(short) != value and abs(times - round(times)) < 1e-6 and round(times):
         return f"{round(times)}/255"
     return f"{value:.6g}"
-
-
-_SPELT = {"autoattack": "AutoAttack", "deepfool": "DeepFool", "mifgsm": "MI-FGSM", "square": "Square"}
-_ACRONYMS = {"apgd", "bim", "ce", "cw", "dlr", "fab", "fgsm", "jsma", "kl", "l1", "l2", "pgd", "sat", "t", "trades"}
-
-
-def attack_name(name: str) -> str:
-    """`PGD-SAT` for `pgd-sat`, `AutoAttack` for `autoattack`, as tables of the field write them; others as they are."""
-    words = (_SPELT.get(word) or (word.upper() if word in _ACRONYMS else word) for word in name.split("-"))
-    return name if "/" in name else "-".join(words)

@@ -1,4 +1,4 @@
-"""Where nets come from: sources of teachers, and conversions of a student."""
+"""Where nets come from: architectures, sources of teachers, and conversions of a student."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from ..core.types import Shape
+
 if TYPE_CHECKING:  # references are read without torch
     from torch import nn
 
     from ..data.dataset import Dataset
     from .student import NetStudent
+
+
+@runtime_checkable
+class Model(Protocol):
+    """An architecture. Its instance builds a net for images of `shape` and `classes` classes.
+
+    The net gets images already normalised and returns logits `(B, classes)`; it holds no softmax.
+    """
+
+    def __call__(self, shape: Shape, classes: int) -> nn.Module: ...
 
 
 @runtime_checkable

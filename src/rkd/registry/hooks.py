@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from rkd.core.hooks import hookspec
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from rkd.core.interfaces import Attack
 
 KINDS = {
     "model": "rkd_models",
@@ -90,3 +95,42 @@ class Family:
     pattern: str
     component: type
     examples: tuple[str, ...]
+
+
+@runtime_checkable
+class HasParts(Protocol):
+    """An attack whose options name nets or other attacks."""
+
+    def assemble(self, parts: Parts) -> None:
+        """Take the parts: called once, when the options are checked, before anything runs. Raises RkdError."""
+        ...
+
+
+@runtime_checkable
+class Parts(Protocol):
+    """Nets and attacks that an attack's options only name: what `HasParts.assemble` is given.
+
+    @dataclass
+    class OnAnother:
+        source: str
+        mode: ClassVar = "eval"
+        def assemble(self, parts):
+            self.net = parts.net(self.source)
+            self.search = parts.attack("pgd")
+        def __call__(self, x, target):
+            with target.on(self.net.to(x.device)) as other:
+                return self.search(x, other)
+    """
+
+    def net(self, reference: str, normalize: str = "auto", options: Mapping[str, Any] | None = None) -> nn.Module:
+        """The frozen net of a teacher reference: a run's folder, MODEL@WEIGHTS, or what an installed source of
+        teachers understands. On the CPU; it takes images in [0, 1] of the data's shape and gives one logit a class.
+
+        `normalize`, for weights files that do not say it: `data`, `none`, or `auto` for whichever is right on more
+        training images; `options`: those of MODEL. Raises RkdError.
+        """
+        ...
+
+    def attack(self, name: str, options: Mapping[str, Any] | None = None) -> Attack:
+        """An attack by its name, with checked options, itself assembled. Raises RkdError."""
+        ...

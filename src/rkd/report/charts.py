@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from rkd.core.types import attack_name, fraction
+from rkd.core.types import fraction
+from rkd.storage.text import attack_name
 
 from .data import Curve, Net
 from .figures import ATTACKED, CLEAN, MARKERS, PAPER, QUIET, SERIES, Picture, legend, render

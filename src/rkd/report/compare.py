@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rkd.core.errors import RkdError
-from rkd.core.types import attack_name
 from rkd.storage.card import ALIKE
 from rkd.storage.runfolder import RunFolder
+from rkd.storage.text import attack_name
 
 from .data import Net, RunData
 from .read import read_run

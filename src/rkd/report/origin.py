@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
 
-from rkd.core.types import attack_name
+from rkd.storage.text import attack_name
 
 from .data import RunData
 from .values import items, number, percent, plain, radius, setting, shortened, table, text

@@ -14,9 +14,10 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rkd import __version__
 from rkd.core.errors import RkdError
-from rkd.core.types import attack_name, fraction
+from rkd.core.types import fraction
 from rkd.storage.files import write_atomic
 from rkd.storage.runfolder import RunFolder
+from rkd.storage.text import attack_name
 
 from . import charts, epochs, summary, values
 from .charts import Point

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from rkd.core.types import attack_name
+from rkd.storage.text import attack_name
 
 from .data import Net, RunData
 from .gallery import Gallery

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Any
 
-from rkd.core.types import attack_name
+from rkd.storage.text import attack_name
 
 from .compare import WORST, Comparison, Group, Value
 from .values import percent, radius

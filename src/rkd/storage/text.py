@@ -96,3 +96,13 @@ def _inside(value: Any) -> Iterable[Any]:
 
 def _size(count: int) -> str:
     return f"{count >> 20} MiB" if count >= 1 << 20 else f"{count >> 10} KiB"
+
+
+_SPELT = {"autoattack": "AutoAttack", "deepfool": "DeepFool", "mifgsm": "MI-FGSM", "square": "Square"}
+_ACRONYMS = {"apgd", "bim", "ce", "cw", "dlr", "fab", "fgsm", "jsma", "kl", "l1", "l2", "pgd", "sat", "t", "trades"}
+
+
+def attack_name(name: str) -> str:
+    """`PGD-SAT` for `pgd-sat`, `AutoAttack` for `autoattack`, as tables of the field write them; others as they are."""
+    words = (_SPELT.get(word) or (word.upper() if word in _ACRONYMS else word) for word in name.split("-"))
+    return name if "/" in name else "-".join(words)

@@ -7,12 +7,11 @@ import copy
 import torch
 from torch import Tensor
 
-from rkd.core.interfaces import Model
 from rkd.core.random import forked
 from rkd.core.types import Shape
 from rkd.nets.modes import running
 from rkd.nets.net import Net
-from rkd.nets.sources import Conversion
+from rkd.nets.sources import Conversion, Model
 from rkd.nets.student import NetStudent
 
 from .state import promise, require, untouched

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from rkd.core import ops
 from rkd.core.errors import Refused
 from rkd.core.hooks import run_hooks
-from rkd.core.interfaces import Attack, HasParts, Loss, Objective, Probe, Scheduler, Target, Teacher
+from rkd.core.interfaces import Attack, Loss, Objective, Probe, Scheduler, Target, Teacher
 from rkd.core.random import forked
 from rkd.core.run import Run
 from rkd.core.step import AttackPlan, Step
@@ -22,6 +22,7 @@ from rkd.data.loader import Loader
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog
+from rkd.registry.hooks import HasParts
 from rkd.training.checkpoints import Checkpointer
 from rkd.training.divergence import DivergenceMonitor
 

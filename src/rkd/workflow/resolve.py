@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.interfaces import Attack, HasParts, traits_of
+from rkd.core.interfaces import Attack, traits_of
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import Dataset
@@ -18,6 +18,7 @@ from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import AttackConfig, Component, RunConfig, parse, section, sound
 from rkd.registry.defaults import data_defaults, method_defaults, name_of, with_names
+from rkd.registry.hooks import HasParts
 from rkd.registry.options import plain, values_of
 from rkd.registry.recipes import merge
 
