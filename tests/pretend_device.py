@@ -136,6 +136,13 @@ class _Module:
     def manual_seed_all(self, seed: int) -> None:
         """Its random numbers are those of the CPU."""
 
+    def get_rng_state(self, device: object = None) -> torch.Tensor:
+        """Nothing: `torch.random.fork_rng` asks every device."""
+        return torch.empty(0, dtype=torch.uint8)
+
+    def set_rng_state(self, state: torch.Tensor, device: object = None) -> None:
+        """As `get_rng_state` gave it."""
+
 
 def register() -> torch.device:
     """The device, which torch knows from here on."""

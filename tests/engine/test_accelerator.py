@@ -464,5 +464,6 @@ def test_a_query_passes_few_frames_in_an_evaluation(catalog: Catalog, kind: str)
     net = student_of(catalog, "resnet20").net.eval()
     split = ArraySplit(X, net(X).argmax(1))
     with Frames("attacks/apgd.py") as frames:
-        evaluate(net, split, {"it": AttackPlan(ApgdCe(steps=2), ce)}, threat=LINF, accelerator=Engine(kind))
+        settings = EvalSettings(LINF, accelerator=Engine(kind))
+        evaluate(net, split, {"it": AttackPlan(ApgdCe(steps=2), ce)}, settings)
     assert 1 <= len(frames.names) <= 10, frames.names

@@ -206,11 +206,13 @@ def make(
         try:
             x = torch.cat([x, 1 - x]).detach() if len(x) == 1 else x.detach()
             expected = gradient(plain, x)
+            if not bool(expected[1].any()):  # no gradient to be had, and a copy might have one
+                return itself
             copy = FastCopy(backend, net, view, x)
             micro_batch, copy.run.micro_batch = copy.run.micro_batch, -(-len(x) // 2)  # a net may mix its batch
             off = relative_error(copy.logits, x, expected, exact=backend.dtype == "float32")
             copy.run.micro_batch = micro_batch
-        except Refused:  # no gradient to be had
+        except Refused:  # torch cannot take a gradient
             return itself
         except Exception as error:  # whatever a module of others raises when it is copied or traced
             if backend.fused:
