@@ -32,8 +32,8 @@ from .modes import running
 Norms: TypeAlias = list[tuple[_NormBase, bool, dict[str, Tensor | None]]]
 
 EVERY = 2
-"""Of so many blocks one is computed again. With ResNet-20 a training's forwards and backwards take 1.11 times as long
-(1.21 with each block), which is about 3 % of a step with ten steps of an attack; its memory is 0.95 of a script's."""
+"""Of so many blocks one is computed again. Fewer would keep more memory; each block takes longer for little more saved
+(docs/results/speed.md has memory and time of whole steps)."""
 
 
 @contextmanager
