@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -31,187 +31,116 @@ MOST_BYTES = 512 << 20
 """Bytes of a file that is read; the largest published one, SVHN's training part, has 182 million."""
 
 DIGITS = tuple("0123456789")
-MNIST_DEFAULTS: Mapping[str, Any] = {
-    "epochs": 8,
-    "batch_size": 128,
-    "optimizer": {"lr": 0.1, "schedule": "points(0:0, 0.2:1, 1:0)"},
-    # Small nets that are attacked with 0.3 from the start end as a constant: eps grows over the first part.
-    "attack": {"eps": "ramp(0, 0.3, until=0.4)"},
-}
-MNIST_TEACHERS: Mapping[str, Mapping[str, Any]] = {
-    # TRADES at beta 6 lost its robustness again on such nets (78 % under PGD-10 after two epochs, 37 % after four).
-    "robust": {"model": "small-cnn", "recipe": {"loss": {"name": "pgd-at"}}},
-    "clean": {"model": "small-cnn"},
-}
-CIFAR_THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
-CIFAR_DEFAULTS: Mapping[str, Any] = {
-    "epochs": 100,
-    "batch_size": 128,
-    "augments": {"crop": {"padding": 4}, "flip": {}},
+CIFAR: dict[str, Any] = {
+    "threat": ThreatModel("Linf", 8 / 255, 2 / 255),
+    "defaults": {"epochs": 100, "batch_size": 128, "augments": {"crop": {"padding": 4}, "flip": {}}},
 }
 
 
 @dataclass
-class Mnist:
-    """MNIST: 60,000 + 10,000 handwritten digits, 28x28 grey.
-
-    dir: the folder that holds `MNIST/raw/`; by default `data`.
-    download: fetch what is missing.
-    """
+class Published:
+    """What the five share: `dir`, the folder that holds the files, and whether to fetch what is missing of them."""
 
     dir: str | None = None
     download: bool = False
 
-    def __call__(self) -> Dataset:
-        return _dataset(
-            "mnist",
-            "MNIST",
-            self,
-            classes=DIGITS,
-            mean=(0.1307,),
-            std=(0.3081,),
-            threat=ThreatModel("Linf", 0.3, 0.075),
-            defaults=MNIST_DEFAULTS,
-            teachers=MNIST_TEACHERS,
-        )
-
-
-@dataclass
-class FashionMnist:
-    """Fashion-MNIST: 60,000 + 10,000 pieces of clothing, 28x28 grey.
-
-    dir: the folder that holds `FashionMNIST/raw/`; by default `data`.
-    download: fetch what is missing.
-    """
-
-    dir: str | None = None
-    download: bool = False
+    name: ClassVar[str]
+    source: ClassVar[str]
+    """torchvision's class."""
+    facts: ClassVar[Mapping[str, Any]]
+    """Fields of the `Dataset` that are known beforehand; `classes` where torchvision's own names are not wanted."""
 
     def __call__(self) -> Dataset:
-        return _dataset(
-            "fashion-mnist",
-            "FashionMNIST",
-            self,
-            mean=(0.2860,),
-            std=(0.3530,),
-            threat=ThreatModel("Linf", 0.1, 0.025),
-            defaults={"epochs": 30, "batch_size": 128},
-        )
+        from torchvision import datasets  # here: torchvision takes a second to import
+
+        reader = getattr(datasets, self.source)
+        root = expanded(self.dir or "data")
+        for file, _ in _files(reader):
+            if (root / file).is_file() and (root / file).stat().st_size > MOST_BYTES:  # it would be read as a whole
+                raise DataError(
+                    f"data set {self.name!r}: {root / file} is larger than {MOST_BYTES >> 20} MiB, so it is another"
+                )
+        try:
+            # Some releases of torchvision print to stdout, which belongs to the results.
+            with redirect_stdout(sys.stderr):
+                parts, names = _read(reader, root, self.download)
+                train, test = (ArraySplit(*part) for part in parts)
+                if not len(train) or not len(test):
+                    raise ValueError("there is not a single image in it")
+        except Exception as error:  # RuntimeError, OSError, ValueError, AssertionError, pickle's, scipy's, ...
+            raise DataError(_explain(self.name, reader, root, self.download, error)) from error
+        channels, height, width = train.images(torch.tensor([0])).shape[1:]
+        fields = {"classes": tuple(names), "fingerprint": fingerprint_of(train, test), **self.facts}
+        return Dataset(name=self.name, train=train, test=test, shape=(channels, height, width), **fields)
 
 
-@dataclass
-class Cifar10:
-    """CIFAR-10: 50,000 + 10,000 photographs in 10 classes, 32x32 colour.
+class Mnist(Published):
+    """MNIST: 60,000 + 10,000 handwritten digits, 28x28 grey; `dir` holds `MNIST/raw/`."""
 
-    dir: the folder that holds `cifar-10-batches-py/`; by default `data`.
-    download: fetch what is missing.
-    """
-
-    dir: str | None = None
-    download: bool = False
-
-    def __call__(self) -> Dataset:
-        return _dataset(
-            "cifar10",
-            "CIFAR10",
-            self,
-            mean=(0.4914, 0.4822, 0.4465),
-            std=(0.2471, 0.2435, 0.2616),
-            threat=CIFAR_THREAT,
-            defaults=CIFAR_DEFAULTS,
-        )
-
-
-@dataclass
-class Cifar100:
-    """CIFAR-100: 50,000 + 10,000 photographs in 100 classes, 32x32 colour.
-
-    dir: the folder that holds `cifar-100-python/`; by default `data`.
-    download: fetch what is missing.
-    """
-
-    dir: str | None = None
-    download: bool = False
-
-    def __call__(self) -> Dataset:
-        return _dataset(
-            "cifar100",
-            "CIFAR100",
-            self,
-            mean=(0.5071, 0.4865, 0.4409),
-            std=(0.2673, 0.2564, 0.2762),
-            threat=CIFAR_THREAT,
-            defaults=CIFAR_DEFAULTS,
-        )
+    name, source = "mnist", "MNIST"
+    facts = {
+        "classes": DIGITS,
+        "mean": (0.1307,),
+        "std": (0.3081,),
+        "threat": ThreatModel("Linf", 0.3, 0.075),
+        "defaults": {
+            "epochs": 8,
+            "batch_size": 128,
+            "optimizer": {"lr": 0.1, "schedule": "points(0:0, 0.2:1, 1:0)"},
+            # Small nets that are attacked with 0.3 from the start end as a constant: eps grows over the first part.
+            "attack": {"eps": "ramp(0, 0.3, until=0.4)"},
+        },
+        "teachers": {
+            # TRADES at beta 6 lost its robustness again on such nets (78 % under PGD-10 after two epochs, 37 % after
+            # four).
+            "robust": {"model": "small-cnn", "recipe": {"loss": {"name": "pgd-at"}}},
+            "clean": {"model": "small-cnn"},
+        },
+    }
 
 
-@dataclass
-class Svhn:
+class FashionMnist(Published):
+    """Fashion-MNIST: 60,000 + 10,000 pieces of clothing, 28x28 grey; `dir` holds `FashionMNIST/raw/`."""
+
+    name, source = "fashion-mnist", "FashionMNIST"
+    facts = {
+        "mean": (0.2860,),
+        "std": (0.3530,),
+        "threat": ThreatModel("Linf", 0.1, 0.025),
+        "defaults": {"epochs": 30, "batch_size": 128},
+    }
+
+
+class Cifar10(Published):
+    """CIFAR-10: 50,000 + 10,000 photographs in 10 classes, 32x32 colour; `dir` holds `cifar-10-batches-py/`."""
+
+    name, source = "cifar10", "CIFAR10"
+    facts = CIFAR | {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2471, 0.2435, 0.2616)}
+
+
+class Cifar100(Published):
+    """CIFAR-100: 50,000 + 10,000 photographs in 100 classes, 32x32 colour; `dir` holds `cifar-100-python/`."""
+
+    name, source = "cifar100", "CIFAR100"
+    facts = CIFAR | {"mean": (0.5071, 0.4865, 0.4409), "std": (0.2673, 0.2564, 0.2762)}
+
+
+class Svhn(Published):
     """SVHN: 73,257 + 26,032 house numbers' digits, 32x32 colour.
 
-    The published files call the digit 0 class 10; here it is class 0. The `extra` images are not used.
-
-    dir: the folder that holds `train_32x32.mat` and `test_32x32.mat`; by default `data`.
-    download: fetch what is missing.
+    `dir` holds `train_32x32.mat` and `test_32x32.mat`; the `extra` images are not used. The published files call the
+    digit 0 class 10; here it is class 0.
     """
 
-    dir: str | None = None
-    download: bool = False
-
-    def __call__(self) -> Dataset:
-        return _dataset(
-            "svhn",
-            "SVHN",
-            self,
-            classes=DIGITS,
-            mean=(0.4377, 0.4438, 0.4728),
-            std=(0.1980, 0.2010, 0.1970),
-            threat=CIFAR_THREAT,
-            # A mirrored digit is another sign or none: crops only.
-            defaults={"epochs": 30, "batch_size": 128, "augments": {"crop": {"padding": 4}}},
-        )
-
-
-def _dataset(
-    name: str,
-    source: str,
-    options: Mnist | FashionMnist | Cifar10 | Cifar100 | Svhn,
-    mean: tuple[float, ...],
-    std: tuple[float, ...],
-    threat: ThreatModel,
-    defaults: Mapping[str, Any],
-    teachers: Mapping[str, Mapping[str, Any]] | None = None,
-    classes: Sequence[str] | None = None,
-) -> Dataset:
-    """The data set that torchvision's class `source` reads; `classes` where its own names are not wanted."""
-    from torchvision import datasets  # here: torchvision takes a second to import
-
-    reader = getattr(datasets, source)
-    root = expanded(options.dir or "data")
-    _check_sizes(name, reader, root)
-    try:
-        # Some releases of torchvision print to stdout, which belongs to the results.
-        with redirect_stdout(sys.stderr):
-            parts, found = _read(reader, root, options.download)
-            train, test = (ArraySplit(*part) for part in parts)
-            names = tuple(classes or found)
-            if not len(train) or not len(test):
-                raise ValueError("there is not a single image in it")
-    except Exception as error:  # RuntimeError, OSError, ValueError, AssertionError, pickle's, scipy's, ...
-        raise DataError(_explain(name, reader, root, options.download, error)) from error
-    return Dataset(
-        name=name,
-        train=train,
-        test=test,
-        shape=_shape(train),
-        classes=names,
-        mean=mean,
-        std=std,
-        threat=threat,
-        defaults=defaults,
-        teachers=teachers or {},
-        fingerprint=fingerprint_of(train, test),
-    )
+    name, source = "svhn", "SVHN"
+    facts = {
+        "classes": DIGITS,
+        "mean": (0.4377, 0.4438, 0.4728),
+        "std": (0.1980, 0.2010, 0.1970),
+        "threat": CIFAR["threat"],
+        # A mirrored digit is another sign or none: crops only.
+        "defaults": {"epochs": 30, "batch_size": 128, "augments": {"crop": {"padding": 4}}},
+    }
 
 
 def _read(reader: Any, root: Path, download: bool) -> tuple[list[tuple[Tensor, Tensor]], Sequence[str]]:
@@ -219,7 +148,10 @@ def _read(reader: Any, root: Path, download: bool) -> tuple[list[tuple[Tensor, T
     if hasattr(reader, "train_list"):
         return read_cifar(reader, root, download)
     if hasattr(reader, "split_list"):
-        return [_tensors(reader(str(root), split=part, download=download)) for part in ("train", "test")], ()
+        halves = [reader(str(root), split=part, download=download) for part in ("train", "test")]
+        return [
+            (torch.as_tensor(h.data).contiguous(), torch.as_tensor(h.labels, dtype=torch.int64)) for h in halves
+        ], ()
     from torchvision.datasets import mnist
 
     raw = root / reader.__name__ / "raw"
@@ -234,23 +166,6 @@ def _read(reader: Any, root: Path, download: bool) -> tuple[list[tuple[Tensor, T
         for part in ("train", "t10k")
     ]  # fmt: skip
     return parts, reader.classes
-
-
-def _check_sizes(name: str, reader: Any, root: Path) -> None:
-    """Raise DataError for a file that is far larger than the published one: it would be read as a whole."""
-    for file, _ in _files(reader):
-        if (root / file).is_file() and (root / file).stat().st_size > MOST_BYTES:
-            raise DataError(f"data set {name!r}: {root / file} is larger than {MOST_BYTES >> 20} MiB, so it is another")
-
-
-def _tensors(part: Any) -> tuple[Tensor, Tensor]:
-    """`(N, C, H, W)` uint8 and `(N,)` int64 of SVHN's arrays."""
-    return torch.as_tensor(part.data).contiguous(), torch.as_tensor(part.labels, dtype=torch.int64)
-
-
-def _shape(split: ArraySplit) -> tuple[int, int, int]:
-    channels, height, width = split.images(torch.tensor([0])).shape[1:]
-    return channels, height, width
 
 
 def _files(reader: Any) -> list[tuple[str, str | None]]:
@@ -303,4 +218,4 @@ def _fault(path: Path, md5: str | None) -> str | None:
 
 @hookimpl
 def rkd_datasets() -> dict[str, object]:
-    return {"mnist": Mnist, "fashion-mnist": FashionMnist, "cifar10": Cifar10, "cifar100": Cifar100, "svhn": Svhn}
+    return {source.name: source for source in (Mnist, FashionMnist, Cifar10, Cifar100, Svhn)}
