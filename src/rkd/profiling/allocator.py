@@ -5,8 +5,6 @@ gives it back at once, and the system has to fill every page of it with zeros on
 number that is computed.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 

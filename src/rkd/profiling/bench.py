@@ -1,7 +1,5 @@
 """Where the time of a training step goes, and how near it comes to what the machine can do."""
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time

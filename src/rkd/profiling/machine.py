@@ -1,7 +1,5 @@
 """What the machine says of itself. Imports no torch."""
 
-from __future__ import annotations
-
 import contextlib
 import platform
 from pathlib import Path

@@ -1,7 +1,5 @@
 """{kind: {name: component}}, clear words when a name is unknown or has two owners, and all that a component says."""
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import re

@@ -4,8 +4,6 @@ The schema fixes the frame; the tables of components hold those components' own 
 against their dataclasses when the run is built.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 

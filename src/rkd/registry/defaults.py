@@ -1,7 +1,5 @@
 """What a method and a data set bring along when the user is silent."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

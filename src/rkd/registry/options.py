@@ -4,8 +4,6 @@ Any float may be written `8/255`; a field annotated `Schedule` also takes `ramp(
 A mapping option is merged into its default, so that `--set loss.weights.adv=0.9` leaves the other weights alone.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import dataclasses
 import types

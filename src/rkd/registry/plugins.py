@@ -4,8 +4,6 @@ Plugins are entry points of the group `rkd`; each names a module with registrati
 when asked for. `RKD_DISABLE_PLUGINS=a,b` leaves out plugins by entry-point name or distribution (`*` and `?` work).
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """Recipes: nested tables of settings, read from TOML files and from `--set`, merged and written."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path

@@ -9,8 +9,6 @@ Any number option may be a schedule, a function of the progress in [0, 1]:
     points(0:0, 0.3:1, 1:0)          straight lines through the points progress:value
 """
 
-from __future__ import annotations
-
 import math
 import re
 from dataclasses import dataclass

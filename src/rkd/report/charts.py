@@ -1,8 +1,6 @@
 """Charts of an evaluation, and of several: each takes typed values and returns a picture, or None where there is
 nothing to draw."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

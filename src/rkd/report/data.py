@@ -1,7 +1,5 @@
 """What a run's folder says, as typed values."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any

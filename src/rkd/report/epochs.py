@@ -1,7 +1,5 @@
 """Curves over the epochs of a training: losses, validation, weights, whatever a scheduler sets."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Mapping, Sequence
 

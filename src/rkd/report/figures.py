@@ -5,8 +5,6 @@ variables and its letters from the page's font, so that one picture is right in 
 rebuilt from matplotlib's XML element by element, and only elements that draw are kept.
 """
 
-from __future__ import annotations
-
 import io
 import re
 import warnings

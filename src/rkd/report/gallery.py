@@ -1,7 +1,5 @@
 """The gallery: clean image, perturbation and adversarial image of each example, as PNG inside the page."""
 
-from __future__ import annotations
-
 import base64
 import io
 from dataclasses import dataclass

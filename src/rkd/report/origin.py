@@ -1,7 +1,5 @@
 """What was trained from what, for the diagram: images, teachers, the method with its parts, the student."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath

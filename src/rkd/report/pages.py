@@ -3,8 +3,6 @@
 Everything that a template shows is escaped, unless a module of this room made it.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A run's folder as typed values. Whatever cannot be used is left out, and `RunData.left_out` says why."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePath
 from typing import Any, TypeVar

@@ -1,7 +1,5 @@
 """A run in facts: the figures, lines and commands that its page shows."""
 
-from __future__ import annotations
-
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

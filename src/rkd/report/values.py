@@ -4,8 +4,6 @@ Whoever writes a run folder decides what is in it. Everything that the room show
 raises on any value that JSON or TOML can hold.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

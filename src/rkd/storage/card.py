@@ -3,8 +3,6 @@
 Whoever made the run wrote it, so every value is checked before anything is built from it.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

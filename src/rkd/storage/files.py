@@ -1,7 +1,5 @@
 """Files that survive a crash: written whole or not at all. No torch here: reports read run folders without it."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 from pathlib import Path

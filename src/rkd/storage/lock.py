@@ -1,7 +1,5 @@
 """One process at a time works on a run."""
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ No pickle: a file from a stranger is data, never code. Each file holds a checksu
 a torn or bit-flipped one is found out.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Mapping

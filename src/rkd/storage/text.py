@@ -4,8 +4,6 @@ Whoever hands on a recipe or a run's folder decides what is in its files. A pars
 the size of a file, and no name may move a terminal's cursor or open a tag.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib

@@ -1,7 +1,5 @@
 """Attacks and objectives."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from collections.abc import Sequence

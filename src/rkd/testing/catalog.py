@@ -1,7 +1,5 @@
 """What a component shows of itself: its summary, its citation, its defaults."""
 
-from __future__ import annotations
-
 import inspect
 import re
 import sys

@@ -1,7 +1,5 @@
 """Data sets, augmentations and corruptions."""
 
-from __future__ import annotations
-
 import itertools
 
 import torch

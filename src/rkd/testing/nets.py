@@ -1,7 +1,5 @@
 """Models and conversions of the student."""
 
-from __future__ import annotations
-
 import copy
 
 import torch

@@ -1,7 +1,5 @@
 """Seeing whether something was left as it was found."""
 
-from __future__ import annotations
-
 import functools
 import random
 import sys

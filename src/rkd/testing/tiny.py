@@ -1,7 +1,5 @@
 """Nets, images and runs that are small enough to try everything on them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any

@@ -1,7 +1,5 @@
 """Losses, schedulers, extensions."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import tempfile

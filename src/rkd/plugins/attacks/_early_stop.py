@@ -5,8 +5,6 @@ after each, since that makes the host wait for the device. An image is counted o
 wrong on it; the sample then leaves, and the batch shrinks.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Self

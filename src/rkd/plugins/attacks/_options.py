@@ -1,7 +1,5 @@
 """Options that attacks share: checks of their values, and the ball that follows from them."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import get_args
 

@@ -31,8 +31,6 @@ Deviations from the authors' code (pyautoattack 0.2.0), which otherwise settles 
   classes see `dlr`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar

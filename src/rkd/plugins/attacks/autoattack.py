@@ -29,8 +29,6 @@ gradients are none) are given up.
 Its randomness is that of a batch: unlike everywhere else in rkd, a sample's result depends on its batch.
 """
 
-from __future__ import annotations
-
 import logging
 import sys
 from collections.abc import Callable, Iterator

@@ -15,8 +15,6 @@ repeats it exactly), IAD 30 and Fair-ARD 20 steps from a uniform start. Here: 30
 steps otherwise.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

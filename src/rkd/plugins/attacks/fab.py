@@ -38,8 +38,6 @@ Deviations from the authors' code (pyautoattack 0.2.0):
 - With K < 10 classes the K - 1 others are tried; there it stops with an error.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

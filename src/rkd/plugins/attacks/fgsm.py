@@ -12,8 +12,6 @@ the paper does; that is the default here. Fair-ARD's `eval.py` starts from 0.001
 prints that it does not. Both then project onto the ball.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import get_args
 

@@ -12,8 +12,6 @@ Settings are the paper's: 10 steps of eps / 10, mu = 1. Deviation: the gradient 
 its L1 length is taken, which underflows for saturated nets otherwise.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch

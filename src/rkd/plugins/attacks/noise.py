@@ -10,8 +10,6 @@ References: madry2018towards
 The noise is the random start of that paper's PGD, without the steps.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -30,8 +30,6 @@ What official scripts do, and what is done here:
   The price is two extra forwards a restart; without restarts there is none.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal, get_args
 

@@ -33,8 +33,6 @@ rkd's evaluation runs no attack on an image that the net already gets wrong, and
 References: madry2018towards, zhang2019theoretically, carlini2017towards
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

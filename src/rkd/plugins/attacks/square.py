@@ -31,8 +31,6 @@ Deviations from the authors' code (pyautoattack 0.2.0, as AutoAttack calls it: m
 - Images smaller than 5 pixels have a start of stripes of one pixel (L2); there they end in a division by zero.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 from functools import lru_cache

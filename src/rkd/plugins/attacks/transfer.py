@@ -23,8 +23,6 @@ A net that falls to transferred images more often than to an attack on itself hi
 2018); the evaluation says so.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 

@@ -6,8 +6,6 @@ p = 4 is the custom on CIFAR since the nets of Lee et al. and He et al.
 References: he2016deep, lee2015deeply
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 import torch

@@ -8,8 +8,6 @@ it, black by default.
 References: devries2017improved
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

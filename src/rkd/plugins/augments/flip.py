@@ -3,8 +3,6 @@
 References: krizhevsky2012imagenet
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 
 from torch import Tensor

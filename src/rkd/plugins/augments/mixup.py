@@ -13,8 +13,6 @@ Student's t: lam = 1/2 + c / (2 sqrt(c^2 + 1/w)) with w = u^(-1/alpha) - 1 and c
 References: zhang2018mixup, bailey1994polar
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass, replace
 from typing import ClassVar

@@ -25,8 +25,6 @@ Every sum runs tap by tap over shifted images instead of a convolution: a convol
 size, and one image's result must not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

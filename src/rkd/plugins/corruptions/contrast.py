@@ -12,8 +12,6 @@ made for 32 x 32 images; here they serve any size and number of channels.
 Where this differs from CIFAR-10-C: the files are rounded to 8 bits, these images are not.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -11,8 +11,6 @@ Where this differs from CIFAR-10-C: nowhere but for the version of libjpeg behin
 torchvision's own encoder is deprecated since its version 0.29.
 """
 
-from __future__ import annotations
-
 from io import BytesIO
 
 import torch

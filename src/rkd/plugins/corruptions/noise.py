@@ -15,8 +15,6 @@ and variance, which is another one where there are few photons (black stays blac
 8 bits, these images are not. So the numbers are rkd's own.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -16,8 +16,6 @@ Where this differs from CIFAR-10-C, besides: `elastic` has no affine map; `pixel
 Pillow's box filter, used there, gives it to one of them. So the numbers are rkd's own.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -21,8 +21,6 @@ leaves about as many as severity 2). The files are rounded to 8 bits, these imag
 not. So the numbers are rkd's own. Frost, the third kind of weather there, is made of photographs, which rkd has not.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -4,8 +4,6 @@ torchvision unpickles them whole once their MD5 is right. Here the bytes whose M
 read, and the reader knows nothing but NumPy's arrays: a file that names anything else is refused.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import pickle

@@ -10,8 +10,6 @@ a training attack is a quarter of eps everywhere, as 2/255 is of CIFAR's 8/255: 
 References: lecun1998gradient, xiao2017fashion, krizhevsky2009learning, netzer2011reading, madry2018towards
 """
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout

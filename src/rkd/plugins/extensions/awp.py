@@ -12,8 +12,6 @@ running statistics see the pass at w + v only. gamma 0.01 (adversarial training)
 References: wu2020adversarial
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 import torch

@@ -9,8 +9,6 @@ follows the weights.
 References: gowal2020uncovering
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field

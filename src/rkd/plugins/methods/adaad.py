@@ -12,8 +12,6 @@ and steps of 4/255 (`--set attack.eps=16/255`).
 References: huang2023boosting
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -14,8 +14,6 @@ which is the default here; small nets prefer eps = 1/255. Public ports attack to
 References: xie2020adversarial
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

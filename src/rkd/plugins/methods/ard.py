@@ -15,8 +15,6 @@ What the official script does, and the choice made here:
 References: goldblum2020adversarially
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -9,8 +9,6 @@ term by T, which restores the usual gradient at the start of training. (Carlini 
 defensive distillation starts from a net trained at T = 1 instead.)
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

@@ -14,8 +14,6 @@ is 1/T of the usual, and plain SGD would barely move at T = 100. The paper does 
 References: papernot2016distillation
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar

@@ -9,8 +9,6 @@ images, no attack runs: a robust teacher's robustness does not reliably come alo
 References: hinton2015distilling
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -13,8 +13,6 @@ depend on ratios of losses: no constant factor changes them, and that shift does
 References: zhao2022enhanced
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar

@@ -11,8 +11,6 @@ does; `--set attack.mode=train` gives the other. The start is uniform.
 References: madry2018towards
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar

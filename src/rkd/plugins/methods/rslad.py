@@ -11,8 +11,6 @@ The official script averages its KL over classes on both CIFAR data sets (`reduc
 References: zi2021revisiting
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

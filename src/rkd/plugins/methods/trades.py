@@ -11,8 +11,6 @@ see the clean batch once a step instead of twice.
 References: zhang2019theoretically
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -6,8 +6,6 @@ a net that leaves pixels unread at the right or lower edge (a transformer with p
 of 28): an attacker would be given fewer pixels than the threat model says.
 """
 
-from __future__ import annotations
-
 import copy
 import warnings
 from collections.abc import Callable

@@ -10,8 +10,6 @@ global.
 References: sandler2018mobilenetv2
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

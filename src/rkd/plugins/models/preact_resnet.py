@@ -17,8 +17,6 @@ pooling. Any image size works.
 References: he2016identity
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -12,8 +12,6 @@ their checkpoints load as they are. Those nets normalise outside or not at all (
 References: he2016deep
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

@@ -13,8 +13,6 @@ Two families of public checkpoints, told apart by shortcut and names:
 References: he2016deep
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 

@@ -18,8 +18,6 @@ No public PyTorch checkpoints; torchvision has no such nets.
 References: papernot2016distillation
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Literal
 

@@ -12,8 +12,6 @@ fit, the images are first resized to the smallest size that works (see `_resized
 References: wightman2019timm
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Any
 

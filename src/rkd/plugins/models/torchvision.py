@@ -16,8 +16,6 @@ the weights.
 References: torchvision2016
 """
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any

@@ -21,8 +21,6 @@ code has no answer.
 References: zagoruyko2016wide, gowal2020uncovering
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

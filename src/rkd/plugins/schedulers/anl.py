@@ -13,8 +13,6 @@ beta = 1. The code updates one weight and takes 1 minus it for the other, which 
 References: zhao2022enhanced
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any

@@ -9,8 +9,6 @@ The auxiliary norms start as copies of the main ones.
 References: xie2020adversarial
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 from rkd.plugin import NetStudent, Refused, Router, add_auxiliary, hookimpl
