@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import click
 import pytest
 
+from rkd.cli import cli
+from rkd.cli.commands.run import run
+from rkd.cli.options import App
 from rkd.core.errors import ConfigError, RkdError
 from rkd.workflow.sweep import Sweep, axes_of, begin, read_sweep, state_of
 
@@ -39,15 +43,65 @@ def test_words(tmp_path: Path) -> None:
     sweep = Sweep({"loss": ["ard"], "attack.eps": ["8/255"]}, "digits-rslad", {"epochs": "3", "loss.T": "4"})
     (point,) = sweep.points()
     assert sweep.words(point, tmp_path) == [
-        "run", "digits-rslad", "--epochs", "3", "--set", "loss.T=4", "--loss", "ard", "--set", "attack.eps=8/255",
-        "--name", point.name, "--out", str(tmp_path),
+        "run", "--epochs=3", "--set=loss.T=4", "--loss=ard", "--set=attack.eps=8/255",
+        f"--name={point.name}", f"--out={tmp_path}", "--", "digits-rslad",
     ]  # fmt: skip
     recipes = Sweep({"recipe": ["a", "b"]}, None, {"seed": "1"})
-    assert [recipes.words(p, tmp_path)[1] for p in recipes.points()] == ["a", "b"]
-    run = tmp_path / point.name
-    run.mkdir()
-    (run / "config.toml").write_text("")
-    assert state_of(run) == "begun" and sweep.words(point, tmp_path) == ["run", "--resume", str(run)]
+    assert [recipes.words(p, tmp_path, ["-q"])[-3:] for p in recipes.points()] == [["-q", "--", n] for n in "ab"]
+    begun = tmp_path / point.name
+    begun.mkdir()
+    (begun / "config.toml").write_text("")
+    assert state_of(begun) == "begun" and sweep.words(point, tmp_path) == ["run", f"--resume={begun}"]
+
+
+def test_no_value_of_a_file_is_an_option(tmp_path: Path) -> None:
+    """A stranger's sweep named a plugin file as its recipe, and the file was run."""
+    evil = "--plugin=evil.py"
+    for sweep in (
+        Sweep({"seed": ["0"]}, evil),
+        Sweep({"seed": ["0"]}, None, {"recipe": evil}),
+        Sweep({"recipe": [evil]}),
+    ):
+        with pytest.raises(ConfigError, match=r"recipe: '--plugin=evil\.py' is an option"):
+            sweep.words(sweep.points()[0], tmp_path)
+    for key in ("loss", "with", "plugin", "-x", "evaluate"):
+        for sweep in (Sweep({key: [evil]}), Sweep({"seed": ["0"]}, "digits-rslad", {key: evil})):
+            app = App()
+            context = click.Context(cli, obj=app)
+            words = sweep.words(sweep.points()[0], tmp_path)
+            options = run.make_context("rkd run", words[1:], parent=context).params
+            assert not app.files and options["recipe"] == sweep.recipe
+            assert evil in str(options)
+
+
+def test_a_link_in_a_sweep_is_not_written_through(tmp_path: Path) -> None:
+    sweep = Sweep({"seed": ["0"]})
+    (point,) = sweep.points()
+    begin(sweep, tmp_path / "sweep")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "sweep" / point.name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(RkdError, match="link to somewhere else"):
+        sweep.words(point, tmp_path / "sweep")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[grid]\nseed = '0..9999'\nloss.T = '0..9999'\n",
+        "[grid]\nseed = '" + ",".join(["0..9999"] * 20) + "'\n",
+        "[grid]\nseed = '0.." + "9" * 5000 + "'\n",
+        f"[grid]\nseed = {'[' * 20_000}",
+        f"grid.{'a.' * 5000}b = 1",
+        "[grid]\nseed = 1\n#" + "x" * (1 << 20),
+        f"[grid]\nseed = [{'9' * 30}]",
+        f"[grid]\nloss = ['{'x' * 300}']",
+    ],
+)
+def test_a_sweep_has_the_limits_of_a_recipe(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "it.toml"
+    file.write_text(text)
+    with pytest.raises(RkdError, match=r"at most|two ends|nested|parts|larger|64 bits"):
+        read_sweep(file).points()
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ from ..core.errors import DataError, RkdError
 from ..core.random import Noise, key
 from ..data.dataset import Split, check_images, fetch
 from ..nets.modes import running
+from ..storage.files import check_file
 from ..storage.text import expanded
 from .model import Finite, as_float32, check_classes
 from .samples import EvalSettings, Record, choose_samples, run_batches
@@ -179,6 +180,7 @@ def _load(file: Path) -> Any:
     import numpy as np
 
     try:
+        check_file(file)
         array = np.load(file, mmap_mode="r", allow_pickle=False)
     except Exception as error:  # ValueError (pickles, too short), EOFError, OSError
         first = (str(error) or type(error).__name__).splitlines()[0]

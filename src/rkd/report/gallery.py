@@ -10,6 +10,7 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 
 from rkd.core.errors import RkdError
+from rkd.storage.files import check_safetensors
 
 from .data import Example
 from .values import text
@@ -73,6 +74,7 @@ def read_gallery(path: Path, examples: list[Example]) -> Gallery | None:
 def _tensors(path: Path) -> tuple[np.ndarray, np.ndarray]:
     """`clean` and `adversarial`, `(M, C, H, W)` float32 in [0, 1], at most as many as are shown."""
     try:
+        check_safetensors(path)
         if path.stat().st_size > MOST_BYTES:
             raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
         with safe_open(path, framework="np") as file:

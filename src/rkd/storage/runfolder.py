@@ -7,15 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import RkdError, WeightsError
-from .files import append_line, remove_temporary, sync_folder, write_atomic
+from ..core.errors import RkdError, WeightsError, shown
+from .files import append_line, remove_temporary, sync_folder, whole_folder, write_atomic
 from .text import MOST_JSON, parse_json, read_text
 
 if TYPE_CHECKING:
@@ -26,6 +24,8 @@ MOST_HISTORY = 64 << 20
 """Bytes of metrics.jsonl that are read."""
 MOST_LINE = 1 << 20
 """Characters of one of its lines that are read."""
+LONGEST_NAME = 200
+"""Characters of a run's name: file systems allow 255, and files beside it have longer names."""
 
 
 class RunFolder:
@@ -50,19 +50,14 @@ class RunFolder:
         Raises RkdError if it exists or cannot be made.
         """
         folder = cls(path)
-        # Made elsewhere and renamed: whoever is killed here leaves no half of a run that cannot be continued.
-        work = cls(folder.path.with_name(f".{folder.path.name}.{os.getpid()}.tmp"))
         try:
-            work.path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.rmtree(work.path, ignore_errors=True)  # a process of the same number, killed
-            work.checkpoints.mkdir(parents=True)
-            if config is not None:
-                work.write_config(config)
-            if folder.path.exists():  # a rename would take the place of an empty folder
+            if folder.path.exists():
                 raise FileExistsError
-            work.path.rename(folder.path)
+            with whole_folder(folder.path) as work:
+                cls(work).checkpoints.mkdir()
+                if config is not None:
+                    cls(work).write_config(config)
         except OSError as error:
-            shutil.rmtree(work.path, ignore_errors=True)
             if folder.path.exists():
                 raise RkdError(
                     f"{folder.path} exists already; choose another --name, or continue it with --resume {folder.path}"
@@ -70,10 +65,6 @@ class RunFolder:
             raise RkdError(
                 f"cannot make the folder {folder.path}: {error.strerror}; choose another place with --out DIR"
             ) from None
-        except BaseException:
-            shutil.rmtree(work.path, ignore_errors=True)
-            raise
-        sync_folder(folder.path.parent)
         return folder
 
     @classmethod
@@ -348,6 +339,9 @@ def _within(link: Path, folder: Path) -> bool:
 
 def safe_name(name: str) -> str:
     """Raise RkdError unless `name` can be a folder of its own: no separators, no `..`, nothing hidden."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.+=-]*", name):
-        raise RkdError(f"{name!r} cannot be a run's name; use letters, digits and . _ + = - (no slashes)")
+    if not re.fullmatch(rf"[A-Za-z0-9_][A-Za-z0-9_.+=-]{{0,{LONGEST_NAME - 1}}}", name):
+        raise RkdError(
+            f"{shown(name, 240)} cannot be a run's name; use letters, digits and . _ + = - (no slashes), at most "
+            f"{LONGEST_NAME} of them"
+        )
     return name

@@ -16,7 +16,7 @@ from safetensors.torch import safe_open, save
 from torch import Tensor
 
 from ..core.errors import WeightsError
-from .files import write_atomic
+from .files import check_safetensors, write_atomic
 
 CHECKSUM = "rkd_sha256"
 
@@ -34,6 +34,7 @@ def unpack(path: Path, foreign: bool = False) -> tuple[dict[str, Tensor], str | 
 
     Raises ValueError if the checksum is missing or wrong, OSError or SafetensorError if the file cannot be read.
     """
+    check_safetensors(path)
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata() or {}
         # Copies: what safetensors returns may lie at odd places in memory, and sums may depend on that.
@@ -78,6 +79,7 @@ def load_state(path: Path) -> dict[str, Any]:
 def peek(path: Path) -> dict[str, Any]:
     """The plain values at the top of a state: numbers and strings, without reading its tensors. Raises WeightsError."""
     try:
+        check_safetensors(path)
         with safe_open(path, framework="pt") as file:
             tree = json.loads((file.metadata() or {})["rkd_state"])
         return {key: value for key, value in tree["$dict"] if isinstance(value, (int, float, str))}

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import RkdError
+from .files import open_file
 
 MOST_TOML = 1 << 20
 """Bytes of a TOML file that is read; a run's configuration has some five thousand."""
@@ -29,9 +30,7 @@ _LONG_KEY = re.compile(r"""(?<![\w."'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t
 def read_text(path: Path, most: int = MOST_TOML, errors: str = "strict") -> str:
     """UTF-8 text of a file of at most `most` bytes. Raises RkdError; FileNotFoundError where there is no file."""
     try:
-        if not path.is_file() and path.exists():
-            raise RkdError(f"cannot read {path}: it is no file")
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             content = file.read(most + 1)
         if len(content) > most:
             raise RkdError(f"cannot read {path}: it is larger than {_size(most)}, which no such file is")

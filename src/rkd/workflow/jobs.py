@@ -21,6 +21,8 @@ from typing import Any, BinaryIO
 import torch
 
 from rkd.core.errors import RkdError
+from rkd.storage.files import open_file, open_to_append
+from rkd.storage.text import MOST_JSON
 
 from .forecast import duration
 from .sweep import Point, Sweep, state_of
@@ -29,7 +31,7 @@ from .sweep import Point, Sweep, state_of
 class LocalRuns:
     """Runs of a sweep on this machine, `jobs` at a time, each of `processes`, with its output in `FOLDER/NAME.log`.
 
-    `words` follow those of each run; `tell` is told of runs that are done.
+    `words` are further options of each run; `tell` is told of runs that are done.
     """
 
     def __init__(
@@ -66,7 +68,11 @@ class LocalRuns:
     def _run(self, point: Point) -> str | None:
         """Carry out one run. Returns why it failed, or None."""
         log = self.folder / f"{point.name}.log"
-        with open(log, "ab") as output:
+        try:
+            opened = open_to_append(log)
+        except OSError as error:
+            return f"cannot write {log}: {error.strerror}"
+        with opened as output:
             if not self._wait_for_log(output, point):
                 return "stopped"
             if state_of(self.folder / point.name) == "finished":  # by another process, meanwhile
@@ -95,7 +101,7 @@ class LocalRuns:
             environment.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // self.jobs)))
         if self.gpus:
             environment["CUDA_VISIBLE_DEVICES"] = self.gpus[slot % len(self.gpus)]
-        command = [*start, "rkd", *self.sweep.words(point, self.folder), *self.words]
+        command = [*start, "rkd", *self.sweep.words(point, self.folder, self.words)]
         return subprocess.Popen(command, stdout=output, stderr=output, env=environment)
 
     def _wait_for_log(self, output: BinaryIO, point: Point) -> bool:
@@ -129,7 +135,9 @@ def _gpus() -> list[str]:
 
 
 def _last_error(log: Path) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+    with open_file(log) as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - MOST_JSON))
+        lines = file.read().decode(errors="replace").splitlines()
     return next((line.removeprefix("error: ") for line in reversed(lines) if line.startswith("error: ")), "")
 
 

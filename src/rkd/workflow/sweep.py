@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import math
 import re
-import tomllib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,15 +15,19 @@ from typing import Any, Literal
 
 import tomli_w
 
-from rkd.core.errors import ConfigError, RkdError
-from rkd.storage.files import write_atomic
+from rkd.core.errors import ConfigError, RkdError, shown
+from rkd.storage.files import check_no_link, whole_folder, write_atomic
 from rkd.storage.runfolder import RunFolder, safe_name
+from rkd.storage.text import parse_toml, read_text
 
 OPTIONS = (
     "loss", "student", "teacher", "dataset", "attack", "objective", "scheduler", "augment", "with", "epochs",
     "batch-size", "lr", "seed", "evaluate", "device", "precision",
 )  # fmt: skip
 """Axes that are options of `rkd run`; `recipe` is its argument, and any other axis a setting (`--set`)."""
+
+MOST_RUNS = 10_000
+"""Runs of a sweep, and values of an axis."""
 
 State = Literal["finished", "begun", "new"]
 
@@ -47,28 +52,35 @@ class Sweep:
         """All runs, the last axis fastest. Raises ConfigError."""
         if not self.axes:
             raise ConfigError(["a sweep needs an axis, such as --grid seed=0..4"])
+        if (count := math.prod(map(len, self.axes.values()))) > MOST_RUNS:
+            raise ConfigError([f"the sweep has {count:,} runs; at most {MOST_RUNS:,} are carried out"])
         points = []
         for values in itertools.product(*self.axes.values()):
             point = dict(zip(self.axes, values, strict=True))
             points.append(Point("_".join(f"{_short(axis)}={_slug(value)}" for axis, value in point.items()), point))
-        names = [point.name for point in points]
-        if twice := {name for name in names if names.count(name) > 1}:
-            raise ConfigError([f"two runs of the sweep would be called {sorted(twice)[0]}: an axis has a value twice"])
-        for name in names:
-            safe_name(name)
+        names = Counter(safe_name(point.name) for point in points)
+        if twice := [name for name, count in names.items() if count > 1]:
+            raise ConfigError([f"two runs of the sweep would be called {twice[0]}: an axis has a value twice"])
         return points
 
-    def words(self, point: Point, folder: Path) -> list[str]:
-        """The words after `rkd` that carry out a point whose run goes into `folder`."""
+    def words(self, point: Point, folder: Path, more: Sequence[str] = ()) -> list[str]:
+        """The words after `rkd` that carry out a point whose run goes into `folder`; `more`: further options.
+
+        Whoever wrote the sweep's file decides no option: each value is joined to its own by `=`, and the recipe stands
+        after `--`. Raises ConfigError for a recipe that looks like an option all the same, RkdError where the run's
+        folder is a link: what it leads to is not the sweep's.
+        """
         path = folder / point.name
+        check_no_link(path)
         if state_of(path) == "begun":
-            return ["run", "--resume", str(path)]
+            return ["run", f"--resume={path}", *more]
         values = {**self.settings, **point.values}
         recipe = values.pop("recipe", self.recipe)
-        words = ["run", *([recipe] if recipe else [])]
-        for key, value in values.items():
-            words += [f"--{key}", value] if key in OPTIONS else ["--set", f"{key}={value}"]
-        return [*words, "--name", point.name, "--out", str(folder)]
+        options = [f"--{key}={value}" if key in OPTIONS else f"--set={key}={value}" for key, value in values.items()]
+        if recipe and recipe.startswith("-"):
+            raise ConfigError([f"recipe: {shown(recipe)} is an option, and no recipe's name or file"])
+        place = [f"--name={point.name}", f"--out={folder}"]
+        return ["run", *options, *place, *more, *(["--", recipe] if recipe else [])]
 
     def text(self) -> str:
         """The sweep as TOML, as `read_sweep` reads it."""
@@ -92,10 +104,10 @@ def state_of(path: Path) -> State:
 def read_sweep(path: Path) -> Sweep:
     """A sweep from TOML: `recipe`, a table `set`, a table `grid` of lists or texts (`"0..4"`). Raises ConfigError."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        table = parse_toml(read_text(path))
     except FileNotFoundError:
         raise RkdError(f"there is no file {path}") from None
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError([f"{path} cannot be read as TOML: {error}"]) from None
     problems = [f"{path}: there is no setting {key!r}; there is recipe, set, grid"
                 for key in table if key not in ("recipe", "set", "grid")]  # fmt: skip
@@ -114,8 +126,8 @@ def is_sweep_file(path: Path) -> bool:
     if path.suffix != ".toml" or not path.is_file():
         return False
     try:
-        return "grid" in tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return "grid" in parse_toml(read_text(path))
+    except (RkdError, ValueError):
         return False  # told when it is read as a recipe
 
 
@@ -140,31 +152,35 @@ def begin(sweep: Sweep, folder: Path) -> None:
     """Make the sweep's folder, or find the same sweep in it. Raises RkdError."""
     file = folder / "sweep.toml"
     text = sweep.text()
-    if file.is_file() and file.read_text(encoding="utf-8") != text:
-        raise RkdError(f"{folder} holds another sweep (see {file}); choose another --name")
-    if folder.exists() and not file.is_file():
-        raise RkdError(f"{folder} is there and is no sweep; choose another --name")
+    if file.is_file():
+        if read_text(file) != text:
+            raise RkdError(f"{folder} holds another sweep (see {file}); choose another --name")
+        return
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        with whole_folder(folder) as work:
+            write_atomic(work / file.name, text.encode())
+    except FileExistsError:
+        raise RkdError(f"{folder} is there and is no sweep; choose another --name") from None
     except OSError as error:
         raise RkdError(f"cannot make the folder {folder}: {error.strerror}") from None
-    write_atomic(file, text.encode())
 
 
 def _values(key: str, given: Any) -> list[str]:
-    if isinstance(given, Sequence) and not isinstance(given, str):
-        return [_text(value) for value in given]
-    values = []
-    for part in _split(_text(given), ","):
-        if match := re.fullmatch(r"(\d+)\.\.(\d+)", part):
+    values: list[str] = []
+    for part in given if isinstance(given, list) else _split(_text(given), ","):
+        if isinstance(given, list):
+            values.append(_text(part))
+        elif match := re.fullmatch(r"(\d{1,18})\.\.(\d{1,18})", part):
             first, last = int(match[1]), int(match[2])
-            if last < first or last - first >= 10_000:
-                raise ConfigError([f"{key}={part}: a range goes up, over less than ten thousand values"])
+            if last < first or last - first >= MOST_RUNS:
+                raise ConfigError([f"{key}={part}: a range goes up, over at most {MOST_RUNS:,} values"])
             values += [str(number) for number in range(first, last + 1)]
         elif re.fullmatch(r"\d*\.\.\d*", part):
             raise ConfigError([f"{key}={part}: a range has two ends, such as 0..4"])
         else:
             values.append(part)
+        if len(values) > MOST_RUNS:
+            raise ConfigError([f"{key}: an axis has at most {MOST_RUNS:,} values"])
     return values
 
 

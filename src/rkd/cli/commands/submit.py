@@ -122,7 +122,7 @@ def planned(words: list[str], app: App) -> tuple[Path, list[str]]:
     table = run_table(own["recipe"], given, own["sets"], catalog)
     resolve(table, catalog)
     path = new_run_folder(table, own["name"], own["out"])
-    return path, words if own["name"] else [*words, "--name", path.name]
+    return path, words if own["name"] else [words[0], f"--name={path.name}", *words[1:]]
 
 
 def wait_for(jobs: list[Any]) -> None:

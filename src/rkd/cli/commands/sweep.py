@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -56,7 +57,8 @@ def sweep(app: App, words: tuple[str, ...], grid: tuple[str, ...], sets: tuple[s
     _check(matrix, [point for point in points if states[point.name] == "new"], folder, app)
     if dry_run:
         for point in points:
-            app.terminal.result(f"{states[point.name]:9} rkd {' '.join(matrix.words(point, folder) + plugins)}")
+            words = matrix.words(point, folder, plugins)
+            app.terminal.result(f"{states[point.name]:9} rkd {shlex.join(words)}")
         return
     begin(matrix, folder)
     app.terminal.message(f"{folder}: {len(points)} runs, {len(points) - len(unfinished)} of them finished")
@@ -132,8 +134,10 @@ def _check(sweep: Sweep, points: Sequence[Point], folder: Path, app: App) -> Non
     for point in points:
         try:
             words = sweep.words(point, folder)[1:]
+            plugins = list(app.files)
             options = run.make_context("rkd run", words, parent=click.get_current_context()).params
             assert catalog is not None
+            assert app.files == plugins, "what a sweep's file says names no code"
             check_names(run_table(options.pop("recipe"), options, options.pop("sets"), catalog), catalog)
         except ConfigError as error:
             for problem in error.problems:
@@ -163,7 +167,7 @@ def _send(
 
     if not points:
         return {}
-    jobs = [Job((*sweep.words(point, folder), *plugins), str(folder / point.name)) for point in points]
+    jobs = [Job(tuple(sweep.words(point, folder, plugins)), str(folder / point.name)) for point in points]
     sent = send(jobs, Path(options["logs"]), options["cluster"], parameters_of(options, folder.name))
     for point, job in zip(points, sent, strict=True):
         app.terminal.message(f"job {job.job_id}: {point.name}")

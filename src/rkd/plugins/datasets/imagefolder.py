@@ -226,7 +226,10 @@ def _images_below(folder: Path) -> Iterable[Path]:
     for parent, _, names in os.walk(folder):
         for name in names:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                yield Path(parent, name)
+                file = Path(parent, name)
+                if not file.is_file():
+                    raise DataError(f"{file} is not a file, but a FIFO, a device, or a link to something of that kind")
+                yield file
 
 
 def _header(file: Path) -> tuple[str, tuple[int, int]]:
