@@ -21,13 +21,17 @@ from PIL import Image
 from rkd.cli import cli
 from rkd.cli.terminal import Terminal
 from rkd.core.errors import ConfigError, DataError, RkdError, WeightsError
+from rkd.evaluation.corruptions import open_corrupted
 from rkd.nets.weights import built_for, load_into, read_weights
 from rkd.plugins.datasets import imagefolder, npz
 from rkd.plugins.datasets._cifar import ArrayUnpickler
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.registry.recipes import assignments
 from rkd.testing import TinyNet
+from rkd.workflow.nets import load_run
 from rkd.workflow.resolve import resolve
+
+from .storage.test_card import card, run_of
 
 # Recipes and settings
 
@@ -243,3 +247,41 @@ def test_nets_without_end_are_refused_before_they_are_built(name: str, catalog: 
     with pytest.raises(RkdError) as caught:
         catalog.create("model", name)
     assert len(str(caught.value)) < 2000
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options", "limit"),
+    [
+        ("attack", "pgd", {"steps": 1_000_000}, "steps must be from 1 to 10,000"),
+        ("attack", "cw-l2", {"steps": 1_000_000}, "steps must be from 1 to 10,000"),
+        ("attack", "square", {"queries": 10**9}, "queries must be from 1 to 100,000"),
+        ("attack", "pgd", {"restarts": 10**9}, "restarts must be from 1 to 100,000"),
+        ("dataset", "npz:d.npz", {"num_classes": 10**9}, "from 1 to 100,000"),
+        ("dataset", "imagefolder:d", {"size": 10**6}, "from 1 to 4096"),
+        ("augment", "crop", {"padding": 10**9}, "from 0 to 1024"),
+        ("augment", "mixup", {"classes": 10**9}, "from 1 to 100,000"),
+    ],
+)
+def test_every_count_of_a_component_has_a_limit(
+    kind: str, name: str, options: dict[str, Any], limit: str, catalog: Catalog
+) -> None:
+    with pytest.raises(RkdError, match=limit):
+        catalog.create(kind, name, options)
+
+
+def test_a_fifo_among_images(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    os.mkfifo(tmp_path / "a" / "1.png")
+    with pytest.raises(DataError, match="FIFO"):
+        imagefolder.ImageFolder(path=str(tmp_path))()
+
+
+def test_a_fifo_in_the_place_of_weights_and_corruptions(tmp_path: Path, catalog: Catalog) -> None:
+    folder = run_of(tmp_path / "run", card(), catalog)
+    folder.weights.unlink()
+    for name in (folder.weights, tmp_path / "fog.npy", tmp_path / "labels.npy"):
+        os.mkfifo(name)
+    with pytest.raises(WeightsError, match="a FIFO, no file"):
+        load_run(folder.path, catalog)
+    with pytest.raises(DataError, match=r"(fog|labels)\.npy"):
+        open_corrupted(tmp_path, ["fog"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from typing import Any
 
 import pytest
 
@@ -62,3 +63,22 @@ def test_the_empty_recipe_is_the_main_job() -> None:
     config = parse({})
     assert (config.data.name, config.loss.name, config.student.model) == ("digits", "mtard-anl", "small-cnn")
     assert parse(tomllib.loads(config.text())) == config
+
+
+@pytest.mark.parametrize(
+    ("table", "limit"),
+    [
+        ({"epochs": 10**9}, "1000000"),
+        ({"batch_size": 10**9}, "1000000"),
+        ({"grad_accumulation": 10**12}, "1000000"),
+        ({"checkpoint": {"keep": 10**6}}, "1000"),
+        ({"validate": {"steps": 10**6}}, "10000"),
+        ({"evaluate": {"batch_size": 10**9}}, "1000000"),
+        ({"evaluate": {"attacks": ["fgsm"] * 1000}}, "100 items"),
+        ({"evaluate": {"curve": [0.1] * 1000}}, "100 items"),
+        ({"data": {"workers": 10**6}}, "256"),
+    ],
+)
+def test_every_count_has_a_limit(table: dict[str, Any], limit: str) -> None:
+    with pytest.raises(ConfigError, match=limit):
+        parse(table)

@@ -64,7 +64,7 @@ def test_no_value_of_a_file_is_an_option(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError, match=r"recipe: '--plugin=evil\.py' is an option"):
             sweep.words(sweep.points()[0], tmp_path)
-    for key in ("loss", "with", "plugin", "-x", "evaluate"):
+    for key in ("loss", "with", "plugin", "evaluate"):
         for sweep in (Sweep({key: [evil]}), Sweep({"seed": ["0"]}, "digits-rslad", {key: evil})):
             app = App()
             context = click.Context(cli, obj=app)

@@ -14,6 +14,9 @@ from rkd.core.errors import ConfigError, did_you_mean, shown, with_input
 from .recipes import Table, toml
 from .schedules import parse_number, parse_schedule
 
+MOST = 1_000_000
+"""Epochs, images of a batch, and other counts."""
+
 
 def _is_schedule(value: Any) -> Any:
     parse_schedule(value)
@@ -107,18 +110,18 @@ class CheckpointConfig(_Section):
     """A checkpoint after every `epochs`-th epoch and the last one, and whenever `minutes` have passed since the one
     before (0: never within an epoch). The newest `keep` are kept while the run goes on."""
 
-    epochs: Annotated[int, Field(ge=1)] = 1
+    epochs: Annotated[int, Field(ge=1, le=MOST)] = 1
     minutes: Annotated[Number, Field(ge=0)] = 10.0
-    keep: Annotated[int, Field(ge=1)] = 2
+    keep: Annotated[int, Field(ge=1, le=1000)] = 2
 
 
 class ValidateConfig(_Section):
     """Validation after every `every`-th epoch on at most `limit` held-out images; `select` chooses the weights kept.
     `on = "test"` looks at the test images instead, as many papers do: the result is then no longer unseen data's."""
 
-    every: Annotated[int, Field(ge=1)] = 1
-    limit: Annotated[int, Field(ge=1)] | None = 1000
-    steps: Annotated[int, Field(ge=0)] = 10
+    every: Annotated[int, Field(ge=1, le=MOST)] = 1
+    limit: Annotated[int, Field(ge=1, le=MOST)] | None = 1000
+    steps: Annotated[int, Field(ge=0, le=10_000)] = 10
     select: Literal["w-robust", "robust", "clean", "last"] = "w-robust"
     on: Literal["held-out", "test"] = "held-out"
 
@@ -130,12 +133,12 @@ class EvaluateConfig(_Section):
     that confirm what they find (autoattack and its parts) may run on a faster copy of the net, and in `bfloat16`
     what they can do with in reduced precision."""
 
-    attacks: list[str] = Field(default_factory=lambda: ["fgsm", "pgd-sat", "cw"])
-    limit: Annotated[int, Field(ge=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1)] = 256
+    attacks: list[str] = Field(default_factory=lambda: ["fgsm", "pgd-sat", "cw"], max_length=100)
+    limit: Annotated[int, Field(ge=1, le=MOST)] | None = None
+    batch_size: Annotated[int, Field(ge=1, le=MOST)] = 256
     rounded: bool = False
     checks: Literal["off", "quick", "full"] = "quick"
-    curve: list[Annotated[Number, Field(gt=0)]] = Field(default_factory=list)
+    curve: list[Annotated[Number, Field(gt=0)]] = Field(default_factory=list, max_length=100)
     engine: Literal["auto", "bfloat16", "plain"] = "auto"
     examples: Annotated[int, Field(ge=0, le=64)] = 8
     options: dict[str, Table] = Field(default_factory=dict)
@@ -154,9 +157,9 @@ class RunConfig(_Section):
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
-    epochs: Annotated[int, Field(ge=1)] = 30
-    batch_size: Annotated[int, Field(ge=2)] = 128
-    grad_accumulation: Annotated[int, Field(ge=1)] = 1
+    epochs: Annotated[int, Field(ge=1, le=MOST)] = 30
+    batch_size: Annotated[int, Field(ge=2, le=MOST)] = 128
+    grad_accumulation: Annotated[int, Field(ge=1, le=MOST)] = 1
     sync_bn: bool = False
     device: str = "auto"
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
@@ -166,7 +169,7 @@ class RunConfig(_Section):
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
     student: StudentConfig = Field(default_factory=StudentConfig)
     data: DataConfig = Field(default_factory=DataConfig)
-    teachers: list[TeacherConfig] = Field(default_factory=list)
+    teachers: list[TeacherConfig] = Field(default_factory=list, max_length=100)
     attack: AttackConfig | None = None
     attacks: dict[str, AttackConfig] = Field(default_factory=dict)
     objective: Component | None = None

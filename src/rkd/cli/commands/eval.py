@@ -42,8 +42,8 @@ from ..processes import in_processes, is_one_of_several
               "searches on a folded and fused copy of the net, and confirms on the net; bfloat16: in reduced "
               "precision besides, where the processor has it; plain: on the net as it is.")  # fmt: skip
 @click.option("--batch-size", type=int)
-@click.option("--processes", type=click.IntRange(1), default=1, show_default=True, help="Divide the images among so "
-              "many processes of this machine. On a CPU small nets gain by it.")  # fmt: skip
+@click.option("--processes", type=click.IntRange(1, 1024), default=1, show_default=True, help="Divide the images among "
+              "so many processes of this machine. On a CPU small nets gain by it.")  # fmt: skip
 @click.option("--seed", type=int, help="Seed of the attacks; a run's own unless given.")
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
 @click.option("--normalize", type=click.Choice(["auto", "data", "none"]), default="auto", show_default=True,

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
               "`rkd run` without its dashes, or a setting.")  # fmt: skip
 @click.option("--name", help="Name of the sweep's folder; made of its axes unless given.")
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Where the sweep's folder goes.")
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time on this machine; "
-              "GPUs are dealt out among them.")  # fmt: skip
+@click.option("--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Runs at a time on this "
+              "machine; GPUs are dealt out among them.")  # fmt: skip
 @click.option("--submit", is_flag=True, help="Send the runs to SLURM instead.")
 @click.option("--wait/--no-wait", default=True, help="With --submit: wait for the jobs, and compare.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and where each stands.")

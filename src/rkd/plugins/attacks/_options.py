@@ -5,6 +5,10 @@ from typing import get_args
 
 from rkd.plugin import Mode, Norm, Refused, Schedule, Target, ThreatModel, at, fraction
 
+MOST_STEPS = 10_000
+"""Gradients in a row: the dry run makes them, too. AutoAttack takes 100."""
+MOST_QUERIES = 100_000
+
 
 def attacker(target: Target, eps: Schedule | None = None, norm: Norm | None = None) -> ThreatModel:
     """The target's attacker, with another norm and radius where they are given; the step keeps its share."""
@@ -51,5 +55,6 @@ def check_search(eps: Schedule | None, norm: Norm | None, mode: Mode, **counts: 
     check_word("norm", norm, None, *get_args(Norm))
     check_word("mode", mode, *get_args(Mode))
     for name, value in counts.items():
-        if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+        most = MOST_STEPS if name == "steps" else MOST_QUERIES
+        if not 1 <= value <= most:
+            raise ValueError(f"{name} must be from 1 to {most:,}, got {value}")

@@ -38,7 +38,7 @@ from torch import Tensor
 
 from rkd.plugin import Mode, Norm, Schedule, Target, ThreatModel, at, hookimpl, ops
 
-from ._options import attacker, check_pixels, check_positive, check_word
+from ._options import attacker, check_positive, check_search, check_word
 
 Start = Literal["uniform", "gaussian", "none"]
 Clip = Literal["each", "end"]
@@ -66,18 +66,10 @@ class Pgd:
     """The step size as a share of eps, where none is given. None: the data set's share."""
 
     def __post_init__(self) -> None:
-        check_positive("eps", self.eps)
+        check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts)
         check_positive("step_size", self.step_size)
-        if self.norm == "Linf":
-            check_pixels(self.eps, ValueError)
-        check_word("norm", self.norm, None, *get_args(Norm))
         check_word("start", self.start, *get_args(Start))
-        check_word("mode", self.mode, *get_args(Mode))
         check_word("clip", self.clip, *get_args(Clip))
-        if self.steps < 1:
-            raise ValueError(f"steps must be at least 1, got {self.steps}")
-        if self.restarts < 1:
-            raise ValueError(f"restarts must be at least 1, got {self.restarts}")
         if self.restarts > 1 and self.start == "none":
             raise ValueError("restarts need a random start, or all find the same: uniform or gaussian")
 

@@ -37,8 +37,8 @@ class Crop:
     padding: int = 4
 
     def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise ConfigError(f"crop: padding must be 0 or more pixels, got {self.padding}")
+        if not 0 <= self.padding <= 1024:
+            raise ConfigError(f"crop: padding must be from 0 to 1024 pixels, got {self.padding}")
 
     def __call__(self, batch: Batch, noise: Noise) -> Batch:
         down, right = self._offsets(noise)

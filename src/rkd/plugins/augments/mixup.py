@@ -50,6 +50,8 @@ class Mixup:
     def __post_init__(self) -> None:
         if not self.alpha > 0:
             raise ConfigError(f"mixup: alpha must be above 0, got {self.alpha}")
+        if self.classes is not None and not 1 <= self.classes <= 100_000:
+            raise ConfigError(f"mixup: classes must be from 1 to 100,000, got {self.classes}")
 
     def __call__(self, batch: Batch, noise: Noise) -> Batch:
         y = self._probabilities(batch.y).to(batch.x.dtype)

@@ -39,6 +39,7 @@ FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 
 MOST_PIXELS = 1 << 26
 """Pixels of an image that is decoded, or resized to: 8192 x 8192. A PNG of a few kilobytes can say it has more."""
+MOST_SIDE = 4096
 
 GREY = ("1", "L", "LA")
 """PIL's modes that hold one channel of at most 8 bits (and transparency)."""
@@ -67,8 +68,8 @@ class ImageFolder:
     download: bool = False
 
     def __post_init__(self) -> None:
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"data.size must be at least 1, got {self.size}")
+        if self.size is not None and not 1 <= self.size <= MOST_SIDE:
+            raise ConfigError(f"data.size must be from 1 to {MOST_SIDE}, got {self.size}")
 
     def __call__(self) -> Dataset:
         root = locate(self.path, self.dir)

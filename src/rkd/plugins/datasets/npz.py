@@ -28,6 +28,8 @@ ANY_SIZE = 1 << 30
 MOST_TIMES = 100
 """How many times the file's size a larger array may unpack to."""
 
+MOST_CLASSES = 100_000
+
 NAMES = ("x_train", "y_train", "x_test", "y_test")
 
 
@@ -51,6 +53,8 @@ class Npz:
     download: bool = False
 
     def __post_init__(self) -> None:
+        if self.num_classes is not None and not 1 <= self.num_classes <= MOST_CLASSES:
+            raise ConfigError(f"data.num_classes must be from 1 to {MOST_CLASSES:,}, got {self.num_classes}")
         if self.classes is not None and self.num_classes not in (None, len(self.classes)):
             raise ConfigError(f"data.num_classes is {self.num_classes}, but data.classes has {len(self.classes)} names")
 
