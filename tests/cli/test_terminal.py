@@ -6,7 +6,8 @@ import re
 
 import pytest
 
-from rkd.cli.terminal import Terminal, duration
+import rkd.cli.terminal
+from rkd.cli.terminal import Terminal, arranged, duration
 
 from .conftest import plain
 
@@ -37,3 +38,32 @@ def test_a_dumb_terminal_gets_lines(screen, monkeypatch: pytest.MonkeyPatch) -> 
 def test_durations() -> None:
     assert [duration(s) for s in (0.2, 59.6, 61, 600, 3600, 7500)] == ["1 s", "1 min", "1 min 1 s", "10 min", "1 h",
                                                                       "2 h 5 min"]  # fmt: skip
+
+
+def test_a_table_keeps_every_word_and_name() -> None:
+    columns = ["option", ("type", "wrap")]
+    about = "one of many words, and mtard-anl is one of them"
+    for width in (30, 60):
+        (lines,) = arranged(columns, [["x" * 20, about], ["y", about]], width)
+        assert all(len(line) <= width for line in lines)
+        assert " ".join(" ".join(lines).split()) == f"option type {'x' * 20} {about} y {about}"
+    assert arranged(["a", ("b", "right")], [["x", "1"]], 80) == [["a  b", "x  1"]]
+
+
+def test_what_takes_long_is_told(screen, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(rkd.cli.terminal, "SOON", 0)
+    terminal = Terminal()
+    terminal.doing("reading a large file")
+    assert terminal._late is not None
+    terminal._late.join()
+    assert capsys.readouterr().err == "reading a large file\n"
+    monkeypatch.setattr(rkd.cli.terminal, "SOON", 1e6)
+    terminal.doing("no time at all")
+    terminal.still()
+    terminal.doing("torch", at_once=True)
+    Terminal(verbosity=-1).doing("torch", at_once=True)
+    assert capsys.readouterr().err == "torch\n"
+    terminal, stream = screen(80)
+    terminal.doing("reading a large file")
+    assert "reading a large file ..." in "".join(plain(stream))
+    terminal.still()

@@ -94,6 +94,8 @@ def test_a_teacher_is_prepared_once(cache: Path) -> None:
         ({"evaluate": {"attacks": ["cw"], "limit": 10}}, True),
         ({"seed": 1}, False),
         ({"threat": {"eps": 0.1}}, False),
+        ({"preparation_epochs": 1}, True),
+        ({"preparation_epochs": 2}, False),
         ({"data": {"name": "digits", "validation": 0.2}}, False),
         ({"teachers": [{"reference": "small-cnn", "options": {"width": 4}, "train": {"epochs": 2}}]}, False),
         ({"teachers": [{"reference": "small-cnn", "options": {"width": 5}, "train": {"epochs": 1}}]}, False),
@@ -137,7 +139,7 @@ def test_a_preparation_that_fails_leaves_nothing(cache: Path) -> None:
 @pytest.mark.slow
 def test_a_preparation_that_takes_too_long_is_refused(cache: Path) -> None:
     teachers = [{"reference": "resnet20", "train": {"epochs": 100_000}}]
-    with pytest.raises(Refused, match=r"would take about .* h .*prepare_minutes=MINUTES"):
+    with pytest.raises(Refused, match=r"would take .* h .*--teacher-epochs N.*prepare_minutes=MINUTES"):
         ready(Listener(), teachers=teachers)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -37,8 +38,13 @@ class App:
 
         return Terminal(self.json, self.verbosity)
 
+    def doing_imports(self) -> None:
+        """Say that torch and the plugins are loaded, which takes seconds, before they are."""
+        self.terminal.doing("loading torch and the plugins", at_once="torch" not in sys.modules)
+
     def meet(self) -> Ranks:
         """Meet the other processes, if torchrun started any. All but the first are silent from then on."""
+        self.doing_imports()
         from rkd.workflow.plan import join
 
         self.ranks = join()
@@ -55,9 +61,13 @@ class App:
 
     def catalog(self, broken_files: bool = False) -> Catalog:
         """Everything that the plugins provide. A local file that does not load is an error: it was asked for."""
+        self.doing_imports()
         from rkd.registry.catalog import load_catalog
 
-        catalog = load_catalog(dict.fromkeys(self.files))
+        try:
+            catalog = load_catalog(dict.fromkeys(self.files))
+        finally:
+            self.terminal.still()
         for plugin in catalog.plugins.broken:
             if plugin.distribution == "file" and not broken_files:
                 raise RkdError(f"the plugin file {plugin.module} could not be loaded: {plugin.error}")
@@ -69,6 +79,23 @@ class App:
     def speaks(self) -> bool:
         """Whether this is the process that shows results."""
         return self.ranks is None or self.ranks.first
+
+
+class Grouped(click.Command):
+    """A command whose help shows its options in groups: `groups` holds their names by heading."""
+
+    def __init__(self, *arguments: Any, groups: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.groups = groups
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        options = [p for p in self.get_params(ctx) if isinstance(p, click.Option)]
+        records = {p.name: record for p in options if (record := p.get_help_record(ctx))}
+        for heading, names in self.groups.items():
+            with formatter.section(heading):
+                formatter.write_dl([records.pop(name) for name in names.split() if name in records])
+        with formatter.section("Everything else"):
+            formatter.write_dl(list(records.values()))
 
 
 pass_app = click.make_pass_decorator(App, ensure=True)

@@ -48,6 +48,8 @@ class Training:
         self.started = self.told = time.monotonic()
         if self.terminal.animated:
             self.terminal.live(self.draw)
+        else:
+            self.terminal.doing(f"{self.title}: training")
 
     @hookimpl
     def rkd_stop(self, run: Run) -> bool | None:
@@ -134,6 +136,9 @@ class Display:
     def detail(self, text: str) -> None:
         self.terminal.detail(text)
 
+    def doing(self, text: str) -> None:
+        self.terminal.doing(text)
+
     def cost(self, title: str, run: Run, card: StepCost, seconds: float) -> None:
         for line in cost_lines(title, run, card, seconds):
             self.terminal.message(line, wrap=True)
@@ -176,6 +181,8 @@ class Display:
 
         if self.terminal.animated:
             self.terminal.live(draw)
+        else:
+            self.terminal.doing(f"evaluating {title}")
         return progress
 
 

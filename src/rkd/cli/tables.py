@@ -133,21 +133,11 @@ def threat_text(threat: Mapping[str, Any]) -> str:
 
 
 def accuracy_table(title: str, columns: Sequence[str], rows: Sequence[Row], terminal: Terminal) -> None:
-    """Nets by attacks, in as many tables as the width asks for."""
-    longest = max(24, terminal.width // 3)
-    rows = [(name if len(name) <= longest else f"...{name[3 - longest :]}", values) for name, values in rows]
-    room = terminal.width - max(len(name) for name, _ in rows)
-    part: list[str] = []
-    parts = [part]
-    for column in columns:
-        if part and sum(max(len(c), 5) + 2 for c in [*part, column]) > room:
-            part = []
-            parts.append(part)
-        part.append(column)
-    for number, part in enumerate(parts):
-        cells = [[name, *(percent(values[c]) if c in values else "" for c in part)] for name, values in rows]
-        terminal.table(["", *((column, "right") for column in part)], cells, title if number == 0 else "")
-        terminal.result()
+    """Nets by attacks."""
+    cells = [[name, *(percent(values[column]) if column in values else "" for column in columns)]
+             for name, values in rows]  # fmt: skip
+    terminal.table(["", *((column, "right") for column in columns)], cells, title)
+    terminal.result()
 
 
 def _named(values: Mapping[str, float]) -> dict[str, float]:

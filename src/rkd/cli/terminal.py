@@ -10,21 +10,28 @@ import json
 import os
 import re
 import sys
+import textwrap
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
-from rich import box
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.constrain import Constrain
 from rich.live import Live
 from rich.padding import Padding
-from rich.table import Table
 from rich.text import Text
 
 from rkd.core.errors import printable
 
 _ESCAPED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\U000e0000-\U000e0fff]")
 """Characters beyond ASCII's own that steer a terminal, or how it orders what follows."""
+
+SOON = 1.5
+"""Seconds after which the user is told what takes so long."""
+
+NARROWEST = 24
+"""Columns below which a text is not wrapped beside others, and a name is not long."""
 
 Column = str | tuple[str, str]
 """A heading, or (heading, "right") for numbers, or (heading, "wrap") for long text."""
@@ -39,6 +46,7 @@ class Terminal:
         self.err = _console(sys.stderr)
         self.out = self.err if json else _console(sys.stdout)
         self._live: Live | None = None
+        self._late: threading.Timer | None = None
 
     def silence(self, silent: bool = True) -> None:
         """Print nothing at all: of several processes one speaks."""
@@ -51,38 +59,23 @@ class Terminal:
             return False
         return self.err.is_terminal and _is_tty(sys.stderr) and not self.err.is_dumb_terminal
 
-    @property
-    def width(self) -> int:
-        """Columns of stdout's terminal; 80 where it is none."""
-        return self.out.width if self.out.is_terminal else 80
-
     def result(self, text: str = "", style: str = "", wrap: bool = False) -> None:
         """A result: stdout. `wrap`: by words, where it is not to be copied as it stands."""
         self.out.print(Text(safe(text), style), soft_wrap=not wrap)
 
-    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str | Text]], title: str = "") -> None:
-        """Rows under headings: stdout."""
+    def table(self, columns: Sequence[Column], rows: Sequence[Sequence[str]], title: str = "") -> None:
+        """Rows under headings: stdout. Nothing is cut: see `arranged`."""
         if title:
-            self.result(title, "bold")
-        plain = not self.out.is_terminal
-        table = Table(box=None if plain else box.SIMPLE_HEAD, pad_edge=False, show_edge=False, header_style="")
-        for column in columns:
-            heading, kind = (column, "left") if isinstance(column, str) else column
-            table.add_column(
-                Text(safe(heading)),
-                justify="right" if kind == "right" else "left",
-                no_wrap=kind != "wrap",
-                overflow="fold" if kind == "wrap" else "ellipsis",
-            )
-        for row in rows:
-            table.add_row(*(Text(safe(cell)) if isinstance(cell, str) else cell for cell in row))
-        # Plain tables pad their last column with blanks, which nobody wants in a log.
-        if plain:
-            with self.out.capture() as capture:
-                self.out.print(table)
-            self.out.print(Text("\n".join(line.rstrip() for line in capture.get().splitlines())), soft_wrap=True)
-        else:
-            self.out.print(table)
+            self.result(title, "bold", wrap=True)
+        cells = [[printable(cell) for cell in row] for row in rows]
+        for number, (heading, *lines) in enumerate(arranged(columns, cells, self.out.width)):
+            if number:
+                self.result()
+            self.result(heading)
+            if self.out.is_terminal:
+                self.result("─" * max(map(cell_len, (heading, *lines))))
+            for line in lines:
+                self.result(line)
 
     def json(self, content: Any) -> None:
         """The one object of `--json`."""
@@ -124,10 +117,29 @@ class Terminal:
             refresh_per_second=5,
             transient=True,
         )
-        self._live.start()
+        self._live.start(refresh=True)
+
+    def doing(self, text: str, at_once: bool = False) -> None:
+        """What takes its time: as a living line, else as a line where it takes more than `SOON` seconds (`at_once`: in
+        any case, before what keeps other threads from running)."""
+        self.still()
+        if self.animated:
+            self.live(lambda: Text(f"{safe(text)} ...", no_wrap=True, overflow="ellipsis"))
+        elif at_once:
+            self.message(text)
+        elif self.verbosity >= 0:
+            self._late = threading.Timer(SOON, self._tell_late, [text])
+            self._late.daemon = True
+            self._late.start()
+
+    def _tell_late(self, text: str) -> None:
+        with contextlib.suppress(ValueError, OSError):  # the stream was closed meanwhile
+            self.message(text)
 
     def still(self) -> None:
         """Take the living lines away."""
+        if self._late:
+            self._late.cancel()
         if self._live:
             live, self._live = self._live, None
             live.stop()
@@ -140,6 +152,63 @@ class Terminal:
                 yield
             finally:
                 self.still()
+
+
+def arranged(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> list[list[str]]:
+    """Tables of at most `width` columns, each as lines, the headings first.
+
+    Where one is too wide, long names in the first column get lines of their own, and columns of numbers go into further
+    tables; text of a "wrap" column, which is the last one, is wrapped by words.
+    """
+    kinds = ["" if isinstance(column, str) else column[1] for column in columns]
+    cells = [[column if isinstance(column, str) else column[0] for column in columns], *rows]
+    sizes = [max(cell_len(row[place]) for row in cells) for place in range(len(columns))]
+
+    def line(row: Sequence[str], places: Sequence[int], first: int) -> str:
+        rest = [(" " * (sizes[p] - cell_len(row[p])), row[p], kinds[p]) for p in places]
+        texts = [gap + text if kind == "right" else text + gap for gap, text, kind in rest]
+        return "  ".join([row[0] + " " * (first - cell_len(row[0])), *texts]).rstrip()
+
+    if fits(columns, rows, width):
+        return [[line(row, range(1, len(columns)), sizes[0]) for row in cells]]
+    if kinds[-1] == "wrap":
+        before = range(1, len(columns) - 1)
+        room = width - sum(size + 2 for size in sizes[:-1])
+        lines = []
+        for row in cells:
+            head = line(row, before, sizes[0])
+            texts = textwrap.wrap(row[-1], room if room >= NARROWEST else width - 4, break_long_words=False,
+                                  break_on_hyphens=False)  # fmt: skip
+            if room >= NARROWEST:
+                indent = width - room
+                lines += [head + " " * (indent - cell_len(head)) + "".join(texts[:1])]
+                lines += [" " * indent + text for text in texts[1:]]
+            else:
+                lines += [head, *(f"    {text}" for text in texts)]
+        return [[text.rstrip() for text in lines]]
+    longest = max(NARROWEST, width // 3)
+    first = max((size for row in cells if (size := cell_len(row[0])) <= longest), default=0)
+    parts: list[list[int]] = [[]]
+    for place in range(1, len(columns)):
+        if parts[-1] and first + sum(2 + sizes[p] for p in [*parts[-1], place]) > width:
+            parts.append([])
+        parts[-1].append(place)
+    tables = []
+    for part in parts:
+        lines = []
+        for row in cells:
+            if cell_len(row[0]) > first:
+                lines += [row[0][at : at + width] for at in range(0, len(row[0]), width)]
+                row = ["", *row[1:]]
+            lines.append(line(row, part, first))
+        tables.append(lines)
+    return tables
+
+
+def fits(columns: Sequence[Column], rows: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether the whole table is at most `width` columns wide."""
+    heads = [column if isinstance(column, str) else column[0] for column in columns]
+    return sum(2 + max(map(cell_len, cells)) for cells in zip(heads, *rows, strict=True)) - 2 <= width
 
 
 def safe(text: str) -> str:

@@ -145,15 +145,15 @@ class EvaluateConfig(_Section):
 
 
 class RunConfig(_Section):
-    """A whole run. A component set to `false` is taken out; a teacher that would take longer than
-    `prepare_minutes` to prepare is refused. `grad_accumulation`: in how many parts the gradient of a batch is
-    computed; `batch_size` stays the samples of one step of the optimiser, of all processes together. `sync_bn`: batch
-    norm over the samples of all processes. `engine`: how the student runs while it is attacked: `auto`, on a
-    frozen copy with folded batch norms and, on CPUs, fused layers; `plain`, as it is; the others force one kind of
-    copy. `on_nan`: what to do about a step whose
-    loss or weights are not finite: `stop` the run, `skip` the batch, or `rollback` to the start of the epoch with half
-    the learning rate. `teacher_cache`: `auto` keeps teachers' answers to clean images that come again, where that pays;
-    `on` wherever it is exact; `teacher_cache_gib`: the most that the answers to augmented images may take."""
+    """A whole run. A component set to `false` is taken out; a teacher that would take longer than `prepare_minutes` to
+    prepare is refused, and `preparation_epochs` are the epochs of one that is prepared. `grad_accumulation`: in how
+    many parts the gradient of a batch is computed; `batch_size` stays the samples of one step of the optimiser, of all
+    processes together. `sync_bn`: batch norm over the samples of all processes. `engine`: how the student runs while it
+    is attacked: `auto`, on a frozen copy with folded batch norms and, on CPUs, fused layers; `plain`, as it is; the
+    others force one kind of copy. `on_nan`: what to do about a step whose loss or weights are not finite: `stop` the
+    run, `skip` the batch, or `rollback` to the start of the epoch with half the learning rate. `teacher_cache`: `auto`
+    keeps teachers' answers to clean images that come again, where that pays; `on` wherever it is exact;
+    `teacher_cache_gib`: the most that the answers to augmented images may take."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -184,6 +184,7 @@ class RunConfig(_Section):
     on_nan: Literal["stop", "skip", "rollback"] = "stop"
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig)
     prepare_minutes: Annotated[Number, Field(gt=0)] = 30.0
+    preparation_epochs: Annotated[int, Field(ge=1)] | None = None
 
     def text(self) -> str:
         """The configuration as TOML; reading it again gives the same configuration."""

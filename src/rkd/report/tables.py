@@ -140,20 +140,20 @@ def columns(comparison: Comparison) -> list[tuple[str, list[Value | None]]]:
     return [(title, values) for title, values in found if any(values)]
 
 
-def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def cells(comparison: Comparison, intervals: bool = True) -> tuple[list[str], list[list[str]]]:
     """Headings and rows of plain text, a row for each group."""
     shown = columns(comparison)
-    rows = [[written(values[place]) for _, values in shown] for place in range(len(comparison.groups))]
+    rows = [[written(values[place], intervals) for _, values in shown] for place in range(len(comparison.groups))]
     return [title for title, _ in shown], rows
 
 
-def written(value: Value | None) -> str:
-    """`93.2 ± 0.4`, `93.2 [91.0–95.1]`."""
+def written(value: Value | None, intervals: bool = True) -> str:
+    """`93.2 ± 0.4`, `93.2 [91.0–95.1]`, or `93.2` without `intervals`."""
     if value is None:
         return ""
     if value.std is not None:
         return f"{percent(value.mean)} ± {percent(value.std)}"
-    if value.interval is not None:
+    if value.interval is not None and intervals:
         return f"{percent(value.mean)} [{percent(value.interval[0])}–{percent(value.interval[1])}]"
     return percent(value.mean)
 

@@ -160,6 +160,7 @@ def evaluate_request(
     An evaluation that was killed goes on where it was, if it is asked for again. Raises RkdError.
     """
     reporter, started = reporter or Silent(), time.time()
+    reporter.doing(f"reading {request.net} and the data")
     subject = _of_file(request, catalog, reporter) if Path(request.net).is_file() else _of_run(request, catalog)
     plan = subject.plan
     device = choose_device(plan.config.device)
@@ -169,6 +170,7 @@ def evaluate_request(
         open_corrupted(str(request.corruptions), shape=plan.data.shape, classes=len(plan.data.classes))
     for note in plan.notes:
         reporter.message(note)
+    reporter.doing("trying the attacks on a few images")
     others = {str(find_run(text)): _of_run(request, catalog, text) for text in request.others}
     rehearse(net, plan.data.test, plan.evaluation, settings_of(plan))
     journal = Journal(cache_folder() / "evaluations", kept=MONTH)

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Iterator, Mapping
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rkd.core.errors import ConfigError, RkdError, did_you_mean
+from rkd.registry.catalog import load_catalog
 from rkd.registry.config import RunConfig, parse
+from rkd.registry.hooks import Family
+from rkd.registry.plugins import GROUP
 from rkd.registry.recipes import read_recipe
+from rkd.storage.files import write_atomic
 from rkd.storage.runfolder import RunFolder, safe_name
+from rkd.storage.text import parse_json, read_text
 
 if TYPE_CHECKING:
     from rkd.distributed.ranks import Ranks
@@ -26,6 +34,25 @@ def cache_folder() -> Path:
     if "RKD_CACHE" in os.environ:
         return Path(os.environ["RKD_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rkd"
+
+
+def known_names() -> dict[str, list[str]]:
+    """Names of all installed components by kind, examples in place of families: as kept in the cache while the same
+    plugins are installed, since to load them takes seconds."""
+    installed = sorted([e.name, e.value, e.dist.version if e.dist else ""] for e in entry_points(group=GROUP))
+    path = cache_folder() / "names.json"
+    with contextlib.suppress(OSError, RkdError, ValueError, LookupError, TypeError):
+        kept = parse_json(read_text(path))
+        if kept["installed"] == installed:
+            return {str(kind): [str(name) for name in names] for kind, names in kept["names"].items()}
+    names: dict[str, list[str]] = {}
+    for entry in load_catalog().all():
+        family = isinstance(entry.component, Family)
+        names.setdefault(entry.kind, []).extend(entry.component.examples if family else [entry.name])
+    with contextlib.suppress(OSError, RkdError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, json.dumps({"installed": installed, "names": names}).encode())
+    return names
 
 
 def find_run(text: str, out: str = RUNS, evaluations: bool = False) -> Path:

@@ -59,11 +59,13 @@ def measure(
     teacher that has yet to be prepared is taken untrained, which costs the same. The step is timed with nets as they
     are (`plain_step_seconds`) and with the engine, which no time has a say in. Raises RkdError."""
     reporter = reporter or Silent()
+    reporter.doing("reading settings and data")
     plan = resolve(table, catalog)
     for note in plan.notes:
         reporter.message(note)
     teachers = load_teachers(plan, catalog, reporter)
     run = build(plan, catalog, {t.reference.role: t.teacher for t in teachers})
+    reporter.doing(f"measuring for about {seconds:g} s")
     dry_step(run)
     dtype = choose_precision(plan.config.precision, run.device) or torch.float32
     machine = peaks(run.device, dtype)

@@ -73,6 +73,9 @@ class Reporter(Protocol):
     def detail(self, text: str) -> None:
         """One line for a user who wants to know more."""
 
+    def doing(self, text: str) -> None:
+        """What goes on from now, for a user who would wonder."""
+
     def cost(self, title: str, run: Run, card: StepCost, seconds: float) -> None:
         """What a training will cost, just before it starts."""
 
@@ -89,6 +92,8 @@ class Silent:
     def message(self, text: str) -> None: ...
 
     def detail(self, text: str) -> None: ...
+
+    def doing(self, text: str) -> None: ...
 
     def cost(self, title: str, run: Run, card: StepCost, seconds: float) -> None: ...
 

@@ -158,6 +158,8 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     conversions = _components("student", config.student.conversions, catalog, problems)
     problems.catch(catalog.create, "model", config.student.model, config.student.options, "student")
     teachers = problems.catch(teacher_references, config, loss, data, catalog) or []
+    if config.preparation_epochs and not any(teacher.model and not teacher.weights for teacher in teachers):
+        problems.add("preparation_epochs: no teacher of this run is prepared, so there is nothing to set")
     evaluation = _evaluation(config, data, resolver, problems)
     validation = _validation(config, catalog, problems)
     problems.stop()

@@ -125,6 +125,7 @@ def load_teachers(plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks
 def _load(
     reference: TeacherReference, plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE
 ) -> ResolvedTeacher:
+    reporter.doing(f"loading the {reference.role} teacher {reference.text}")
     config = _config(reference, plan)
     missing = False
     net = from_sources(reference, plan.data, catalog)
@@ -193,8 +194,8 @@ def prepare(
             table, catalog, unfinished, reporter, title=f"{reference.role} teacher {reference.model}", dry_run=dry_run,
             resume=resume, limit_minutes=plan.config.prepare_minutes,
             how_to_avoid=f"give weights (--teacher {reference.role}={reference.model}@FILE) or a finished run "
-            f"(--teacher {reference.role}=RUN), choose a smaller model, or allow it with "
-            "--set prepare_minutes=MINUTES", ranks=ranks,
+            f"(--teacher {reference.role}=RUN), fewer epochs (--teacher-epochs N), choose a smaller model, or allow it "
+            "with --set prepare_minutes=MINUTES", ranks=ranks,
         )  # fmt: skip
 
     if dry_run:
@@ -299,7 +300,8 @@ def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan, n
     custom = plan.data.teachers.get(reference.role, {})
     large = sum(p.numel() for p in net.parameters()) > LARGE
     recipes = [custom.get("recipe", {}), custom.get("large", {}) if large else {}]
-    return merge(ROLE_RECIPES.get(reference.role, {}), *recipes, prepare, base, train)
+    epochs = {"epochs": config.preparation_epochs} if config.preparation_epochs else {}
+    return merge(ROLE_RECIPES.get(reference.role, {}), *recipes, prepare, base, train, epochs)
 
 
 def _slug(name: str | None) -> str:

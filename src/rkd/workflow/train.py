@@ -66,6 +66,7 @@ def train_run(
     reporter = reporter or Silent()
     if not resume and not dry_run:
         ranks.once(lambda: _check_place(path))
+    reporter.doing(f"{title}: reading settings and data")
     plan = resolve(table, catalog)
     _check_processes(plan, ranks)
     for note in plan.notes:
@@ -73,6 +74,7 @@ def train_run(
     teachers = load_teachers(plan, catalog, reporter, ranks)
     if any(teacher.missing for teacher in teachers):
         # A mistake in the run itself shall not show after the hours that a teacher may take.
+        reporter.doing(f"{title}: trying a training step and the evaluation on a few images")
         _rehearse(build(plan, catalog, _by_role(teachers)), plan)
         teachers = [
             prepare(t, plan, catalog, reporter, train_run, dry_run, ranks) if t.missing else t for t in teachers
@@ -80,9 +82,11 @@ def train_run(
     run = build(plan, catalog, _by_role(teachers), extensions=reporter.training(title), ranks=ranks)
     if plan.config.validate_.on == "test":
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
+    reporter.doing(f"{title}: trying a training step and the evaluation on a few images")
     card = _rehearse(run, plan)
     if plan.config.auto_batch:
         _choose_parts(run, plan, reporter, ranks)
+    reporter.doing(f"{title}: estimating time and memory")
     seconds, memory = ranks.from_first(predict(run, plan, card, ranks))
     card = replace(card, memory=memory)
     reporter.cost(title, run, card, seconds)

@@ -88,3 +88,17 @@ def test_control_characters_do_not_reach_the_terminal(rkd, tmp_path: Path) -> No
     folders = [make_run(tmp_path / str(n), config=config | {"seed": n}, student=net(), epochs=0).path for n in (0, 1)]
     said = rkd("compare", *folders)
     assert "[31mred small-cnn" in said.stdout and "\x1b" not in said.stdout
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_narrow_terminals(rkd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    names = ["first-pgd-at", "rslad-timm-mobilenetv3_small_050-digits-s0"]
+    folders = [make_run(tmp_path / name, config={"loss": {"name": name[:5]}}, student=net(), epochs=0).path
+               for name in names]  # fmt: skip
+    whole = rkd("compare", *folders).stdout
+    monkeypatch.setenv("COLUMNS", str(width))
+    said = rkd("compare", *folders).stdout
+    assert all(len(line) <= width for line in said.splitlines())
+    assert all(word in said for word in (*names, "clean", "FGSM", "PGD-SAT", "worst case", "W-Robust", "NRR"))
+    assert "…" not in said and " ".join(said.split()).count("too narrow for 95 % intervals: --csv has them") == 1
+    assert "[" in whole and "too narrow" not in whole

@@ -5,6 +5,10 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import pytest
+
+from rkd.cli.commands.info import reflowed
+
 
 def test_info_of_a_method(rkd) -> None:
     said = rkd("info", "mtard-anl")
@@ -67,3 +71,22 @@ def test_info_of_a_local_plugin(rkd, tmp_path: Path) -> None:
     assert "Mine alone." in said.stdout
     assert "A loss of one's own." in said.stdout
     assert re.search(r"alpha +8/255 +number", said.stdout)
+
+
+@pytest.mark.parametrize("width", [60, 80, 100])
+def test_paragraphs_are_broken_anew(rkd, monkeypatch: pytest.MonkeyPatch, width: int) -> None:
+    whole = rkd("info", "rslad").stdout
+    monkeypatch.setenv("COLUMNS", str(width))
+    said = rkd("info", "rslad").stdout
+    assert said.split() == whole.split()
+    formula = "    L = alpha KL(T(x) ‖ S(x')) + (1 - alpha) KL(T(x) ‖ S(x)),    x' = argmax KL(T(x) ‖ S(x'))"
+    assert formula in said.splitlines()
+    paragraph = said[said.index("The official script") : said.index("to cite it")].strip().splitlines()
+    assert all(len(line) <= width < len(line) + 40 for line in paragraph[:-1])
+
+
+def test_lists_and_tables_stay() -> None:
+    table = "| a | table of five or six words |\n| b | c |"
+    text = f"Some words that\nare broken.\n\n- an item that goes\n  on\n- another\n\n{table}"
+    assert reflowed(text, 25) == f"Some words that are\nbroken.\n\n- an item that goes on\n- another\n\n{table}"
+    assert reflowed(text, 80) == text

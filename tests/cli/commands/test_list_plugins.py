@@ -32,22 +32,38 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return site
 
 
-def test_table(rkd) -> None:
+def test_one_line_a_component(rkd, monkeypatch: pytest.MonkeyPatch) -> None:
     said = rkd("list-plugins")
     assert said.exit_code == 0
-    assert said.stderr == ""
     lines = said.stdout.splitlines()
-    assert lines[0].split() == ["kind", "name", "provided", "by", "what", "it", "is"]
-    assert any(line.startswith("loss ") and " rslad " in line and "RSLAD (Zi et al., 2021)" in line for line in lines)
+    methods = lines[lines.index("loss") + 1 : lines.index("scheduler") - 1]
+    assert any(line.split()[0] == "rslad" and "RSLAD (Zi et al., 2021)" in line for line in methods)
     assert any("wrnDEPTH-WIDTH " in line for line in lines)
     assert "\x1b" not in said.stdout
     assert all(line == line.rstrip() for line in lines)
+    for width in (60, 80, 100):
+        monkeypatch.setenv("COLUMNS", str(width))
+        narrow = rkd("list-plugins").stdout.splitlines()
+        assert len(narrow) == len(lines) < 150 and max(map(len, narrow)) <= width
+        assert [line.split()[:1] for line in narrow] == [line.split()[:1] for line in lines]
 
 
 def test_one_kind(rkd) -> None:
-    names = [line.split()[:2] for line in rkd("list-plugins", "--kind", "scheduler").stdout.splitlines()[1:]]
-    assert ["scheduler", "anl"] in names
-    assert {kind for kind, _ in names} == {"scheduler"}
+    kind, *lines = rkd("list-plugins", "--kind", "scheduler").stdout.splitlines()
+    assert kind == "scheduler" and "anl" in [line.split()[0] for line in lines]
+    assert all(line.startswith("  ") for line in lines)
+
+
+def test_strangers_come_first(rkd, strangers: Path) -> None:
+    lines = rkd("list-plugins").stdout.splitlines()
+    assert lines[:3] == ["loss from rkd-strange 1.2", "  hello  Says hello.", ""] and lines[3] == "model"
+    said = rkd("list-plugins", "--from", "rkd-strange")
+    assert said.stdout.splitlines()[:2] == lines[:2] and "rslad" not in said.stdout and "does_not_exist" in said.stdout
+    assert [item["name"] for item in rkd("list-plugins", "--from", "rkd-strange", "--json").json["plugins"]] == [
+        "hello"
+    ]
+    said = rkd("list-plugins", "--from", "rkd-strang")
+    assert said.exit_code == 2 and "Did you mean rkd-strange?" in said.stderr
 
 
 def test_json(rkd) -> None:

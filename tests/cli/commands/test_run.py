@@ -92,6 +92,10 @@ def test_teachers_are_prepared_once_and_shown(rkd, cache: Path, tmp_path: Path) 
     assert "# teacher robust: small-cnn, not prepared yet" in said.stdout
     assert "robust teacher small-cnn: 2,182 parameters, 1 epoch of " in said.stderr
     assert not (cache / "teachers").exists()
+    said = rkd("run", recipe, *TINY, "--loss", "mtard-anl", "--dry-run", "--teacher-epochs", "7")
+    assert said.stderr.count("2,182 parameters, 7 epochs of ") == 2, "of both teachers, not of the student"
+    said = rkd("run", *TINY, "--loss", "pgd-at", "--dry-run", "--teacher-epochs", "7")
+    assert said.exit_code == 2 and "no teacher of this run is prepared" in said.stderr
 
     said = rkd("run", recipe, *TINY)
     assert said.exit_code == 0, said.stderr
@@ -462,3 +466,14 @@ def test_a_report_that_fails_does_not_make_the_run_fail(rkd, monkeypatch: pytest
 def test_no_attack_among_attacks(rkd) -> None:
     said = rkd("run", "--loss", "ce", "--evaluate", "fgsm,none", "--dry-run")
     assert said.exit_code == 2 and "--evaluate none stands alone" in said.stderr
+
+
+def test_help_is_in_groups(rkd) -> None:
+    said = rkd("run", "--help").stdout
+    headings = [line for line in said.splitlines() if line.endswith(":") and not line.startswith(" ")]
+    assert len(headings) >= 4 and headings[-1] == "Everything else:"
+    assert len(said[said.index("Everything else:") :].splitlines()) <= 9
+    options = re.findall(r"^  (?:-\w, )?--([\w-]+)", said, re.MULTILINE)
+    assert len(options) == len(set(options)) > 25 and {"loss", "teacher-epochs", "set", "plugin", "help"} <= set(
+        options
+    )

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from rkd.core.errors import RkdError
+from rkd.registry.hooks import KINDS
 
+from ..complete import values
 from ..options import App, pass_app, plugin_option
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @click.command("cite", short_help="Print the BibTeX of a component or a run.")
-@click.argument("name", metavar="RUN|NAME", type=click.Path())
+@click.argument("name", metavar="RUN|NAME", type=click.Path(), shell_complete=values(*KINDS, runs=True))
 @plugin_option
 @pass_app
 def cite(app: App, name: str) -> None:

@@ -10,6 +10,7 @@ import click
 
 from rkd.core.errors import RkdError
 
+from ..complete import values
 from ..options import App, json_option, out_option, pass_app, verbosity_options
 
 if TYPE_CHECKING:
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 
 
 @click.command("compare", short_help="Put several runs into one table.")
-@click.argument("runs", metavar="RUN|EVALUATION...", nargs=-1, required=True, type=click.Path())
+@click.argument("runs", metavar="RUN|EVALUATION...", nargs=-1, required=True, type=click.Path(),
+                shell_complete=values(runs=True))  # fmt: skip
 @click.option("--attack", metavar="NAME", help="Measure of robustness for W-Robust, NRR and the trade-off; the worst "
               "case unless given.")  # fmt: skip
 @click.option("--csv", "as_csv", is_flag=True, help="The runs as CSV on stdout.")
@@ -77,13 +79,28 @@ def show_comparison(paths: Sequence[Path], app: App) -> None:
 
 
 def _show(comparison: Comparison, app: App) -> None:
-    from rkd.report import basis, cells, where
+    """The table; in a terminal that is too narrow for it without the intervals, which --csv has."""
+    from rkd.report import basis, where
 
-    titles, rows = cells(comparison)
+    from ..terminal import fits
+
+    title = f"Accuracy in % on {where(comparison)}{basis(comparison)}"
+    columns, rows = _table(comparison)
+    if not fits(columns, rows, app.terminal.out.width):
+        columns, short = _table(comparison, intervals=False)
+        if short != rows:
+            title += "; too narrow for 95 % intervals: --csv has them"
+        rows = short
+    app.terminal.table(columns, rows, title)
+
+
+def _table(comparison: Comparison, intervals: bool = True) -> tuple[list[Column], list[list[str]]]:
+    from rkd.report import cells
+
+    titles, rows = cells(comparison, intervals)
     several = len(comparison.runs) > len(comparison.groups)
-    head: list[Column] = ["", *([("seeds", "right")] if several else []), *((title, "right") for title in titles)]
-    lines = [
+    columns: list[Column] = ["", *([("seeds", "right")] if several else []), *((title, "right") for title in titles)]
+    return columns, [
         [group.name, *([str(len(group.runs))] if several else []), *row]
         for group, row in zip(comparison.groups, rows, strict=True)
     ]
-    app.terminal.table(head, lines, f"Accuracy in % on {where(comparison)}{basis(comparison)}")

@@ -10,16 +10,18 @@ import click
 
 from rkd.core.errors import ConfigError, RkdError
 
+from ..complete import values
 from ..options import App, json_option, pass_app, plugin_option, split_attacks, verbosity_options
 from ..processes import in_processes, is_one_of_several
 
 
 @click.command("eval", short_help="Evaluate a run or a weights file under attack.")
-@click.argument("net", metavar="RUN_OR_WEIGHTS", type=click.Path())
-@click.option("--model", metavar="NAME", help="Architecture of a weights file.")
-@click.option("--dataset", metavar="NAME", help="Data set; a run's own unless given.")
+@click.argument("net", metavar="RUN_OR_WEIGHTS", type=click.Path(), shell_complete=values(runs=True))
+@click.option("--model", metavar="NAME", help="Architecture of a weights file.", shell_complete=values("model"))
+@click.option("--dataset", metavar="NAME", help="Data set; a run's own unless given.", shell_complete=values("dataset"))
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
-@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="Attack; repeatable. `none`: clean alone.")
+@click.option("--attack", "attacks", multiple=True, metavar="NAME", help="Attack; repeatable. `none`: clean alone.",
+              shell_complete=values("attack"))  # fmt: skip
 @click.option("--eps", metavar="E", help="Radius, such as 8/255; a run's or the data set's own unless given.")
 @click.option("--norm", type=click.Choice(["Linf", "L2"]), help="The ball's norm; another one than the run's needs "
               "--eps.")  # fmt: skip
@@ -34,7 +36,7 @@ from ..processes import in_processes, is_one_of_several
 @click.option("--corruptions", is_flag=False, flag_value="own", metavar="DIR", help="Accuracy under common "
               "corruptions: of a folder such as CIFAR-10-C, else rkd's own.")  # fmt: skip
 @click.option("--transfer", "others", multiple=True, metavar="RUN", help="Another run: a matrix of who falls to whose "
-              "adversarial images; repeatable.")  # fmt: skip
+              "adversarial images; repeatable.", shell_complete=values(runs=True))  # fmt: skip
 @click.option("--save", metavar="DIR", type=click.Path(), help="A new folder for the result, some images and a page; "
               "`rkd report` and `rkd compare` take it.")  # fmt: skip
 @click.option("--report/--no-report", default=True, help="Write report.html into the --save folder.")
@@ -113,8 +115,8 @@ def eval_settings(sets: Sequence[str], warn: Callable[[str], None]) -> dict[str,
     if wrong := sorted(table.keys() - {"evaluate", "model", "data", "attack"}):
         known = "evaluate.options.NAME.KEY, model.KEY and data.KEY"
         raise ConfigError([f"--set {key}: here there is {known}" for key in wrong])
-    if values := [key for key, value in table.items() if not isinstance(value, Mapping)]:
-        raise ConfigError([f"--set {key}=...: expected --set {key}.KEY=VALUE" for key in values])
+    if single := [key for key, value in table.items() if not isinstance(value, Mapping)]:
+        raise ConfigError([f"--set {key}=...: expected --set {key}.KEY=VALUE" for key in single])
     if "attack" in table:
         options = table.pop("attack")
         if unnamed := [key for key, value in options.items() if not isinstance(value, Mapping)]:

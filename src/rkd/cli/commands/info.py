@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import textwrap
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -10,14 +11,19 @@ import click
 
 from rkd.registry.hooks import KINDS
 
+from ..complete import values
 from ..options import App, json_option, pass_app, plugin_option
 
 if TYPE_CHECKING:
     from ..terminal import Terminal
 
 
+ITEM = r"(?:[-*]|\d+\.) "
+"""How an item of a list begins."""
+
+
 @click.command("info", short_help="Describe a component and its options.")
-@click.argument("name")
+@click.argument("name", shell_complete=values(*KINDS))
 @click.option("--kind", type=click.Choice(list(KINDS)), help="Where several kinds have a component of that name.")
 @json_option
 @plugin_option
@@ -44,7 +50,7 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
     about = re.sub(r"\n*(```bibtex\n.*?```|References: [^\n]*)", "", item["about"], flags=re.DOTALL)
     for text in (item["description"], about):
         if text:
-            terminal.result(f"\n{text}", wrap=True)
+            terminal.result(f"\n{reflowed(text, terminal.out.width)}")
     if about != item["about"]:
         terminal.result(f"\nto cite it: rkd cite {item['name']}")
     if item["roles"]:
@@ -60,6 +66,23 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
         terminal.table(["option", "default", ("type", "wrap")], rows)
     else:
         terminal.result("\nno options")
+
+
+def reflowed(text: str, width: int) -> str:
+    """Text whose lines were broken for a wider page, broken anew at `width`: by paragraph and item of a list. Indented
+    and tabular paragraphs, and text that fits, stay as they are."""
+    if max(map(len, text.split("\n"))) <= width:
+        return text
+    return "\n\n".join(_reflowed(paragraph, width) for paragraph in text.split("\n\n"))
+
+
+def _reflowed(paragraph: str, width: int) -> str:
+    if not re.match(ITEM, paragraph) and re.search(r"^(?: |\||#|```)", paragraph, re.MULTILINE):
+        return paragraph
+    return "\n".join(
+        textwrap.fill(" ".join(item.split()), width, break_long_words=False, break_on_hyphens=False)
+        for item in re.split(rf"\n(?={ITEM})", paragraph)
+    )
 
 
 def _default(option: Mapping[str, Any]) -> str:

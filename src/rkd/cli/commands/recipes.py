@@ -6,11 +6,12 @@ import click
 
 from rkd.core.errors import UnknownName, did_you_mean
 
+from ..complete import values
 from ..options import App, json_option, pass_app
 
 
 @click.command("recipes", short_help="List or print the shipped recipes.")
-@click.argument("name", required=False)
+@click.argument("name", required=False, shell_complete=values(recipes=True))
 @json_option
 @pass_app
 def recipes(app: App, name: str | None) -> None:

@@ -9,6 +9,7 @@ import click
 
 from rkd.core.errors import ConfigError
 
+from ..complete import values
 from ..options import App, json_option, out_option, pass_app, plugin_option, verbosity_options
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @click.command("report", short_help="Write a page about a run or a saved evaluation, with pictures.")
-@click.argument("run", metavar="RUN|EVALUATION", type=click.Path())
+@click.argument("run", metavar="RUN|EVALUATION", type=click.Path(), shell_complete=values(runs=True))
 @out_option
 @json_option
 @verbosity_options
@@ -50,6 +51,7 @@ def report_on(folder: RunFolder, catalog: Catalog, app: App) -> tuple[Path, list
     """Write a run's report with its citations. Returns the page, and what of the folder could not be shown."""
     from rkd.report import build_report, save_report
 
+    app.terminal.doing(f"writing a report on {folder.path}")
     citations, problem = citations_of(folder, catalog, app)
     made = build_report(folder, citations)
     return save_report(made, folder), [*made.left_out, *([problem] if problem else [])]

@@ -13,7 +13,8 @@ from click.core import ParameterSource
 
 from rkd.core.errors import ConfigError, RkdError, TrainingFailed
 
-from ..options import App, json_option, plugin_option, split_attacks, verbosity_options
+from ..complete import values
+from ..options import App, Grouped, json_option, plugin_option, split_attacks, verbosity_options
 
 if TYPE_CHECKING:
     from rkd.registry.catalog import Catalog
@@ -26,20 +27,40 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 """Options that say nothing about the run itself: they go with --resume."""
 
 
-@click.command("run", short_help="Prepare teachers, train a student, evaluate it.")
-@click.argument("recipe", required=False, type=click.Path())
-@click.option("--dataset", metavar="NAME", help="Data set; digits needs no download.")
+GROUPS = {
+    "What is trained": "dataset data_dir download student teacher teacher_epochs loss attack objective scheduler "
+                       "augment extension",
+    "How long, how fast": "epochs batch_size lr seed on_nan device precision engine auto_batch grad_accumulation "
+                          "sync_bn",
+    "What is evaluated": "evaluate",
+    "The run's folder": "name out resume report dry_run",
+}  # fmt: skip
+
+
+@click.command("run", cls=Grouped, groups=GROUPS, short_help="Prepare teachers, train a student, evaluate it.")
+@click.argument("recipe", required=False, type=click.Path(), shell_complete=values(recipes=True))
+@click.option("--dataset", metavar="NAME", help="Data set; digits needs no download.", shell_complete=values("dataset"))
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
 @click.option("--download", is_flag=True, help="Allow the data set to be downloaded.")
-@click.option("--student", metavar="NET[+CONVERSION...]", help="Student, such as resnet18 or resnet18+aux-bn.")
+@click.option("--student", metavar="NET[+CONVERSION...]", help="Student, such as resnet18 or resnet18+aux-bn.",
+              shell_complete=values("model"))  # fmt: skip
 @click.option("--teacher", multiple=True, metavar="[ROLE=]REF", help="Teacher: MODEL@WEIGHTS, a finished run's "
-              "folder, or MODEL alone, which is prepared; repeatable.")  # fmt: skip
-@click.option("--loss", metavar="NAME", help="Method, such as mtard-anl (the default), rslad, trades, pgd-at.")
-@click.option("--attack", multiple=True, metavar="[VIEW=]NAME", help="Attack of the training instead of the method's.")
-@click.option("--objective", metavar="NAME", help="What the attack maximises instead of the method's.")
-@click.option("--scheduler", multiple=True, metavar="NAME", help="Adaptive weights; `none`: without the method's own.")
-@click.option("--augment", multiple=True, metavar="NAME", help="Augmentation; repeatable, in order.")
-@click.option("--with", "extension", multiple=True, metavar="EXTENSION", help="Extension, such as awp or ema.")
+              "folder, or MODEL alone, which is prepared; repeatable.",
+              shell_complete=values("model", runs=True))  # fmt: skip
+@click.option("--teacher-epochs", type=int, metavar="N", help="Epochs of teachers that are prepared; the data set's "
+              "usual number unless given.")  # fmt: skip
+@click.option("--loss", metavar="NAME", help="Method, such as mtard-anl (the default), rslad, trades, pgd-at.",
+              shell_complete=values("loss"))  # fmt: skip
+@click.option("--attack", multiple=True, metavar="[VIEW=]NAME", help="Attack of the training instead of the method's.",
+              shell_complete=values("attack"))  # fmt: skip
+@click.option("--objective", metavar="NAME", help="What the attack maximises instead of the method's.",
+              shell_complete=values("objective"))  # fmt: skip
+@click.option("--scheduler", multiple=True, metavar="NAME", help="Adaptive weights; `none`: without the method's own.",
+              shell_complete=values("scheduler"))  # fmt: skip
+@click.option("--augment", multiple=True, metavar="NAME", help="Augmentation; repeatable, in order.",
+              shell_complete=values("augment"))  # fmt: skip
+@click.option("--with", "extension", multiple=True, metavar="EXTENSION", help="Extension, such as awp or ema.",
+              shell_complete=values("extension"))  # fmt: skip
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
 @click.option("--auto-batch", is_flag=True, help="Find the fewest parts of a batch that fit into memory.")
@@ -47,7 +68,8 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
 @click.option("--sync-bn", is_flag=True, help="Under torchrun: batch norm over the samples of all processes.")
 @click.option("--lr", metavar="X", help="Learning rate at the start of its schedule.")
 @click.option("--seed", type=int)
-@click.option("--evaluate", multiple=True, metavar="A,B,...", help="Attacks of the final evaluation: fgsm,pgd-sat,cw.")
+@click.option("--evaluate", multiple=True, metavar="A,B,...", help="Attacks of the final evaluation: fgsm,pgd-sat,cw.",
+              shell_complete=values("attack"))  # fmt: skip
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
 @click.option("--precision", type=click.Choice(["fp32", "bf16", "fp16", "auto"]), help="Inside the nets: fp32 (the "
               "default), bf16, fp16 (GPUs); auto: bf16 on GPUs that have it.")  # fmt: skip
@@ -61,7 +83,8 @@ FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugi
               "repeatable.")  # fmt: skip
 @click.option("--name", help="Name of the run's folder; made of method, student, data and seed unless given.")
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Where the run's folder goes.")
-@click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out.")
+@click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out.",
+              shell_complete=values(runs=True))  # fmt: skip
 @click.option("--report/--no-report", default=True, help="Write report.html, a page about the run, at its end.")
 @click.option("--dry-run", is_flag=True, help="Show the resolved recipe and what it costs; write nothing.")
 @json_option
@@ -258,11 +281,11 @@ def option_table(options: Mapping[str, Any]) -> Table:
             place[last] = value
 
     plain = {"dataset": "data.name", "data_dir": "data.dir", "download": "data.download", "loss": "loss.name",
-             "objective": "objective.name", "lr": "optimizer.lr"}  # fmt: skip
+             "objective": "objective.name", "lr": "optimizer.lr", "teacher_epochs": "preparation_epochs"}  # fmt: skip
     for option, key in plain.items():
         put(key, options[option])
-    values = ("epochs", "batch_size", "grad_accumulation", "sync_bn", "seed", "device", "precision", "engine", "on_nan")
-    for option in values:
+    same = ("epochs", "batch_size", "grad_accumulation", "sync_bn", "seed", "device", "precision", "engine", "on_nan")
+    for option in same:
         put(option, options[option])
     if options["student"] is not None:
         model, *conversions = _parts("--student", options["student"])
