@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from rkd.core.errors import ConfigError, RkdError, Stopped, did_you_mean, shown, with_input
+from rkd.core.errors import ConfigError, RkdError, Stopped, command, did_you_mean, shown, with_input
 
 
 def test_several_problems_are_one_error() -> None:
@@ -34,3 +36,8 @@ def test_what_was_given_is_told_once_and_cut() -> None:
     assert with_input("must be positive", -1) == "must be positive (got -1)"
     assert with_input("must be positive, got -1", -1) == "must be positive, got -1"
     assert len(shown("x" * 1000)) == 200 and shown("x" * 1000).endswith("...")
+
+
+def test_commands_can_be_pasted() -> None:
+    assert command("run", "--resume", Path("my runs/a")) == "rkd run --resume 'my runs/a'"
+    assert command("eval", "runs/a") == "rkd eval runs/a"

@@ -1,4 +1,4 @@
-"""The folder of all that can be made again."""
+"""Where things lie, and names that are known without loading plugins."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rkd.workflow.folders import cache_folder
+from rkd.core.errors import RkdError
+from rkd.workflow.folders import cache_folder, find_results, find_run
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -18,3 +19,17 @@ def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> 
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     assert cache_folder() == tmp_path / "home" / ".cache" / "rkd"
+
+
+def test_a_sweep_stands_for_its_runs(tmp_path: Path) -> None:
+    for place in ("my runs/sweep/sweep.toml", "my runs/sweep/b/config.toml", "my runs/sweep/a/config.toml",
+                  "my runs/new/sweep.toml", "my runs/one/config.toml"):  # fmt: skip
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+    out = tmp_path / "my runs"
+    assert find_results("sweep", str(out)) == [out / "sweep" / "a", out / "sweep" / "b"]
+    assert find_results(str(out / "one")) == [out / "one"]
+    with pytest.raises(RkdError, match=f"a sweep without a run; `rkd sweep '{out}/new'`"):
+        find_results("new", str(out))
+    with pytest.raises(RkdError, match=f"is a sweep, not a run's folder; `rkd compare '{out}/sweep'`"):
+        find_run("sweep", str(out))

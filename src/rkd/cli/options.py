@@ -38,9 +38,15 @@ class App:
 
         return Terminal(self.json, self.verbosity)
 
+    @property
+    def plugin_words(self) -> list[str]:
+        """The local plugin files as options, for a command that needs the same ones."""
+        return [word for file in self.files for word in ("--plugin", file)]
+
     def doing_imports(self) -> None:
         """Say that torch and the plugins are loaded, which takes seconds, before they are."""
-        self.terminal.doing("loading torch and the plugins", at_once="torch" not in sys.modules)
+        if "torch" not in sys.modules:
+            self.terminal.doing("loading torch and the plugins", at_once=True)
 
     def meet(self) -> Ranks:
         """Meet the other processes, if torchrun started any. All but the first are silent from then on."""

@@ -6,6 +6,7 @@ what there is, and what to type.
 
 from __future__ import annotations
 
+import shlex
 import unicodedata
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
@@ -45,6 +46,11 @@ class TrainingFailed(RkdError):
 
 class Stopped(KeyboardInterrupt):
     """A run that was asked to stop (SIGINT, SIGTERM), has finished its step and saved its state."""
+
+
+def command(*words: object) -> str:
+    """`rkd eval 'my runs/a'`: what a message tells to type, as a shell takes it."""
+    return shlex.join(["rkd", *map(str, words)])
 
 
 def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:

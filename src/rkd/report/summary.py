@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
+from rkd.core.errors import command
 from rkd.storage.text import attack_name
 
 from .data import Net, RunData
@@ -238,32 +239,34 @@ class Command:
 def commands(run: RunData) -> list[Command]:
     if run.evaluated:
         return _commands_evaluated(run)
-    name = shlex.quote(run.name)
     plugins = table(run.manifest.get("plugins"))
-    files = "".join(f" --plugin {shlex.quote(text(plugins[key]))}" for key in plugins if key.startswith("file/"))
+    files = [word for key in plugins if key.startswith("file/") for word in ("--plugin", text(plugins[key]))]
     found = []
     if not run.finished:
-        found.append(Command("go on where it stopped", f"rkd run --resume {name}{files}"))
-    found.append(Command("repeat it, from the folder that holds this run", f"rkd run {name}/config.toml{files}"))
+        found.append(Command("go on where it stopped", command("run", "--resume", run.name, *files)))
+    found.append(
+        Command("repeat it, from the folder that holds this run", command("run", f"{run.name}/config.toml", *files))
+    )
     words = [text(word, 500) for word in items(run.manifest.get("command"))[:200]]
     if len(words) > 1:
         program = "rkd" if PurePath(words[0]).name in ("rkd", "__main__.py") else words[0]
         found.append(Command("how it was started", shlex.join([program, *words[1:]])))
     if run.finished:
-        found.append(Command("attack it with something stronger", f"rkd eval {name} --attack autoattack{files}"))
-    found.append(Command("what to cite", f"rkd cite {name}{files}"))
+        found.append(
+            Command("attack it with something stronger", command("eval", run.name, "--attack", "autoattack", *files))
+        )
+    found.append(Command("what to cite", command("cite", run.name, *files)))
     return found
 
 
 def _commands_evaluated(run: RunData) -> list[Command]:
     """From the words that started it: what they do not say is written out in evaluation.toml."""
     words = _without_save([text(word, 500) for word in items(run.manifest.get("command"))[:200]][1:])
-    name = shlex.quote(place(run))
     found = []
     if words:
-        found.append(Command("repeat it, from the folder that it was started in", shlex.join(["rkd", *words])))
-    found.append(Command("beside other evaluations or runs", f"rkd compare {name} OTHER"))
-    found.append(Command("what to cite", f"rkd cite {name}"))
+        found.append(Command("repeat it, from the folder that it was started in", command(*words)))
+    found.append(Command("beside other evaluations or runs", command("compare", place(run), "OTHER")))
+    found.append(Command("what to cite", command("cite", place(run))))
     return found
 
 

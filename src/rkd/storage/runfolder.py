@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import RkdError, WeightsError, shown
+from ..core.errors import RkdError, WeightsError, command, shown
 from .files import append_line, remove_temporary, sync_folder, whole_folder, write_atomic
 from .text import MOST_JSON, parse_json, read_text
 
@@ -60,7 +60,8 @@ class RunFolder:
         except OSError as error:
             if folder.path.exists():
                 raise RkdError(
-                    f"{folder.path} exists already; choose another --name, or continue it with --resume {folder.path}"
+                    f"{folder.path} exists already; choose another --name, or continue it with "
+                    f"`{command('run', '--resume', folder.path)}`"
                 ) from None
             raise RkdError(
                 f"cannot make the folder {folder.path}: {error.strerror}; choose another place with --out DIR"
@@ -174,7 +175,7 @@ class RunFolder:
         except FileNotFoundError:
             raise RkdError(
                 f"{self.path} has no {path.name}: that run did not finish; "
-                f"continue it with `rkd run --resume {self.path}`"
+                f"continue it with `{command('run', '--resume', self.path)}`"
             ) from None
         except ValueError as error:
             raise RkdError(f"cannot read {path}: {error}") from None

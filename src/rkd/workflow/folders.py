@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rkd.core.errors import ConfigError, RkdError, did_you_mean
+from rkd.core.errors import ConfigError, RkdError, command, did_you_mean
 from rkd.registry.catalog import load_catalog
 from rkd.registry.config import RunConfig, parse
 from rkd.registry.hooks import Family
@@ -69,11 +69,23 @@ def find_run(text: str, out: str = RUNS, evaluations: bool = False) -> Path:
         if (path / "evaluation.json").is_file():
             raise RkdError(
                 f"{path} is not a run's folder: it is an evaluation saved by `rkd eval`, and holds no net. "
-                f"`rkd report {path}` shows it, `rkd compare` puts it beside others"
+                f"`{command('report', path)}` shows it, `rkd compare` puts it beside others"
             )
+        if (path / "sweep.toml").is_file():
+            raise RkdError(f"{path} is a sweep, not a run's folder; `{command('compare', path)}` shows its runs")
     known = list(dict.fromkeys(path.parent.name for name in names for path in sorted(Path(out).glob(f"*/{name}"))))
     runs = f" Runs in {out}: {', '.join(known)}." if known else ""
     raise RkdError(f"{text} is not a run's folder, nor a name under {out}.{did_you_mean(text, known)}{runs}")
+
+
+def find_results(text: str, out: str = RUNS) -> list[Path]:
+    """A run or a saved evaluation, as `find_run`; of a sweep all runs that it has begun. Raises RkdError."""
+    for path in (Path(text), Path(out) / text):
+        if (path / "sweep.toml").is_file():
+            if not (runs := sorted(config.parent for config in path.glob("*/config.toml"))):
+                raise RkdError(f"{path} is a sweep without a run; `{command('sweep', path)}` carries it out")
+            return runs
+    return [find_run(text, out, evaluations=True)]
 
 
 def new_run_folder(table: Mapping[str, Any], name: str | None, out: str) -> Path:

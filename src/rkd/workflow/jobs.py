@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from rkd.core.errors import RkdError
+from rkd.core.errors import RkdError, command
 from rkd.storage.files import open_file, open_to_append
 from rkd.storage.text import MOST_JSON
 
@@ -170,7 +170,7 @@ class Job:
             _let_it_save(process)
             raise
         if code:
-            raise RuntimeError(f"rkd {' '.join(words)} ended with {code}; see the job's log")
+            raise RuntimeError(f"`{command(*words)}` ended with {code}; see the job's log")
         return self.run
 
     def checkpoint(self, *arguments: Any) -> Any:

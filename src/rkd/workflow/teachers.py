@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -111,7 +112,7 @@ def reference(text: str, role: str, options: Mapping[str, Any], catalog: Catalog
     if not at_sign and ("/" in text or text.endswith((".pt", ".pth", ".safetensors"))) and ":" not in text:
         raise ConfigError(
             f"teachers: {text!r} is neither a model nor the folder of a run; weights need their architecture, "
-            f"as in --teacher {role}=wrn34@{text}"
+            f"as in {shlex.join(['--teacher', f'{role}=wrn34@{text}'])}"
         )
     catalog.create("model", model, options, f"teacher {role}")
     return TeacherReference(text, role, model, weights or None, options)

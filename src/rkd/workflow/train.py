@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from rkd.core.errors import ConfigError, Refused, RkdError
+from rkd.core.errors import ConfigError, Refused, RkdError, command
 from rkd.core.interfaces import Teacher
 from rkd.core.run import Run
 from rkd.core.trainer import fit
@@ -281,7 +281,9 @@ def _check_processes(plan: Plan, ranks: Ranks) -> None:
 def _check_place(path: Path) -> None:
     """Find out before any work whether the folder can be made."""
     if path.exists():
-        raise RkdError(f"{path} exists already; choose another --name, or continue it with --resume {path}")
+        raise RkdError(
+            f"{path} exists already; choose another --name, or continue it with `{command('run', '--resume', path)}`"
+        )
     parent = next(p for p in path.absolute().parents if p.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise RkdError(f"cannot write into {parent}; choose another place with --out DIR")

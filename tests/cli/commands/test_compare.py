@@ -102,3 +102,14 @@ def test_narrow_terminals(rkd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     assert all(word in said for word in (*names, "clean", "FGSM", "PGD-SAT", "worst case", "W-Robust", "NRR"))
     assert "…" not in said and " ".join(said.split()).count("too narrow for 95 % intervals: --csv has them") == 1
     assert "[" in whole and "too narrow" not in whole
+
+
+def test_everything_in_a_folder(rkd, tmp_path: Path) -> None:
+    """What a shell makes of `runs/*` where a sweep, its log and a page lie beside a run."""
+    for name in ("at", "sweep/seed=0", "sweep/seed=1"):
+        make_run(tmp_path / name, config={"seed": int(name[-1] == "1")}, student=net(), epochs=0)
+    (tmp_path / "sweep" / "sweep.toml").touch()
+    (tmp_path / "all.html").touch()
+    said = rkd("compare", *sorted(tmp_path.glob("[as]*")), "--json")
+    assert sorted(run["run"] for run in said.json["runs"]) == ["at", "seed=0", "seed=1"]
+    assert f"warning: left out, since they are files: {tmp_path / 'all.html'}" in said.stderr.replace("\n", " ")

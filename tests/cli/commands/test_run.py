@@ -23,9 +23,9 @@ RUN = ("run", "--loss", "pgd-at", *TINY)
 
 @pytest.mark.slow
 def test_a_run_shows_its_results_and_where_they_are(rkd, empty_folder: Path) -> None:
-    said = rkd(*RUN)
+    said = rkd(*RUN, "--out", "my runs")
     assert said.exit_code == 0
-    run = Path("runs/pgd-at-small-cnn-digits-s0")
+    run = Path("my runs/pgd-at-small-cnn-digits-s0")
     lines = said.stdout.splitlines()
     assert lines[0] == "Accuracy in % on 50 test images of digits, Linf eps 38/255"
     assert lines[1].split() == ["clean", "FGSM", "PGD", "worst", "case"]
@@ -36,7 +36,7 @@ def test_a_run_shows_its_results_and_where_they_are(rkd, empty_folder: Path) -> 
     assert "student small-cnn: 2,182 parameters, 1 epoch of 21 steps of 64 images\n" in said.stderr
     assert "  forwards/backwards a step: student 3/3\n" in said.stderr
     assert "student small-cnn: epoch 1/1, loss " in said.stderr
-    assert f"next: rkd eval {run}" in said.stderr
+    assert f"next: rkd eval '{run}' --attack" in said.stderr
     assert "\x1b" not in said.stdout + said.stderr and "\r" not in said.stdout + said.stderr
     names = {path.name for path in run.iterdir()}
     assert names >= {"config.toml", "manifest.json", "metrics.jsonl", "student.safetensors", "student.json"}
@@ -329,7 +329,8 @@ def test_resumed_equals_uninterrupted(rkd, stop: tuple[str, ...], monkeypatch: p
     assert said.exit_code == 130
     assert said.stdout == ""
     assert said.stderr.endswith(
-        "error: interrupted\n  runs/part holds the state after epoch 2\n  continue with: rkd run --resume runs/part\n"
+        "error: interrupted\n  runs/part holds the state after epoch 2\n"
+        f"  continue with: rkd run --resume runs/part --plugin {stop[-1]}\n"
     )
     assert json.loads(Path("runs/part/manifest.json").read_text())["status"] == "interrupted"
     monkeypatch.delenv("STOP")

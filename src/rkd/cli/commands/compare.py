@@ -36,15 +36,19 @@ def compare(
 ) -> None:
     """Clean and attacked accuracy of finished runs, side by side.
 
-    RUN is a run's folder, or its name under --out; EVALUATION a folder that `rkd eval --save` wrote. Runs that differ
-    by seed alone share a row, and so do evaluations of such runs: mean ± standard deviation. A single one has its 95 %
-    interval.
+    RUN is the folder of a run, or of a sweep with all its runs, or a name under --out; EVALUATION a folder that `rkd
+    eval --save` wrote. Runs that differ by seed alone share a row, and so do evaluations of such runs: mean ± standard
+    deviation. A single one has its 95 % interval.
     """
     if app.json + as_csv + as_latex > 1:
         raise RkdError("--json, --csv and --latex each fill stdout: give one of them")
-    from rkd.workflow.folders import RunFolder, find_run
+    from rkd.workflow.folders import RunFolder, find_results
 
-    folders = [find_run(run, out, evaluations=True) for run in runs]
+    # A shell's `runs/*` names whatever lies beside the runs, too.
+    files = [run for run in runs if Path(run).is_file()] if len(runs) > 1 else []
+    folders = [path for run in runs if run not in files for path in find_results(run, out)]
+    if files:
+        app.terminal.warning(f"left out, since they are files: {', '.join(files)}")
     with app.terminal.guarded():
         from rkd import report
 

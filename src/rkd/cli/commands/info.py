@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from rkd.core.errors import command
 from rkd.registry.hooks import KINDS
 
 from ..complete import values
@@ -52,7 +53,7 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
         if text:
             terminal.result(f"\n{reflowed(text, terminal.out.width)}")
     if about != item["about"]:
-        terminal.result(f"\nto cite it: rkd cite {item['name']}")
+        terminal.result(f"\nto cite it: {command('cite', item['name'])}")
     if item["roles"]:
         terminal.result(f"\nteachers, by role: {', '.join(item['roles'])}")
     if item["defaults"]:

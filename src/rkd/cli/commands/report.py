@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rkd.core.errors import ConfigError
+from rkd.core.errors import ConfigError, command
 
 from ..complete import values
 from ..options import App, json_option, out_option, pass_app, plugin_option, verbosity_options
@@ -35,6 +35,8 @@ def report(app: App, run: str, out: str) -> None:
     path = find_run(run, out, evaluations=True)
     with app.terminal.guarded():
         folder = RunFolder.open_results(path)
+        if app.terminal.animated:
+            app.terminal.doing("writing the report")
         page, left_out = report_on(folder, app.catalog(), app)
     pictures = sorted(str(file) for file in (path / "plots").glob("*.*"))
     for line in left_out:
@@ -51,7 +53,6 @@ def report_on(folder: RunFolder, catalog: Catalog, app: App) -> tuple[Path, list
     """Write a run's report with its citations. Returns the page, and what of the folder could not be shown."""
     from rkd.report import build_report, save_report
 
-    app.terminal.doing(f"writing a report on {folder.path}")
     citations, problem = citations_of(folder, catalog, app)
     made = build_report(folder, citations)
     return save_report(made, folder), [*made.left_out, *([problem] if problem else [])]
@@ -62,9 +63,12 @@ def report_at_end(folder: RunFolder, catalog: Catalog, app: App) -> None:
     failed."""
     try:
         with app.terminal.guarded():
+            app.terminal.doing("writing the report")
             page, left_out = report_on(folder, catalog, app)
     except Exception as error:
-        app.terminal.warning(f"the report could not be written ({error}); `rkd report {folder.path}` tries again")
+        app.terminal.warning(
+            f"the report could not be written ({error}); `{command('report', folder.path)}` tries again"
+        )
         return
     for line in left_out:
         app.terminal.message(f"left out of the report: {line}")

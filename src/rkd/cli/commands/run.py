@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rkd.core.errors import ConfigError, RkdError, TrainingFailed
+from rkd.core.errors import ConfigError, RkdError, TrainingFailed, command
 
 from ..complete import values
 from ..options import App, Grouped, json_option, plugin_option, split_attacks, verbosity_options
@@ -138,7 +138,7 @@ def run_command(
                 resume=resume, ranks=app.ranks or ALONE,
             )  # fmt: skip
     except (Exception, KeyboardInterrupt) as error:
-        for note in _how_to_go_on(path, error) if began else []:
+        for note in _how_to_go_on(path, error, app.plugin_words) if began else []:
             error.add_note(note)
         for note in _plugin_files(path, catalog) if resume else []:
             error.add_note(note)
@@ -159,8 +159,9 @@ def run_command(
         terminal.result(f"wrote {path} in {duration(results['seconds'])} ({kept})")
     if report:
         report_at_end(folder, catalog, app)
-    stronger = [f" --attack {name}" for name in ("pgd-trades", "autoattack") if name in catalog.names("attack")]
-    terminal.message(f"next: rkd eval {path}{''.join(stronger)}")
+    known = [name for name in ("pgd-trades", "autoattack") if name in catalog.names("attack")]
+    stronger = [word for name in known for word in ("--attack", name)]
+    terminal.message(f"next: {command('eval', path, *stronger, *app.plugin_words)}")
 
 
 def _resumable(context: click.Context, text: str, out: str) -> Path:
@@ -175,8 +176,8 @@ def _resumable(context: click.Context, text: str, out: str) -> Path:
         raise RkdError(f"--resume continues a run exactly as its config.toml says; take out {', '.join(given)}")
     folder = RunFolder(find_run(text, out))
     if folder.finished:
-        raise RkdError(f"{folder.path} is finished; look at it with `rkd eval {folder.path}`, "
-                       f"repeat it with `rkd run {folder.config}`")  # fmt: skip
+        raise RkdError(f"{folder.path} is finished; look at it with `{command('eval', folder.path)}`, "
+                       f"repeat it with `{command('run', folder.config)}`")  # fmt: skip
     return folder.path
 
 
@@ -188,7 +189,7 @@ def _title(table: Mapping[str, Any]) -> str:
     return f"student {model or RunConfig().student.model}"
 
 
-def _how_to_go_on(path: Path, error: BaseException) -> list[str]:
+def _how_to_go_on(path: Path, error: BaseException, plugins: Sequence[str]) -> list[str]:
     """What the folder holds after an error, and what to type."""
     from rkd.workflow.folders import RunFolder
     from rkd.workflow.train import place_of
@@ -202,7 +203,7 @@ def _how_to_go_on(path: Path, error: BaseException) -> list[str]:
         return [f"{path} holds what there is of the run; a changed setting needs a new one"]
     place = folder.place()
     held = f"the state after {place_of(*place)}" if place else "the configuration, no finished epoch yet"
-    return [f"{path} holds {held}", f"continue with: rkd run --resume {path}"]
+    return [f"{path} holds {held}", f"continue with: {command('run', '--resume', path, *plugins)}"]
 
 
 def _plugin_files(path: Path, catalog: Catalog) -> list[str]:
@@ -211,11 +212,12 @@ def _plugin_files(path: Path, catalog: Catalog) -> list[str]:
 
     plugins = earlier_manifest(RunFolder(path)).get("plugins", {})
     missing = [
-        shlex.quote(str(file))
+        word
         for key, file in plugins.items()
         if key.startswith("file/") and key not in catalog.plugins.plugins
+        for word in ("--plugin", str(file))
     ]
-    return [f"the run was started with {' '.join(f'--plugin {file}' for file in missing)}"] if missing else []
+    return [f"the run was started with {shlex.join(missing)}"] if missing else []
 
 
 def _show_plan(plan: Mapping[str, Any], path: Path, terminal: Terminal) -> None:
@@ -247,8 +249,8 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str
 
     if recipe and Path(recipe).is_dir():
         raise RkdError(
-            f"{recipe} is a folder; type `rkd run --resume {recipe}` to continue that run, "
-            f"`rkd run {recipe}/config.toml` to repeat it"
+            f"{recipe} is a folder; type `{command('run', '--resume', recipe)}` to continue that run, "
+            f"`{command('run', Path(recipe) / 'config.toml')}` to repeat it"
         )
     base = read_recipe(recipe) if recipe is not None else {}
     given = option_table(options)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkd.core.errors import ConfigError, RkdError
+from rkd.core.errors import ConfigError, RkdError, command
 
 from ..options import App, json_option, pass_app, plugin_option, verbosity_options
 from ..signals import Interrupts
@@ -51,14 +50,13 @@ def sweep(app: App, words: tuple[str, ...], grid: tuple[str, ...], sets: tuple[s
 
     matrix, folder = _read(words, grid, sets, name, out)
     points = matrix.points()
-    plugins = [word for file in app.files for word in ("--plugin", file)]
+    plugins = app.plugin_words
     states = {point.name: state_of(folder / point.name) for point in points}
     unfinished = [point for point in points if states[point.name] != "finished"]
     _check(matrix, [point for point in points if states[point.name] == "new"], folder, app)
     if dry_run:
         for point in points:
-            words = matrix.words(point, folder, plugins)
-            app.terminal.result(f"{states[point.name]:9} rkd {shlex.join(words)}")
+            app.terminal.result(f"{states[point.name]:9} {command(*matrix.words(point, folder, plugins))}")
         return
     begin(matrix, folder)
     app.terminal.message(f"{folder}: {len(points)} runs, {len(points) - len(unfinished)} of them finished")
@@ -82,8 +80,9 @@ def sweep(app: App, words: tuple[str, ...], grid: tuple[str, ...], sets: tuple[s
     if failed:
         for run, reason in failed.items():
             app.terminal.warning(f"{run} failed: {reason}")
+        again = command("sweep", folder, *plugins)
         raise RkdError(
-            f"{len(failed)} of {len(points)} runs failed; `rkd sweep {folder}` tries them again, their output is in "
+            f"{len(failed)} of {len(points)} runs failed; `{again}` tries them again, their output is in "
             f"{folder}/NAME.log"
         )
 
@@ -172,7 +171,7 @@ def _send(
     for point, job in zip(points, sent, strict=True):
         app.terminal.message(f"job {job.job_id}: {point.name}")
     if not wait:
-        app.terminal.message(f"`rkd sweep {folder}` compares them when they are done")
+        app.terminal.message(f"`{command('sweep', folder, *plugins)}` compares them when they are done")
         return {}
     wait_for(sent)
     return {point.name: f"see {job.paths.stderr}" for point, job in zip(points, sent, strict=True) if job.exception()}
