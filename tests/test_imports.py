@@ -1,4 +1,5 @@
-"""Who may import whom, which files lie in a circle, where tests stand, and what must not import torch.
+"""Who may import whom, which files lie in a circle, where tests stand, what must not import torch, and who may ask
+for attributes that may be missing.
 
 Imports inside of functions and for type checkers alone count like any other. What does not hold yet stands in
 `structure_exceptions.txt`, one line each; a line that is no longer needed is an error, so the list only shrinks.
@@ -63,6 +64,31 @@ TRIANGLE = {"core.interfaces", "core.step", "core.attack"}
 
 MOST_FILES = 12
 """In one folder, `__init__.py` not counted; the catalogues under `plugins` may be larger."""
+
+
+TRAITS, MOST_PROBES = "core.traits", 10
+"""The one file that reads optional attributes of components, and at how many places at most."""
+
+NO_CAPABILITY = {
+    "storage.files: getattr(os, 'O_NOFOLLOW', 0)": "a flag that not every system has",
+    "storage.files: getattr(os, 'O_NONBLOCK', 0)": "a flag that not every system has",
+    "core.step: hasattr(error, '__notes__')": "Python sets it at the first note",
+    "cli.group: getattr(error, '__notes__', [])": "Python sets it at the first note",
+    "registry.catalog: getattr(loaded, '__doc__', None)": "of a module, or of None where it is loaded no more",
+    "registry.catalog: getattr(loaded, '__file__', None)": "a module that is made and not read has none",
+    "registry.options: hasattr(hint, 'copy_with')": "typing's own kinds of hints",
+    "testing.data: hasattr(augment, 'variants')": "half of `FiniteAugment` is a mistake that an author is told of",
+    "testing.data: getattr(images, 'dtype', images)": "whatever a component gave back, for a message",
+    "testing.data: getattr(images, 'shape', ())": "whatever a component gave back, for a message",
+    "testing.train: getattr(term, 'shape', ())": "whatever a component gave back, for a message",
+    "testing.train: hasattr(mine, 'state_dict')": "half of `Stateful` is a mistake that an author is told of",
+    "testing.train: hasattr(mine, 'load_state_dict')": "half of `Stateful` is a mistake that an author is told of",
+    "plugins.datasets.torchvision: hasattr(reader, 'train_list')": "torchvision's data sets differ",
+    "plugins.datasets.torchvision: hasattr(reader, 'split_list')": "torchvision's data sets differ",
+    "plugins.datasets.torchvision: hasattr(reader, 'resources')": "torchvision's data sets differ",
+    "plugins.models.torchvision: hasattr(net, 'transform_input')": "torchvision's nets differ",
+}
+"""Where else an attribute may be missing -> why none of these is a capability that a part of rkd may have."""
 
 
 def module_of(path: Path) -> str:
@@ -179,6 +205,24 @@ def test_structure() -> None:
 def test_every_exception_is_needed() -> None:
     """Take the lines out of structure_exceptions.txt that no longer hold."""
     assert sorted(EXCEPTIONS - violations()) == []
+
+
+def probes() -> list[str]:
+    """Every `hasattr` and every `getattr` with a default: the file and what it says."""
+    lines = []
+    for module, path in FILES.items():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+                asked = node.func.id == "hasattr" or (node.func.id == "getattr" and len(node.args) == 3)
+                lines += [f"{module}: {ast.unparse(node)}"] if asked else []
+    return lines
+
+
+def test_capabilities_are_declared_and_read_in_one_file() -> None:
+    outside = {line for line in probes() if not line.startswith(f"{TRAITS}: ")}
+    assert sorted(outside - NO_CAPABILITY.keys()) == [], f"declare it in a protocol, or in {TRAITS}"
+    assert sorted(NO_CAPABILITY.keys() - outside) == [], "needed no more"
+    assert sum(line.startswith(f"{TRAITS}: ") for line in probes()) <= MOST_PROBES
 
 
 def test_every_room_is_in_the_table() -> None:

@@ -9,27 +9,15 @@ itself and `rkd.testing`, is private and may move between two versions.
 from __future__ import annotations
 
 from .core import ops
-from .core.attack import Patches, PlainProbe, value_and_grad
+from .core.attack import Accelerator, Patches, PlainProbe, Target, value_and_grad
 from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError, did_you_mean, shown
 from .core.hooks import hookimpl
-from .core.interfaces import (
-    Accelerator,
-    Attack,
-    AttackTraits,
-    HasNotes,
-    Loss,
-    Objective,
-    Probe,
-    Scheduler,
-    Student,
-    Target,
-    Teacher,
-    traits_of,
-)
+from .core.interfaces import Attack, HasNotes, Loss, Objective, Probe, Scheduler, Student, Teacher
 from .core.ops import Reduction
 from .core.random import Noise, forked, key
 from .core.run import Run
 from .core.step import Step
+from .core.traits import AttackTraits, traits_of
 from .core.types import (
     Batch,
     Mode,

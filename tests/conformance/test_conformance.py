@@ -13,8 +13,8 @@ import torch
 from rkd import testing
 from rkd.core import ops
 from rkd.core.errors import RkdError
-from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan, Step
+from rkd.core.traits import traits_of
 from rkd.evaluation.evaluate import rehearse
 from rkd.evaluation.samples import EvalSettings
 from rkd.nets.sources import TeacherReference

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from rkd.core import ops
-from rkd.core.attack import PLAIN, AttackTarget, Patches, PlainProbe, WatchedProbe, value_and_grad
-from rkd.core.interfaces import Accelerator, Probe, Target
+from rkd.core.attack import PLAIN, Accelerator, Patches, PlainProbe, Target, WatchedProbe, value_and_grad
+from rkd.core.interfaces import Probe
 from rkd.core.random import Noise
 from rkd.core.types import ThreatModel
 from rkd.testing import tiny_batch, tiny_net, tiny_step
@@ -17,7 +17,7 @@ from rkd.testing.tiny import cross_entropy
 def test_what_a_target_offers() -> None:
     batch, net = tiny_batch(), tiny_net().eval()
     step = tiny_step(batch, net, threat=ThreatModel("L2", 0.5, 0.1), progress=0.25)
-    target = AttackTarget(step, cross_entropy, PlainProbe(net), Noise(1, batch.index))
+    target = Target(step, cross_entropy, PlainProbe(net), Noise(1, batch.index))
     assert (target.threat.norm, target.progress) == ("L2", 0.25)
     assert torch.equal(target.logits(batch.x), net(batch.x))
     x = batch.x.clone().requires_grad_()
@@ -31,7 +31,7 @@ def test_what_a_target_offers() -> None:
 
 def test_a_target_of_a_part() -> None:
     batch, net = tiny_batch(), tiny_net().eval()
-    target = AttackTarget(tiny_step(batch, net), cross_entropy, PlainProbe(net), Noise(1, batch.index))
+    target = Target(tiny_step(batch, net), cross_entropy, PlainProbe(net), Noise(1, batch.index))
     keep = torch.tensor([3, 0])
     part = target.select(keep)
     assert torch.equal(part.y, batch.y[keep])
@@ -88,7 +88,7 @@ def test_patches_are_kept_or_taken_back() -> None:
 
 def test_a_value_and_its_gradient() -> None:
     batch, net = tiny_batch(), tiny_net().eval()
-    target = AttackTarget(tiny_step(batch, net), cross_entropy, PlainProbe(net), Noise(1, batch.index))
+    target = Target(tiny_step(batch, net), cross_entropy, PlainProbe(net), Noise(1, batch.index))
     assert isinstance(target, Target)
     x = batch.x.clone().requires_grad_()
     expected = net(x)
@@ -101,6 +101,6 @@ def test_a_value_and_its_gradient() -> None:
 def test_a_net_that_ignores_the_images_has_a_gradient_of_zeros() -> None:
     batch = tiny_batch()
     constant = PlainProbe(lambda x: torch.zeros(len(x), 4))
-    target = AttackTarget(tiny_step(batch), cross_entropy, constant, Noise(1, batch.index))
+    target = Target(tiny_step(batch), cross_entropy, constant, Noise(1, batch.index))
     assert not target.gradient(batch.x)[1].any()
     assert not value_and_grad(target, batch.x, lambda logits: logits[:, 0])[2].any()

@@ -7,8 +7,7 @@ import math
 import pytest
 import torch
 
-from rkd.core import random
-from rkd.core.random import Noise, forked, key, row_hash
+from rkd.core.random import Noise, forked, key
 from rkd.testing import untouched
 
 INDEX = torch.arange(4000)
@@ -158,21 +157,3 @@ def test_a_gpu_draws_the_same_numbers() -> None:
     on_cpu = Noise(7, INDEX)
     assert torch.equal(on_gpu.uniform((9,)).cpu(), on_cpu.uniform((9,)))
     assert torch.allclose(on_gpu.normal((9,)).cpu(), on_cpu.normal((9,)), atol=1e-5)
-
-
-def test_a_hash_of_rows_is_one_of_their_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    x = torch.rand(50, 3, 4, 5, generator=torch.Generator().manual_seed(0))
-    hashes = row_hash(x, 3)
-    assert (hashes.dtype, tuple(hashes.shape), len(hashes.unique())) == (torch.int64, (50,), 50)
-    order = torch.arange(49, -1, -1)
-    assert torch.equal(row_hash(x[order], 3), hashes[order]), "each row for itself"
-    assert torch.equal(row_hash(x.to(memory_format=torch.channels_last), 3), hashes), "not the layout"
-    assert not (row_hash(x, 4) == hashes).any()
-    monkeypatch.setattr(random, "HASHED", 7)
-    assert torch.equal(row_hash(x, 3), hashes)
-    one = x[:1].repeat(60, 1, 1, 1)
-    one.view(60, 60).view(torch.int32)[torch.arange(60), torch.arange(60)] ^= 1
-    assert len(row_hash(torch.cat([x[:1], one])).unique()) == 61, "the last bit of any number"
-    swapped = x[:1].flip(-1)
-    assert row_hash(swapped, 3) != hashes[0], "places count"
-    assert row_hash(-torch.zeros(1, 2)) != row_hash(torch.zeros(1, 2))

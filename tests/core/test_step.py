@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from rkd.core import ops
+from rkd.core.attack import Target
 from rkd.core.errors import Refused
-from rkd.core.interfaces import Attack, Student, Target, Teacher
+from rkd.core.interfaces import Attack, Student, Teacher
 from rkd.core.random import Noise, key
 from rkd.core.step import AttackPlan, Step
 from rkd.nets.student import NetStudent

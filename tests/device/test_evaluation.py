@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import rkd
-from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan
+from rkd.core.traits import traits_of
 from rkd.data.dataset import ArraySplit
 from rkd.evaluation.corruptions import corrupted_accuracy, corrupted_files_accuracy
 from rkd.evaluation.curve import curve

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rkd.core.attack import Patches, PlainProbe
-from rkd.core.interfaces import Accelerator, Probe
+from rkd.core.attack import Accelerator, Patches, PlainProbe
+from rkd.core.interfaces import Probe
 from rkd.core.step import AttackPlan, Step
 from rkd.core.types import Batch, ThreatModel
 from rkd.data.dataset import ArraySplit

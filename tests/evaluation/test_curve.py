@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from rkd.core.attack import Target
 from rkd.core.errors import RkdError
-from rkd.core.interfaces import Target
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit

@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from rkd.core.attack import Target
 from rkd.core.errors import DataError, Refused, RkdError
-from rkd.core.interfaces import Target
 from rkd.core.step import AttackPlan
 from rkd.core.types import Mode, ThreatModel
 from rkd.data.dataset import ArraySplit

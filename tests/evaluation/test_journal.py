@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from rkd.core.attack import PLAIN, PlainProbe
+from rkd.core.attack import PLAIN, Accelerator, PlainProbe
 from rkd.core.errors import RkdError
-from rkd.core.interfaces import Accelerator, AttackTraits
 from rkd.core.step import AttackPlan
+from rkd.core.traits import AttackTraits
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
 from rkd.evaluation.evaluate import evaluate

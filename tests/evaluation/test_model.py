@@ -11,8 +11,8 @@ from torch.utils.checkpoint import checkpoint
 
 import rkd
 from rkd.core.errors import RkdError
-from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan
+from rkd.core.traits import traits_of
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
 from rkd.evaluation.corruptions import corrupted_accuracy

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from rkd.core import ops
-from rkd.core.attack import Patches
+from rkd.core.attack import Patches, Target
 from rkd.core.errors import Refused
-from rkd.core.interfaces import Attack, Target, traits_of
+from rkd.core.interfaces import Attack
 from rkd.core.random import Noise
+from rkd.core.traits import traits_of
 from rkd.core.types import Batch, Mode, ThreatModel
 from rkd.plugins.attacks import cw, fgsm, pgd, presets
 from rkd.plugins.attacks.apgd import ApgdCe
@@ -559,7 +560,8 @@ def test_flat_inputs_work() -> None:
 def test_names_and_interfaces() -> None:
     assert sorted(ALL) == ["cw", "cw-30", "fgsm", "pgd", "pgd-sat", "pgd-trades"]
     x, net = images(), small_net()
-    assert isinstance(FakeTarget(net, labels(net, x)), Target)
+    asked = {name for name in vars(Target) if not name.startswith("_")} | {"y", "threat", "progress", "noise"}
+    assert asked <= set(dir(FakeTarget(net, labels(net, x)))), "the target of these tests is one"
     for component in ALL.values():
         assert isinstance(component(), Attack) and component().mode == "eval"
         assert inspect.getdoc(component).splitlines()[0].endswith(".")

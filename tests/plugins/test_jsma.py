@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core import ops
-from rkd.core.interfaces import Attack, traits_of
+from rkd.core.interfaces import Attack
+from rkd.core.traits import traits_of
 from rkd.core.types import Batch, ThreatModel
 from rkd.plugins.attacks import jsma
 from rkd.plugins.attacks.jsma import Jsma, best_pair

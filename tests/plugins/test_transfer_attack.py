@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from rkd.core import ops
 from rkd.core.errors import ConfigError, Refused, RkdError
-from rkd.core.interfaces import Attack, traits_of
+from rkd.core.interfaces import Attack
 from rkd.core.random import forked
 from rkd.core.step import AttackPlan
+from rkd.core.traits import traits_of
 from rkd.core.types import Batch, ThreatModel
 from rkd.evaluation.evaluate import evaluate, rehearse
 from rkd.evaluation.journal import Journal

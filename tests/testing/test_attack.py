@@ -13,8 +13,9 @@ from torch import Tensor
 
 from rkd import testing
 from rkd.core import ops
+from rkd.core.attack import Target
 from rkd.core.errors import Refused
-from rkd.core.interfaces import AttackTraits, Target
+from rkd.core.traits import AttackTraits
 from rkd.nets.student import NetStudent
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.testing import OneStep

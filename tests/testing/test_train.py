@@ -12,8 +12,8 @@ from torch import Tensor
 
 from rkd import testing
 from rkd.core import ops
+from rkd.core.attack import Target
 from rkd.core.hooks import hookimpl
-from rkd.core.interfaces import Target
 from rkd.testing import OneStep, tiny_run
 
 from .conftest import says

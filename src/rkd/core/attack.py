@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .errors import Refused
-from .interfaces import Objective, Probe, Target
+from .interfaces import Objective, Probe
 from .random import Noise, forked, key
 from .types import Mode, QueryKind, View
 
@@ -70,10 +70,11 @@ class PlainProbe:
         return Patches(self, x)
 
 
-class WatchedProbe:
+class WatchedProbe(PlainProbe):
     """`probe`, with the logits of each query told to `tell`; those of `reference` are none."""
 
     def __init__(self, probe: Probe, tell: Callable[[Tensor], None]) -> None:
+        super().__init__(probe)
         self._probe, self._tell = probe, tell
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -88,28 +89,35 @@ class WatchedProbe:
         probe = self._probe.low_precision(kind)
         return self if probe is self._probe else WatchedProbe(probe, self._tell)
 
-    def patches(self, x: Tensor) -> Patches:
-        return Patches(self, x)  # on whole images, whose logits can be told
 
-
-class Plain:
-    """No acceleration: each net runs as it is. Implements `rkd.core.interfaces.Accelerator`."""
+class Accelerator:
+    """What makes nets run faster while they are attacked. This one runs each net as it is."""
 
     name = "plain"
+    """What it is called among options: an evaluation goes on with the one it began with."""
 
     @contextmanager
     def probe(self, net: nn.Module, view: View | None, plain: Callable[[Tensor], Tensor]) -> Iterator[Probe]:
+        """Inside, `net` as a probe, for as long as its weights do not move.
+
+        `plain`: the net as it runs without this, in eval mode, its routed batch norms as `view` sees them.
+        """
         yield PlainProbe(plain)
 
     def choices(self) -> list[str]:
+        """How nets have run so far, in words; `plain` for as they are."""
         return []
 
 
-PLAIN = Plain()
+PLAIN = Accelerator()
 
 
-class AttackTarget:
-    """The attack's side of a step: an objective to raise. Implements `rkd.core.interfaces.Target`."""
+class Target:
+    """What an attack attacks: a score to raise, by samples. A step makes one for each search.
+
+    `y` labels `(B,)` or probabilities `(B, K)`; `threat` the ball; `progress` of the training in [0, 1]
+    (1 in an evaluation); `noise` the only source of random numbers.
+    """
 
     def __init__(self, step: Step, objective: Objective, probe: Probe, noise: Noise) -> None:
         self._step = step
@@ -121,22 +129,30 @@ class AttackTarget:
         self.progress = step.progress
 
     def score(self, x: Tensor) -> Tensor:
+        """`(B,)`, to be maximised; differentiable in x."""
         return self._objective(self._step, self._probe, x)
 
     def logits(self, x: Tensor) -> Tensor:
+        """`(B, K)` of the attacked net; differentiable in x."""
         return self._probe(x)
 
     def reference(self, x: Tensor) -> Tensor:
+        """The same of the net itself, in float32. An attack with the trait `confirms` may get its `logits` from a
+        faster, less exact copy of the net, and counts nothing before it has asked here."""
         return self._probe.reference(x)
 
-    def low_precision(self, kind: QueryKind) -> AttackTarget:
+    def low_precision(self, kind: QueryKind) -> Target:
+        """The same target with queries of this kind in reduced precision, if the user allows that and it is faster;
+        else this one. For an attack with the trait `confirms`."""
         probe = self._probe.low_precision(kind)
-        return self if probe is self._probe else AttackTarget(self._step, self._objective, probe, self.noise)
+        return self if probe is self._probe else Target(self._step, self._objective, probe, self.noise)
 
     def patches(self, x: Tensor) -> Patches:
+        """The images `x (B, C, H, W)`, for an attack that changes one patch of them after another."""
         return self._probe.patches(x)
 
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """`score(x)`, detached, and its gradient by x, from one forward and one backward."""
         x = x.detach().requires_grad_()
         score = self._objective(self._step, self._probe, x)
         if not score.requires_grad:  # a net whose logits do not depend on the images
@@ -144,23 +160,26 @@ class AttackTarget:
         (gradient,) = torch.autograd.grad(score.sum(), x)
         return score.detach(), gradient
 
-    def select(self, keep: Tensor) -> AttackTarget:
+    def select(self, keep: Tensor) -> Target:
+        """The target for the samples at `keep` (a mask or positions) alone."""
         if self._step.synchronised and self._step.searching and self._step.searching[1] != "eval":
             raise Refused(
                 "with --sync-bn, an attack in train mode must run the same queries in every process, and this one lets "
                 "samples leave early: type --set attack.mode=eval, or take --sync-bn out"
             )
-        return AttackTarget(self._step.select(keep), self._objective, self._probe, self.noise.select(keep))
+        return Target(self._step.select(keep), self._objective, self._probe, self.noise.select(keep))
 
     @contextmanager
-    def on(self, net: nn.Module, mode: Mode = "eval") -> Iterator[AttackTarget]:
+    def on(self, net: nn.Module, mode: Mode = "eval") -> Iterator[Target]:
+        """Inside, the same target with another net under attack: labels, ball, objective and random numbers stay.
+
+        The other net is left as it was; its running statistics move in no mode. An evaluation counts what is asked of
+        it, too, apart from the questions to the net under attack.
+        """
         mode = "frozen" if mode == "train" else mode
-        view = self._step.searching[0] if self._step.searching else "adv"
         random = forked(key(self.noise.key, "net"), self.y.device) if mode != "eval" else nullcontext()
-        student = self._step.stand_in(net)
-        with random, student.attacked(view, mode) as probe:
-            step = self._step.on(student, view, mode)
-            yield AttackTarget(step, self._objective, step.watched(probe, view), self.noise)
+        with random, self._step.on(net, mode) as (step, probe):
+            yield Target(step, self._objective, probe, self.noise)
 
 
 def value_and_grad(target: Target, x: Tensor, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:

@@ -16,6 +16,7 @@ from . import ops
 from .errors import Refused
 from .interfaces import Loss, Scheduler
 from .step import Step
+from .traits import LossTraits, declared
 from .types import at
 
 
@@ -76,4 +77,4 @@ def weight_of(loss: Loss, knobs: Mapping[str, Any], term: str, progress: float) 
     set_by_scheduler: float | Tensor | None = knobs.get(f"weight.{term}")
     if set_by_scheduler is not None:
         return set_by_scheduler
-    return at(getattr(loss, "weights", {}).get(term, 1.0), progress)
+    return at(declared(loss, LossTraits).weights.get(term, 1.0), progress)

@@ -20,9 +20,6 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64
 _MIX_1 = 0xBF58476D1CE4E5B9 - 2**64
 _MIX_2 = 0x94D049BB133111EB - 2**64
 
-HASHED = 2**20
-"""Numbers that are hashed at once."""
-
 
 def key(*parts: object) -> int:
     """A 63-bit key from anything with a stable `str`: `key(seed, epoch, "adv")`."""
@@ -43,16 +40,6 @@ def forked(seed: int | None, device: torch.device | str = "cpu") -> Iterator[Non
                 with torch.cuda.device(used):
                     torch.cuda.manual_seed(seed)
         yield
-
-
-def row_hash(x: Tensor, salt: int = 0) -> Tensor:
-    """A 64-bit hash `(B,)` of the bits of each row of `x (B, ...)`, whose numbers take four bytes: a sum of products
-    with fixed odd factors, mixed."""
-    bits = x.flatten(1).contiguous().view(torch.int32)
-    factors = _mix(torch.arange(1, bits.shape[1] + 1, device=x.device) * _GOLDEN) | 1
-    # A few rows at a time: their numbers take twice the bytes here.
-    sums = [(part.long() * factors).sum(1) for part in torch.split(bits, max(1, HASHED // max(1, bits.shape[1])))]
-    return _mix(torch.cat(sums) + _signed(salt))
 
 
 class Noise:

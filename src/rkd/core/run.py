@@ -6,32 +6,18 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import pluggy
 import torch
 from torch import Tensor, nn
 
 from .errors import DataError
-from .interfaces import Loss, Scheduler, Student, Teacher
-from .metrics import RunningMeans
+from .interfaces import Loss, Scheduler, Stateful, Student, Teacher
 from .objective import loss_terms, scheduled, weight_of, weighted
 from .random import key
 from .step import AttackPlan, Step
 from .types import Batch, Schedule, Shape, ThreatModel, View, at
-
-
-@runtime_checkable
-class Stateful(Protocol):
-    """A part with a state of its own: schedulers, and extensions that have one."""
-
-    def state_dict(self) -> Mapping[str, Any]:
-        """Numbers, strings, tensors, lists and dicts of them."""
-        ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken."""
-        ...
 
 
 class DataInfo(Protocol):
@@ -48,7 +34,6 @@ class DataInfo(Protocol):
     @property
     def fingerprint(self) -> str:
         """Changes when the data changes."""
-        ...
 
 
 class Batches(Protocol):
@@ -59,23 +44,18 @@ class Batches(Protocol):
     @property
     def split(self) -> Sized:
         """The images, which are `len` many."""
-        ...
 
     def __len__(self) -> int:
         """Batches of an epoch."""
-        ...
 
     def size(self, number: int) -> int:
         """Images of an epoch's batch `number`, over all processes."""
-        ...
 
     def batch(self, index: Tensor, epoch: int) -> Batch:
         """The augmented batch of the images at `index (B,)`."""
-        ...
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from number `start` on."""
-        ...
 
 
 class Backward:
@@ -156,6 +136,38 @@ Validate = Callable[["Run"], Mapping[str, Any]]
 def no_validation(run: Run) -> dict[str, Any]:
     """Measures nothing: the last weights are kept."""
     return {}
+
+
+class RunningMeans:
+    """Sums of named numbers over the steps of an epoch, kept on the device where they are until somebody asks."""
+
+    def __init__(self) -> None:
+        self.steps = 0
+        self._sums: dict[tuple[str, ...], Tensor] = {}
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add one step's numbers, scalars on the device."""
+        names = tuple(values)
+        step = torch.stack([value.detach().reshape(()).float() for value in values.values()])
+        self._sums[names] = self._sums[names].to(step.device) + step if names in self._sums else step
+        self.steps += 1
+
+    def means(self) -> dict[str, float]:
+        """Each number's sum over the steps so far, divided by their count. Waits for the device, once."""
+        sums: dict[str, float] = {}
+        for names, values in self._sums.items():
+            for name, value in zip(names, values.tolist(), strict=True):
+                sums[name] = sums.get(name, 0.0) + value
+        return {name: value / self.steps for name, value in sums.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The sums so far, for a checkpoint within an epoch."""
+        return {"steps": self.steps, "sums": [[list(names), values] for names, values in self._sums.items()]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where `state` was taken."""
+        self.steps = state["steps"]
+        self._sums = {tuple(names): values.clone() for names, values in state["sums"]}
 
 
 @dataclass

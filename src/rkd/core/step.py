@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .attack import AttackTarget, WatchedProbe
+from .attack import Target, WatchedProbe
 from .errors import Refused, RkdError
-from .interfaces import Attack, CachingTeacher, Objective, Probe, Student, Teacher, traits_of
+from .interfaces import Attack, CachingTeacher, Objective, Probe, Student, Teacher
 from .random import Noise, forked, key
+from .traits import name_of, traits_of
 from .types import Batch, Mode, ThreatModel, View
 
 
@@ -182,42 +183,34 @@ class Step:
 
     def select(self, keep: Tensor | slice) -> Step:
         """The step of a part of the samples, for a search that lets fallen samples leave. Teachers are not re-run."""
-        part = Step(
-            self.batch.select(keep), self._student, self._teachers, self._attacks, threat=self.threat,
-            knobs=self._knobs, progress=self.progress, lr_scale=self.lr_scale, noise_key=self.noise_key,
-            on_query=self._on_query, on_query_others=self._on_query_others,
-        )  # fmt: skip
-        part.used, part.synchronised = self.used, self.synchronised
-        part.searching, part._open = self.searching, self._open
+        part = self.fresh()
+        part.batch = _ordinary(self.batch.select(keep))
+        part.y = part.batch.y
         part._images = {view: x[keep] for view, x in self._images.items()}
         part._teacher_logits = {name: logits[keep] for name, logits in self._teacher_logits.items()}
         part._probed = {name: logits[keep] for name, logits in self._probed.items()}
         return part
 
-    def stand_in(self, net: nn.Module) -> Student:
-        """`net` as a student for `on`: one that counts what is asked of it, if the step's own does."""
-        return self._student.stand_in(net)
+    @contextmanager
+    def on(self, net: nn.Module, mode: Mode) -> Iterator[tuple[Step, Probe]]:
+        """Inside, this step in the middle of its search, and the probe, with `net` in the student's place. No attack
+        makes further views."""
+        view = self.searching[0] if self.searching else "adv"
+        other = self.fresh(self._student.stand_in(net))
+        other.searching = view, mode
+        other._attacks, other._probed = {}, {}
+        other._images, other._teacher_logits = dict(self._images), dict(self._teacher_logits)
+        if not self._on_query_others:
+            other._on_query = None
+        with other._student.attacked(view, mode) as probe:
+            yield other, other._watched(probe, view)
 
-    def on(self, student: Student, view: View, mode: Mode) -> Step:
-        """This step for another student, in the middle of a search for `view`. Images and teacher logits are kept."""
-        on_query = self._on_query if self._on_query_others else None
-        other = Step(
-            self.batch, student, self._teachers, threat=self.threat, knobs=self._knobs, progress=self.progress,
-            lr_scale=self.lr_scale, noise_key=self.noise_key, on_query=on_query,
-            on_query_others=self._on_query_others,
-        )  # fmt: skip
-        other.used = self.used
-        other.searching, other._open = (view, mode), self._open
-        other._images = dict(self._images)
-        other._teacher_logits = dict(self._teacher_logits)
-        return other
+    # Inside
 
-    def watched(self, probe: Probe, view: View) -> Probe:
+    def _watched(self, probe: Probe, view: View) -> Probe:
         """`probe`, a net under attack, with each of its forwards told to `on_query`."""
         on_query = self._on_query
         return probe if on_query is None else WatchedProbe(probe, lambda logits: on_query(self, view, logits))
-
-    # Inside
 
     def _answer(self, role: str, view: View) -> Tensor:
         teacher, x = self._teachers[role], self.image(view)
@@ -251,7 +244,7 @@ class Step:
                 "it is given"
             )
         plan = self._attacks[view]
-        mode = traits_of(plan.attack).mode
+        mode, who = traits_of(plan.attack).mode, f"the attack {name_of(plan.attack)}"
         outer, self.searching = self.searching, (view, mode)
         self._open = (*self._open, view)
         noise = Noise(key(self.noise_key, view), self.batch.index)
@@ -259,34 +252,23 @@ class Step:
         # Only a train-mode search (dropout) may touch the global generator: leave it as it was.
         random = forked(key(self.noise_key, view, "net"), device) if mode != "eval" else nullcontext()
         try:
-            with (
-                torch.inference_mode(False),
-                torch.enable_grad(),
-                random,
-                self._student.attacked(view, mode) as probe,
-            ):
+            with torch.inference_mode(False), torch.enable_grad(), random, self._student.attacked(view, mode) as probe:
                 x = self.batch.x.detach()
-                target = AttackTarget(self, plan.objective, self.watched(probe, view), noise)
-                images = plan.attack(x, target)
+                images = plan.attack(x, Target(self, plan.objective, self._watched(probe, view), noise))
         except Exception as error:
             if not hasattr(error, "__notes__") and not isinstance(error, RkdError):
-                error.add_note(f"while {_words(plan.attack)} made the view {view!r}")
+                error.add_note(f"while {who} made the view {view!r}")
             raise
         finally:
             self.searching = outer
             self._open = self._open[:-1]
         if not isinstance(images, Tensor):
-            raise Refused(f"{_words(plan.attack)} returned {type(images).__name__}, not images")
+            raise Refused(f"{who} returned {type(images).__name__}, not images")
         if images.shape != x.shape or images.dtype != x.dtype:
             raise Refused(
-                f"{_words(plan.attack)} returned {images.dtype} images {tuple(images.shape)} for {x.dtype} ones "
-                f"{tuple(x.shape)}"
+                f"{who} returned {images.dtype} images {tuple(images.shape)} for {x.dtype} ones {tuple(x.shape)}"
             )
         return images.detach()
-
-
-def _words(attack: Attack) -> str:
-    return f"the attack {getattr(attack, '__qualname__', type(attack).__qualname__)}"
 
 
 def _ordinary(batch: Batch) -> Batch:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .metrics import RunningMeans
 from .random import forked, key
-from .run import RestartEpoch, Run
+from .run import RestartEpoch, Run, RunningMeans
 from .types import Batch
 
 

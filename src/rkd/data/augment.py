@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.errors import Refused
 from ..core.random import Noise
+from ..core.traits import AugmentTraits, declared
 from ..core.types import Batch, Shape
 
 DRAWS = 4096
@@ -131,7 +132,7 @@ def _check_numbers(augment: FiniteAugment, count: int, shape: Shape) -> None:
 
 def _checked_count(augment: Augment, shape: Shape) -> int:
     name = type(augment).__name__
-    if getattr(augment, "mixes", False):
+    if declared(augment, AugmentTraits).mixes:
         raise Refused(f"{name} blends images, so that no two versions are equal")
     if not isinstance(augment, FiniteAugment):
         raise Refused(f"{name} does not say how many versions of an image it makes (variants, variant)")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.random import Noise, key
+from ..core.traits import AugmentTraits, declared
 from ..core.types import Batch
 from ..distributed.ranks import ALONE, Ranks
 from .augment import Augment, Variants
@@ -70,7 +71,7 @@ class Loader:
     def _mine(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Of a whole batch, the images that this process makes, and which of these are its part (None: all)."""
         rows = self.ranks.rows(len(index))
-        if self.ranks.size > 1 and any(getattr(augment, "mixes", False) for augment in self.augments):
+        if self.ranks.size > 1 and any(declared(augment, AugmentTraits).mixes for augment in self.augments):
             # Partners may be anywhere in the batch: make all of it, take this process's part.
             return index, torch.arange(len(index))[rows]
         return index[rows], None

@@ -15,8 +15,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from ..core.attack import Patches, PlainProbe
-from ..core.interfaces import Accelerator, Probe
+from ..core.attack import Accelerator, Patches, PlainProbe
+from ..core.interfaces import Probe
 from ..core.types import QueryKind, View
 from ..nets.net import autocast_of
 from .backends import CHECKED, Backend, FastNet, Logits, copyable, make, rule
@@ -26,10 +26,10 @@ EngineName = Literal["auto", "plain", "bfloat16", "folded", "channels-last", "fu
 net as it is. The others force one backend."""
 
 
-class Engine:
+class Engine(Accelerator):
     """Frozen copies of the nets under attack, one for each net, view and image shape, made at the first query.
 
-    `tell` is told which copy a net got, and why it got none. Implements `rkd.core.interfaces.Accelerator`.
+    `tell` is told which copy a net got, and why it got none.
     """
 
     def __init__(self, name: EngineName = "auto", tell: Callable[[str], None] = lambda text: None) -> None:

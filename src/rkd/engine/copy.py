@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.parametrize import is_parametrized
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
+from ..core.traits import name_of
 from ..core.types import View
 from ..nets.batchnorm import as_seen, norm_of
 from ..nets.modes import running
@@ -180,7 +182,7 @@ class _Uses(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if getattr(func, "__name__", "") not in _HARMLESS and func not in _ATTRIBUTES:
+        if name_of(func) not in _HARMLESS and func not in _ATTRIBUTES:
             for value in tree_leaves((args, kwargs)):
                 if isinstance(value, Tensor):
                     self._count[id(value)] += 1
@@ -203,7 +205,7 @@ def is_plain(module: nn.Module) -> bool:
     """Whether nothing but the module's own forward runs when it is called."""
     return not (
         module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        or hasattr(module, "parametrizations")
+        or is_parametrized(module)
     )  # fmt: skip
 
 

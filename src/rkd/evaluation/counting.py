@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..core.attack import PLAIN, Patches
-from ..core.interfaces import Accelerator, Probe
+from ..core.attack import PLAIN, Accelerator, Patches
+from ..core.interfaces import Probe
 from ..core.step import AttackPlan, Step
 from ..core.types import Batch, Mode, QueryKind, ThreatModel, View
 from ..nets.student import NetStudent

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from ..core import ops
 from ..core.errors import RkdError
-from ..core.interfaces import traits_of
 from ..core.step import AttackPlan
+from ..core.traits import traits_of
 from ..core.types import ThreatModel
 from ..data.dataset import Split
 from .evaluate import evaluate

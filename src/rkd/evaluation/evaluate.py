@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from ..core import ops
 from ..core.attack import PLAIN
 from ..core.errors import DataError, Refused, RkdError
-from ..core.interfaces import HasNotes, traits_of
+from ..core.interfaces import HasNotes
 from ..core.random import key
 from ..core.step import AttackPlan, Step
+from ..core.traits import name_of, traits_of
 from ..core.types import ThreatModel, fraction
 from ..data.dataset import Split, check_images, fetch
 from ..nets.modes import running
@@ -217,7 +218,7 @@ def describe(plan: AttackPlan, threat: ThreatModel, classes: int) -> dict[str, A
     return {
         "implementation": f"{type(attack).__module__}.{type(attack).__qualname__}",
         "options": _options(attack),
-        "objective": getattr(plan.objective, "__name__", type(plan.objective).__name__),
+        "objective": name_of(plan.objective),
         "norm": ball.norm if ball else None,
         "eps": ball.eps if ball else None,
         "measure": measure,

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import DataError, Refused, RkdError
+from ..core.traits import training_flag
 from ..nets.modes import frozen_parameters, running
-from ..nets.net import autocast_of, check_logits
+from ..nets.net import check_logits
 
 FIRST_IMAGES = 8
 """How many images `prepare_model` looks at."""
@@ -115,7 +116,7 @@ class _Wrapper(nn.Module):
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net
-        self.training = getattr(net, "training", False)  # frozen TorchScript has no modes
+        self.training = bool(training_flag(net))
 
 
 class Finite(_Wrapper):
@@ -128,7 +129,6 @@ class Finite(_Wrapper):
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
         self.out: Tensor | None = None
-        self.autocast = autocast_of(net)  # for accelerators
         self._seen = False
 
     def forward(self, x: Tensor) -> Tensor:

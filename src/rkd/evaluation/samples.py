@@ -10,9 +10,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from ..core.attack import PLAIN
+from ..core.attack import PLAIN, Accelerator
 from ..core.errors import DataError, RkdError
-from ..core.interfaces import Accelerator
 from ..core.random import key
 from ..core.types import ThreatModel
 from ..data.dataset import Split

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from ..core import ops
 from ..core.errors import RkdError
-from ..core.interfaces import traits_of
 from ..core.step import AttackPlan
+from ..core.traits import traits_of
 from ..core.types import Norm, ThreatModel, at, fraction
 
 SLACK = 1e-6

@@ -76,7 +76,7 @@ def batch_norms(net: nn.Module) -> list[_BatchNorm]:
 
 def add_auxiliary(net: nn.Module, views: Sequence[View], router: Router) -> int:
     """Give every batch norm of `net` one auxiliary copy per view, in place. Returns the number of norms."""
-    if unfit := [view for view in views if not view or "." in view or hasattr(nn.ModuleDict, view)]:
+    if unfit := [view for view in views if not view or "." in view or view in dir(nn.ModuleDict)]:
         raise Refused(f"an auxiliary batch norm cannot serve the view {unfit[0]!r}; give that view another name")
     norms = batch_norms(net)
     for norm in norms:

@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from ..core.errors import Refused
+from ..core.traits import training_flag
 from ..core.types import Mode
 
 
@@ -28,8 +29,8 @@ def running(net: nn.Module, mode: Mode) -> Iterator[None]:
     taken: list[tuple[_InstanceNorm, Tensor | None, Tensor | None]] = []
     try:
         for module in net.modules():
-            flag = getattr(module, "training", training)  # a frozen TorchScript module has no modes any more
-            if flag != training:
+            flag = training_flag(module)
+            if flag is not None and flag != training:
                 flags.append((module, flag))
                 module.training = training
             if mode == "frozen" and isinstance(module, _NormBase) and module.track_running_stats:

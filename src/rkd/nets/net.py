@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core.attack import PLAIN
+from ..core.attack import PLAIN, Accelerator
 from ..core.errors import Refused
-from ..core.interfaces import Accelerator, Probe
+from ..core.interfaces import Probe
 from .checkpointing import checkpointed
 from .cpu_bfloat16 import OnCpu
 
@@ -152,9 +152,8 @@ def is_batch_independent(net: Callable[[Tensor], Tensor], x: Tensor, dtype: torc
 
 
 def autocast_of(net: nn.Module) -> torch.dtype | None:
-    """The reduced precision that a net, or what is wrapped around one, runs in; None: float32."""
-    dtype: torch.dtype | None = getattr(net, "autocast", None)
-    return dtype
+    """The reduced precision that a `Net`, or the one in a wrapper, runs in; None: float32."""
+    return next((module.autocast for module in net.modules() if isinstance(module, Net)), None)
 
 
 def check_logits(logits: Tensor, batch: int, classes: int, who: str) -> None:

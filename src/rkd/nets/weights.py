@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import WeightsError
+from ..core.traits import NetTraits, declared
 from ..storage.serialize import load_weights
 
 SUFFIXES = (".safetensors", ".pt", ".pth", ".th", ".t7", ".tar", ".ckpt", ".bin")
@@ -94,14 +95,15 @@ def load_into(net: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
     Raises WeightsError that names the keys that are missing, left over or of another shape.
     """
-    ignored = tuple(getattr(net, "ignored_keys", ()))
+    traits = declared(net, NetTraits)
+    ignored = tuple(traits.ignored_keys)
     wanted = net.state_dict()
     if not any(key in wanted for key in state) and all(key.startswith("1.") for key in state):
         state = {key[2:]: value for key, value in state.items()}  # Sequential(normalisation, net)
-    for theirs, ours in getattr(net, "renamed_keys", {}).items():
+    for theirs, ours in traits.renamed_keys.items():
         state = {key if key in wanted else key.replace(theirs, ours): value for key, value in state.items()}
     state = _fitting(state, wanted)
-    state = {key: value for key, value in state.items() if key in wanted or not key.startswith(ignored or "\0")}
+    state = {key: value for key, value in state.items() if key in wanted or not key.startswith(ignored)}
     missing = [key for key in wanted if key not in state]
     # Checkpoints older than torch 0.4.1 do not count batches; the counter takes no part in eval mode.
     counters = {key: wanted[key] for key in missing if key.endswith("num_batches_tracked")}

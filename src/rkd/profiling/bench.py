@@ -15,9 +15,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from ..core.attack import PLAIN
-from ..core.interfaces import Attack, Teacher, traits_of
+from ..core.interfaces import Attack, Teacher
 from ..core.run import Run
 from ..core.trainer import advance
+from ..core.traits import traits_of
 from ..core.types import Batch
 from ..nets.net import NetTeacher
 from ..nets.student import NetStudent

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown
-from rkd.core.interfaces import traits_of
+from rkd.core.traits import LossTraits, declared, name_of, traits_of
 from rkd.storage.text import read_text
 
 from . import options
@@ -41,7 +41,7 @@ class Entry:
         """The component's docstring."""
         text = (inspect.getdoc(self.factory) or "").strip()
         # A dataclass without a docstring gets its signature for one.
-        return "" if text.startswith(f"{getattr(self.factory, '__name__', '')}(") else text
+        return "" if text.startswith(f"{name_of(self.factory)}(") else text
 
     @property
     def summary(self) -> str:
@@ -68,8 +68,7 @@ class Entry:
 
     def facts(self) -> dict[str, Any]:
         """All that `rkd info` tells, as plain values."""
-        component, fixed = self.factory, dict(self.fixed)
-        defaults = getattr(component, "defaults", {})
+        component, fixed, loss = self.factory, dict(self.fixed), declared(self.factory, LossTraits)
         return {
             "kind": self.kind,
             "name": self.name,
@@ -86,8 +85,8 @@ class Entry:
                 for o in options.describe(component)
             ],
             "traits": attack_traits(component) if self.kind == "attack" else {},
-            "roles": list(getattr(component, "roles", ())),
-            "defaults": options.plain(dict(defaults) if isinstance(defaults, Mapping) else {}),
+            "roles": list(loss.roles or ()),
+            "defaults": options.plain(dict(loss.defaults) if isinstance(loss.defaults, Mapping) else {}),
         }
 
     def citations(self) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from rkd.core.interfaces import traits_of
+from rkd.core.traits import LossTraits, declared, traits_of
 
 from .catalog import Catalog
 from .recipes import Table, merge, nested
@@ -15,7 +15,7 @@ def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Ta
     Options of the default attack hold only as long as that attack is used; default schedulers only if none is named.
     An attack with a goal of its own (`cw`: the margin), chosen by the user, keeps it.
     """
-    defaults = dict(getattr(loss, "defaults", {}))
+    defaults = dict(declared(loss, LossTraits).defaults)
     wanted: Table = {}
     default_attack = defaults.pop("attack", None)
     attack = name_of(table.get("attack")) or default_attack

@@ -39,6 +39,12 @@ def open_to_append(path: Path | str) -> BinaryIO:
     return _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), "ab")
 
 
+def open_to_change(path: Path | str) -> BinaryIO:
+    """A regular file, for reading and writing by position and without a buffer, made if it is missing. Raises OSError,
+    also for a link."""
+    return _open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), "r+b", 0)
+
+
 def check_file(path: Path | str) -> None:
     """Raise OSError where `open_file` would."""
     open_file(path).close()
@@ -141,7 +147,7 @@ def check_no_link(path: Path) -> None:
         raise RkdError(f"{path} is a link to somewhere else: nothing is written there; remove it first")
 
 
-def _open(path: Path | str, flags: int, mode: str) -> BinaryIO:
+def _open(path: Path | str, flags: int, mode: str, buffering: int = -1) -> BinaryIO:
     # Without O_NONBLOCK a FIFO is waited for as soon as it is opened.
     try:
         handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0), 0o666)
@@ -152,7 +158,7 @@ def _open(path: Path | str, flags: int, mode: str) -> BinaryIO:
     if kind != stat.S_IFREG:
         os.close(handle)
         raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'a device')}, no file", str(path))
-    return os.fdopen(handle, mode)
+    return os.fdopen(handle, mode, buffering)
 
 
 def _temporary(path: Path) -> Path:

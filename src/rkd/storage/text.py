@@ -37,8 +37,10 @@ def read_text(path: Path, most: int = MOST_TOML, errors: str = "strict") -> str:
         return content.decode("utf-8", errors)
     except FileNotFoundError:
         raise
-    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL in the path
-        raise RkdError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise RkdError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:  # no UTF-8, or a NUL in the path
+        raise RkdError(f"cannot read {path}: {error}") from None
 
 
 def parse_toml(text: str) -> dict[str, Any]:

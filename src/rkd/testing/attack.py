@@ -10,9 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core import ops
+from rkd.core.attack import Target
 from rkd.core.errors import RkdError
-from rkd.core.interfaces import Attack, Objective, Probe, Target, traits_of
+from rkd.core.interfaces import Attack, Objective, Probe
 from rkd.core.step import AttackPlan, Step
+from rkd.core.traits import name_of, traits_of
 from rkd.core.types import Batch, Mode, Norm, ThreatModel
 from rkd.data.dataset import check_images
 from rkd.nets.student import NetStudent
@@ -59,7 +61,7 @@ def check_objective(objective: Objective, *, roles: Sequence[str] = ("robust",))
 
     `roles`: the teachers that there are in the trial.
     """
-    who = getattr(objective, "__name__", type(objective).__name__)
+    who = name_of(objective)
     batch, net, teachers = tiny_batch(), tiny_net(), tiny_teachers(roles)
     x = (batch.x + 0.02 * torch.rand(batch.x.shape, generator=torch.Generator().manual_seed(3))).clamp(0, 1)
 

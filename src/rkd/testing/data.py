@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rkd.core.errors import Refused, RkdError
 from rkd.core.random import Noise
+from rkd.core.traits import AugmentTraits, declared, name_of
 from rkd.core.types import Batch
 from rkd.data.augment import Augment, Variants
 from rkd.data.dataset import Dataset, Split, check_images
@@ -71,7 +72,7 @@ def check_augment(augment: Augment, *, soft: bool = False) -> None:
             torch.equal(again.x, out.x) and torch.equal(again.y, out.y),
             f"{who} does something else the second time: draw from the noise it is given alone",
         )
-        if not getattr(augment, "mixes", False):
+        if not declared(augment, AugmentTraits).mixes:
             keep = torch.tensor([1, 4, 6])
             part = augment(batch.select(keep), Noise(3, batch.index[keep]))
             require(
@@ -85,7 +86,7 @@ def check_augment(augment: Augment, *, soft: bool = False) -> None:
 @promise
 def check_corruption(corruption: Corruption) -> None:
     """Raise AssertionError unless `corruption` keeps the promises of `rkd.evaluation.corruptions.Corruption`."""
-    who = getattr(corruption, "__name__", type(corruption).__name__)
+    who = name_of(corruption)
     for shape in ((3, 16, 16), (1, 8, 8), (2, 9, 12), (4, 33, 20)):
         batch = tiny_batch(6, shape)
         kept = batch.x.clone()

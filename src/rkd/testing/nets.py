@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from rkd.core.random import forked
+from rkd.core.traits import name_of
 from rkd.core.types import Shape
 from rkd.nets.modes import running
 from rkd.nets.net import Net
@@ -22,7 +23,7 @@ def check_model(model: Model, *, shape: Shape = (3, 32, 32), classes: int = 10, 
 
     `unused`: whether weights that the logits do not depend on are allowed.
     """
-    who = f"{getattr(model, '__name__', type(model).__name__)} for images {shape}"
+    who = f"{name_of(model)} for images {shape}"
     with forked(1):
         arch = model(shape, classes)
     with forked(1):

@@ -9,8 +9,10 @@ from typing import Any, ParamSpec
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from rkd.core.errors import RkdError
+from rkd.core.traits import name_of
 
 P = ParamSpec("P")
 
@@ -29,7 +31,7 @@ def promise(check: Callable[P, None]) -> Callable[P, None]:
         try:
             check(*arguments, **options)
         except RkdError as error:
-            who = getattr(arguments[0], "__name__", type(arguments[0]).__name__)
+            who = name_of(arguments[0])
             raise AssertionError(f"{who}: {error}") from error
 
     return checked
@@ -59,7 +61,9 @@ def _picture(net: nn.Module, buffers: bool) -> dict[str, dict[str, Any]]:
         "flag requires_grad": {name: p.requires_grad for name, p in parameters.items()},
         "buffers": {name: b.clone() for name, b in net.named_buffers()} if buffers else {},
         "flag training": {name: m.training for name, m in modules.items()},
-        "flag track_running_stats": {name: getattr(m, "track_running_stats", None) for name, m in modules.items()},
+        "flag track_running_stats": {
+            name: m.track_running_stats for name, m in modules.items() if isinstance(m, _NormBase)
+        },
         "hooks": {name: len(m._forward_hooks) + len(m._forward_pre_hooks) for name, m in modules.items()},
     }
 

@@ -8,12 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from rkd.core import ops
+from rkd.core.attack import Target
 from rkd.core.errors import Refused
 from rkd.core.hooks import run_hooks
-from rkd.core.interfaces import Attack, Loss, Objective, Probe, Scheduler, Target, Teacher
+from rkd.core.interfaces import Attack, Loss, Objective, Probe, Scheduler, Teacher
 from rkd.core.random import forked
 from rkd.core.run import Run
 from rkd.core.step import AttackPlan, Step
+from rkd.core.traits import LossTraits, declared
 from rkd.core.types import Batch, Mode, Shape, ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.data.loader import Loader
@@ -225,7 +227,7 @@ def tiny_run(
             "optimizer": torch.optim.SGD(student.net.parameters(), lr, momentum=0.9),
             "epochs": 1,
             "lr": lr,
-            "teachers": tiny_teachers(getattr(loss, "roles", ()), data.shape, len(data.classes)),
+            "teachers": tiny_teachers(declared(loss, LossTraits).roles or (), data.shape, len(data.classes)),
             "attacks": attacks,
             "schedulers": dict(schedulers or {}),
             "hooks": run_hooks(extensions),

@@ -18,6 +18,7 @@ from rkd.core.interfaces import Loss, Scheduler, Teacher
 from rkd.core.run import Run
 from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import fit, train_step
+from rkd.core.traits import LossTraits, declared
 from rkd.core.types import Batch, at
 from rkd.storage.serialize import load_state, save_state
 from rkd.training.dry_run import dry_step
@@ -37,7 +38,7 @@ def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool 
     _check_attributes(loss, who)
     batch, net = tiny_batch(), tiny_net()
     kept = Batch(batch.x.clone(), batch.y.clone(), batch.index)
-    teachers = tiny_teachers(_of(loss, "roles"))
+    teachers = tiny_teachers(declared(loss, LossTraits).roles or ())
     step = _step(loss, batch, net, views, teachers)
     twin = copy.deepcopy(net)
     # Its forwards in train mode may move running statistics; nothing else of any net, and no random numbers.
@@ -45,9 +46,9 @@ def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool 
         terms = loss(step)
     _check_terms(terms, batch, who)
     require(torch.equal(batch.x, kept.x) and torch.equal(batch.y, kept.y), f"{who} must not change the batch")
-    unknown = set(_of(loss, "weights")) - set(terms)
+    unknown = set(declared(loss, LossTraits).weights) - set(terms)
     require(not unknown, f"{who}.weights names {sorted(unknown)}, but the terms are {sorted(terms)}")
-    if "attack" not in _of(loss, "defaults"):
+    if "attack" not in declared(loss, LossTraits).defaults:
         require(not step.used.views, f"{who} asks for the view {step.used.views}, but its defaults name no attack")
     gradient = _gradient(loss, terms, net)
     require(gradient.isfinite().all(), f"the gradient of {who} is not finite")
@@ -103,7 +104,7 @@ def check_extension(extension: Any, loss: Loss | None = None) -> None:
     except RkdError as error:
         raise AssertionError(f"{who}: {error}") from None
     chosen: Any = loss or _Plain()
-    attack = OneStep() if "attack" in _of(chosen, "defaults") else None
+    attack = OneStep() if "attack" in declared(chosen, LossTraits).defaults else None
 
     def run_with(mine: Any, **others: Any) -> Run:
         return tiny_run(chosen, attack=attack, extensions={"it": mine, **others}, epochs=2)
@@ -162,22 +163,19 @@ def _step(
     loss: Loss, batch: Batch, net: nn.Module, views: Sequence[str], teachers: Mapping[str, Teacher] | None = None
 ) -> Step:
     plans = {view: AttackPlan(OneStep(), cross_entropy) for view in views}
-    return tiny_step(batch, net, roles=_of(loss, "roles"), teachers=teachers, attacks=plans, progress=0.5)
-
-
-def _of(loss: Loss, name: str) -> Any:
-    """An attribute of a loss, or what the core takes for it where the loss has none."""
-    return getattr(loss, name, () if name == "roles" else {})
+    return tiny_step(
+        batch, net, roles=declared(loss, LossTraits).roles or (), teachers=teachers, attacks=plans, progress=0.5
+    )
 
 
 def _check_attributes(loss: Loss, who: str) -> None:
-    roles = _of(loss, "roles")
+    traits = declared(loss, LossTraits)
+    roles, defaults, weights = traits.roles or (), traits.defaults, traits.weights
     require(
         not isinstance(roles, str) and all(isinstance(role, str) and role for role in roles),
         f"{who}.roles must be a sequence of names, got {roles!r}",
     )
     require(len(set(roles)) == len(roles), f"{who}.roles names one role twice: {roles!r}")
-    defaults, weights = _of(loss, "defaults"), _of(loss, "weights")
     require(
         isinstance(defaults, Mapping) and all(isinstance(key, str) for key in defaults),
         f"{who}.defaults must map names to values, got {defaults!r}",
@@ -202,7 +200,7 @@ def _check_terms(terms: Any, batch: Batch, who: str) -> None:
 
 
 def _gradient(loss: Loss, terms: Mapping[str, Tensor], net: nn.Module) -> Tensor:
-    weights = _of(loss, "weights")
+    weights = declared(loss, LossTraits).weights
     total = torch.stack([at(weights.get(name, 1.0), 0.5) * term.mean() for name, term in terms.items()]).sum()
     if not total.requires_grad:
         return torch.zeros(1)
@@ -212,7 +210,7 @@ def _gradient(loss: Loss, terms: Mapping[str, Tensor], net: nn.Module) -> Tensor
 
 def _check_extremes(loss: Loss, batch: Batch, views: Sequence[str], who: str) -> None:
     for factor in (1e4, 0.0):
-        teachers = tiny_teachers(_of(loss, "roles"))
+        teachers = tiny_teachers(declared(loss, LossTraits).roles or ())
         for teacher in teachers.values():
             teacher.net = Scaled(teacher.net, 1e4)
         net = Scaled(tiny_net(), factor)

@@ -19,12 +19,12 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from io import BytesIO, FileIO
+from hashlib import blake2b
+from io import BytesIO
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, BinaryIO, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -32,7 +32,7 @@ from torch import Tensor
 
 from ..core.errors import Refused
 from ..core.interfaces import Teacher
-from ..core.random import forked, row_hash
+from ..core.random import forked
 from ..core.run import Run
 from ..core.types import Batch
 from ..data.augment import Variants, expected_repeats
@@ -40,6 +40,7 @@ from ..data.loader import Loader
 from ..data.prefetch import HostCopy, send
 from ..evaluation.journal import fingerprint
 from ..nets.net import NetTeacher, TensorVersions
+from ..storage.files import open_to_change
 from .accumulation import Accumulation
 
 BLOCK = 32
@@ -223,7 +224,7 @@ class LogitStore:
         self, rows: int, classes: int, owner: int, path: Path | None = None, failed: Tell = lambda text: None
     ) -> None:
         self._classes, self._owner, self._failed = classes, owner, failed
-        self._file: FileIO | BytesIO | None = None
+        self._file: BinaryIO | BytesIO | None = None
         with self._errors():
             self._file = BytesIO() if path is None else _open(path, answer_bytes(rows, classes))
 
@@ -256,8 +257,11 @@ class LogitStore:
                 file.close()
 
     def _checksums(self, rows: Rows, values: Any) -> Any:
-        content = np.concatenate([rows[:, None].view(np.int32), values], 1)
-        return row_hash(torch.from_numpy(content), self._owner).numpy()[:, None].view(np.int32)
+        digests = bytearray()
+        for number, logits in zip(rows.tolist(), values, strict=True):
+            content = b"%d %d " % (self._owner, number) + logits.tobytes()
+            digests += blake2b(content, digest_size=4 * CHECKSUM).digest()
+        return np.frombuffer(digests, np.int32).reshape(len(rows), CHECKSUM)
 
     @contextlib.contextmanager
     def _errors(self) -> Iterator[None]:
@@ -390,19 +394,14 @@ def _try(run: Run, plan: CachePlan) -> tuple[int, str]:
     return int(owner[:16], 16), ""
 
 
-def _open(path: Path, size: int) -> FileIO:
-    """A file for reading and writing, made if it is missing; an ordinary one, through no link, with room for `size`
-    bytes. Raises OSError."""
+def _open(path: Path, size: int) -> BinaryIO:
+    """A file with room for `size` bytes, made if it is missing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < size - _size(path) + RESERVE:
         raise OSError("too little of the disk is free")
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0), 0o666)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
-        os.close(handle)
-        raise OSError(f"{path} is no file")
-    os.utime(handle)  # in use: `make_room` removes the oldest
-    return open(handle, "r+b", buffering=0)
+    file = open_to_change(path)
+    os.utime(file.fileno())  # in use: `make_room` removes the oldest
+    return file
 
 
 def _size(path: Path) -> int:

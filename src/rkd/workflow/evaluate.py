@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.interfaces import traits_of
 from rkd.core.step import AttackPlan
+from rkd.core.traits import traits_of
 from rkd.core.types import Shape, ThreatModel
 from rkd.data.dataset import Split
 from rkd.distributed.ranks import ALONE, Ranks

@@ -10,8 +10,9 @@ from typing import Any
 from torch import nn
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.interfaces import Attack, traits_of
+from rkd.core.interfaces import Attack
 from rkd.core.step import AttackPlan
+from rkd.core.traits import LossTraits, declared, traits_of
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import Dataset
 from rkd.nets.sources import TeacherReference
@@ -121,7 +122,7 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     loss = problems.catch(catalog.create, "loss", name, options, "loss")
     if loss is None:  # with wrong options its class still says what belongs to the method
         entry = problems.catch(catalog.find, "loss", name)
-        loss = getattr(entry, "component", None)
+        loss = entry.component if entry else None
     if data is None or loss is None or first is None:
         _check_names(table, loss, catalog, problems)
         problems.stop()
@@ -312,7 +313,7 @@ def _check_names(table: Mapping[str, Any], loss: Any, catalog: Catalog, problems
     for kind in ("attack", "objective"):
         section = table.get(kind)
         if isinstance(section, Mapping):
-            name = section.get("name") or getattr(loss, "defaults", {}).get(kind)
+            name = section.get("name") or declared(loss, LossTraits).defaults.get(kind)
             wanted.append((kind, name, {k: v for k, v in section.items() if k != "name"}, kind))
     student = table.get("student")
     if isinstance(student, Mapping):

@@ -21,6 +21,7 @@ from filelock import FileLock, Timeout
 
 from rkd import __version__
 from rkd.core.errors import ConfigError, Refused, RkdError, TrainingFailed, WeightsError, did_you_mean
+from rkd.core.traits import LossTraits, declared
 from rkd.data.dataset import Dataset
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.net import Net, NetTeacher
@@ -67,7 +68,8 @@ LARGE = 10_000_000
 def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Catalog) -> list[TeacherReference]:
     """The teachers in the order of the loss's roles, each with a role. Missing ones get the data set's usual model."""
     # A loss that does not declare its roles takes what it is given; whatever it then leaves unused is found later.
-    roles = list(getattr(loss, "roles", USUAL_ROLES[: len(config.teachers)]))
+    traits = declared(loss, LossTraits)
+    roles = list(USUAL_ROLES[: len(config.teachers)] if traits.roles is None else traits.roles)
     named = [t.role for t in config.teachers if t.role]
     if len(set(named)) < len(named):
         raise ConfigError(f"teachers: the role {max(named, key=named.count)!r} is given twice")
@@ -84,9 +86,8 @@ def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Cat
         free = []  # a single teacher may come in another role than the usual one: the role says how to prepare it
     for teacher in config.teachers:
         teacher.role = teacher.role or free.pop(0)
-    recipes = {} if isinstance(loss, type) else getattr(loss, "prepare", {})
     for role in free:
-        same = recipes.get(role, {}).get("student") == "same"
+        same = traits.prepare.get(role, {}).get("student") == "same"
         model = config.student.model if same else data.teachers.get(role, {}).get("model")
         if not model:
             raise ConfigError(
@@ -277,7 +278,7 @@ def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan, n
     A data set may ask for less of large nets: they need fewer epochs, and each costs more.
     """
     config = plan.config
-    prepare = dict(getattr(plan.loss, "prepare", {}).get(reference.role, {}))
+    prepare = dict(declared(plan.loss, LossTraits).prepare.get(reference.role, {}))
     prepare.pop("student", None)
     if not prepare and reference.role not in ROLE_RECIPES:
         raise RkdError(

@@ -344,7 +344,7 @@ def _default_scheduler(table: Mapping[str, Any], catalog: Catalog) -> str | None
     loss = table.get("loss")
     name = loss.get("name") if isinstance(loss, Mapping) else None
     try:
-        component = catalog.find("loss", str(name or RunConfig().loss.name)).component
+        facts = catalog.find("loss", str(name or RunConfig().loss.name)).facts()
     except RkdError:
         return None  # told with all other problems, when the run is resolved
-    return dict(getattr(component, "defaults", {})).get("scheduler")
+    return facts["defaults"].get("scheduler")

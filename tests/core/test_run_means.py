@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rkd.core.metrics import RunningMeans
+from rkd.core.run import RunningMeans
 
 
 def test_means() -> None:

@@ -1,0 +1,133 @@
+"""What components may declare of themselves, and need not. Nobody but this file reads attributes that may be missing.
+
+No torch here: the registry reads these, too.
+"""
+
+from __future__ import annotations
+
+import inspect
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from .types import Mode, Norm, Schedule
+
+if TYPE_CHECKING:
+    from torch import nn
+
+T = TypeVar("T", "LossTraits", "AugmentTraits", "NetTraits")
+
+_MISSING = object()
+
+
+@dataclass(frozen=True, slots=True)
+class AttackTraits:
+    """What others must know of an attack. It declares them as a class attribute, or sets them in an instance:
+
+        traits: ClassVar = AttackTraits(black_box=True, own_objective=True)
+
+    An attack's attributes `mode`, `eps`, `norm` and `bounded`, usually options, need no mention: `traits_of` reads
+    them from the attack.
+    """
+
+    objective: str = "ce"
+    """The objective that is maximised where nobody chooses another one."""
+    own_objective: bool = False
+    """It has a loss of its own and never asks for `target.score`: whoever chooses an objective is told that it makes
+    no difference."""
+    black_box: bool = False
+    """It takes no gradient of the attacked net, and so must not beat attacks that do."""
+    confirms: bool = False
+    """It asks `target.reference` before it counts an image as fooling the net: its other questions may go to a faster,
+    less exact copy."""
+    seeks_nearest: bool = False
+    """It looks for the nearest image that fools the net, whatever the radius: accuracy against eps is drawn of other
+    attacks, if there are any."""
+    any_radius: bool = False
+    """Its option `bounded` only withholds what lies outside the ball: one unbounded search serves all radii."""
+    measure: Norm | None = None
+    """The norm in which it looks for the nearest image; None: the ball's."""
+    bounded: bool = True
+    """It keeps to the ball."""
+    mode: Mode = "eval"
+    """How the attacked net runs."""
+    eps: Schedule | None = None
+    """A radius of its own; None: the target's."""
+    norm: Norm | None = None
+    """A norm of its own; None: the target's."""
+
+
+@dataclass(frozen=True, slots=True)
+class LossTraits:
+    """What a loss may declare beside its terms, each as an attribute of its own."""
+
+    roles: Sequence[str] | None = None
+    """Teacher roles it needs, in the order in which `--teacher` fills them; None: it takes the teachers it is given."""
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    """The rest of the method: `attack`, `objective`, `scheduler` by name, and single options such as
+    `attack.mode`, which hold as long as the attack they belong to is the default one."""
+    weights: Mapping[str, Schedule] = field(default_factory=dict)
+    """Weight of each term; a term that is not named weighs 1."""
+    prepare: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """By role, the recipe that prepares a missing teacher; its `student` may be `same`: the student's architecture."""
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentTraits:
+    """What an augmentation may declare, each as an attribute of its own."""
+
+    mixes: bool = False
+    """It blends samples, and is given whole batches also where several processes share them."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetTraits:
+    """What an architecture may say of weights files that others wrote, each as an attribute of its own."""
+
+    ignored_keys: tuple[str, ...] = ()
+    """Prefixes of keys that a file may hold beyond those of the net."""
+    renamed_keys: Mapping[str, str] = field(default_factory=dict)
+    """Part of a name there -> part of the name here."""
+
+
+def traits_of(attack: object) -> AttackTraits:
+    """The traits of an attack, or of its class: those it declares, and its attributes `mode`, `eps`, `norm` and
+    `bounded`. The other ones as class attributes are those of 0.1: read with a warning."""
+    traits = _attributes(attack, ["traits"]).get("traits")
+    if not isinstance(traits, AttackTraits):
+        # Whoever says nothing, and has the option to keep to no ball, needs none to find its images.
+        options = {option.name for option in fields(attack)} if is_dataclass(attack) else set()
+        traits = AttackTraits(seeks_nearest="bounded" in options)
+    own = _attributes(attack, [item.name for item in fields(AttackTraits)])
+    values = {name: value for name, value in own.items() if value is not None}
+    for name in values.keys() - {"mode", "eps", "norm", "bounded"}:
+        warnings.warn(
+            f"{name} = {values[name]!r} on the attack {attack!r} is deprecated, and 0.3 will not read it: declare "
+            f"traits = AttackTraits({name}={values[name]!r}), with `from rkd.plugin import AttackTraits`",
+            DeprecationWarning,
+            stacklevel=2,
+        )
+    return replace(traits, **values)
+
+
+def declared(component: object, kind: type[T]) -> T:
+    """`kind`, one of the dataclasses above but `AttackTraits`, from the attributes of a component or its class."""
+    return kind(**_attributes(component, [item.name for item in fields(kind)]))
+
+
+def training_flag(module: nn.Module) -> bool | None:
+    """A module's flag `training`; None for a frozen TorchScript module, which has no modes any more."""
+    return getattr(module, "training", None)
+
+
+def name_of(component: object) -> str:
+    """A function's or class's own name, else that of the component's class."""
+    return str(getattr(component, "__name__", type(component).__name__))
+
+
+def _attributes(component: object, names: Iterable[str]) -> dict[str, Any]:
+    """Those of the attributes that the component has."""
+    values = {name: getattr(component, name, _MISSING) for name in names}
+    # A class's property has no value yet.
+    return {n: v for n, v in values.items() if v is not _MISSING and not inspect.isdatadescriptor(v)}
