@@ -72,6 +72,7 @@ TRAITS, MOST_PROBES = "core.traits", 10
 NO_CAPABILITY = {
     "storage.files: getattr(os, 'O_NOFOLLOW', 0)": "a flag that not every system has",
     "storage.files: getattr(os, 'O_NONBLOCK', 0)": "a flag that not every system has",
+    "storage.files: getattr(os, 'O_BINARY', 0)": "a flag that not every system has",
     "core.step: hasattr(error, '__notes__')": "Python sets it at the first note",
     "cli.group: getattr(error, '__notes__', [])": "Python sets it at the first note",
     "registry.catalog: getattr(loaded, '__doc__', None)": "of a module, or of None where it is loaded no more",

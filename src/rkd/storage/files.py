@@ -15,6 +15,7 @@ import sys
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,23 +27,24 @@ MOST_HEADER = 64 << 20
 """Bytes of a file's names, shapes and state, which are kept as Python's objects."""
 
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
+_NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 
 
 def open_file(path: Path | str) -> BinaryIO:
     """A regular file, for reading. Raises OSError, also for a FIFO, a socket or a device: at once, without a wait."""
-    return _open(path, os.O_RDONLY, "rb")
+    return os.fdopen(_open(path, os.O_RDONLY), "rb")
 
 
 def open_to_append(path: Path | str) -> BinaryIO:
     """A regular file, for adding to its end, made if it is missing. Raises OSError, also for a link."""
-    return _open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), "ab")
+    return os.fdopen(_open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | _NO_LINKS), "ab")
 
 
-def open_to_change(path: Path | str) -> BinaryIO:
+def open_to_change(path: Path | str) -> FileIO:
     """A regular file, for reading and writing by position and without a buffer, made if it is missing. Raises OSError,
     also for a link."""
-    return _open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), "r+b", 0)
+    return FileIO(_open(path, os.O_RDWR | os.O_CREAT | _NO_LINKS), "r+")
 
 
 def check_file(path: Path | str) -> None:
@@ -147,7 +149,7 @@ def check_no_link(path: Path) -> None:
         raise RkdError(f"{path} is a link to somewhere else: nothing is written there; remove it first")
 
 
-def _open(path: Path | str, flags: int, mode: str, buffering: int = -1) -> BinaryIO:
+def _open(path: Path | str, flags: int) -> int:
     # Without O_NONBLOCK a FIFO is waited for as soon as it is opened.
     try:
         handle = os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0), 0o666)
@@ -158,7 +160,7 @@ def _open(path: Path | str, flags: int, mode: str, buffering: int = -1) -> Binar
     if kind != stat.S_IFREG:
         os.close(handle)
         raise OSError(errno.EINVAL, f"it is {_KINDS.get(kind, 'a device')}, no file", str(path))
-    return os.fdopen(handle, mode, buffering)
+    return handle
 
 
 def _temporary(path: Path) -> Path:

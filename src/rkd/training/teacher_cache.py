@@ -22,9 +22,9 @@ import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from hashlib import blake2b
-from io import BytesIO
+from io import BytesIO, FileIO
 from pathlib import Path
-from typing import Any, BinaryIO, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -224,7 +224,7 @@ class LogitStore:
         self, rows: int, classes: int, owner: int, path: Path | None = None, failed: Tell = lambda text: None
     ) -> None:
         self._classes, self._owner, self._failed = classes, owner, failed
-        self._file: BinaryIO | BytesIO | None = None
+        self._file: FileIO | BytesIO | None = None
         with self._errors():
             self._file = BytesIO() if path is None else _open(path, answer_bytes(rows, classes))
 
@@ -394,7 +394,7 @@ def _try(run: Run, plan: CachePlan) -> tuple[int, str]:
     return int(owner[:16], 16), ""
 
 
-def _open(path: Path, size: int) -> BinaryIO:
+def _open(path: Path, size: int) -> FileIO:
     """A file with room for `size` bytes, made if it is missing. Raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(path.parent).free < size - _size(path) + RESERVE:
