@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import sys
 import tempfile
@@ -137,11 +136,8 @@ def _plugin_commands(app: App) -> tuple[Mapping[str, Mapping[str, click.Command]
     owners: dict[str, dict[str, click.Command]] = {}
     for hook in plugins.manager.hook.rkd_commands.get_hookimpls():
         group = click.Group()
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                hook.function(*[group][: len(hook.argnames)])
-        except (Exception, SystemExit) as error:
-            plugins.fail(plugins.plugins[hook.plugin_name], error)
+        with plugins.guarded(plugins.plugins[hook.plugin_name]):
+            hook.function(*[group][: len(hook.argnames)])
         for name, command in group.commands.items():
             owners.setdefault(name, {})[hook.plugin_name] = command
     broken = ", ".join(plugin.key for plugin in plugins.broken)

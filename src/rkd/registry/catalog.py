@@ -113,18 +113,15 @@ class Catalog:
                 self._collect(kind, plugin, implementation.function)
 
     def _collect(self, kind: str, plugin: Plugin, hook: Any) -> None:
-        try:
-            with contextlib.redirect_stdout(sys.stderr):
-                provided = hook()
+        with self.plugins.guarded(plugin):
+            provided = hook()
             if not isinstance(provided, Mapping):
                 raise TypeError(f"{KINDS[kind]} must return {{name: component}}, got {type(provided).__name__}")
             entries = [_entry(kind, name, component, plugin) for name, component in provided.items()]
-        except (Exception, SystemExit) as error:
-            self.plugins.fail(plugin, error)
+            for entry in entries:
+                self.entries[kind].setdefault(entry.name, []).append(entry)
+        if self.plugins.plugins[plugin.key].error:
             self._forget(plugin)
-            return
-        for entry in entries:
-            self.entries[kind].setdefault(entry.name, []).append(entry)
 
     def _forget(self, plugin: Plugin) -> None:
         for names in self.entries.values():

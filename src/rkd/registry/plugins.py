@@ -8,11 +8,13 @@ import contextlib
 import importlib.util
 import os
 import sys
+import threading
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,6 +26,9 @@ from rkd.core.errors import RkdError
 from .hooks import RegistrationHooks
 
 GROUP = "rkd"
+UNKNOWN = "unknown"
+PATIENCE = 5.0
+"""Seconds after which a plugin that is still being imported is named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +61,29 @@ class Plugins:
     def broken(self) -> list[Plugin]:
         return [plugin for plugin in self.plugins.values() if plugin.error]
 
-    def add(self, plugin: Plugin, load: Any) -> None:
+    def add(self, plugin: Plugin, load: Callable[[], Any]) -> None:
         """Load and register one plugin; whatever goes wrong becomes its `error`."""
-        try:
-            # A plugin that prints would spoil the one JSON object that `--json` promises on stdout.
-            with contextlib.redirect_stdout(sys.stderr):
-                module = load()
-                self.manager.register(module, name=plugin.key)
+        with self.guarded(plugin):
+            self.manager.register(load(), name=plugin.key)
             self.manager.check_pending()
-        except (Exception, SystemExit) as error:
-            self.fail(plugin, error)
-        else:
             self.plugins[plugin.key] = plugin
+
+    @contextmanager
+    def guarded(self, plugin: Plugin) -> Iterator[None]:
+        """Inside, a plugin's code runs: what it raises takes the plugin out again, it is named if it takes long, and
+        what it prints goes to stderr: stdout belongs to the one JSON object of `--json`."""
+        waiting = threading.Timer(PATIENCE, _tell_of, [plugin])
+        waiting.daemon = True
+        waiting.start()
+        try:
+            with contextlib.redirect_stdout(sys.stderr):
+                yield
+        except KeyboardInterrupt:  # the user's
+            raise
+        except BaseException as error:  # also SystemExit, GeneratorExit
+            self.fail(plugin, error)
+        finally:
+            waiting.cancel()
 
     def fail(self, plugin: Plugin, error: BaseException) -> None:
         """Take a plugin out again and remember why."""
@@ -90,8 +106,7 @@ def load_plugins(files: Iterable[Path | str] = (), disabled: Iterable[str] | Non
         disabled = os.environ.get("RKD_DISABLE_PLUGINS", "").split(",")
     patterns = [pattern.strip() for pattern in disabled if pattern.strip()]
     plugins = Plugins()
-    for entry in sorted(entry_points(group=GROUP), key=lambda e: (_distribution(e)[0], e.name)):
-        distribution, version = _distribution(entry)
+    for (distribution, version), entry in _entries(plugins):
         plugin = Plugin(entry.name, distribution, version, entry.value)
         if any(fnmatch(entry.name, p) or fnmatch(distribution, p) for p in patterns):
             plugins.plugins[plugin.key] = Plugin(entry.name, distribution, version, entry.value, disabled=True)
@@ -108,11 +123,35 @@ def load_plugins(files: Iterable[Path | str] = (), disabled: Iterable[str] | Non
     return plugins
 
 
-def _distribution(entry: EntryPoint) -> tuple[str, str]:
-    if entry.dist is None:
-        return "unknown", "?"
-    # A half-removed distribution has no metadata any more.
-    return entry.dist.name or "unknown", entry.dist.version or "?"
+def _entries(plugins: Plugins) -> list[tuple[tuple[str, str], EntryPoint]]:
+    """All entry points with their distribution and its version, in order. One distribution whose files cannot be read
+    is reported as a broken plugin, and the others are asked."""
+    found: dict[tuple[str, str], list[EntryPoint]] = {}
+    for distribution in distributions():
+        name, version = _identity(distribution)
+        if any(name == known for known, _ in found) and name != UNKNOWN:
+            continue  # another copy of it, later on the path
+        try:
+            found.setdefault((name, version), []).extend(distribution.entry_points.select(group=GROUP))
+        except Exception as error:  # not UTF-8, not of its form
+            plugins.fail(Plugin("entry_points.txt", name, version, str(distribution.locate_file(""))), error)
+    pairs = [(identity, entry) for identity, entries in found.items() for entry in entries]
+    return sorted(pairs, key=lambda pair: (pair[0][0], pair[1].name))
+
+
+def _identity(distribution: Distribution) -> tuple[str, str]:
+    try:
+        return distribution.name or UNKNOWN, distribution.version or "?"
+    except Exception:  # a half-removed distribution has no metadata any more, a damaged one none that can be read
+        return UNKNOWN, "?"
+
+
+def _tell_of(plugin: Plugin) -> None:
+    print(
+        f"still waiting for the plugin {plugin.key} ({plugin.module}); "
+        f"RKD_DISABLE_PLUGINS={plugin.name} leaves it out",
+        file=sys.stderr, flush=True,
+    )  # fmt: skip
 
 
 def _load_file(path: Path, name: str) -> ModuleType:
