@@ -120,8 +120,12 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(RkdError, match="another sweep"):
         begin(Sweep({"seed": ["7"]}), folder)
     (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").touch()
     with pytest.raises(RkdError, match="no sweep"):
         begin(sweep, tmp_path / "other")
+    (tmp_path / "killed").mkdir()  # as a sweep of 0.2 left it that was killed before it wrote its file
+    begin(sweep, tmp_path / "killed")
+    assert read_sweep(tmp_path / "killed" / "sweep.toml") == sweep
     file.write_text("[grids]\nseed = 1\n")
     with pytest.raises(ConfigError, match="grids"):
         read_sweep(file)

@@ -93,7 +93,7 @@ class Prefetcher:
             first = (str(error) or type(error).__name__).splitlines()[0]
             raise RkdError(
                 f"a process that reads images died (killed, or out of memory?): {first}; "
-                "continue with rkd run --resume, with fewer of them (--set data.workers=1) or none (0)"
+                "continue with fewer of them (rkd run --resume RUN --accept-changes --set data.workers=1) or none (0)"
             ) from None
 
     def _read(self, index: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import partial
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from types import ModuleType
@@ -119,7 +120,7 @@ def load_plugins(files: Iterable[Path | str] = (), disabled: Iterable[str] | Non
         while f"file/{name}" in plugins.plugins:  # another folder's file of the same name
             number += 1
             name = f"{path.stem}-{number}"
-        plugins.add(Plugin(name, "file", str(path), str(path)), lambda path=path, name=name: _load_file(path, name))
+        plugins.add(Plugin(name, "file", str(path), str(path)), partial(_load_file, path, name))
     return plugins
 
 

@@ -266,12 +266,18 @@ class RunFolder:
 
     def place(self) -> tuple[int, int, int] | None:
         """What the newest checkpoint comes after: finished epochs, steps of the next one, steps of an epoch."""
+        state = self.peek()
+        return (state["epoch"], state["done"], state["batches"]) if state else None
+
+    def peek(self) -> dict[str, Any] | None:
+        """Numbers and texts at the top of the newest checkpoint whose head can be read."""
         from .serialize import peek
 
         for path in self.saved():
-            with contextlib.suppress(WeightsError, KeyError, TypeError):
+            with contextlib.suppress(WeightsError):
                 state = peek(path)
-                return state["epoch"], state["done"], state["batches"]
+                if all(isinstance(state.get(key), int) for key in ("epoch", "done", "batches")):
+                    return state
         return None
 
     def prune(self) -> None:

@@ -32,6 +32,10 @@ class Checkpointer(Checkpoints):
     folder: RunFolder | None = None
     policy: CheckpointPolicy = field(default_factory=CheckpointPolicy)
     ranks: Ranks = ALONE
+    config: str = ""
+    """The text of the run's config.toml, which a run that goes on is compared with."""
+    replaces: str | None = None
+    """Digest of the config.toml that `config` takes the place of, until it has done so."""
     _written: float = field(default_factory=lambda: time.monotonic(), init=False, repr=False)
 
     @property
@@ -63,7 +67,8 @@ class Checkpointer(Checkpoints):
         """Write a checkpoint now."""
         run.state.tick()
         if self.folder:
-            self.folder.save(run.state_dict(), self.policy.keep)
+            known = {"config": self.config, "replaces": self.replaces}
+            self.folder.save(known | run.state_dict(), self.policy.keep)
         self._written = time.monotonic()
 
     def _due(self) -> bool:

@@ -94,10 +94,10 @@ def build(
     )
 
 
-def checkpointer(config: RunConfig, folder: RunFolder | None, ranks: Ranks = ALONE) -> Checkpointer:
-    """What writes a run's checkpoints; without a folder, what stops it when it is asked to."""
+def checkpointer(config: RunConfig, folder: RunFolder | None, ranks: Ranks = ALONE, text: str = "") -> Checkpointer:
+    """What writes a run's checkpoints; without a folder, what stops it when it is asked to. `text`: its config.toml."""
     rules = config.checkpoint
-    return Checkpointer(folder, CheckpointPolicy(rules.epochs, rules.minutes or None, rules.keep), ranks)
+    return Checkpointer(folder, CheckpointPolicy(rules.epochs, rules.minutes or None, rules.keep), ranks, text)
 
 
 def accelerate(run: Run, name: EngineName, tell: Callable[[str], None] = lambda text: None) -> None:

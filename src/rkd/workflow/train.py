@@ -27,9 +27,9 @@ from rkd.registry.catalog import Catalog
 from rkd.storage.lock import run_lock
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import to_cpu
+from rkd.storage.text import read_text
 from rkd.training.accumulation import Accumulation
 from rkd.training.auto_batch import auto_micro_batches
-from rkd.training.checkpoints import place_of
 from rkd.training.dry_run import StepCost, dry_step
 from rkd.training.teacher_cache import cached_teachers
 from rkd.training.validation import Validation, chosen_net
@@ -38,9 +38,10 @@ from .build import accelerate, build, checkpointer
 from .evaluate import evaluate_plan, save_gallery
 from .folders import cache_folder
 from .forecast import duration, predict
-from .manifest import cost_of, differences, earlier_manifest, engine_of, manifest_of, try_to_write, weights_of
+from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
 from .plan import Plan, Reporter, Silent
 from .resolve import resolve
+from .resume import continue_run, digest
 from .teachers import ResolvedTeacher, load_teachers, prepare
 
 
@@ -55,12 +56,15 @@ def train_run(
     limit_minutes: float | None = None,
     how_to_avoid: str = "",
     resume: bool = False,
+    changed: bool = False,
+    report: bool = False,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Run a configuration in the folder `path`. Returns the results, as `rkd run --json` prints them.
 
     Nothing is written before the configuration, the teachers and a dry step have proved sound. Several processes call
-    this alike with their `ranks`; the first one writes and reports, all get the results. Raises RkdError.
+    this alike with their `ranks`; the first one writes and reports, all get the results. `changed`: a run that goes on
+    gets this configuration instead of its own; `report`: the caller will write a page. Raises RkdError.
     """
     started = time.perf_counter()
     reporter = reporter or Silent()
@@ -106,13 +110,15 @@ def train_run(
     text = plan.config.text()
     folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
     folder = folder if ranks.first else folder.readable()
-    run.checkpoints = checkpointer(plan.config, folder, ranks)
+    text = text if changed or not resume else ranks.from_first(read_text(folder.config))
+    run.checkpoints = checkpointer(plan.config, folder, ranks, text)
     accelerate(run, plan.config.engine, reporter.detail)
     with ExitStack() as stack:
         ranks.once(lambda: stack.enter_context(run_lock(folder)))
-        manifest = manifest_of(plan, catalog, run, ranks) | {"cost": cost_of(card), "teachers": weights_of(teachers)}
+        manifest = manifest_of(plan, catalog, run, ranks)
+        manifest |= {"cost": cost_of(card), "teachers": weights_of(teachers), "config": digest(text), "report": report}
         if resume:
-            manifest |= _continue(run, folder, ranks, manifest, reporter)
+            manifest |= continue_run(run, folder, ranks, manifest, reporter, text if changed else None)
         folder.write_json(folder.manifest, manifest | {"status": "running"})
         try:
             max_bytes = int(plan.config.teacher_cache_gib * 2**30)
@@ -231,41 +237,6 @@ def _by_role(teachers: list[ResolvedTeacher]) -> dict[str, Teacher]:
 def _teacher(teacher: ResolvedTeacher) -> dict[str, str]:
     reference = teacher.reference
     return {"role": reference.role, "model": reference.model or reference.text, "source": teacher.source}
-
-
-def _continue(
-    run: Run, folder: RunFolder, ranks: Ranks, manifest: Mapping[str, Any], reporter: Reporter
-) -> dict[str, Any]:
-    """Load the newest good checkpoint. Returns what the manifest keeps from before."""
-    if folder.finished:  # by another process, while this one was waiting
-        raise RkdError(f"{folder.path} is finished")
-    earlier = earlier_manifest(folder)
-    for note in differences(earlier, manifest):
-        reporter.message(note)
-
-    def load() -> tuple[dict[str, Any] | None, list[str]]:
-        folder.tidy()
-        return folder.load()
-
-    # One process reads for all: what it finds damaged, it deletes.
-    state, damaged = ranks.once(load)
-    for problem in damaged:
-        reporter.message(f"{problem}; the checkpoint before it is used")
-    kept = {"started": earlier.get("started", manifest["started"]), "resumed": earlier.get("resumed", 0) + 1}
-    if state is None:
-        reporter.message("the run has no checkpoint yet: it starts from the beginning")
-        folder.rewrite_history([])
-        return kept
-    try:
-        run.load_state_dict(state)
-    except (LookupError, ValueError, RuntimeError, TypeError, AttributeError) as error:
-        raise RkdError(f"{folder.last} does not belong to this configuration: {error}") from None
-    folder.rewrite_history(run.state.history)
-    if run.state.best_weights is not None:  # the file may be of a later epoch, which comes again
-        folder.save_weights(folder.best, run.state.best_weights)
-    place = place_of(run.state.epoch, run.state.batch, len(run.loader))
-    reporter.message(f"continuing after {place} of {run.epochs}")
-    return kept
 
 
 def _check_processes(plan: Plan, ranks: Ranks) -> None:

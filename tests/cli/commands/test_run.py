@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from rkd.workflow.sweep import state_of
+
 from ..conftest import TINY, digest
 
 RUN = ("run", "--loss", "pgd-at", *TINY)
@@ -385,7 +387,62 @@ def test_resume_takes_no_other_settings(rkd, finished) -> None:
     run, _ = finished
     said = rkd("run", "--resume", run, "--epochs", "3", "--lr", "1", "digits-mtard")
     assert said.exit_code == 2
-    assert "take out RECIPE, --epochs, --lr" in said.stderr
+    assert "take out RECIPE, --lr" in said.stderr
+    said = rkd("run", "--resume", run, "--lr", "1")
+    assert said.exit_code == 2
+    assert "take out --lr, or add --accept-changes" in said.stderr
+
+
+@pytest.mark.slow
+def test_a_run_killed_before_its_report_gets_it(rkd, finished, tmp_path: Path) -> None:
+    run, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    manifest = json.loads((copy / "manifest.json").read_text())
+    (copy / "manifest.json").write_text(json.dumps(manifest | {"report": True}))
+    assert state_of(copy) == "begun"
+    said = rkd("run", "--resume", copy)
+    assert said.exit_code == 0 and (copy / "report.html").is_file(), said.stderr
+    assert state_of(copy) == "finished"
+    said = rkd("run", "--resume", copy)
+    assert said.exit_code == 2 and "is finished" in said.stderr and "--epochs N" in said.stderr
+
+
+@pytest.mark.slow
+def test_resume_notices_a_changed_configuration(rkd, stop: tuple[str, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """An emptied config.toml began to prepare other teachers, another learning rate was taken without a word."""
+    monkeypatch.setenv("STOP", "1.5")
+    assert rkd(*stop, *LONGER, "--name", "part").exit_code == 130
+    monkeypatch.delenv("STOP")
+    config = Path("runs/part/config.toml")
+    text = config.read_text()
+    resume = (*stop, "--resume", "part")
+    for changed, words in (("", "epochs 3 -> (not set)"), (text.replace("lr = 0.1", "lr = 0.3"), "lr 0.1 -> 0.3")):
+        config.write_text(changed)
+        said = rkd(*resume)
+        assert said.exit_code == 2 and words in said.stderr and "--accept-changes" in said.stderr
+        assert Path("runs/part/checkpoints/config.toml").read_text() == text
+    assert rkd(*resume, "--accept-changes", "--epochs", "2", "-q").exit_code == 0
+    kept = tomllib.loads(config.read_text())
+    assert (kept["epochs"], kept["optimizer"]["lr"]) == (2, 0.3)
+
+
+@pytest.mark.slow
+def test_a_finished_run_is_trained_longer(rkd, finished, tmp_path: Path, stop, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = finished
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    results = (copy / "evaluation.json").read_text()
+    said = rkd("run", "--resume", copy, "--epochs", "1")
+    assert said.exit_code == 2 and "is finished" in said.stderr
+    said = rkd("run", "--resume", copy, "--epochs", "3", "--no-report", "-v")
+    assert said.exit_code == 0, said.stderr
+    assert "continuing after epoch 1 of 3" in said.stderr and "the learning rate goes on at " in said.stderr
+    assert (copy / "evaluation-1.json").read_text() == results
+    assert len((copy / "metrics.jsonl").read_text().splitlines()) == 3
+    assert tomllib.loads((copy / "config.toml").read_text())["epochs"] == 3
+    assert json.loads((copy / "manifest.json").read_text())["status"] == "finished"
+    assert rkd("run", "--resume", copy).exit_code == 2
 
 
 def test_resume_of_nothing(rkd, finished) -> None:

@@ -9,7 +9,10 @@ import click
 from ..options import json_option, pass_app, plugin_option, verbosity_options
 from . import run as train
 
-OTHERS = {"name", "out", "resume", "report", "dry_run", "on_nan", "evaluate", "json", "quiet", "verbose", "plugin"}
+OTHERS = {
+    "name", "out", "resume", "accept_changes", "report", "dry_run", "on_nan", "evaluate", "json", "quiet", "verbose",
+    "plugin",
+}  # fmt: skip
 """Options of `rkd run` that say nothing about a training step."""
 
 

@@ -18,13 +18,14 @@ from ..options import App, Grouped, json_option, plugin_option, split_attacks, v
 
 if TYPE_CHECKING:
     from rkd.registry.catalog import Catalog
+    from rkd.workflow.folders import RunFolder
 
     from ..terminal import Terminal
 
 Table = dict[str, Any]
 
-FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugin"}
-"""Options that say nothing about the run itself: they go with --resume."""
+FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugin", "accept_changes", "epochs"}
+"""Options that go with --resume: all but the last say nothing about the run itself."""
 
 
 GROUPS = {
@@ -33,7 +34,7 @@ GROUPS = {
     "How long, how fast": "epochs batch_size lr seed on_nan device precision engine auto_batch grad_accumulation "
                           "sync_bn",
     "What is evaluated": "evaluate",
-    "The run's folder": "name out resume report dry_run",
+    "The run's folder": "name out resume accept_changes report dry_run",
 }  # fmt: skip
 
 
@@ -83,8 +84,9 @@ GROUPS = {
               "repeatable.")  # fmt: skip
 @click.option("--name", help="Name of the run's folder; made of method, student, data and seed unless given.")
 @click.option("--out", metavar="DIR", default="runs", show_default=True, help="Where the run's folder goes.")
-@click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out.",
-              shell_complete=values(runs=True))  # fmt: skip
+@click.option("--resume", metavar="RUN", help="Continue an interrupted run: its folder, or its name under --out. With "
+              "--epochs N also a finished one, for more epochs.", shell_complete=values(runs=True))  # fmt: skip
+@click.option("--accept-changes", is_flag=True, help="With --resume: go on with what config.toml and options say now.")
 @click.option("--report/--no-report", default=True, help="Write report.html, a page about the run, at its end.")
 @click.option("--dry-run", is_flag=True, help="Show the resolved recipe and what it costs; write nothing.")
 @json_option
@@ -92,31 +94,38 @@ GROUPS = {
 @plugin_option
 @click.pass_context
 def run(context: click.Context, recipe: str | None, name: str | None, out: str, resume: str | None, report: bool,
-        dry_run: bool, sets: tuple[str, ...], **options: Any) -> None:  # fmt: skip
+        dry_run: bool, accept_changes: bool, sets: tuple[str, ...], **options: Any) -> None:  # fmt: skip
     """Prepare teachers, train a student, evaluate it, and write all of it into a folder.
 
     RECIPE is a shipped recipe's name (`rkd recipes`) or a .toml file; options go on top of it, --set on top of both.
     Without a recipe or options: mtard-anl on digits.
     """
-    from rkd.workflow.folders import new_run_folder, restarted_run
+    from rkd.workflow.folders import RunFolder, new_run_folder, restarted_run
 
     app = context.ensure_object(App)
     ranks = app.meet()
     resumed = resume is not None
-    if resume is not None:
-        path = _resumable(context, resume, out)
-        recipe = str(path / "config.toml")
     catalog = app.catalog()
+    if resume is not None:
+        path = ranks.once(lambda: _resumable(context, resume, out, accept_changes))
+        if ranks.from_first(_is_done(path, options["epochs"])):
+            _finish(RunFolder(path), catalog, app, report)
+            return
+        recipe = str(path / "config.toml")
+    elif accept_changes:
+        raise RkdError("--accept-changes goes with --resume")
     table = run_table(recipe, options, sets, catalog)
     if not resumed:
         begun = ranks.once(lambda: restarted_run(name, out, ranks))
         path, resumed = begun or ranks.once(lambda: new_run_folder(table, name, out)), begun is not None
-    run_command(table, catalog, path, app, resume=resumed, dry_run=dry_run, report=report)
+    changed = resume is not None and (accept_changes or options["epochs"] is not None)
+    run_command(table, catalog, path, app, resume=resumed, changed=changed, dry_run=dry_run, report=report)
 
 
 def run_command(
-    table: Mapping[str, Any], catalog: Catalog, path: Path, app: App, *, resume: bool, dry_run: bool, report: bool
-) -> None:
+    table: Mapping[str, Any], catalog: Catalog, path: Path, app: App, *, resume: bool, changed: bool = False,
+    dry_run: bool, report: bool,
+) -> None:  # fmt: skip
     """Run a configuration in the folder `path` and show its results."""
     from rkd.workflow.folders import RunFolder
     from rkd.workflow.plan import ALONE
@@ -135,7 +144,7 @@ def run_command(
         with interrupts.noted(), terminal.guarded():
             results = train_run(
                 table, catalog, path, Display(terminal, interrupts), title=_title(table), dry_run=dry_run,
-                resume=resume, ranks=app.ranks or ALONE,
+                resume=resume, changed=changed, report=report, ranks=app.ranks or ALONE,
             )  # fmt: skip
     except (Exception, KeyboardInterrupt) as error:
         for note in _how_to_go_on(path, error, app.plugin_words) if began else []:
@@ -164,21 +173,48 @@ def run_command(
     terminal.message(f"next: {command('eval', path, *stronger, *app.plugin_words)}")
 
 
-def _resumable(context: click.Context, text: str, out: str) -> Path:
+def _resumable(context: click.Context, text: str, out: str, accept_changes: bool) -> Path:
     from rkd.workflow.folders import RunFolder, find_run
+    from rkd.workflow.resume import check_config
 
     def shown(parameter: click.Parameter) -> str:
         return "RECIPE" if isinstance(parameter, click.Argument) else parameter.opts[0]
 
     given = [shown(p) for p in context.command.params if p.name not in FREE and p.name != "help"
              and context.get_parameter_source(str(p.name)) is not ParameterSource.DEFAULT]  # fmt: skip
-    if given:
-        raise RkdError(f"--resume continues a run exactly as its config.toml says; take out {', '.join(given)}")
-    folder = RunFolder(find_run(text, out))
-    if folder.finished:
-        raise RkdError(f"{folder.path} is finished; look at it with `{command('eval', folder.path)}`, "
-                       f"repeat it with `{command('run', folder.config)}`")  # fmt: skip
+    never = [name for name in given if name in ("RECIPE", "--name")]
+    if never or (given and not accept_changes):
+        raise RkdError(f"--resume continues a run exactly as its config.toml says; take out {', '.join(given)}"
+                       + ("" if never else ", or add --accept-changes"))  # fmt: skip
+    folder = RunFolder.open(find_run(text, out))
+    check_config(folder, accept_changes)
     return folder.path
+
+
+def _is_done(path: Path, epochs: int | None) -> bool:
+    """Whether a run is finished, and not to go on for more epochs."""
+    from rkd.workflow.folders import RunFolder
+
+    folder = RunFolder(path)
+    place = folder.place()
+    return folder.finished and (epochs is None or place is None or epochs <= place[0])
+
+
+def _finish(folder: RunFolder, catalog: Catalog, app: App, report: bool) -> None:
+    """Write the page of a finished run that was killed before. Raises RkdError where nothing is left to be done."""
+    from rkd.workflow.resume import lacks_report
+
+    from .report import report_at_end
+
+    if not (report and lacks_report(folder)):
+        raise RkdError(
+            f"{folder.path} is finished; look at it with `{command('eval', folder.path)}`, repeat it with "
+            f"`{command('run', folder.config)}`, or train it for more epochs with "
+            f"`{command('run', '--resume', folder.path, '--epochs')} N`"
+        )
+    if app.speaks:
+        app.terminal.message(f"{folder.path} is finished; its report was not")
+        report_at_end(folder, catalog, app)
 
 
 def _title(table: Mapping[str, Any]) -> str:
@@ -192,7 +228,7 @@ def _title(table: Mapping[str, Any]) -> str:
 def _how_to_go_on(path: Path, error: BaseException, plugins: Sequence[str]) -> list[str]:
     """What the folder holds after an error, and what to type."""
     from rkd.workflow.folders import RunFolder
-    from rkd.workflow.train import place_of
+    from rkd.workflow.resume import place_of
 
     folder = RunFolder(path)
     if not folder.config.is_file():

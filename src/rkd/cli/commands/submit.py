@@ -119,7 +119,8 @@ def planned(words: list[str], app: App) -> tuple[Path, list[str]]:
     if given["resume"] is not None:
         return find_run(given["resume"], given["out"]), words
     catalog = app.catalog()
-    own = {key: given.pop(key) for key in ("recipe", "name", "out", "resume", "report", "dry_run", "sets")}
+    others = ("recipe", "name", "out", "resume", "report", "dry_run", "accept_changes", "sets")
+    own = {key: given.pop(key) for key in others}
     table = run_table(own["recipe"], given, own["sets"], catalog)
     resolve(table, catalog)
     path = new_run_folder(table, own["name"], own["out"])
