@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..core.errors import RkdError
-from ..storage.files import write_atomic
+from ..storage.files import check_no_link, write_atomic
 from ..storage.serialize import pack, unpack
 
 MONTH = 30 * 24 * 3600.0
@@ -40,8 +40,8 @@ class Journal:
     def open(self, fingerprint: str) -> int:
         """How many batches of that evaluation are finished already. Raises RkdError if the folder cannot be made."""
         self.path = self.root / fingerprint
-        if self.path.is_symlink() or self.root.is_symlink():
-            raise RkdError(f"{self.path} is a link to somewhere else: nothing is written there; remove it first")
+        for folder in (self.root, self.path):
+            check_no_link(folder)
         self._opened.append(self.path)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

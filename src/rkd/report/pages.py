@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rkd import __version__
 from rkd.core.errors import RkdError
 from rkd.core.types import fraction
-from rkd.storage.files import write_atomic
+from rkd.storage.files import check_no_link, remove_abandoned, write_atomic
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.text import attack_name
 
@@ -49,10 +49,9 @@ def write_report(folder: RunFolder, citations: Mapping[str, str] | None = None) 
 
 def save_report(report: Report, folder: RunFolder) -> Path:
     """Write a report into its run's folder. Returns the page's path. Raises RkdError."""
-    path = folder.path / "report.html"
     write_pictures(folder.path / "plots", report.pictures)
-    write_page(path, report.html)
-    return path
+    write_page(folder.page, report.html)  # the last, for who looks whether there is a report
+    return folder.page
 
 
 def build_report(folder: RunFolder, citations: Mapping[str, str] | None = None) -> Report:
@@ -185,15 +184,16 @@ def render_page(template: str, **content: Any) -> str:
 
 def write_page(path: Path, html: str) -> None:
     """Raises RkdError."""
+    remove_abandoned(path.parent)
     write_atomic(path, html.encode())
 
 
 def write_pictures(folder: Path, pictures: list[Picture], prefix: str = "") -> list[Path]:
     """Each picture as `PREFIXname.svg` and `PREFIXname.png`. Raises RkdError."""
-    if folder.is_symlink():
-        raise RkdError(f"{folder} is a link to somewhere else: nothing is written there; remove it first")
+    check_no_link(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        remove_abandoned(folder)
     except OSError as error:
         raise RkdError(f"cannot make the folder {folder}: {error.strerror or error}") from None
     written = []

@@ -163,6 +163,19 @@ class RunFolder:
         return self.card.is_file() and self.evaluation.is_file()
 
     @property
+    def page(self) -> Path:
+        return self.path / "report.html"
+
+    @property
+    def lacks_report(self) -> bool:
+        """Whether a finished run was to have a page, and was killed before it was written."""
+        if not self.finished or self.page.exists():
+            return False
+        with contextlib.suppress(RkdError, AttributeError):
+            return bool(self.read_json(self.manifest).get("report"))
+        return False
+
+    @property
     def best(self) -> Path:
         return self.checkpoints / "best.safetensors"
 

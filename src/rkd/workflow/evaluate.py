@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import re
 import time
@@ -30,21 +29,22 @@ from rkd.evaluation.journal import MONTH, Journal
 from rkd.evaluation.result import Evaluation, EvaluationWarning
 from rkd.evaluation.samples import EvalSettings
 from rkd.evaluation.selfcheck import full_checks, margin_slope, quick_checks
-from rkd.evaluation.transfer import identity, transfer_matrix
+from rkd.evaluation.transfer import transfer_matrix
 from rkd.evaluation.warnings import find_warnings
 from rkd.nets.net import Net
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import parse
-from rkd.registry.recipes import merge, read_recipe, toml
+from rkd.registry.recipes import merge, read_recipe
 from rkd.storage.card import training_key
 from rkd.storage.runfolder import RunFolder
 
 from .build import choose_device
 from .folders import cache_folder, find_run, new_folder
-from .manifest import environment_of
+from .manifest import manifest_of_evaluation
 from .nets import load_file, load_run, settle_normalization
 from .plan import Plan, Progress, Reporter, Silent
 from .resolve import bounded, resolve
+from .saving import Subject, save_evaluation
 
 CHECKED = 32
 """Images on which the full self-checks run their attacks."""
@@ -140,18 +140,6 @@ class EvalRequest:
     command: Sequence[str] = ()
 
 
-@dataclass(frozen=True)
-class Subject:
-    """A net to be evaluated. `options`: its model's; `trained`: its run's settings, for the card."""
-
-    name: str
-    model: str
-    net: Net
-    plan: Plan
-    options: Mapping[str, Any]
-    trained: Mapping[str, Any] = field(default_factory=dict)
-
-
 def evaluate_request(
     request: EvalRequest, catalog: Catalog, reporter: Reporter | None = None, ranks: Ranks = ALONE
 ) -> dict[str, Any]:
@@ -192,8 +180,11 @@ def evaluate_request(
     ranks.objects(None)  # nobody may still be writing into the journal that is about to be taken away
     if ranks.first:
         if save:
-            _save(RunFolder(save), subject, summary, result)
-            _describe(RunFolder(save), subject, request, catalog, ranks, started)
+            further = {"corruptions": request.corruptions, "transfer": list(request.others)}
+            save_evaluation(
+                save, subject, summary, result, {key: value for key, value in further.items() if value},
+                manifest_of_evaluation(subject.plan, catalog, ranks, request.command, started),
+            )  # fmt: skip
         journal.close()
     return summary
 
@@ -317,59 +308,6 @@ def _transfer(nets: dict[str, Net], plan: Plan, reporter: Reporter) -> dict[str,
     name = curve_attack(plan.evaluation)
     settings = settings_of(plan, progress=reporter.evaluating("transfer"))
     return transfer_matrix(nets, plan.data.test, plan.evaluation[name], settings, name=name)
-
-
-def _save(folder: RunFolder, subject: Subject, summary: Mapping[str, Any], result: Evaluation) -> None:
-    """evaluation.json, the images of the gallery, and net.json, which net it was."""
-    folder.write_json(folder.evaluation, summary)
-    save_gallery(folder, result)
-    net = subject.net
-    card = {
-        "format": 1,
-        "name": Path(subject.name).resolve().name,
-        "source": subject.name,
-        "model": subject.model,
-        "options": dict(subject.options),
-        "parameters": summary["parameters"],
-        "weights": identity(net),
-        "shape": list(subject.plan.data.shape),
-        "mean": net.mean.flatten().tolist(),
-        "std": net.std.flatten().tolist(),
-        "trained": dict(subject.trained),
-    }
-    folder.write_json(folder.net_card, card)
-
-
-def save_gallery(folder: RunFolder, result: Evaluation) -> None:
-    """The images that an evaluation keeps for the report, if any."""
-    if result.gallery is not None:
-        images = {"clean": result.gallery.clean, "adversarial": result.gallery.adversarial}
-        folder.save_weights(folder.examples, images)
-
-
-def _describe(
-    folder: RunFolder, subject: Subject, request: EvalRequest, catalog: Catalog, ranks: Ranks, started: float
-) -> None:
-    """evaluation.toml, the settings, and the manifest."""
-    plan = subject.plan
-    settings = {key: value for key, value in plan.config.model_dump().items() if key in ("seed", "device", "evaluate")}
-    settings["data"] = {"name": plan.config.data.name} | plan.config.data.options
-    settings["threat"] = asdict(plan.data.threat)
-    if request.corruptions:
-        settings["evaluate"]["corruptions"] = request.corruptions
-    if request.others:
-        settings["evaluate"]["transfer"] = list(request.others)
-    folder.write_text(folder.evaluation_settings, toml(settings))
-    manifest = environment_of(catalog, choose_device(plan.config.device), ranks.size)
-    manifest |= {
-        "started": datetime.datetime.fromtimestamp(started, datetime.UTC).isoformat(timespec="seconds"),
-        "seed": plan.config.seed,
-        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
-        "command": list(request.command),
-        "status": "finished",
-        "seconds": round(time.time() - started, 2),
-    }
-    folder.write_json(folder.manifest, manifest)
 
 
 def curve_attack(plans: Mapping[str, AttackPlan]) -> str:

@@ -130,7 +130,7 @@ def new_folder(path: Path, option: str) -> Path:
     """Make an empty folder, unless it is there, as a killed evaluation leaves it. Raises RkdError."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        if any(path.iterdir()):
+        if path.is_symlink() or any(path.iterdir()):
             raise FileExistsError
     except FileExistsError:
         raise RkdError(f"{path} exists already; choose another {option} folder") from None

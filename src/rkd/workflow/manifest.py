@@ -8,7 +8,8 @@ import os
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from rkd.registry.catalog import Catalog
 from rkd.storage.runfolder import RunFolder
 from rkd.training.dry_run import StepCost
 
+from .build import choose_device
 from .plan import Plan
 from .teachers import ResolvedTeacher
 
@@ -44,6 +46,22 @@ def manifest_of(plan: Plan, catalog: Catalog, run: Run, ranks: Ranks = ALONE) ->
         "git": environment["git"],
         "command": sys.argv,
         "launch": ranks.launch,
+    }
+
+
+def manifest_of_evaluation(
+    plan: Plan, catalog: Catalog, ranks: Ranks, command: Sequence[str], started: float
+) -> dict[str, Any]:
+    """Of an evaluation by `rkd eval --save` that began at `started`, in seconds since 1970, and ends now."""
+    began = datetime.datetime.fromtimestamp(started, datetime.UTC)
+    return {
+        **environment_of(catalog, choose_device(plan.config.device), ranks.size),
+        "started": began.isoformat(timespec="seconds"),
+        "seed": plan.config.seed,
+        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
+        "command": list(command),
+        "status": "finished",
+        "seconds": round(time.time() - started, 2),
     }
 
 

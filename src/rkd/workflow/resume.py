@@ -49,13 +49,6 @@ def check_config(folder: RunFolder, accept: bool = False) -> None:
         )
 
 
-def lacks_report(folder: RunFolder) -> bool:
-    """Whether a finished run was to have a page, and was killed before it was written."""
-    return (
-        folder.finished and not (folder.path / "report.html").exists() and bool(earlier_manifest(folder).get("report"))
-    )
-
-
 def digest(text: str) -> str:
     """SHA-256 of a configuration's text."""
     return hashlib.sha256(text.encode()).hexdigest()

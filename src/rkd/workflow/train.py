@@ -35,13 +35,14 @@ from rkd.training.teacher_cache import cached_teachers
 from rkd.training.validation import Validation, chosen_net
 
 from .build import accelerate, build, checkpointer
-from .evaluate import evaluate_plan, save_gallery
+from .evaluate import evaluate_plan
 from .folders import cache_folder
 from .forecast import duration, predict
 from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
 from .plan import Plan, Reporter, Silent
 from .resolve import resolve
 from .resume import continue_run, digest
+from .saving import save_gallery
 from .teachers import ResolvedTeacher, load_teachers, prepare
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from rkd.workflow.sweep import state_of
+from rkd.workflow.sweeps.sweep import state_of
 
 from ..conftest import TINY, digest
 

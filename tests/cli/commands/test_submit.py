@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from rkd.cli.commands.submit import parameters_of
-from rkd.workflow.jobs import Job, submit
+from rkd.workflow.sweeps.jobs import Job, submit
 
 from ..conftest import TINY, invoke
 

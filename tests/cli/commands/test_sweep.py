@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from rkd.workflow.sweep import begin, read_sweep
+from rkd.workflow.sweeps.sweep import begin, read_sweep
 
 from ..conftest import TINY, Said, invoke
 

@@ -202,11 +202,9 @@ def _is_done(path: Path, epochs: int | None) -> bool:
 
 def _finish(folder: RunFolder, catalog: Catalog, app: App, report: bool) -> None:
     """Write the page of a finished run that was killed before. Raises RkdError where nothing is left to be done."""
-    from rkd.workflow.resume import lacks_report
-
     from .report import report_at_end
 
-    if not (report and lacks_report(folder)):
+    if not (report and folder.lacks_report):
         raise RkdError(
             f"{folder.path} is finished; look at it with `{command('eval', folder.path)}`, repeat it with "
             f"`{command('run', folder.config)}`, or train it for more epochs with "

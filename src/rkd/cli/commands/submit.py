@@ -90,8 +90,8 @@ def submit(context: click.Context, app: App, wait: bool, **options: Any) -> None
     words = context.meta.get("rkd.words", [])
     if not words or words[0] != "run":
         raise RkdError("what is to be submitted? Type it after --, as in: rkd submit --minutes 600 -- run --loss rslad")
-    from rkd.workflow.jobs import Job
-    from rkd.workflow.jobs import submit as send
+    from rkd.workflow.sweeps.jobs import Job
+    from rkd.workflow.sweeps.jobs import submit as send
 
     path, words = planned(words, app)
     job = send([Job(tuple(words), str(path))], Path(options["logs"]), options["cluster"],

@@ -16,7 +16,7 @@ from ..signals import Interrupts
 from .submit import job_options, parameters_of, wait_for
 
 if TYPE_CHECKING:
-    from rkd.workflow.sweep import Point, Sweep
+    from rkd.workflow.sweeps.sweep import Point, Sweep
 
 
 @click.command("sweep", short_help="Carry out a matrix of runs and compare them.")
@@ -45,8 +45,8 @@ def sweep(app: App, words: tuple[str, ...], grid: tuple[str, ...], sets: tuple[s
     What is finished is skipped and what was begun is continued: after whatever killed it, type the same again, or
     `rkd sweep FOLDER`. A run that fails does not stop the others.
     """
-    from rkd.workflow.jobs import LocalRuns
-    from rkd.workflow.sweep import begin, state_of
+    from rkd.workflow.sweeps.jobs import LocalRuns
+    from rkd.workflow.sweeps.sweep import begin, state_of
 
     matrix, folder = _read(words, grid, sets, name, out)
     points = matrix.points()
@@ -92,7 +92,7 @@ def _read(
 ) -> tuple[Sweep, Path]:
     """The sweep that the words and options mean, and its folder. Raises RkdError."""
     from rkd.registry.recipes import read_recipe
-    from rkd.workflow.sweep import Sweep, axes_of, is_sweep_file, read_sweep, safe_name
+    from rkd.workflow.sweeps.sweep import Sweep, axes_of, is_sweep_file, read_sweep, safe_name
 
     axes = axes_of([*grid, *(word for word in words if "=" in word and not Path(word).exists())])
     plain = [word for word in words if "=" not in word or Path(word).exists()]
@@ -161,8 +161,8 @@ def _send(
     wait: bool,
 ) -> dict[str, str]:  # fmt: skip
     """Submit the runs as jobs. Returns those that failed with the reason, as far as it waits for them."""
-    from rkd.workflow.jobs import Job
-    from rkd.workflow.jobs import submit as send
+    from rkd.workflow.sweeps.jobs import Job
+    from rkd.workflow.sweeps.jobs import submit as send
 
     if not points:
         return {}

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from rkd.core.errors import RkdError
-from rkd.workflow.jobs import Job, LocalRuns, _gpus, _let_it_save, executor
-from rkd.workflow.sweep import Sweep
+from rkd.workflow.sweeps.jobs import Job, LocalRuns, _gpus, _let_it_save, executor
+from rkd.workflow.sweeps.sweep import Sweep
 
 
 def test_a_job_whose_time_is_over_is_sent_again(tmp_path: Path) -> None:

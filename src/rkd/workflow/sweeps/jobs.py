@@ -24,7 +24,7 @@ from rkd.core.errors import RkdError, command
 from rkd.storage.files import open_file, open_to_append
 from rkd.storage.text import MOST_JSON
 
-from .forecast import duration
+from ..forecast import duration
 from .sweep import Point, Sweep, state_of
 
 

@@ -11,7 +11,7 @@ from rkd.cli import cli
 from rkd.cli.commands.run import run
 from rkd.cli.options import App
 from rkd.core.errors import ConfigError, RkdError
-from rkd.workflow.sweep import Sweep, axes_of, begin, read_sweep, state_of
+from rkd.workflow.sweeps.sweep import Sweep, axes_of, begin, read_sweep, state_of
 
 
 def test_axes() -> None:

@@ -20,8 +20,6 @@ from rkd.storage.files import check_no_link, whole_folder, write_atomic
 from rkd.storage.runfolder import RunFolder, safe_name
 from rkd.storage.text import parse_toml, read_text
 
-from .resume import lacks_report
-
 OPTIONS = (
     "loss", "student", "teacher", "dataset", "attack", "objective", "scheduler", "augment", "with", "epochs",
     "batch-size", "lr", "seed", "evaluate", "device", "precision",
@@ -98,7 +96,7 @@ class Sweep:
 def state_of(path: Path) -> State:
     """Where a run stands."""
     folder = RunFolder(path)
-    if folder.finished and not lacks_report(folder):
+    if folder.finished and not folder.lacks_report:
         return "finished"
     return "begun" if folder.config.is_file() else "new"
 
