@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from .core import ops
 from .core.attack import Accelerator, Patches, PlainProbe, Target, value_and_grad
-from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError, did_you_mean, shown
+from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError
 from .core.hooks import hookimpl
 from .core.interfaces import Attack, HasNotes, Loss, Objective, Probe, Scheduler, Student, Teacher
 from .core.ops import Reduction
@@ -45,7 +45,7 @@ from .nets.weights import built_for, load_into, read_weights, take_normalization
 from .registry.hooks import Family, HasParts, Parts
 from .storage.card import read_card
 from .storage.runfolder import RunFolder
-from .storage.text import expanded
+from .storage.text import did_you_mean, expanded, shown
 
 __all__ = [  # noqa: RUF022  grouped by what a plugin does
     # Registration, and what every component may use

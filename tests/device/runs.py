@@ -63,7 +63,7 @@ def train_an_epoch(run: Run) -> list[str]:
     run.hooks.hook.rkd_run_start(run=run)
     run.state.batch = 0
     with host_waits() as waits:
-        for batch in run.batches():
+        for batch in run.loader.batches(run.state.epoch, run.state.batch):
             advance(run, batch)
     run.monitor.settle(run)
     return waits

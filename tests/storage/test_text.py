@@ -9,7 +9,7 @@ import pytest
 
 from rkd.core.errors import RkdError
 from rkd.registry.recipes import read_recipe
-from rkd.storage.text import attack_name, parse_toml, read_text
+from rkd.storage.text import attack_name, did_you_mean, parse_toml, read_text, shown, with_input
 
 
 @pytest.mark.parametrize(
@@ -61,3 +61,22 @@ def test_files_that_are_none(tmp_path: Path) -> None:
 )
 def test_names_of_attacks(name: str, written: str) -> None:
     assert attack_name(name) == written
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rsald", " Did you mean rslad?"),
+        ("PGD", " Did you mean pgd?"),
+        ("xyzzy", ""),
+        ("r" * 101, ""),
+    ],
+)
+def test_near_names_are_suggested(name: str, words: str) -> None:
+    assert did_you_mean(name, ["rslad", "pgd"]) == words
+
+
+def test_what_was_given_is_told_once_and_cut() -> None:
+    assert with_input("must be positive", -1) == "must be positive (got -1)"
+    assert with_input("must be positive, got -1", -1) == "must be positive, got -1"
+    assert len(shown("x" * 1000)) == 200 and shown("x" * 1000).endswith("...")

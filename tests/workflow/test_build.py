@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rkd.core.errors import RkdError
-from rkd.core.run import Run, no_validation
+from rkd.core.run import Run
 from rkd.registry.catalog import load_catalog
 from rkd.testing import tiny_teachers
 from rkd.workflow.build import build, choose_device, choose_precision
@@ -57,7 +57,7 @@ def test_a_conversion_that_was_taken_out() -> None:
 @pytest.mark.parametrize("validation", [0, 0.0])
 def test_without_held_out_images(validation: float) -> None:
     run = run_of(plan("kd", data={"name": "digits", "validation": validation}))
-    assert run.validate is no_validation
+    assert run.validate is None
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])

@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean
+from rkd.core.errors import ConfigError, RkdError, UnknownName
+from rkd.storage.text import did_you_mean
 
 from .options import App
 from .signals import Terminated

@@ -22,7 +22,7 @@ from rich.live import Live
 from rich.padding import Padding
 from rich.text import Text
 
-from rkd.core.errors import printable
+from rkd.storage.text import printable
 
 _ESCAPED = re.compile(r"[\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u206f\ud800-\udfff\ufeff\U000e0000-\U000e0fff]")
 """Characters beyond ASCII's own that steer a terminal, or how it orders what follows."""

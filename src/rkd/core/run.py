@@ -133,41 +133,31 @@ Validate = Callable[["Run"], Mapping[str, Any]]
 """Measures the net after an epoch and may choose the weights to keep. Returns metrics for the epoch's record."""
 
 
-def no_validation(run: Run) -> dict[str, Any]:
-    """Measures nothing: the last weights are kept."""
-    return {}
-
-
 class RunningMeans:
     """Sums of named numbers over the steps of an epoch, kept on the device where they are until somebody asks."""
 
     def __init__(self) -> None:
         self.steps = 0
-        self._sums: dict[tuple[str, ...], Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
 
     def add(self, values: Mapping[str, Tensor]) -> None:
         """Add one step's numbers, scalars on the device."""
-        names = tuple(values)
-        step = torch.stack([value.detach().reshape(()).float() for value in values.values()])
-        self._sums[names] = self._sums[names].to(step.device) + step if names in self._sums else step
+        for name, value in values.items():
+            value = value.detach().reshape(()).float()
+            self.sums[name] = self.sums[name].to(value.device) + value if name in self.sums else value
         self.steps += 1
 
     def means(self) -> dict[str, float]:
-        """Each number's sum over the steps so far, divided by their count. Waits for the device, once."""
-        sums: dict[str, float] = {}
-        for names, values in self._sums.items():
-            for name, value in zip(names, values.tolist(), strict=True):
-                sums[name] = sums.get(name, 0.0) + value
-        return {name: value / self.steps for name, value in sums.items()}
+        """Each number's sum over the steps so far, divided by their count. Waits for the device."""
+        return {name: float(value) / self.steps for name, value in self.sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """The sums so far, for a checkpoint within an epoch."""
-        return {"steps": self.steps, "sums": [[list(names), values] for names, values in self._sums.items()]}
+        return {"steps": self.steps, "sums": dict(self.sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where `state` was taken."""
-        self.steps = state["steps"]
-        self._sums = {tuple(names): values.clone() for names, values in state["sums"]}
+        self.steps, self.sums = state["steps"], dict(state["sums"])
 
 
 @dataclass
@@ -261,7 +251,8 @@ class Run:
     backward: Backward = field(default_factory=Backward)
     monitor: Monitor = field(default_factory=Monitor)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    validate: Validate = no_validation
+    validate: Validate | None = None
+    """None: nothing is measured, and the last weights are kept."""
     state: TrainState = field(default_factory=TrainState)
 
     terms: dict[str, Tensor] = field(default_factory=dict)
@@ -278,15 +269,6 @@ class Run:
     def lr_scale(self) -> float:
         """The learning rate now as a share of `lr`."""
         return self._lr_scale_at(self.progress)
-
-    def remaining(self) -> Iterator[int]:
-        """The epochs that are left, each as often as it is begun."""
-        while self.state.epoch < self.epochs:
-            yield self.state.epoch
-
-    def batches(self) -> Iterator[Batch]:
-        """The batches of the epoch that are left."""
-        return self.loader.batches(self.state.epoch, self.state.batch)
 
     def step(self, batch: Batch, listen: bool = True) -> Step:
         """The Step of a batch at the run's present state. `listen`: tell extensions of attacks' queries."""
@@ -345,8 +327,7 @@ class Run:
             "student": self.student.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.backward.state_dict(),
-            "schedulers": {name: dict(part.state_dict()) for name, part in _stateful(self.schedulers)},
-            "extensions": {name: dict(part.state_dict()) for name, part in _stateful(self._extensions())},
+            **{kind: {n: dict(p.state_dict()) for n, p in parts.items()} for kind, parts in self._stateful().items()},
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -362,13 +343,14 @@ class Run:
         self.student.net.load_state_dict(state["student"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.backward.load_state_dict(state["scaler"])
-        for kind, parts in (("schedulers", self.schedulers), ("extensions", self._extensions())):
-            for name, part in _stateful(parts):
-                if name in state[kind]:
-                    part.load_state_dict(state[kind][name])
+        for kind, parts in self._stateful().items():
+            for name in parts.keys() & state[kind].keys():
+                parts[name].load_state_dict(state[kind][name])
 
-    def _extensions(self) -> dict[str, Any]:
-        return dict(self.hooks.list_name_plugin())
+    def _stateful(self) -> dict[str, dict[str, Stateful]]:
+        kinds: dict[str, Mapping[str, Any]]
+        kinds = {"schedulers": self.schedulers, "extensions": dict(self.hooks.list_name_plugin())}
+        return {kind: {n: p for n, p in parts.items() if isinstance(p, Stateful)} for kind, parts in kinds.items()}
 
     def _progress_at(self, batch: int) -> float:
         return (self.state.epoch + batch / len(self.loader)) / self.epochs
@@ -378,10 +360,6 @@ class Run:
 
     def _queried(self, step: Step, view: View, logits: Tensor) -> None:
         self.hooks.hook.rkd_attack_query(step=step, view=view, logits=logits)
-
-
-def _stateful(parts: Mapping[str, Any]) -> list[tuple[str, Stateful]]:
-    return [(name, part) for name, part in parts.items() if isinstance(part, Stateful)]
 
 
 def clip_gradients(run: Run) -> None:

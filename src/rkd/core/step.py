@@ -135,7 +135,13 @@ class Step:
         """A teacher's logits `(B, K)` on a view, without gradient. No role: the only teacher."""
         role = self._role(role)
         if (role, view) not in self._teacher_logits:
-            self._teacher_logits[role, view] = self._answer(role, view)
+            teacher, x = self._teachers[role], self.image(view)
+            if view == "clean" and isinstance(teacher, CachingTeacher):
+                logits = teacher.clean_logits(self.batch)
+            else:
+                with torch.no_grad():
+                    logits = teacher.logits(x).detach()
+            self._teacher_logits[role, view] = logits
         self.used.roles.add(role)
         if view == "clean":
             self.used.clean.add(role)
@@ -211,13 +217,6 @@ class Step:
         """`probe`, a net under attack, with each of its forwards told to `on_query`."""
         on_query = self._on_query
         return probe if on_query is None else WatchedProbe(probe, lambda logits: on_query(self, view, logits))
-
-    def _answer(self, role: str, view: View) -> Tensor:
-        teacher, x = self._teachers[role], self.image(view)
-        if view == "clean" and isinstance(teacher, CachingTeacher):
-            return teacher.clean_logits(self.batch)
-        with torch.no_grad():
-            return teacher.logits(x).detach()
 
     def _role(self, role: str | None) -> str:
         given = ", ".join(self._teachers) or "none"

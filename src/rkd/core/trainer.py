@@ -19,7 +19,7 @@ def fit(run: Run) -> None:
     """
     run.hooks.hook.rkd_run_start(run=run)
     run.state.start_clock()
-    for _ in run.remaining():
+    while run.state.epoch < run.epochs:
         try:
             train_epoch(run)
         except RestartEpoch:
@@ -30,7 +30,7 @@ def fit(run: Run) -> None:
 def train_epoch(run: Run) -> None:
     """The steps of an epoch that are left. Raises RestartEpoch."""
     run.monitor.start_epoch(run)
-    for batch in run.batches():
+    for batch in run.loader.batches(run.state.epoch, run.state.batch):
         advance(run, batch)
         run.checkpoints.after_step(run)
     run.monitor.end_epoch(run)
@@ -39,7 +39,7 @@ def train_epoch(run: Run) -> None:
 def end_epoch(run: Run) -> None:
     """Validation and the record of an epoch whose steps are over."""
     state = run.state
-    metrics = {**run.epoch_metrics(), **run.validate(run)}
+    metrics = {**run.epoch_metrics(), **(run.validate(run) if run.validate else {})}
     # The epoch number counts finished epochs from here on; its record is named by its own number.
     state.epoch, state.batch, state.skipped = state.epoch + 1, 0, 0
     state.means, state.epoch_start = RunningMeans(), None

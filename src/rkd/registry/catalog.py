@@ -9,9 +9,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown
+from rkd.core.errors import ConfigError, RkdError, UnknownName
 from rkd.core.traits import LossTraits, declared, name_of, traits_of
-from rkd.storage.text import read_text
+from rkd.storage.text import did_you_mean, read_text, shown
 
 from . import options
 from .hooks import KINDS, Family

@@ -9,7 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from rkd.core.errors import ConfigError, did_you_mean, shown, with_input
+from rkd.core.errors import ConfigError
+from rkd.storage.text import did_you_mean, shown, with_input
 
 from .recipes import Table, toml
 from .schedules import parse_number, parse_schedule

@@ -7,8 +7,8 @@ from typing import Any
 
 import tomli_w
 
-from rkd.core.errors import ConfigError, RkdError, UnknownName, did_you_mean, shown
-from rkd.storage.text import DEEPEST, parse_toml, read_text
+from rkd.core.errors import ConfigError, RkdError, UnknownName
+from rkd.storage.text import DEEPEST, did_you_mean, parse_toml, read_text, shown
 
 Table = dict[str, Any]
 

@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..core.errors import shown
 from ..core.types import Schedule, fraction
+from ..storage.text import shown
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rkd.core.errors import printable
 from rkd.core.types import fraction
+from rkd.storage.text import printable
 
 LARGEST = 1e15
 """Numbers beyond this are no measurement: they count as missing."""

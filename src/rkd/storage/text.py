@@ -7,7 +7,9 @@ the size of a file, and no name may move a terminal's cursor or open a tag.
 import json
 import re
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +87,41 @@ def expanded(path: Path | str) -> Path:
         return Path(path).expanduser()
     except RuntimeError:
         raise RkdError(f"{path}: there is no such user's folder; write the whole path") from None
+
+
+def did_you_mean(name: str, known: Iterable[str], limit: int = 3) -> str:
+    """`" Did you mean a or b?"` for names near `name`, whatever their case, else an empty string."""
+    spelt = {one.lower(): one for one in known}
+    matches = get_close_matches(name.lower(), list(spelt), n=limit, cutoff=0.5) if len(name) <= 100 else []
+    near = [spelt[one] for one in matches]
+    return f" Did you mean {' or '.join(near)}?" if near else ""
+
+
+def with_input(problem: str, value: object) -> str:
+    """A problem with what was given, unless it says that already."""
+    return problem if f"got {shown(value)}" in problem else f"{problem} (got {shown(value)})"
+
+
+def shown(value: object, limit: int = 200) -> str:
+    """`repr` of what somebody gave, cut to `limit` characters."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def printable(value: str, keep: str = "") -> str:
+    """Without control, format and private characters: no terminal, browser or XML parser is surprised by the rest."""
+    if value.isprintable():
+        return value
+    kept = []
+    for c in value:
+        kind = unicodedata.category(c)
+        if c in keep:
+            kept.append(c)
+        elif c in "\n\r\t" or kind in ("Zl", "Zp"):
+            kept.append(" ")
+        elif kind[0] != "C":
+            kept.append(c)
+    return "".join(kept)
 
 
 def _inside(value: Any) -> Iterable[Any]:

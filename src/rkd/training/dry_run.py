@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..core.errors import DataError, Refused
 from ..core.hooks import run_hooks
 from ..core.random import forked, key
-from ..core.run import Backward, Checkpoints, Monitor, Run, TrainState, no_validation
+from ..core.run import Backward, Checkpoints, Monitor, Run, TrainState
 from ..core.step import Step
 from ..core.types import Batch
 from ..data.dataset import check_images
@@ -83,7 +83,7 @@ def trial_of(run: Run, backward: Backward | None = None) -> Run:
         backward=backward or Backward(),
         monitor=Monitor(),
         checkpoints=Checkpoints(),
-        validate=no_validation,
+        validate=None,
         state=TrainState(knobs=dict(run.state.knobs)),
         terms={},
     )

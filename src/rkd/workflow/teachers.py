@@ -20,7 +20,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from rkd import __version__
-from rkd.core.errors import ConfigError, Refused, RkdError, TrainingFailed, WeightsError, did_you_mean
+from rkd.core.errors import ConfigError, Refused, RkdError, TrainingFailed, WeightsError
 from rkd.core.traits import LossTraits, declared
 from rkd.data.dataset import Dataset
 from rkd.distributed.ranks import ALONE, Ranks
@@ -30,6 +30,7 @@ from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig, TeacherConfig, parse
 from rkd.registry.recipes import Table, merge, read_recipe
 from rkd.storage.runfolder import RunFolder
+from rkd.storage.text import did_you_mean
 
 from .build import choose_device, choose_precision
 from .folders import cache_folder

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rkd.core.errors import UnknownName, did_you_mean
+from rkd.core.errors import UnknownName
 from rkd.registry.hooks import KINDS
+from rkd.storage.text import did_you_mean
 
 from ..options import App, json_option, pass_app, plugin_option
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import click
 
-from rkd.core.errors import UnknownName, did_you_mean
+from rkd.core.errors import UnknownName
+from rkd.storage.text import did_you_mean
 
 from ..complete import values
 from ..options import App, json_option, pass_app

@@ -15,10 +15,10 @@ from typing import Any, Literal
 
 import tomli_w
 
-from rkd.core.errors import ConfigError, RkdError, shown
+from rkd.core.errors import ConfigError, RkdError
 from rkd.storage.files import check_no_link, whole_folder, write_atomic
 from rkd.storage.runfolder import RunFolder, safe_name
-from rkd.storage.text import parse_toml, read_text
+from rkd.storage.text import parse_toml, read_text, shown
 
 OPTIONS = (
     "loss", "student", "teacher", "dataset", "attack", "objective", "scheduler", "augment", "with", "epochs",
