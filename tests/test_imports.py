@@ -254,6 +254,13 @@ def test_without_torch(modules: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_training_imports_no_compiler() -> None:
+    """Triton and dynamo take some 150 MiB and seconds: what needs them imports them when it does."""
+    code = "import sys, rkd.api, rkd.workflow.train; print({'triton', 'torch._dynamo'} & set(sys.modules) or 'none')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "none"
+
+
 def test_public_names() -> None:
     for name in rkd.__all__:
         assert getattr(rkd, name) is not None

@@ -1,4 +1,4 @@
-"""Activation checkpointing of a training's forward on a CPU: of some blocks the backward keeps the input alone.
+"""Activation checkpointing of a training's forward on a CPU: of each block the backward keeps the input alone.
 
 What the layers of such a block would keep is computed again when the backward comes to it, by
 `torch.utils.checkpoint`: with the same batch statistics, random numbers, autocast and routed norms, so each bit of each
@@ -31,15 +31,11 @@ from .modes import running
 
 Norms: TypeAlias = list[tuple[_NormBase, bool, dict[str, Tensor | None]]]
 
-EVERY = 2
-"""Of so many blocks one is computed again. Fewer would keep more memory; each block takes longer for little more saved
-(docs/results/speed.md has memory and time of whole steps)."""
-
 
 @contextmanager
 def checkpointed(net: nn.Module, x: Tensor) -> Iterator[None]:
     """Inside, a forward of `net` on `x` keeps less for its backward, if it is part of a training on a CPU."""
-    blocks = [block for block in blocks_of(net)[::EVERY] if _exact(block)] if _trains(net, x) else []
+    blocks = [block for block in blocks_of(net) if _exact(block)] if _trains(net, x) else []
     for block in blocks:
         block.forward = partial(_forward, block, block.forward)
     try:

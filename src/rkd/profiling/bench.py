@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from ..core.attack import PLAIN
 from ..core.interfaces import Attack, Teacher
@@ -121,12 +120,15 @@ class Operations(TorchDispatchMode):
     """Counts operations by torch's own formulas. (`FlopCounterMode` itself cannot stand `autograd.grad`.)"""
 
     def __init__(self) -> None:
+        from torch.utils.flop_counter import flop_registry  # brings Triton, 70 MiB that training never needs
+
         super().__init__()
         self.count = 0
+        self._formulas = flop_registry
 
     def __torch_dispatch__(self, operator: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
         result = operator(*arguments, **(options or {}))
-        formula = flop_registry.get(operator.overloadpacket)
+        formula = self._formulas.get(operator.overloadpacket)
         if formula is not None:
             self.count += formula(*arguments, **(options or {}), out_val=result)
         return result
