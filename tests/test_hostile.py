@@ -22,7 +22,8 @@ from rkd.cli import cli
 from rkd.cli.terminal import Terminal
 from rkd.core.errors import ConfigError, DataError, RkdError, WeightsError
 from rkd.evaluation.corruptions import open_corrupted
-from rkd.nets.weights import built_for, load_into, read_weights
+from rkd.nets.fitting import built_for, load_into
+from rkd.nets.weights import read_weights
 from rkd.plugins.datasets import imagefolder, npz
 from rkd.plugins.datasets._cifar import ArrayUnpickler
 from rkd.registry.catalog import Catalog, load_catalog

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
-from rkd.nets.weights import load_into, read_weights
+from rkd.nets.fitting import load_into
+from rkd.nets.weights import read_weights
 from rkd.testing import TinyNet
 
 from .strange import Evil, mutated, scribbled, weights

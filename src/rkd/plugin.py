@@ -37,11 +37,12 @@ from .evaluation.corruptions import Corruption, at_severity
 from .evaluation.model import Finite
 from .evaluation.transfer import identity
 from .nets.batchnorm import Router, add_auxiliary
-from .nets.net import Net
+from .nets.fitting import built_for, load_into, net_from_file, take_normalization, without_download
+from .nets.net import Net, Outputs
 from .nets.resize import Resize
 from .nets.sources import Conversion, Model, TeacherReference, TeacherSource
 from .nets.student import NetStudent
-from .nets.weights import built_for, load_into, read_weights, take_normalization, without_download
+from .nets.weights import read_weights
 from .registry.hooks import Family, HasParts, Parts
 from .storage.card import read_card
 from .storage.runfolder import RunFolder
@@ -114,6 +115,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Model",
     "Net",
     "NetStudent",
+    "Outputs",
     "Resize",
     "Router",
     "RunFolder",
@@ -123,6 +125,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "built_for",
     "expanded",
     "load_into",
+    "net_from_file",
     "read_card",
     "read_weights",
     "take_normalization",

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from rkd.core.errors import WeightsError
-from rkd.nets.weights import load_into, read_weights, strip_prefixes
+from rkd.nets.fitting import load_into
+from rkd.nets.weights import read_weights, strip_prefixes
 from rkd.storage.serialize import save_weights
 from rkd.testing import TinyNet
 

@@ -377,10 +377,10 @@ def test_sizes_are_torchvisions(tmp_path, shape):
     from torchvision import transforms
 
     generator = np.random.default_rng(0)
-    for part in ("train", "test"):
-        (tmp_path / part / "a").mkdir(parents=True)
+    for part in ("train/a", "test/a", "train/b"):
+        (tmp_path / part).mkdir(parents=True)
         pixels = generator.integers(0, 256, (shape[1], shape[0], 3), dtype=np.uint8)
-        Image.fromarray(pixels).save(tmp_path / part / "a" / "0.png")
+        Image.fromarray(pixels).save(tmp_path / part / "0.png")
     data = ImageFolder(str(tmp_path), size=8)()
     whole = transforms.Compose([transforms.Resize(8), transforms.CenterCrop(8), transforms.ToTensor()])
     assert torch.equal(every(data.test)[0], whole(Image.open(tmp_path / "test" / "a" / "0.png")))

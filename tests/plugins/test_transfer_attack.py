@@ -256,10 +256,11 @@ def test_a_run_is_the_source(run: Path) -> None:
 
 
 def test_weights_are_the_source(run: Path, tmp_path: Path) -> None:
-    """What their net expects is found out, and told."""
+    """What their net expects is found out, and told; or it cannot be told, as of this net, and is asked for."""
     weights = f"mlp@{run / 'student.safetensors'}"
-    plan = planned(transfer={"source": weights})
-    assert len(plan.notes) == 1 and weights in plan.notes[0] and "normalize=" in plan.notes[0]
+    with pytest.raises(ConfigError, match=r"cannot be told.*type normalize=none, or normalize=data"):
+        planned(transfer={"source": weights})
+    plan = planned(transfer={"source": weights, "normalize": "data"})
     for wish, mean in (("none", 0.0), ("data", plan.data.mean[0])):
         plan = planned(transfer={"source": weights, "normalize": wish})
         assert plan.notes == []

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from rkd.core.errors import ConfigError, Refused
 from rkd.data.dataset import fetch
 from rkd.nets.net import Net
+from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
 from rkd.testing import untouched
-from rkd.workflow.nets import build_net, settle_normalization
+from rkd.workflow.nets import build_net, from_sources, settle
 from rkd.workflow.resolve import resolve
 
 
@@ -27,8 +31,8 @@ def test_weights_follow_from_the_seed_alone(catalog: Catalog) -> None:
 
 
 def trained(normalised: bool, catalog: Catalog) -> tuple[Net, Any]:
-    """An MLP that has learned digits a little, fed with normalised images or with plain ones."""
-    data = resolve({}, catalog).data
+    """An MLP that has learned digits a little, fed with normalised images or with plain ones, which differ much."""
+    data = replace(resolve({}, catalog).data, mean=(0.7,), std=(0.1,))
     net = build_net("mlp", {}, data, catalog)
     if not normalised:
         net = Net(net.arch)
@@ -41,20 +45,70 @@ def trained(normalised: bool, catalog: Catalog) -> tuple[Net, Any]:
     return net.eval(), data
 
 
+def reference(name: str = "mlp@w.pt") -> TeacherReference:
+    return TeacherReference(name, "clean", "mlp", "w.pt")
+
+
 @pytest.mark.parametrize("normalised", [True, False])
 def test_the_better_normalisation_is_found(normalised: bool, catalog: Catalog) -> None:
     net, data = trained(normalised, catalog)
     loaded = Net(net.arch, data.mean, data.std)
-    said: list[str] = []
-    settle_normalization(loaded, "auto", "teacher x", data, said.append)
+    settled = settle(loaded, reference(), "auto", data, "--normalize")
+    choice, other = ("data", "none") if normalised else ("none", "data")
     expected = list(data.mean) if normalised else [0.0]
     assert loaded.mean.flatten().tolist() == pytest.approx(expected)
-    assert f"normalize={'data' if normalised else 'none'}" in said[0]
+    assert f"normalize={choice}" in settled.notes[0]
+    known = loaded.settled
+    assert known is not None and (known.choice, known.known, known.images) == (choice, "compared", 512)
+    assert known.shares is not None and known.shares[choice] > known.shares[other] + 0.05
+
+
+def test_what_cannot_be_told_is_refused(catalog: Catalog) -> None:
+    """A published MNIST net that wants [0, 1]: three of 512 images decided for the data's normalisation, under which
+    an attack of the same radius is three times as strong."""
+    net, data = trained(False, catalog)
+    loaded = Net(net.arch, [0.0], [0.9])  # so near that a few images decide
+    near = replace(data, mean=(0.0,), std=(0.9,))
+    with pytest.raises(
+        Refused, match=r"cannot be told: of 512 .* are right .*type --normalize=none, or --normalize=data"
+    ):
+        settle(loaded, reference(), "auto", near, "--normalize")
+    loaded = Net(net.arch, [0.0], [0.9])
+    settled = settle(loaded, reference(), "auto", near, "--normalize", must=False)
+    assert "no clear difference" in settled.notes[0]
+    assert loaded.settled is not None and loaded.settled.known == "open"
 
 
 def test_a_normalisation_that_was_asked_for(catalog: Catalog) -> None:
     net, data = trained(True, catalog)
-    for choice, expected in (("data", data.mean[0]), ("none", 0.0)):
+    for choice, expected in (("data", data.mean[0]), ("none", 0.0), ("half", 0.5), ("0.1/0.3", 0.1)):
         loaded = Net(net.arch, data.mean, data.std)
-        settle_normalization(loaded, choice, "teacher x", data, pytest.fail)
+        assert settle(loaded, reference(), choice, data, "--normalize").notes == []  # it is as was asked
         assert float(loaded.mean) == pytest.approx(expected)
+        assert loaded.settled is not None and loaded.settled.known == "told"
+    with pytest.raises(ConfigError, match=r"--normalize: imagenet is for 3 channels, and the images have 1"):
+        settle(net, reference(), "imagenet", data, "--normalize")
+
+
+def test_a_file_that_says_its_normalisation(catalog: Catalog, tmp_path: Path) -> None:
+    net, data = trained(True, catalog)
+    inside = {"normalizer.new_mean": torch.tensor([0.3]), "normalizer.new_std": torch.tensor([0.4])}
+    torch.save({"model": {**{f"model.{k}": v for k, v in net.arch.state_dict().items()}, **inside}}, tmp_path / "w.pt")
+    asked = TeacherReference("mlp@w", "clean", "mlp", str(tmp_path / "w.pt"))
+    loaded = from_sources(asked, data, catalog)
+    assert isinstance(loaded, Net) and float(loaded.mean) == pytest.approx(0.3)
+    assert "as its file says, 0.3/0.4" in settle(loaded, asked, "auto", data, "--normalize").notes[0]
+    assert "though its file says" in settle(loaded, asked, "none", data, "--normalize").notes[0]
+    assert float(loaded.mean) == 0
+
+
+def test_outputs_in_another_order(catalog: Catalog, tmp_path: Path) -> None:
+    net, data = trained(True, catalog)
+    torch.save(net.arch.state_dict(), tmp_path / "w.pt")
+    order = (3, 1, 0, 2, 4, 5, 6, 9, 8, 7)
+    asked = TeacherReference("mlp@w", "clean", "mlp", str(tmp_path / "w.pt"), classes=order)
+    loaded = from_sources(asked, data, catalog)
+    x = fetch(data.test, torch.arange(3)).x
+    assert loaded is not None
+    with torch.no_grad():
+        assert torch.equal(loaded.eval()(x), net(x)[:, list(order)])

@@ -133,6 +133,9 @@ class Display:
     def message(self, text: str) -> None:
         self.terminal.message(text)
 
+    def warning(self, text: str) -> None:
+        self.terminal.warning(text)
+
     def detail(self, text: str) -> None:
         self.terminal.detail(text)
 

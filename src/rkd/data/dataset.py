@@ -104,7 +104,8 @@ class Dataset:
     `teachers` says per role which model a missing teacher is, and what its recipe adds:
     `{"robust": {"model": "resnet20", "recipe": {"epochs": 30}}}`; `large` goes on top for nets of more than ten
     million parameters.
-    `fingerprint` changes when the data changes: prepared teachers are cached under it.
+    `fingerprint` changes when the data changes: prepared teachers are cached under it. `notes`: what the user should
+    know of how it was read (files that were left out), a sentence each.
     """
 
     name: str
@@ -118,8 +119,13 @@ class Dataset:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     teachers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     fingerprint: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise DataError(
+                f"data set {self.name!r} has one class, {', '.join(self.classes) or 'none'}: nothing to tell apart"
+            )
         for name, split in (("training", self.train), ("test", self.test)):
             if len(split) == 0:
                 raise DataError(f"the {name} part of data set {self.name!r} is empty")
@@ -135,6 +141,28 @@ class Dataset:
             raise DataError(
                 f"data set {self.name!r} has {channels} channels, but {len(self.mean)} means and {len(self.std)} stds"
             )
+
+
+def described(data: Dataset) -> str:
+    """Its classes and sizes in a line."""
+    shown = ", ".join(data.classes[:10]) + (f", ... {data.classes[-1]}" if len(data.classes) > 10 else "")
+    channels, height, width = data.shape
+    return (
+        f"data {data.name}: {len(data.classes)} classes ({shown}); {len(data.train):,} training and {len(data.test):,} "
+        f"test images of {width}x{height}, {channels} channel{'' if channels == 1 else 's'}"
+    )
+
+
+def gaps(data: Dataset) -> list[str]:
+    """Classes without an image in one of the parts, a sentence for each part: their accuracy counts as nothing."""
+    found = []
+    for part, split in (("training", data.train), ("test", data.test)):
+        there = set(split.labels.unique().tolist())
+        empty = [name for place, name in enumerate(data.classes) if place not in there]
+        if empty:
+            shown = ", ".join(empty[:10]) + (", ..." if len(empty) > 10 else "")
+            found.append(f"data {data.name}: {len(empty)} of {len(data.classes)} classes have no {part} image: {shown}")
+    return found
 
 
 @runtime_checkable

@@ -15,6 +15,7 @@ from ..core.errors import Refused
 from ..core.interfaces import Probe
 from .checkpointing import checkpointed
 from .cpu_bfloat16 import OnCpu
+from .first_look import InputNormalization
 
 HALF_SCALE = 1024.0
 """What a search's gradients are multiplied with on their way through a net in float16, whose smallest number is 6e-8.
@@ -34,6 +35,11 @@ class Net(nn.Module):
     mean: Tensor
     std: Tensor
 
+    settled: InputNormalization | None = None
+    """How `mean` and `std` of a net from a weights file are known; None: not yet."""
+    notes: tuple[str, ...] = ()
+    """What the user should know of how it was loaded, a sentence each."""
+
     def __init__(self, arch: nn.Module, mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,)) -> None:
         super().__init__()
         self.arch = arch
@@ -41,6 +47,13 @@ class Net(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
         self.autocast: torch.dtype | None = None
         self.channels_last = False
+
+    def settle(self, known: InputNormalization) -> None:
+        """Normalise with what is `known`."""
+        self.mean, self.std = (
+            torch.tensor(values, device=self.mean.device).view(1, -1, 1, 1) for values in (known.mean, known.std)
+        )
+        self.settled = known
 
     def forward(self, x: Tensor) -> Tensor:
         x = (x - self.mean) / self.std
@@ -60,6 +73,28 @@ class Net(nn.Module):
             what = f"{type(self.arch).__name__} returned {type(logits).__name__}"
             raise Refused(f"a net must return a tensor of logits, {what}")
         return _Scaled.apply(logits.float(), HALF_SCALE) if frozen else logits.float()
+
+
+class Outputs(nn.Module):
+    """The logits at `places` of those `(B, K)` that come in, in this order: some of a net's classes, or all in another
+    order."""
+
+    def __init__(self, places: Sequence[int]) -> None:
+        super().__init__()
+        self.places = list(places)
+
+    def forward(self, logits: Tensor) -> Tensor:
+        if max(self.places) >= logits.shape[1]:
+            raise Refused(f"classes: there is no output {max(self.places)}, the net has {logits.shape[1]}")
+        return logits[:, self.places]
+
+
+class TwoLogits(nn.Module):
+    """Logits `(B, 2)` of one `(B, 1)` or `(B,)` whose sigmoid is the probability of class 1."""
+
+    def forward(self, logit: Tensor) -> Tensor:
+        logit = logit.reshape(len(logit), 1)
+        return torch.cat([torch.zeros_like(logit), logit], 1)
 
 
 class _Scaled(torch.autograd.Function):

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # references are read without torch
     from torch import nn
 
     from ..data.dataset import Dataset
+    from .net import Net
     from .student import NetStudent
 
 
@@ -34,9 +35,10 @@ class Conversion(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class TeacherReference:
-    """One `--teacher`, read: `[ROLE=]MODEL[@WEIGHTS]`, or a folder. `text` is what was typed, without the role.
+    """One `--teacher`, read: `[ROLE=]MODEL[@FILE[#KEY]]`, or a folder. `text` is what was typed, without the role.
 
-    `options` are those of the model.
+    `options` are those of the model, `strip` the beginning of names in the file that is taken off; `classes`: for each
+    class of the data the net's output that answers to it, where they differ.
     """
 
     text: str
@@ -44,15 +46,18 @@ class TeacherReference:
     model: str | None = None
     weights: str | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    strip: str = ""
+    classes: tuple[int, ...] = ()
 
 
 @runtime_checkable
 class TeacherSource(Protocol):
     """A place where teachers come from: a weights file, a run, a hub."""
 
-    def __call__(self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset) -> nn.Module | None:
+    def __call__(self, reference: TeacherReference, build: Callable[..., Net], data: Dataset) -> nn.Module | None:
         """The teacher's net, taking images in [0, 1]; None if the reference is not for this source.
 
-        `build(NAME, options={})` makes an untrained `rkd.nets.net.Net` of that model, normalised for `data`.
+        `build(NAME, options={}, classes=None)` makes an untrained `rkd.nets.net.Net` of that model, normalised for
+        `data` and with its classes, or so many.
         """
         ...

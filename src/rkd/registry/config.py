@@ -7,11 +7,12 @@ against their dataclasses when the run is built.
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rkd.core.errors import ConfigError
 from rkd.storage.text import did_you_mean, shown, with_input
 
+from .normalization import known_normalization
 from .recipes import Table, toml
 from .schedules import parse_number, parse_schedule
 
@@ -24,6 +25,7 @@ def _is_schedule(value: Any) -> Any:
     return value
 
 
+Normalization = Annotated[str, AfterValidator(known_normalization)]
 Number = Annotated[float, BeforeValidator(parse_number)]
 ScheduleText = Annotated[float | str, BeforeValidator(_is_schedule)]
 
@@ -70,15 +72,20 @@ class StudentConfig(_WithOptions):
 
 
 class TeacherConfig(_Section):
-    """`reference` is MODEL, MODEL@WEIGHTS or a run's folder; `options` are the model's; `train` overrides the recipe
-    that prepares a missing teacher; `normalize` says what a weights file's net expects: the data's normalisation,
-    none (most official robust checkpoints), or whichever of the two classifies better."""
+    """`reference` is MODEL, MODEL@FILE, MODEL@FILE#KEY or a run's folder; without one, the table adds settings to the
+    teacher that is in this role anyway. `options` are the model's; `train` overrides the recipe that prepares a
+    missing teacher. Of a weights file, `normalize` says what its net expects: the data's normalisation, `none` (most
+    official robust checkpoints), `half`, `imagenet`, `cifar10`, `cifar100`, or MEAN,.../STD,...; `auto` takes what the
+    file says, or else whichever of data and none is clearly better. `strip` is taken off the beginnings of the names
+    in it. `classes`: for each class of the data the net's output for it, where these are more or in another order."""
 
-    reference: str
+    reference: str = ""
     role: str | None = None
     options: Table = Field(default_factory=dict)
     train: Table = Field(default_factory=dict)
-    normalize: Literal["auto", "data", "none"] = "auto"
+    normalize: Normalization = "auto"
+    strip: str = ""
+    classes: list[Annotated[int, Field(ge=0, lt=100_000)]] = Field(default_factory=list)
 
 
 class AttackConfig(Component):

@@ -124,6 +124,12 @@ def printable(value: str, keep: str = "") -> str:
     return "".join(kept)
 
 
+def file_of(reference: Path | str) -> Path:
+    """FILE of `FILE` or `FILE#KEY`; a file's own name may hold `#`."""
+    path = expanded(reference)
+    return path if path.exists() else expanded(str(reference).partition("#")[0])
+
+
 def _inside(value: Any) -> Iterable[Any]:
     if isinstance(value, Mapping):
         return value.values()

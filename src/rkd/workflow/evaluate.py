@@ -31,18 +31,21 @@ from rkd.evaluation.samples import EvalSettings
 from rkd.evaluation.selfcheck import full_checks, margin_slope, quick_checks
 from rkd.evaluation.transfer import transfer_matrix
 from rkd.evaluation.warnings import find_warnings
+from rkd.nets.first_look import answers, doubts, first_images
 from rkd.nets.net import Net
+from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import parse
 from rkd.registry.recipes import merge, read_recipe
 from rkd.storage.card import training_key
 from rkd.storage.runfolder import RunFolder
+from rkd.storage.text import file_of
 
 from .build import choose_device
 from .folders import cache_folder, find_run, new_folder
 from .manifest import manifest_of_evaluation
-from .nets import load_file, load_run, settle_normalization
-from .plan import Plan, Progress, Reporter, Silent
+from .nets import check_fits, from_sources, load_run, settle
+from .plan import Plan, Progress, Reporter, Silent, tell_data
 from .resolve import bounded, resolve
 from .saving import Subject, save_evaluation
 
@@ -136,6 +139,7 @@ class EvalRequest:
     seed: int | None = None
     device: str | None = None
     normalize: str = "auto"
+    strip: str = ""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     command: Sequence[str] = ()
 
@@ -149,15 +153,14 @@ def evaluate_request(
     """
     reporter, started = reporter or Silent(), time.time()
     reporter.doing(f"reading {request.net} and the data")
-    subject = _of_file(request, catalog, reporter) if Path(request.net).is_file() else _of_run(request, catalog)
+    subject = _of_file(request, catalog, reporter) if file_of(request.net).is_file() else _of_run(request, catalog)
     plan = subject.plan
     device = choose_device(plan.config.device)
     net = subject.net.to(device)
     save = ranks.once(lambda: new_folder(Path(str(request.save)), "--save")) if request.save else None
     if request.corruptions not in (None, "own"):
         open_corrupted(str(request.corruptions), shape=plan.data.shape, classes=len(plan.data.classes))
-    for note in plan.notes:
-        reporter.message(note)
+    tell_data(plan, reporter)
     reporter.doing("trying the attacks on a few images")
     others = {str(find_run(text)): _of_run(request, catalog, text) for text in request.others}
     rehearse(net, plan.data.test, plan.evaluation, settings_of(plan))
@@ -222,11 +225,18 @@ def _of_file(request: EvalRequest, catalog: Catalog, reporter: Reporter) -> Subj
     """A net with weights from a file."""
     plan = _plan({}, request, catalog)
     data, model, options = plan.data, str(request.model), request.settings.get("model", {})
-    net = load_file(request.net, model, data.shape, len(data.classes), catalog, data.mean, data.std, options)
-    settle_normalization(
-        net, request.normalize, request.net, data, lambda text: reporter.message(f"{text}; --normalize settles it")
-    )
-    return Subject(request.net, model, net, plan, options)
+    reference = TeacherReference(f"{model}@{request.net}", "net", model, request.net, options, request.strip)
+    net = from_sources(reference, data, catalog, "file")
+    assert isinstance(net, Net), "the source of files makes Nets"
+    check_fits(net, request.net, data)
+    # Without an attack a normalisation that makes no clear difference makes none to the result either.
+    settled = settle(net, reference, request.normalize, data, "--normalize", must=bool(plan.evaluation))
+    for note in settled.notes:
+        reporter.message(note)
+    said = settled.answers or answers(net, first_images(data.train, "cpu", CHECKED))
+    if doubt := doubts(said, request.net, data.classes, None, "the net's"):
+        reporter.warning(doubt)
+    return Subject(request.net, model, net.eval().requires_grad_(False), plan, options)
 
 
 def _plan(own: Mapping[str, Any], request: EvalRequest, catalog: Catalog) -> Plan:

@@ -20,6 +20,7 @@ from rkd.registry.recipes import read_recipe
 from rkd.storage.files import write_atomic
 from rkd.storage.runfolder import RunFolder, safe_name
 from rkd.storage.text import did_you_mean, parse_json, read_text
+from rkd.storage.text import file_of as file_of
 
 if TYPE_CHECKING:
     from rkd.distributed.ranks import Ranks

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from rkd.core import ops
-from rkd.core.errors import Refused
+from rkd.core.errors import ConfigError, Refused
 from rkd.core.random import forked, key
 from rkd.data.dataset import Dataset, fetch
+from rkd.nets.first_look import Answers, InputNormalization, answers, compare, first_images
+from rkd.nets.fitting import built_for, load_into, without_download
 from rkd.nets.modes import running
-from rkd.nets.net import Net, check_logits
+from rkd.nets.net import Net, Outputs, check_logits
 from rkd.nets.sources import TeacherReference
-from rkd.nets.weights import built_for, load_into, read_weights, take_normalization, without_download
 from rkd.registry.catalog import Catalog
+from rkd.registry.normalization import NAMED, normalization
 from rkd.storage.card import Card, read_card
 from rkd.storage.runfolder import RunFolder
 
 
-def build_net(name: str, options: Mapping[str, Any], data: Dataset, catalog: Catalog, seed: int = 0) -> Net:
-    """An untrained net, normalised for the data. Its weights follow from the seed."""
+def build_net(
+    name: str, options: Mapping[str, Any], data: Dataset, catalog: Catalog, seed: int = 0, classes: int | None = None
+) -> Net:
+    """An untrained net for the data's images and classes, or so many `classes`, normalised for the data. Its weights
+    follow from the seed."""
     factory = catalog.create("model", name, options, "student")
     with forked(key(seed, "init")):
-        return Net(factory(data.shape, len(data.classes)), data.mean, data.std)
+        return Net(factory(data.shape, classes or len(data.classes)), data.mean, data.std)
 
 
 @dataclass(frozen=True)
@@ -51,21 +55,6 @@ def load_run(path: Path | str, catalog: Catalog) -> LoadedNet:
     return LoadedNet(Net(arch, card.mean, card.std).eval().requires_grad_(False), card)
 
 
-def load_file(
-    path: Path | str, model: str, shape: tuple[int, int, int], classes: int, catalog: Catalog,
-    mean: Sequence[float] = (0.0,), std: Sequence[float] = (1.0,), options: Mapping[str, Any] | None = None,
-) -> Net:  # fmt: skip
-    """A net of architecture `model` with weights from a file. Raises WeightsError, UnknownName."""
-    factory = catalog.create("model", model, options or {}, "model")
-    state = read_weights(path)
-    with built_for(state, str(path)):
-        arch = factory(shape, classes)
-    state, normalization = take_normalization(state, arch)
-    load_into(arch, state, f"{path} (for {model})")
-    mean, std = normalization or (mean, std)
-    return Net(arch, mean, std).eval().requires_grad_(False)
-
-
 def from_sources(
     reference: TeacherReference, data: Dataset, catalog: Catalog, source: str | None = None
 ) -> nn.Module | None:
@@ -74,46 +63,75 @@ def from_sources(
     Raises what a source raises: RkdError, WeightsError.
     """
 
-    def untrained(name: str, options: Mapping[str, Any] | None = None) -> Net:
-        return build_net(name, options or {}, data, catalog)
+    def untrained(name: str, options: Mapping[str, Any] | None = None, classes: int | None = None) -> Net:
+        return build_net(name, options or {}, data, catalog, classes=classes)
 
     sources = (catalog.create("teacher", name) for name in ([source] if source else catalog.names("teacher")))
-    return next((net for load in sources if (net := load(reference, untrained, data)) is not None), None)
+    net = next((net for load in sources if (net := load(reference, untrained, data)) is not None), None)
+    if isinstance(net, Net) and reference.classes:
+        net.arch = nn.Sequential(net.arch, Outputs(reference.classes))
+    return net
 
 
-def normalize(
-    net: nn.Module, reference: TeacherReference, choice: str, name: str, data: Dataset, tell: Callable[[str], None]
-) -> None:
-    """Settle what a net normalises with, if it comes from a weights file that leaves it open."""
-    if not reference.weights or not isinstance(net, Net):
-        return
-    if net.mean.flatten().tolist() == torch.tensor(data.mean).tolist():  # else its file said it
-        settle_normalization(net, choice, name, data, tell)
+@dataclass
+class Settled:
+    """What is known of a net that others trained: sentences for the user, and its answers where they were asked for."""
+
+    notes: list[str] = field(default_factory=list)
+    answers: Answers | None = None
 
 
-def settle_normalization(net: Net, choice: str, name: str, data: Dataset, tell: Callable[[str], None]) -> None:
-    """Set what `net` normalises with: as `choice` says (`data`, `none`), or by which classifies better (`auto`).
+def settle(
+    net: nn.Module, reference: TeacherReference, choice: str, data: Dataset, setting: str, must: bool = True
+) -> Settled:
+    """Settle what a net from a weights file normalises with: as `choice` says, else as its file says, else what its
+    answers to training images say. `setting` is what the user types; `must`: whether a wrong one does harm.
 
-    A weights file does not say how its net's inputs were normalised: most robust checkpoints of the field take [0, 1].
+    Raises Refused where it cannot be told, and does.
     """
-    if choice == "data":
-        return
-    plain = Net(net.arch, (0.0,), (1.0,)).to(net.mean.device)
-    if choice == "auto":
-        batch = fetch(data.train, torch.arange(min(512, len(data.train))), net.mean.device)
-        accuracy = {}
-        for option, candidate in (("data", net), ("none", plain)):
-            with running(candidate, "eval"), torch.no_grad():
-                chunks = zip(batch.x.split(64), batch.y.split(64), strict=True)
-                accuracy[option] = float(torch.cat([ops.correct(candidate(x), y) for x, y in chunks]).float().mean())
-        choice = "none" if accuracy["none"] > accuracy["data"] else "data"
-        tell(
-            f"{name}: {max(accuracy.values()):.1%} of {len(batch)} training images right with normalize={choice} "
-            f"({min(accuracy.values()):.1%} with the other)"
+    settled, name = Settled(list(net.notes) if isinstance(net, Net) else []), reference.text
+    if not reference.weights or not isinstance(net, Net):
+        return settled
+    try:
+        numbers = [tuple(map(float, values)) for values in normalization(choice, data.mean, data.std)]
+    except ValueError as error:
+        raise ConfigError(f"{setting}: {error}") from None
+    if choice != "auto":
+        if net.settled is not None and net.settled.choice != choice:
+            settled.notes.append(f"{name}: normalize={choice}, as asked, though its file says {net.settled.choice}")
+        net.settle(InputNormalization(numbers[0], numbers[1], choice, "told"))
+    elif net.settled is not None:
+        settled.notes.append(f"{name}: normalised as its file says, {net.settled.choice}")
+    else:
+        settled.answers, note = _compared(net, name, data, setting, must)
+        settled.notes.append(note)
+    return settled
+
+
+def _compared(net: Net, name: str, data: Dataset, setting: str, must: bool) -> tuple[Answers, str]:
+    """Settle it by the training images that come out right. Returns the answers, and a sentence."""
+    batch = first_images(data.train, net.mean.device)
+    found = {}
+    for option in ("data", "none"):
+        mean, std = normalization(option, data.mean, data.std)
+        net.settle(InputNormalization(tuple(mean), tuple(std), option, "open"))
+        found[option] = answers(net, batch)
+    shares = {option: said.share for option, said in found.items()}
+    clear = compare(found["data"], found["none"])
+    told = f"of {len(batch)} training images {shares['data']:.1%} are right normalised with the data's mean and std, "
+    told += f"{shares['none']:.1%} as they are in [0, 1]"
+    if clear == 0 and must and not all(said.at_chance for said in found.values()):
+        raise Refused(
+            f"{name}: its file does not say how images are normalised, and it cannot be told: {told}. An attack "
+            f"depends on it. Most robust nets of the field take [0, 1] (look for transforms.Normalize in their code): "
+            f"type {setting}=none, or {setting}=data, or {', '.join(list(NAMED)[1:])}, or MEAN,.../STD,..."
         )
-        if choice == "data":
-            return
-    net.mean, net.std = plain.mean, plain.std
+    best = "data" if clear > 0 else "none" if clear < 0 else max(shares, key=lambda option: shares[option])
+    mean, std = normalization(best, data.mean, data.std)
+    known = "compared" if clear else "open"
+    net.settle(InputNormalization(tuple(mean), tuple(std), best, known, shares, len(batch)))
+    clearly = "" if clear else ", no clear difference"
+    return found[best], f"{name}: normalize={best}: {told}{clearly}; {setting} settles it"
 
 
 def check_fits(net: nn.Module, name: str, data: Dataset, device: torch.device | str = "cpu") -> None:

@@ -5,6 +5,7 @@ The command line and `rkd.api` take the types that they speak of from here.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -13,7 +14,7 @@ from rkd.core.interfaces import Loss
 from rkd.core.run import Run
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel, fraction
-from rkd.data.dataset import ArraySplit, Dataset, Split
+from rkd.data.dataset import ArraySplit, Dataset, Split, described, gaps
 from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.nets.sources import TeacherReference
 from rkd.registry.config import RunConfig
@@ -64,11 +65,23 @@ class Plan:
     notes: list[str] = field(default_factory=list)
 
 
+def tell_data(plan: Plan, reporter: Reporter) -> None:
+    """Which classes and images a plan is about, and whatever else the user should know of how it was resolved."""
+    reporter.message(described(plan.data))
+    for doubt in (*plan.data.notes, *gaps(plan.data)):
+        reporter.warning(doubt)
+    for note in plan.notes:
+        reporter.message(note)
+
+
 class Reporter(Protocol):
     """Told of a run's progress. The command line draws it; `Silent` does nothing."""
 
     def message(self, text: str) -> None:
         """One line for the user."""
+
+    def warning(self, text: str) -> None:
+        """Something that makes the results doubtful: shown whatever was asked for."""
 
     def detail(self, text: str) -> None:
         """One line for a user who wants to know more."""
@@ -87,9 +100,12 @@ class Reporter(Protocol):
 
 
 class Silent:
-    """A reporter that says nothing."""
+    """A reporter that says nothing; its warnings are Python's."""
 
     def message(self, text: str) -> None: ...
+
+    def warning(self, text: str) -> None:
+        warnings.warn(text, stacklevel=2)
 
     def detail(self, text: str) -> None: ...
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -23,9 +22,9 @@ from rkd.registry.hooks import HasParts
 from rkd.registry.options import plain, values_of
 from rkd.registry.recipes import merge
 
-from .nets import check_fits, from_sources, normalize
+from .nets import check_fits, from_sources, settle
 from .plan import Plan
-from .teachers import teacher_references
+from .teachers import read_reference, teacher_references
 
 
 class _Problems:
@@ -90,20 +89,14 @@ class Resolver:
             problem = "is no net with weights" if reference.model else "is not the folder of a finished run"
             raise RkdError(f"{text!r} {problem}; give a run's folder, such as runs/my-run, or MODEL@WEIGHTS")
         net = net.eval().requires_grad_(False)
-        normalize(net, reference, choice, text, self.data, self.notes.append)
         check_fits(net, f"the net {text!r}", self.data)
+        self.notes += settle(net, reference, choice, self.data, "normalize").notes
         return net
 
     def _read(self, text: str, options: Mapping[str, Any]) -> TeacherReference:
-        """A folder, MODEL@WEIGHTS, or whatever an installed source makes of it."""
-        model, at_sign, weights = text.partition("@")
-        source, colon, _ = text.partition(":")
-        if Path(text).is_dir() or (colon and source in self.catalog.entries["teacher"]):
+        if text and "@" not in text and ("/" in text or text not in self.catalog.entries["model"]):
             return TeacherReference(text, "source")
-        if not at_sign and ("/" in text or model not in self.catalog.entries["model"]):
-            return TeacherReference(text, "source")
-        self.catalog.create("model", model, options, "model")
-        return TeacherReference(text, "source", model, weights or None, options)
+        return read_reference(text, "source", "model", self.catalog, options)
 
 
 def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:

@@ -24,6 +24,7 @@ from rkd.core.errors import ConfigError, Refused, RkdError, TrainingFailed, Weig
 from rkd.core.traits import LossTraits, declared
 from rkd.data.dataset import Dataset
 from rkd.distributed.ranks import ALONE, Ranks
+from rkd.nets.first_look import answers, doubts, first_images
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
@@ -34,7 +35,7 @@ from rkd.storage.text import did_you_mean
 
 from .build import choose_device, choose_precision
 from .folders import cache_folder
-from .nets import build_net, check_fits, from_sources, normalize
+from .nets import build_net, check_fits, from_sources, settle
 from .plan import Plan, Reporter
 
 
@@ -52,6 +53,9 @@ class ResolvedTeacher:
     missing: bool = False
 
 
+LOOKED_AT = 128
+"""Training images on which a teacher shows that it is none at chance."""
+
 USUAL_ROLES = ("robust", "clean")
 """Roles of teachers, in order, for a loss that does not declare any."""
 
@@ -67,7 +71,10 @@ LARGE = 10_000_000
 
 
 def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Catalog) -> list[TeacherReference]:
-    """The teachers in the order of the loss's roles, each with a role. Missing ones get the data set's usual model."""
+    """The teachers in the order of the loss's roles, each with a role. Missing ones get the data set's usual model.
+    A table without a reference adds settings to the teacher in its role."""
+    added = {t.role: t for t in config.teachers if "reference" not in t.model_fields_set}
+    config.teachers = [t for t in config.teachers if "reference" in t.model_fields_set]
     # A loss that does not declare its roles takes what it is given; whatever it then leaves unused is found later.
     traits = declared(loss, LossTraits)
     roles = list(USUAL_ROLES[: len(config.teachers)] if traits.roles is None else traits.roles)
@@ -98,26 +105,49 @@ def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Cat
         config.teachers.append(
             TeacherConfig(reference=model, role=role, options=config.student.options if same else {})
         )
+    for teacher in config.teachers:
+        more = added.pop(teacher.role, None)
+        for setting in more.model_fields_set - {"role"} if more else ():
+            setattr(teacher, setting, getattr(more, setting))
+    if added:
+        known = ", ".join(str(t.role) for t in config.teachers) or "none"
+        raise ConfigError(f"teachers.{next(iter(added))}: there is no such teacher; the roles of the teachers: {known}")
     order = {role: place for place, role in enumerate(roles)}
     config.teachers.sort(key=lambda t: order.get(t.role or "", 0))
-    return [reference(t.reference, t.role or "", t.options, catalog) for t in config.teachers]
+    return [
+        read_reference(
+            t.reference, t.role or "", f"teacher {t.role}", catalog, t.options, strip=t.strip, classes=tuple(t.classes)
+        )
+        for t in config.teachers
+    ]
 
 
-def reference(text: str, role: str, options: Mapping[str, Any], catalog: Catalog) -> TeacherReference:
-    """Read MODEL, MODEL@WEIGHTS or a folder. Raises UnknownName for a model that does not exist."""
+def read_reference(
+    text: str, role: str, where: str, catalog: Catalog, options: Mapping[str, Any], **more: Any
+) -> TeacherReference:
+    """Read MODEL, MODEL@FILE[#KEY], a folder, or whatever an installed source makes of it. `where`: the section of
+    the model's options; `more`: other fields.
+
+    Raises ConfigError, UnknownName for a model that does not exist.
+    """
+    if Path(text or "?").is_dir():
+        return TeacherReference(text, role, options=options, **more)
     model, at_sign, weights = text.partition("@")
-    if not at_sign and Path(text).is_dir():
-        return TeacherReference(text, role, None, None, options)
-    source, colon, _ = text.partition(":")
+    source, colon, rest = text.partition(":")
+    if not model or (at_sign and not weights) or (colon and not rest):
+        raise ConfigError(
+            f"the reference {text!r} has an empty part; expected MODEL@FILE, MODEL, or a folder (is a variable of the "
+            "shell unset?)"
+        )
     if colon and source in catalog.entries["teacher"]:
-        return TeacherReference(text, role, None, None, options)
+        return TeacherReference(text, role, options=options, **more)
     if not at_sign and ("/" in text or text.endswith((".pt", ".pth", ".safetensors"))) and ":" not in text:
         raise ConfigError(
-            f"teachers: {text!r} is neither a model nor the folder of a run; weights need their architecture, "
-            f"as in {shlex.join(['--teacher', f'{role}=wrn34@{text}'])}"
+            f"{text!r} is neither a model nor the folder of a run; weights need their architecture, as in "
+            f"{shlex.join(['--teacher', f'{role}=wrn34@{text}'])}"
         )
-    catalog.create("model", model, options, f"teacher {role}")
-    return TeacherReference(text, role, model, weights or None, options)
+    catalog.create("model", model, options, where)
+    return TeacherReference(text, role, model, weights or None, options, **more)
 
 
 def load_teachers(plan: Plan, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE) -> list[ResolvedTeacher]:
@@ -148,17 +178,30 @@ def _load(
             source, results = f"prepared ({folder})", _results(RunFolder.open(folder), plan)
     device = choose_device(plan.config.device)
     net = net.to(device)
-    normalize(
-        net, reference, config.normalize, f"teacher {reference.text}", plan.data,
-        lambda text: reporter.message(f"{text}; `normalize` in the recipe's [[teachers]] settles it"),
-    )  # fmt: skip
+    who, setting = f"the {reference.role} teacher {reference.text}", f"teachers.{reference.role}"
+    try:
+        check_fits(net, who, plan.data, device)
+    except Refused as error:
+        raise WeightsError(f"{error} (--set {setting}.classes=[...] picks outputs of a net with others)") from None
+    settled = settle(net, reference, config.normalize, plan.data, f"--set {setting}.normalize")
+    for note in settled.notes:
+        reporter.message(note)
     if isinstance(net, Net):
         net.autocast = choose_precision(plan.config.precision, device)
-    try:
-        check_fits(net, f"the teacher {reference.text!r}", plan.data, device)
-    except Refused as error:
-        raise WeightsError(str(error)) from None
+    if not missing:
+        said = settled.answers or answers(net, first_images(plan.data.train, device, LOOKED_AT))
+        own = folder if source.startswith("prepared") else Path(reference.text)
+        if doubt := doubts(said, who, plan.data.classes, _stated(own), setting):
+            reporter.warning(doubt)
     return ResolvedTeacher(NetTeacher(net, reference.role), reference, source, results, missing)
+
+
+def _stated(folder: Path) -> float | None:
+    """The clean accuracy that a run's card says; None for what is no run."""
+    card = RunFolder(folder).card
+    results = RunFolder(folder).read_json(card).get("results") if folder.is_dir() and card.is_file() else None
+    clean = results.get("clean") if isinstance(results, Mapping) else None
+    return clean if isinstance(clean, float) and 0 <= clean <= 1 else None
 
 
 def _results(folder: RunFolder, plan: Plan) -> Mapping[str, Any] | None:

@@ -39,7 +39,7 @@ from .evaluate import evaluate_plan
 from .folders import cache_folder
 from .forecast import duration, predict
 from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
-from .plan import Plan, Reporter, Silent
+from .plan import Plan, Reporter, Silent, tell_data
 from .resolve import resolve
 from .resume import continue_run, digest
 from .saving import save_gallery
@@ -74,8 +74,7 @@ def train_run(
     reporter.doing(f"{title}: reading settings and data")
     plan = resolve(table, catalog)
     _check_processes(plan, ranks)
-    for note in plan.notes:
-        reporter.message(note)
+    tell_data(plan, reporter)
     teachers = load_teachers(plan, catalog, reporter, ranks)
     if any(teacher.missing for teacher in teachers):
         # A mistake in the run itself shall not show after the hours that a teacher may take.

@@ -181,7 +181,7 @@ def test_data_of_another_shape(rkd, finished) -> None:
         (("--set", "evaluate.options.pgd.stpes=1"), "there is no such option. Did you mean steps"),
         (("--set", "attack.steps=1"), "name the attack"),
         (("--set", "loss.T=1"), "--set loss: here there is evaluate.options.NAME.KEY, model.KEY and data.KEY"),
-        (("--model", "mlp"), "--model and --normalize belong to weights files"),
+        (("--model", "mlp"), "--model, --normalize and --strip belong to weights files"),
     ],
 )
 def test_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -> None:

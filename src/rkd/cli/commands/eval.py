@@ -48,9 +48,12 @@ from ..processes import in_processes, is_one_of_several
               "so many processes of this machine. On a CPU small nets gain by it.")  # fmt: skip
 @click.option("--seed", type=int, help="Seed of the attacks; a run's own unless given.")
 @click.option("--device", metavar="NAME", help="auto (the default), cpu, cuda, cuda:1, ...")
-@click.option("--normalize", type=click.Choice(["auto", "data", "none"]), default="auto", show_default=True,
-              help="What a weights file's net expects: the data set's mean and std, plain [0, 1] images, or whichever "
-              "classifies training images better.")  # fmt: skip
+@click.option("--normalize", metavar="HOW", default="auto", show_default=True, help="What a weights file's net "
+              "expects: data (the data set's mean and std), none (images in [0, 1]), half, cifar10, cifar100, "
+              "imagenet, or MEAN,.../STD,...; auto: what the file says, else whichever of data and none is clearly "
+              "better on training images.")  # fmt: skip
+@click.option("--strip", metavar="PREFIX", default="", help="Beginning of the names in a weights file that is taken "
+              "off; FILE#KEY chooses one of several nets in it.")  # fmt: skip
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting, as in recipes: "
               "evaluate.options.ATTACK.KEY=VALUE, data.KEY=VALUE; model.KEY=VALUE; repeatable.")  # fmt: skip
 @json_option
@@ -64,23 +67,28 @@ def evaluate(
 
     Attacks, radius and test images are a run's own unless given, so that its numbers come out again.
     """
+    from rkd.registry.normalization import known_normalization
     from rkd.workflow.evaluate import EvalRequest, evaluate_request
-    from rkd.workflow.folders import RUNS, RunFolder
+    from rkd.workflow.folders import RUNS, RunFolder, file_of
 
     from ..progress import Display
     from ..signals import Interrupts
     from ..tables import show_evaluation, show_further
     from .report import report_at_end
 
-    path = Path(net)
+    path = file_of(net)
     is_file = path.is_file()
     if is_file and not (options["model"] and options["dataset"]):
         missing = [f"--{name}" for name in ("model", "dataset") if not options[name]]
         raise RkdError(f"{path} is a weights file, which does not say what it is for: give {' and '.join(missing)}")
     if options["model"] and not path.exists() and not (Path(RUNS) / net).is_dir():
         raise RkdError(f"there is no weights file {path}")
-    if not is_file and (options["model"] or options["normalize"] != "auto"):
-        raise RkdError(f"--model and --normalize belong to weights files; {path} is none")
+    try:
+        known_normalization(options["normalize"])
+    except ValueError as error:
+        raise RkdError(f"--normalize: {error}") from None
+    if not is_file and (options["model"] or options["normalize"] != "auto" or options["strip"]):
+        raise RkdError(f"--model, --normalize and --strip belong to weights files; {path} is none")
     if processes > 1 and not is_one_of_several():
         click.get_current_context().exit(in_processes(app.words, processes))
     ranks = app.meet()

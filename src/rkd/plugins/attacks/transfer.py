@@ -24,7 +24,7 @@ A net that falls to transferred images more often than to an attack on itself hi
 """
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -56,7 +56,7 @@ class Transfer:
     source: str | None = None
     attack: str = "pgd-sat"
     options: dict[str, Any] = field(default_factory=dict)
-    normalize: Literal["auto", "data", "none"] = "auto"
+    normalize: str = "auto"
     model: dict[str, Any] = field(default_factory=dict)
 
     mode: ClassVar[Mode] = "eval"

@@ -3,7 +3,8 @@
     PATH/train/CLASS/*.jpg  and  PATH/test/CLASS/*.jpg  (or PATH/val/...; test wins where both are there)
     PATH/CLASS/*.jpg        a fixed fifth of each class becomes the test part, whatever the run's seed
 
-Classes are the sorted names of the training folders, images the sorted paths below them (hidden files left out). Only
+Parts may be called training, testing, valid, validation or dev, too, in any case. Classes are the sorted names of the
+training folders, or those in `classes`; images the sorted paths below them (hidden files left out). Only
 greyscale images: one channel; else three (transparency is dropped, the orientation in EXIF ignored, as in torchvision).
 Without `size` all images must have one size; with it the shorter side is resized to it, bilinearly, and the centre cut.
 All images are decoded once into memory if they fit in `memory_mib`, else batch by batch, by threads where that pays.
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -37,6 +39,12 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", "
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """PIL's readers that are let near a file. It goes by content, not by name, and its EPS reader starts Ghostscript."""
 
+SPLITS = {
+    "train": "train", "training": "train", "test": "test", "testing": "test",
+    "val": "val", "valid": "val", "validation": "val", "dev": "val",
+}  # fmt: skip
+"""Names of folders, in any case, that are parts of a data set."""
+
 MOST_PIXELS = 1 << 26
 """Pixels of an image that is decoded, or resized to: 8192 x 8192. A PNG of a few kilobytes can say it has more."""
 MOST_SIDE = 4096
@@ -56,6 +64,7 @@ class ImageFolder:
 
     path: the folder.
     size: side of the square that each image is resized and cut to; by default the images' common size.
+    classes: the classes in order, by the names of their folders; by default all, sorted.
     memory_mib: up to this size the decoded images are kept in memory; 0 decodes every batch from the files.
     dir: the folder in which a relative path is looked up.
     download: not used.
@@ -63,6 +72,7 @@ class ImageFolder:
 
     path: str
     size: int | None = None
+    classes: list[str] | None = None
     memory_mib: int = 2048
     dir: str | None = None
     download: bool = False
@@ -73,7 +83,8 @@ class ImageFolder:
 
     def __call__(self) -> Dataset:
         root = locate(self.path, self.dir)
-        classes, parts = _scan(root)
+        found = _scan(root, self.classes)
+        parts = found.parts
         files = [file for part in parts.values() for file in part[0]]
         # Stops at the first image in colour, so it is slow (40 us a file) only where all are grey.
         channels = 1 if all(_header(file)[0] in GREY for file in files) else 3
@@ -95,12 +106,13 @@ class ImageFolder:
             train=splits["train"],
             test=splits["test"],
             shape=shape,
-            classes=classes,
+            classes=found.classes,
             mean=mean,
             std=std,
             threat=customary_threat(shape),
             defaults={"epochs": 100, "batch_size": 128, "augments": augments},
             fingerprint=_fingerprint(root, parts, shape),
+            notes=tuple(found.notes),
         )
 
 
@@ -176,61 +188,139 @@ class _Unreadable(Exception):
     """One file that PIL cannot read."""
 
 
-def _scan(root: Path) -> tuple[tuple[str, ...], dict[str, tuple[list[Path], Tensor]]]:
-    """Class names, and files and labels `(N,)` of `train` and `test`."""
+@dataclass
+class _Scan:
+    """What lies in a folder: class names, files and labels `(N,)` of `train` and `test`, and what was left out."""
+
+    classes: tuple[str, ...]
+    parts: dict[str, tuple[list[Path], Tensor]]
+    notes: list[str]
+
+
+def _scan(root: Path, wanted: Sequence[str] | None) -> _Scan:
+    """`wanted`: the classes by name, in order; None: all folders, sorted."""
     if not root.is_dir():
         what = "is a file, not a folder; unpack archives first" if root.exists() else "does not exist"
         raise DataError(
             f"data set imagefolder: {root} {what}. Write imagefolder:PATH with the folder that holds train/ and test/, "
             "or a folder per class; --data-dir DIR is where a relative PATH starts"
         )
-    special = [name for name in ("train", "test", "val") if (root / name).is_dir()]
-    if not special:
-        classes, files, labels = _class_files(root)
+    left = Counter[str]()
+    splits = _split_folders(root)
+    if not splits:
+        classes, files, labels = _class_files(root, wanted, left)
         fit, held = stratified(labels, 0.2)
-        parts = {"train": fit, "test": held}
-        return classes, {
-            name: ([files[place] for place in places.tolist()], labels[places]) for name, places in parts.items()
+        parts = {
+            name: ([files[place] for place in places.tolist()], labels[places])
+            for name, places in (("train", fit), ("test", held))
         }
-    if "train" not in special or len(special) == 1:
-        raise DataError(
-            f"{root} holds {' and '.join(f'{name}/' for name in special)}; it should hold train/ and test/ (or val/), "
-            "or else nothing but a folder per class"
-        )
-    test = root / special[1]
-    classes, files, labels = _class_files(root / "train")
-    test_classes, test_files, test_labels = _class_files(test)
-    unknown = sorted(set(test_classes) - set(classes))
+        return _Scan(classes, parts, _left_out(root, left))
+    usual = "it should hold train/ and test/ (or val/), or else nothing but a folder per class"
+    if "train" not in splits or len(splits) == 1:
+        raise DataError(f"{root} holds {' and '.join(f'{path.name}/' for path in splits.values())}; {usual}")
+    test = splits.get("test") or splits["val"]
+    used = {splits["train"], test}
+    others = sorted(path.name for path in _folders(root) if path not in used)
+    classes, files, labels = _class_files(splits["train"], wanted, left)
+    there = {path.name for path in _folders(test)}
+    unknown = sorted(there - set(classes)) if wanted is None else []
     if unknown:
-        raise DataError(f"{test} holds classes that {root / 'train'} lacks: {', '.join(unknown[:5])}")
-    place = torch.tensor([classes.index(name) for name in test_classes])
-    return classes, {"train": (files, labels), "test": (test_files, place[test_labels])}
+        raise DataError(f"{test} holds classes that {splits['train']} lacks: {', '.join(unknown[:5])}")
+    _, test_files, test_labels = _class_files(test, classes, left, lenient=True)
+    notes = _left_out(root, left)
+    if others:
+        notes.append(f"{root}: left out, beside {splits['train'].name}/ and {test.name}/: {', '.join(others[:5])}")
+    return _Scan(classes, {"train": (files, labels), "test": (test_files, test_labels)}, notes)
 
 
-def _class_files(folder: Path) -> tuple[tuple[str, ...], list[Path], Tensor]:
-    """Names of the class folders in `folder`, all their images in order, and the labels `(N,)`."""
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of `root` that are parts of a data set by their names, and hold folders of their own."""
+    found: dict[str, Path] = {}
+    for path in _folders(root):
+        part = SPLITS.get(path.name.lower())
+        if part is None:
+            continue
+        holds_images = any(entry.suffix.lower() in SUFFIXES for entry in path.iterdir())
+        if holds_images and not any(_folders(path)):
+            continue  # a class of that name: trains, say
+        if part in found:
+            raise DataError(f"{root} holds {found[part].name}/ and {path.name}/: which one is meant? Rename the other")
+        found[part] = path
+    return found
+
+
+def _folders(folder: Path) -> list[Path]:
+    """Those that are not hidden, by name."""
+    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+
+
+def _class_files(
+    folder: Path, wanted: Sequence[str] | None, left: Counter[str], lenient: bool = False
+) -> tuple[tuple[str, ...], list[Path], Tensor]:
+    """Names of the class folders in `folder`, all their images in order, and the labels `(N,)`. What is left out is
+    counted in `left`, by ending. `lenient`: a class may have no images."""
+    found = _folders(folder)
+    left.update(_ending(entry) for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
+    if not found:
         raise DataError(f"{folder} holds no folders; it should hold one folder of images per class")
+    if wanted is None:
+        _check_level(folder, found)
+    names = [path.name for path in found] if wanted is None else list(wanted)
+    if wanted is not None and not lenient and (missing := [name for name in names if not (folder / name).is_dir()]):
+        raise DataError(f"{folder} has no folder for the class {', '.join(missing[:5])}; "
+                        f"it has {', '.join(path.name for path in found[:20])}")  # fmt: skip
     files: list[Path] = []
     labels: list[int] = []
     for label, name in enumerate(names):
-        found = sorted(_images_below(folder / name))
-        if not found:
+        images = sorted(_images_below(folder / name, left))
+        if not images and not lenient:
             raise DataError(f"{folder / name} holds no images ({', '.join(SUFFIXES)})")
-        files += found
-        labels += [label] * len(found)
+        files += images
+        labels += [label] * len(images)
     return tuple(names), files, torch.tensor(labels, dtype=torch.int64)
 
 
-def _images_below(folder: Path) -> Iterable[Path]:
+def _check_level(folder: Path, found: Sequence[Path]) -> None:
+    """Raise DataError where the class folders seem to lie one level lower: a single folder, or folders that hold no
+    images but the same folders each."""
+    inner = [tuple(path.name for path in _folders(one)) for one in found]
+    bare = not any(entry.suffix.lower() in SUFFIXES for one in found for entry in one.iterdir())
+    if len(found) == 1:
+        below = f"; its folders {', '.join(inner[0][:5])} look like the classes: type --dataset imagefolder:{found[0]}"
+        raise DataError(
+            f"{folder} holds one folder, {found[0].name}/, which makes one class{below if inner[0] else ''}"
+        )
+    if bare and inner[0] and len(set(inner)) == 1:
+        raise DataError(
+            f"{folder} holds {', '.join(f'{path.name}/' for path in found[:5])}, each with the folders "
+            f"{', '.join(inner[0][:5])}: these look like the classes. Parts are called train/ and test/ (or val/); if "
+            f"{found[0].name} and so on are the classes, type --set data.classes=[...] with their names"
+        )
+
+
+def _left_out(root: Path, left: Counter[str]) -> list[str]:
+    if not left:
+        return []
+    endings = ", ".join(f"{count} {ending}" for ending, count in left.most_common(5)) + ", ..." * (len(left) > 5)
+    return [f"{root}: {left.total()} files are left out ({endings}); read are {', '.join(SUFFIXES)} in class folders"]
+
+
+def _ending(path: Path) -> str:
+    return path.suffix.lower() or "without ending"
+
+
+def _images_below(folder: Path, left: Counter[str]) -> Iterable[Path]:
     for parent, _, names in os.walk(folder):
         for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
-                file = Path(parent, name)
-                if not file.is_file():
-                    raise DataError(f"{file} is not a file, but a FIFO, a device, or a link to something of that kind")
-                yield file
+            path = Path(parent, name)
+            if name.startswith("."):
+                continue
+            if path.suffix.lower() not in SUFFIXES:
+                left[_ending(path)] += 1
+            elif not path.is_file():
+                raise DataError(f"{path} is not a file, but a FIFO, a device, or a link to something of that kind")
+            else:
+                yield path
 
 
 def _header(file: Path) -> tuple[str, tuple[int, int]]:

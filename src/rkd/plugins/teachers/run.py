@@ -5,7 +5,7 @@ Architecture, normalisation and classes come from the run's `student.json`; they
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from torch import nn
 from rkd.plugin import (
     Dataset,
     Net,
+    Outputs,
     RunFolder,
     TeacherReference,
     WeightsError,
@@ -29,22 +30,36 @@ from rkd.plugin import (
 class RunTeacher:
     """RUN: the student of a finished run, by its folder."""
 
-    def __call__(self, reference: TeacherReference, build: Callable[..., nn.Module], data: Dataset) -> nn.Module | None:
+    def __call__(self, reference: TeacherReference, build: Callable[..., Net], data: Dataset) -> nn.Module | None:
         if not Path(reference.text).is_dir():
             return None
         folder = RunFolder.open(reference.text)
         card = read_card(folder)
-        if card.shape != tuple(data.shape) or len(card.classes) != len(data.classes):
+        places = reference.classes or _places(card.classes, data.classes)
+        if card.shape != tuple(data.shape) or not places:
             raise WeightsError(
                 f"the run {folder.path} is for images {card.shape} and {len(card.classes)} classes; "
                 f"data set {data.name!r} has {tuple(data.shape)} and {len(data.classes)}"
             )
         state = folder.load_weights(folder.weights)
         with built_for(state, str(folder.weights)):
-            built = build(card.model, without_download(card.options))
-        arch = built.arch if isinstance(built, Net) else built
+            arch = build(card.model, without_download(card.options), len(card.classes)).arch
         load_into(arch, state, str(folder.weights))
-        return Net(arch, card.mean, card.std)
+        net = Net(arch, card.mean, card.std)
+        if not reference.classes and places != tuple(range(len(card.classes))):
+            net.arch = nn.Sequential(arch, Outputs(places))
+            net.notes = (f"{folder.path}: its outputs are taken in the order of the data's classes, by name: {places}",)
+        elif not reference.classes and tuple(card.classes) != tuple(data.classes):
+            net.notes = (f"{folder.path}: its classes have other names than the data's; they are taken in their order",)
+        return net
+
+
+def _places(own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+    """The outputs for the classes `wanted`: by name where all are among the net's `own`; as they are where there are as
+    many; none otherwise."""
+    if set(wanted) <= set(own):
+        return tuple(own.index(name) for name in wanted)
+    return tuple(range(len(own))) if len(own) == len(wanted) else ()
 
 
 @hookimpl
