@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import re
+import shutil
 import struct
 import subprocess
 import sys
@@ -703,3 +704,69 @@ def test_the_real_cifar10_as_jpegs(tmp_path):
     assert (len(data.train), len(data.test)) == (50_000, 10_000) and data.shape == (3, 32, 32)
     assert data.classes[0] == "airplane" and data.test.labels.bincount().tolist() == [1000] * 10
     assert data.mean == pytest.approx((0.4914, 0.4822, 0.4465), abs=0.01)
+
+
+# Image folders that are not what they seem
+
+
+def test_a_folder_one_level_too_high_is_refused(tmp_path):
+    write_folder(tmp_path / "zip" / "dataset")
+    with pytest.raises(DataError, match=r"one folder, dataset/.*blue, green, red look like.*imagefolder:.*zip/dataset"):
+        ImageFolder(str(tmp_path / "zip"))()
+
+
+@pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("train", "valid"), ("TRAIN", "dev")])
+def test_usual_names_of_the_parts(tmp_path, names):
+    for name in names:
+        write_folder(tmp_path / name, count=2)
+    data = ImageFolder(str(tmp_path))()
+    assert data.classes == ("blue", "green", "red") and len(data.test) == 6 and data.notes == ()
+
+
+def test_unusual_names_of_the_parts_are_refused_by_name(tmp_path):
+    for name in ("learn", "check"):
+        write_folder(tmp_path / name, count=2)
+    with pytest.raises(DataError, match=r"check/, learn/, each with the folders blue, green, red.*data\.classes"):
+        ImageFolder(str(tmp_path))()
+    assert ImageFolder(str(tmp_path), classes=["learn", "check"])().classes == ("learn", "check")
+
+
+def test_two_folders_for_one_part(tmp_path):
+    for name in ("train", "Training", "test"):
+        write_folder(tmp_path / name, count=2)
+    with pytest.raises(DataError, match=r"Training/ and train/: which one is meant"):
+        ImageFolder(str(tmp_path))()
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "blue").rename(tmp_path / "train")
+    assert ImageFolder(str(tmp_path))().classes == ("green", "red", "train")
+
+
+def test_what_is_left_out_is_counted(tmp_path):
+    write_parts(tmp_path)
+    for name in ("train/red/a.heic", "train/red/b.HEIC", "test/red/c.jfif", "train/readme", "train/red/.hidden"):
+        (tmp_path / name).touch()
+    (tmp_path / "notes").mkdir()
+    counted, beside = ImageFolder(str(tmp_path))().notes
+    assert "4 files are left out (2 .heic, 1 without ending, 1 .jfif)" in counted
+    assert "notes" in beside
+
+
+def test_a_class_without_a_test_image_is_told(tmp_path):
+    from rkd.data.dataset import gaps
+
+    write_parts(tmp_path)
+    shutil.rmtree(tmp_path / "test" / "green")
+    (tmp_path / "test" / "green").mkdir()
+    (said,) = gaps(ImageFolder(str(tmp_path))())
+    assert "1 of 3 classes have no test image: green" in said
+
+
+def test_classes_of_a_folder_by_name(tmp_path):
+    write_parts(tmp_path)
+    data = ImageFolder(str(tmp_path), classes=["red", "blue"])()
+    assert data.classes == ("red", "blue") and (len(data.train), len(data.test)) == (10, 4)
+    with pytest.raises(DataError, match="no folder for the class pink; it has blue, green, red"):
+        ImageFolder(str(tmp_path), classes=["red", "pink"])()

@@ -240,3 +240,105 @@ def test_a_teacher_for_other_images(finished: Path, tmp_path: Path, catalog: Cat
     save_weights(tmp_path / "w.safetensors", arch.state_dict())
     with pytest.raises(WeightsError, match="number of classes"):
         find(teachers=[{"reference": f"mlp@{tmp_path / 'w.safetensors'}"}])
+
+
+# What their answers say
+
+
+class Warned(Listener):
+    """Notes warnings, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.warned: list[str] = []
+
+    def warning(self, text: str) -> None:
+        self.warned.append(text)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> tuple[Path, dict[str, torch.Tensor]]:
+    """A weights file of an MLP that has learned digits, and its weights. It wants images in [0, 1]."""
+    data = resolve({}, CATALOG).data
+    net = catalog.create("model", "mlp")((1, 8, 8), 10)
+    batch = fetch(data.train, torch.arange(0, len(data.train), 2))
+    optimizer = torch.optim.Adam(net.parameters(), 0.01)
+    for _ in range(60):
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(batch.x), batch.y).backward()
+        optimizer.step()
+    path = tmp_path_factory.mktemp("weights") / "w.safetensors"
+    save_weights(path, net.state_dict())
+    return path, {name: value.clone() for name, value in net.state_dict().items()}
+
+
+def taught(listener: Listener, path: Path, **more: Any) -> ResolvedTeacher:
+    return find(listener, teachers=[{"reference": f"mlp@{path}", **more}])[1]
+
+
+def test_a_good_teacher_is_not_doubted(good: tuple[Path, dict]) -> None:
+    listener = Warned()
+    taught(listener, good[0], normalize="none")
+    assert listener.warned == []
+
+
+def test_a_normalisation_that_cannot_be_told_is_asked_for(good: tuple[Path, dict]) -> None:
+    with pytest.raises(Refused, match=r"cannot be told.*type --set teachers\.clean\.normalize=none"):
+        taught(Warned(), good[0])
+
+
+def test_a_teacher_whose_classes_are_in_another_order(good: tuple[Path, dict], tmp_path: Path) -> None:
+    """Its weights fit, and it would teach nonsense to the end of the run."""
+    order = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+    head = [name for name, value in good[1].items() if len(value) == 10]
+    moved = {name: value[order] if name in head else value for name, value in good[1].items()}
+    save_weights(tmp_path / "moved.safetensors", moved)
+    listener = Warned()
+    taught(listener, tmp_path / "moved.safetensors", normalize="none")
+    (said,) = listener.warned
+    assert "its classes are in another order" in said and "teachers.clean.classes=[9,8,7,6,5,4,3,2,1,0]" in said
+    listener = Warned()
+    taught(listener, tmp_path / "moved.safetensors", normalize="none", classes=order)
+    assert listener.warned == []
+
+
+def test_an_untrained_teacher_is_warned_of(tmp_path: Path, catalog: Catalog) -> None:
+    torch.manual_seed(1)
+    state = {
+        name: torch.zeros_like(v) for name, v in catalog.create("model", "mlp")((1, 8, 8), 10).state_dict().items()
+    }
+    save_weights(tmp_path / "w.safetensors", state)
+    listener = Warned()
+    taught(listener, tmp_path / "w.safetensors")
+    assert len(listener.warned) == 1 and "where chance is" in listener.warned[0]
+
+
+def test_a_run_whose_weights_are_not_those_of_its_card(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "other")
+    folder = RunFolder(tmp_path / "other")
+    state = {name: torch.zeros_like(value) for name, value in folder.load_weights(folder.weights).items()}
+    save_weights(folder.weights, state)
+    card = folder.read_json(folder.card)
+    card["results"]["clean"] = 0.9
+    folder.write_json(folder.card, card)
+    listener = Warned()
+    find(listener, teachers=[{"reference": str(folder.path)}])
+    assert "its own results say 90.0%" in listener.warned[0]
+
+
+def test_settings_of_a_teacher_by_its_role() -> None:
+    amended = {"role": "clean", "options": {"width": 5}, "train": {"epochs": 7}}
+    plan = resolve(table(teachers=[{"reference": "small-cnn"}, amended]), CATALOG)
+    (teacher,) = plan.config.teachers
+    assert (teacher.reference, teacher.options, teacher.train) == ("small-cnn", {"width": 5}, {"epochs": 7})
+    usual = resolve(table(teachers=[{"role": "clean", "train": {"epochs": 7}}]), CATALOG)
+    assert usual.config.teachers[0].train == {"epochs": 7}, "the data set's usual teacher, with other settings"
+    with pytest.raises(RkdError, match=r"teachers\.robust: there is no such teacher"):
+        resolve(table(teachers=[{"reference": "small-cnn"}, {"role": "robust", "normalize": "none"}]), CATALOG)
+
+
+@pytest.mark.parametrize("text", ["mlp@", "@w.pt", "", "hub:"])
+def test_an_empty_part_of_a_reference(text: str) -> None:
+    """`--teacher mlp@$W` with W unset trained a teacher from scratch."""
+    with pytest.raises(RkdError, match="empty part"):
+        resolve(table(teachers=[{"reference": text}]), CATALOG)

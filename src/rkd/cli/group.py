@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import errno
+import re
 import sys
 import tempfile
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
@@ -62,6 +63,7 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
+            _check_words(ctx.ensure_object(App).words)
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
@@ -71,6 +73,15 @@ class Commands(click.Group):
             except KeyboardInterrupt:  # impatient
                 code = 130
         ctx.exit(code)
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raise RkdError for an empty value: where a variable of the shell is unset, the default is not what was meant."""
+    for before, word in zip(("", *words), words, strict=False):
+        if (not word and before not in ("--attack", "--evaluate")) or re.fullmatch(r"--[\w-]+=", word):
+            raise RkdError(
+                f"{(word or before or 'an argument').rstrip('=')}: is empty (is a variable of the shell unset?)"
+            )
 
 
 def report(error: BaseException, app: App) -> int:

@@ -301,7 +301,12 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str
         table["schedulers"].pop("none", None)
         if default := _default_scheduler(table, catalog):
             table["schedulers"].setdefault(default, False)
-    return merge(table, assignments(sets))
+    settings = assignments(sets)
+    if isinstance(named := settings.get("teachers"), Mapping):  # --set teachers.ROLE.KEY=VALUE
+        if wrong := [role for role, more in named.items() if not isinstance(more, Mapping)]:
+            raise ConfigError(f"--set teachers.{wrong[0]}=...: expected teachers.ROLE.KEY=VALUE")
+        settings["teachers"] = [*table.get("teachers", []), *({"role": role, **more} for role, more in named.items())]
+    return merge(table, settings)
 
 
 def option_table(options: Mapping[str, Any]) -> Table:
