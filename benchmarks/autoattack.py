@@ -30,7 +30,7 @@ from torch import Tensor
 
 import rkd
 from rkd.api import attack_plan, catalog
-from rkd.core.types import ThreatModel, fraction
+from rkd.core.types import ThreatModel
 from rkd.distributed.ranks import join
 from rkd.engine.accelerator import Engine
 from rkd.evaluation.evaluate import evaluate
@@ -40,6 +40,7 @@ from rkd.profiling import allocator
 from rkd.profiling.machine import cpu_name
 from rkd.registry.recipes import read_recipe
 from rkd.storage.runfolder import RunFolder
+from rkd.storage.text import fraction
 from rkd.workflow.nets import load_run
 from rkd.workflow.resolve import load_data, parse
 

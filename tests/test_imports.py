@@ -45,7 +45,7 @@ MAY_IMPORT = {
     "cli": {"workflow", "registry", "report", "core.errors", "storage.text", "cli"},
     "api": {"workflow", "registry", "report", "core.errors", "storage.text"},
     "__main__": {"cli"},
-    "plugin": {"core", "data", "evaluation", "nets", "registry.hooks", "storage"},
+    "plugin": {"core", "data", "evaluation", "nets", "registry.hooks", "registry.schedules", "storage"},
     "__init__": {""},
 }  # fmt: skip
 """Room or file in src/rkd -> rooms and modules that it may import."""

@@ -18,19 +18,7 @@ from .core.random import Noise, forked, key
 from .core.run import Run
 from .core.step import Step
 from .core.traits import AttackTraits, traits_of
-from .core.types import (
-    Batch,
-    Mode,
-    Norm,
-    QueryKind,
-    Schedule,
-    Shape,
-    ThreatModel,
-    View,
-    at,
-    check_range,
-    fraction,
-)
+from .core.types import Batch, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View, at
 from .data.augment import Augment, FiniteAugment
 from .data.dataset import ArraySplit, Dataset, DatasetSource, Split, check_images
 from .evaluation.corruptions import Corruption, at_severity
@@ -44,9 +32,10 @@ from .nets.sources import Conversion, Model, TeacherReference, TeacherSource
 from .nets.student import NetStudent
 from .nets.weights import read_weights
 from .registry.hooks import Family, HasParts, Parts
+from .registry.schedules import check_range
 from .storage.card import read_card
 from .storage.runfolder import RunFolder
-from .storage.text import did_you_mean, expanded, shown
+from .storage.text import did_you_mean, expanded, fraction, shown
 
 __all__ = [  # noqa: RUF022  grouped by what a plugin does
     # Registration, and what every component may use

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from rkd.core.errors import ConfigError, RkdError, Stopped, command
+from rkd.core.errors import ConfigError, RkdError, Stopped
 
 
 def test_several_problems_are_one_error() -> None:
@@ -15,8 +13,3 @@ def test_several_problems_are_one_error() -> None:
 
 def test_a_stop_is_no_mistake() -> None:
     assert issubclass(Stopped, KeyboardInterrupt) and not issubclass(Stopped, RkdError)
-
-
-def test_commands_can_be_pasted() -> None:
-    assert command("run", "--resume", Path("my runs/a")) == "rkd run --resume 'my runs/a'"
-    assert command("eval", "runs/a") == "rkd eval runs/a"

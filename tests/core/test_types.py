@@ -5,21 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from rkd.core.types import Batch, ThreatModel, at, check_range, fraction
+from rkd.core.types import Batch, ThreatModel, at
 
 
 def test_a_number_or_a_function_of_progress() -> None:
     assert at(0.3, 0.9) == 0.3
     assert at(lambda progress: 2 * progress, 0.25) == 0.5
-
-
-def test_ranges_of_numbers_and_schedules() -> None:
-    check_range("eps", 0.5, 0, 1)
-    check_range("eps", lambda progress: progress, 0, 1)
-    with pytest.raises(ValueError, match="eps must be between 0 and 1, got 2"):
-        check_range("eps", 2, 0, 1)
-    with pytest.raises(ValueError, match=r"rate must be at least 0, got -0.5 at progress 0.5"):
-        check_range("rate", lambda progress: -0.5 if progress == 0.5 else 0.0, 0)
 
 
 @pytest.mark.parametrize("keep", [torch.tensor([2, 0]), torch.tensor([True, False, True]), slice(1, 3)])
@@ -38,11 +29,3 @@ def test_another_radius_keeps_the_steps_share() -> None:
     threat = ThreatModel("Linf", 8 / 255, 2 / 255).with_eps(4 / 255)
     assert (threat.norm, threat.eps) == ("Linf", 4 / 255) and threat.step_size == pytest.approx(1 / 255)
     assert ThreatModel("L2", 0.0, 0.0).with_eps(0.5).step_size == 0.0
-
-
-@pytest.mark.parametrize(
-    ("value", "written"),
-    [(8 / 255, "8/255"), (38 / 255, "38/255"), (0.2, "0.2"), (0.3, "0.3"), (1.0, "1"), (0.5, "0.5")],
-)
-def test_radii_as_the_field_writes_them(value: float, written: str) -> None:
-    assert fraction(value) == written

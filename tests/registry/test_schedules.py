@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rkd.core.types import ThreatModel, at, fraction
-from rkd.registry.schedules import Cosine, Drops, Points, Ramp, parse_number, parse_schedule
+from rkd.core.types import ThreatModel, at
+from rkd.registry.schedules import Cosine, Drops, Points, Ramp, check_range, parse_number, parse_schedule
+from rkd.storage.text import fraction
 
 VALUES = st.one_of(
     st.floats(-1e6, 1e6, allow_nan=False),
@@ -136,3 +137,12 @@ def test_a_threat_keeps_its_share() -> None:
     threat = ThreatModel("Linf", 8 / 255, 2 / 255).with_eps(4 / 255)
     assert threat.step_size == pytest.approx(1 / 255)
     assert ThreatModel("Linf", 0.0, 0.0).with_eps(0.1).eps == 0.1
+
+
+def test_ranges_of_numbers_and_schedules() -> None:
+    check_range("eps", 0.5, 0, 1)
+    check_range("eps", lambda progress: progress, 0, 1)
+    with pytest.raises(ValueError, match="eps must be between 0 and 1, got 2"):
+        check_range("eps", 2, 0, 1)
+    with pytest.raises(ValueError, match=r"rate must be at least 0, got -0.5 at progress 0.5"):
+        check_range("rate", lambda progress: -0.5 if progress == 0.5 else 0.0, 0)

@@ -9,7 +9,7 @@ import pytest
 
 from rkd.core.errors import RkdError
 from rkd.registry.recipes import read_recipe
-from rkd.storage.text import attack_name, did_you_mean, parse_toml, read_text, shown, with_input
+from rkd.storage.text import attack_name, command, did_you_mean, fraction, parse_toml, read_text, shown, with_input
 
 
 @pytest.mark.parametrize(
@@ -80,3 +80,16 @@ def test_what_was_given_is_told_once_and_cut() -> None:
     assert with_input("must be positive", -1) == "must be positive (got -1)"
     assert with_input("must be positive, got -1", -1) == "must be positive, got -1"
     assert len(shown("x" * 1000)) == 200 and shown("x" * 1000).endswith("...")
+
+
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [(8 / 255, "8/255"), (38 / 255, "38/255"), (0.2, "0.2"), (0.3, "0.3"), (1.0, "1"), (0.5, "0.5")],
+)
+def test_radii_as_the_field_writes_them(value: float, written: str) -> None:
+    assert fraction(value) == written
+
+
+def test_commands_can_be_pasted() -> None:
+    assert command("run", "--resume", Path("my runs/a")) == "rkd run --resume 'my runs/a'"
+    assert command("eval", "runs/a") == "rkd eval runs/a"

@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from rkd import hookimpl
-from rkd.workflow.plan import attack_name
+from rkd.storage.text import attack_name
 
 from .signals import Interrupts
 from .terminal import Terminal, duration, memory, percent, safe

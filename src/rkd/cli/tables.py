@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rkd.workflow.plan import attack_name, fraction
+from rkd.storage.text import attack_name, fraction
 
 from .terminal import Terminal, percent
 

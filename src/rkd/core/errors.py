@@ -6,7 +6,6 @@ what there is, and what to type.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Sequence
 
 
@@ -44,8 +43,3 @@ class TrainingFailed(RkdError):
 
 class Stopped(KeyboardInterrupt):
     """A run that was asked to stop (SIGINT, SIGTERM), has finished its step and saved its state."""
-
-
-def command(*words: object) -> str:
-    """`rkd eval 'my runs/a'`: what a message tells to type, as a shell takes it."""
-    return shlex.join(["rkd", *map(str, words)])

@@ -25,8 +25,7 @@ class Probe(Protocol):
     """The net under attack. `rkd.plugin.PlainProbe(f)` makes one of any function from images to logits.
 
     A query is one image that goes through the net: by a call, by `reference`, or in `patches`. Whoever hands out a
-    probe counts them, once each: a step tells its hooks of calls, an evaluation counts images and gradients. How many
-    images a net takes at once is no business of the probe's users.
+    probe counts them, once each: a step tells its hooks of calls, an evaluation counts images and gradients.
     """
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -45,13 +44,7 @@ class Probe(Protocol):
 
 @runtime_checkable
 class Teacher(Protocol):
-    """A frozen net that teaches. `rkd.nets.net.NetTeacher` makes one of any `nn.Module`.
-
-    class Constant:                     # knows nothing, and says so
-        role = "clean"
-        def logits(self, x):
-            return torch.zeros(len(x), 10)
-    """
+    """A frozen net that teaches. `rkd.nets.net.NetTeacher` makes one of any `nn.Module`."""
 
     role: str
 

@@ -65,9 +65,6 @@ def per_class(values: Tensor, y: Tensor) -> Tensor:
     return values[y] if y.ndim == 1 else y @ values.to(y.dtype)
 
 
-# The geometry of balls around images
-
-
 def per_image(values: Tensor, images: Tensor) -> Tensor:
     """`values (B,)` in a shape that multiplies `images (B, C, H, W)`."""
     return values.reshape(-1, *[1] * (images.ndim - 1))

@@ -70,16 +70,12 @@ class Noise:
 
     def _unit(self, shape: Sequence[int]) -> Tensor:
         self._draws += 1
-        stream = _mix(_mix(self.index * _GOLDEN + self.key) + _signed(self._draws * _GOLDEN))
+        draw = (self._draws * _GOLDEN + 2**63) % 2**64 - 2**63  # modulo 2^64, signed
+        stream = _mix(_mix(self.index * _GOLDEN + self.key) + draw)
         count = math.prod(shape)
         place = torch.arange(1, count + 1, device=self.index.device) * _GOLDEN
         bits = _mix(stream.unsqueeze(1) + place)
         return (((bits >> 40) & 0xFFFFFF).to(torch.float32) / 2**24).reshape(len(self.index), *shape)
-
-
-def _signed(value: int) -> int:
-    """The Python integer modulo 2^64, as a signed 64-bit number."""
-    return (value + 2**63) % 2**64 - 2**63
 
 
 def _mix(z: Tensor) -> Tensor:

@@ -68,7 +68,7 @@ class Backward:
         `again`: a second look at the step, with the weights moved (AWP): the student's logits are computed anew, images
         and teachers' logits are kept, and no scheduler is asked a second time.
         """
-        loss = run.loss_again(step.fresh()) if again else run.total_loss(step)
+        loss = run.total_loss(step.fresh() if again else step, again)
         torch.autograd.backward(loss)
         return loss.detach()
 
@@ -127,10 +127,6 @@ class Checkpoints:
 
     def after_epoch(self, run: Run) -> None:
         """An epoch is over, and its record is the last of `run.state.history`."""
-
-
-Validate = Callable[["Run"], Mapping[str, Any]]
-"""Measures the net after an epoch and may choose the weights to keep. Returns metrics for the epoch's record."""
 
 
 class RunningMeans:
@@ -199,19 +195,8 @@ class TrainState:
         return self.seconds
 
     def state_dict(self) -> dict[str, Any]:
-        return {
-            "epoch": self.epoch,
-            "done": self.batch,
-            "meter": self.means.state_dict(),
-            "skipped": self.skipped,
-            "rollbacks": self.rollbacks,
-            "epoch_start": self.epoch_start,
-            "seconds": self.seconds,
-            "knobs": self.knobs,
-            "history": self.history,
-            "best": self.best,
-            "best_weights": self.best_weights,
-        }
+        kept = {name: value for name, value in vars(self).items() if name not in ("batch", "means", "_clock")}
+        return {**kept, "done": self.batch, "meter": self.means.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Go on where `state` was taken; values of schedulers go to `device`."""
@@ -251,8 +236,9 @@ class Run:
     backward: Backward = field(default_factory=Backward)
     monitor: Monitor = field(default_factory=Monitor)
     checkpoints: Checkpoints = field(default_factory=Checkpoints)
-    validate: Validate | None = None
-    """None: nothing is measured, and the last weights are kept."""
+    validate: Callable[[Run], Mapping[str, Any]] | None = None
+    """Measures the net after an epoch, may choose the weights to keep, and returns metrics for the epoch's record.
+    None: nothing is measured, and the last weights are kept."""
     state: TrainState = field(default_factory=TrainState)
 
     terms: dict[str, Tensor] = field(default_factory=dict)
@@ -272,7 +258,8 @@ class Run:
 
     def step(self, batch: Batch, listen: bool = True) -> Step:
         """The Step of a batch at the run's present state. `listen`: tell extensions of attacks' queries."""
-        queried = listen and self.hooks.hook.rkd_attack_query.get_hookimpls()
+        tell = self.hooks.hook.rkd_attack_query
+        queried = listen and tell.get_hookimpls()
         return Step(
             batch,
             self.student,
@@ -284,19 +271,16 @@ class Run:
             progress=self.progress,
             lr_scale=self.lr_scale,
             noise_key=key(self.seed, "step", self.state.epoch, self.state.batch),
-            on_query=self._queried if queried else None,
+            on_query=(lambda step, view, logits: tell(step=step, view=view, logits=logits)) if queried else None,
         )
 
-    def total_loss(self, step: Step) -> Tensor:
-        """The loss of a step, a scalar: terms -> schedulers -> weights, as `rkd.core.objective` says."""
+    def total_loss(self, step: Step, again: bool = False) -> Tensor:
+        """The loss of a step, a scalar: terms -> schedulers, but not `again` -> weights (`rkd.core.objective`)."""
         terms = loss_terms(self.loss, step)
-        self.state.knobs.update(scheduled(self.schedulers, step, terms))
-        self.terms = {name: term.detach() for name, term in terms.items()}
+        if not again:
+            self.state.knobs.update(scheduled(self.schedulers, step, terms))
+            self.terms = {name: term.detach() for name, term in terms.items()}
         return weighted(self.loss, self.state.knobs, step, terms)
-
-    def loss_again(self, step: Step) -> Tensor:
-        """The loss of a step with the weights as they stand: no scheduler is asked, and `terms` stay."""
-        return weighted(self.loss, self.state.knobs, step, loss_terms(self.loss, step))
 
     def eval_net(self) -> nn.Module:
         """The net to evaluate and keep: an extension's average, or the student's own without auxiliary norms."""
@@ -357,9 +341,6 @@ class Run:
 
     def _lr_scale_at(self, progress: float) -> float:
         return at(self.lr_schedule, progress) * 0.5**self.state.rollbacks
-
-    def _queried(self, step: Step, view: View, logits: Tensor) -> None:
-        self.hooks.hook.rkd_attack_query(step=step, view=view, logits=logits)
 
 
 def clip_gradients(run: Run) -> None:

@@ -73,7 +73,7 @@ class Step:
         self._student = student
         self._teachers = teachers or {}
         self._attacks = attacks or {}
-        self._knobs = knobs or {}
+        self._knobs: Mapping[str, float | Tensor] = knobs or {}
         self.noise_key = noise_key
         self._on_query = on_query
         self._on_query_others = on_query_others
@@ -150,8 +150,7 @@ class Step:
     def knob(self, name: str, default: float | Tensor = 1.0) -> float | Tensor:
         """A value that a scheduler set in an earlier step, such as `T.robust`."""
         self.used.knobs.add(name)
-        value: float | Tensor = self._knobs.get(name, default)
-        return value
+        return self._knobs.get(name, default)
 
     def fresh(self, student: Student | None = None) -> Step:
         """A second look at this step: the student's logits are computed anew, by `student` if one is given (None: by
@@ -211,8 +210,6 @@ class Step:
         with other._student.attacked(view, mode) as probe:
             yield other, other._watched(probe, view)
 
-    # Inside
-
     def _watched(self, probe: Probe, view: View) -> Probe:
         """`probe`, a net under attack, with each of its forwards told to `on_query`."""
         on_query = self._on_query
@@ -247,9 +244,8 @@ class Step:
         outer, self.searching = self.searching, (view, mode)
         self._open = (*self._open, view)
         noise = Noise(key(self.noise_key, view), self.batch.index)
-        device = self.batch.x.device
         # Only a train-mode search (dropout) may touch the global generator: leave it as it was.
-        random = forked(key(self.noise_key, view, "net"), device) if mode != "eval" else nullcontext()
+        random = forked(key(self.noise_key, view, "net"), self.y.device) if mode != "eval" else nullcontext()
         try:
             with torch.inference_mode(False), torch.enable_grad(), random, self._student.attacked(view, mode) as probe:
                 x = self.batch.x.detach()

@@ -13,27 +13,21 @@ from .types import Batch
 def fit(run: Run) -> None:
     """Train until `run.epochs` epochs are over. `run.state.history` has one record an epoch then.
 
-    What the collaborators do is theirs: `run.monitor` raises TrainingFailed for a step that is not finite,
-    `run.checkpoints` raises Stopped when somebody asks for that. A run that ends in any other way goes on at its last
-    checkpoint.
+    `run.monitor` raises TrainingFailed for a step that is not finite, `run.checkpoints` Stopped when somebody asks for
+    that. A run that ends in any other way goes on at its last checkpoint.
     """
     run.hooks.hook.rkd_run_start(run=run)
     run.state.start_clock()
     while run.state.epoch < run.epochs:
         try:
-            train_epoch(run)
+            run.monitor.start_epoch(run)
+            for batch in run.loader.batches(run.state.epoch, run.state.batch):
+                advance(run, batch)
+                run.checkpoints.after_step(run)
+            run.monitor.end_epoch(run)
         except RestartEpoch:
             continue
         end_epoch(run)
-
-
-def train_epoch(run: Run) -> None:
-    """The steps of an epoch that are left. Raises RestartEpoch."""
-    run.monitor.start_epoch(run)
-    for batch in run.loader.batches(run.state.epoch, run.state.batch):
-        advance(run, batch)
-        run.checkpoints.after_step(run)
-    run.monitor.end_epoch(run)
 
 
 def end_epoch(run: Run) -> None:

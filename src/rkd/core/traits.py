@@ -1,7 +1,4 @@
-"""What components may declare of themselves, and need not. Nobody but this file reads attributes that may be missing.
-
-No torch here: the registry reads these, too.
-"""
+"""What components may declare of themselves, and need not. No other file reads attributes that may be missing."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from .types import Mode, Norm, Schedule
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # the registry reads these without torch
     from torch import nn
 
 T = TypeVar("T", "LossTraits", "AugmentTraits", "NetTraits")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
@@ -31,15 +30,6 @@ Shape = tuple[int, int, int]
 def at(value: Schedule, progress: float) -> float:
     """The value of a number or schedule at `progress` in [0, 1]."""
     return float(value(progress)) if callable(value) else float(value)
-
-
-def check_range(name: str, value: Schedule, low: float = -math.inf, high: float = math.inf) -> None:
-    """Raise ValueError unless a number, or a schedule wherever it is looked at, lies in [low, high]."""
-    for progress in (0.0, 0.25, 0.5, 0.75, 1.0) if callable(value) else (0.0,):
-        if not low <= (now := at(value, progress)) <= high:
-            when = f" at progress {progress:g}" if callable(value) else ""
-            bounds = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
-            raise ValueError(f"{name} must be {bounds}, got {now:g}{when}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +72,3 @@ class ThreatModel:
         """The same attacker with another radius; the step size keeps its share of the radius."""
         scale = eps / self.eps if self.eps else 0.0
         return replace(self, eps=eps, step_size=self.step_size * scale)
-
-
-def fraction(value: float) -> str:
-    """`value` as the field writes it: `8/255` for a multiple of 1/255 below 1, unless a short decimal (0.2) says it."""
-    times = value * 255
-    short = f"{value:.3g}"
-    if 0 < abs(value) < 1 and float(short) != value and abs(times - round(times)) < 1e-6 and round(times):
-        return f"{round(times)}/255"
-    return f"{value:.6g}"

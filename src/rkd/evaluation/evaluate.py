@@ -16,9 +16,10 @@ from ..core.interfaces import HasNotes
 from ..core.random import key
 from ..core.step import AttackPlan, Step
 from ..core.traits import name_of, traits_of
-from ..core.types import ThreatModel, fraction
+from ..core.types import ThreatModel
 from ..data.dataset import Split, check_images, fetch
 from ..nets.modes import running
+from ..storage.text import fraction
 from .counting import CountingModel
 from .journal import fingerprint
 from .model import FIRST_IMAGES, check_classes, check_finite, checked_forward, prepare_model

@@ -12,7 +12,8 @@ from ..core import ops
 from ..core.errors import RkdError
 from ..core.step import AttackPlan
 from ..core.traits import traits_of
-from ..core.types import Norm, ThreatModel, at, fraction
+from ..core.types import Norm, ThreatModel, at
+from ..storage.text import fraction
 
 SLACK = 1e-6
 """How far an adversarial image may lie outside its ball and [0, 1]: rounding."""

@@ -15,9 +15,8 @@ from typing import Annotated, Any, get_args, get_origin
 from pydantic import BeforeValidator, ConfigDict, ValidationError, create_model
 
 from rkd.core.errors import ConfigError, RkdError
-from rkd.core.types import fraction
 from rkd.registry.schedules import parse_number, parse_schedule
-from rkd.storage.text import did_you_mean, with_input
+from rkd.storage.text import did_you_mean, fraction, with_input
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,8 @@ import re
 from dataclasses import dataclass
 from itertools import pairwise
 
-from ..core.types import Schedule, fraction
-from ..storage.text import shown
+from ..core.types import Schedule, at
+from ..storage.text import fraction, shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,3 +183,12 @@ def _show(value: float) -> str:
 def _span(since: float, until: float) -> str:
     first = f", since={_show(since)}" if since != 0 else ""
     return first + (f", until={_show(until)}" if until != 1 else "")
+
+
+def check_range(name: str, value: Schedule, low: float = -math.inf, high: float = math.inf) -> None:
+    """Raise ValueError unless a number, or a schedule wherever it is looked at, lies in [low, high]."""
+    for progress in (0.0, 0.25, 0.5, 0.75, 1.0) if callable(value) else (0.0,):
+        if not low <= (now := at(value, progress)) <= high:
+            when = f" at progress {progress:g}" if callable(value) else ""
+            bounds = f"between {low:g} and {high:g}" if math.isfinite(high) else f"at least {low:g}"
+            raise ValueError(f"{name} must be {bounds}, got {now:g}{when}")

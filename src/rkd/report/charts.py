@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, PercentFormatter
 
-from rkd.core.types import fraction
-from rkd.storage.text import attack_name
+from rkd.storage.text import attack_name, fraction
 
 from .data import Curve, Net
 from .figures import ATTACKED, CLEAN, MARKERS, PAPER, QUIET, SERIES, Picture, legend, render

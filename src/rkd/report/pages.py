@@ -12,10 +12,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from rkd import __version__
 from rkd.core.errors import RkdError
-from rkd.core.types import fraction
 from rkd.storage.files import check_no_link, remove_abandoned, write_atomic
 from rkd.storage.runfolder import RunFolder
-from rkd.storage.text import attack_name
+from rkd.storage.text import attack_name, fraction
 
 from . import charts, epochs, summary, values
 from .charts import Point

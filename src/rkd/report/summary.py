@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
 
-from rkd.core.errors import command
-from rkd.storage.text import attack_name
+from rkd.storage.text import attack_name, command
 
 from .data import Net, RunData
 from .gallery import Gallery

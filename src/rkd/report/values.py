@@ -8,8 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from rkd.core.types import fraction
-from rkd.storage.text import printable
+from rkd.storage.text import fraction, printable
 
 LARGEST = 1e15
 """Numbers beyond this are no measurement: they count as missing."""

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import RkdError, WeightsError, command
+from ..core.errors import RkdError, WeightsError
 from .files import append_line, remove_temporary, sync_folder, whole_folder, write_atomic
-from .text import MOST_JSON, parse_json, read_text, shown
+from .text import MOST_JSON, command, parse_json, read_text, shown
 
 if TYPE_CHECKING:
     from torch import Tensor

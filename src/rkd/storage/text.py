@@ -6,6 +6,7 @@ the size of a file, and no name may move a terminal's cursor or open a tag.
 
 import json
 import re
+import shlex
 import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping
@@ -128,6 +129,20 @@ def file_of(reference: Path | str) -> Path:
     """FILE of `FILE` or `FILE#KEY`; a file's own name may hold `#`."""
     path = expanded(reference)
     return path if path.exists() else expanded(str(reference).partition("#")[0])
+
+
+def command(*words: object) -> str:
+    """`rkd eval 'my runs/a'`: what a message tells to type, as a shell takes it."""
+    return shlex.join(["rkd", *map(str, words)])
+
+
+def fraction(value: float) -> str:
+    """`value` as the field writes it: `8/255` for a multiple of 1/255 below 1, unless a short decimal (0.2) says it."""
+    times = value * 255
+    short = f"{value:.3g}"
+    if 0 < abs(value) < 1 and float(short) != value and abs(times - round(times)) < 1e-6 and round(times):
+        return f"{round(times)}/255"
+    return f"{value:.6g}"
 
 
 def _inside(value: Any) -> Iterable[Any]:

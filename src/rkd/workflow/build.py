@@ -11,7 +11,7 @@ from torch import nn
 from rkd.core.errors import RkdError
 from rkd.core.hooks import run_hooks
 from rkd.core.interfaces import Teacher
-from rkd.core.run import Run, Validate
+from rkd.core.run import Run
 from rkd.data.dataset import hold_out
 from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
@@ -59,7 +59,7 @@ def build(
     train, held_out = hold_out(data.train, config.data.validation, config.seed)
     if config.validate_.on == "test":
         held_out = data.test
-    validate: Validate | None = None
+    validate: Validation | None = None
     if held_out is not None:
         micro_batch = -(-min(config.batch_size, len(train)) // config.grad_accumulation)
         rules = config.validate_

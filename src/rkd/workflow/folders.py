@@ -11,7 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rkd.core.errors import ConfigError, RkdError, command
+from rkd.core.errors import ConfigError, RkdError
 from rkd.registry.catalog import load_catalog
 from rkd.registry.config import RunConfig, parse
 from rkd.registry.hooks import Family
@@ -19,7 +19,7 @@ from rkd.registry.plugins import GROUP
 from rkd.registry.recipes import read_recipe
 from rkd.storage.files import write_atomic
 from rkd.storage.runfolder import RunFolder, safe_name
-from rkd.storage.text import did_you_mean, parse_json, read_text
+from rkd.storage.text import command, did_you_mean, parse_json, read_text
 from rkd.storage.text import file_of as file_of
 
 if TYPE_CHECKING:

@@ -13,12 +13,11 @@ from typing import Any, Protocol
 from rkd.core.interfaces import Loss
 from rkd.core.run import Run
 from rkd.core.step import AttackPlan
-from rkd.core.types import ThreatModel, fraction
+from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset, Split, described, gaps
 from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.nets.sources import TeacherReference
 from rkd.registry.config import RunConfig
-from rkd.storage.text import attack_name
 from rkd.training.dry_run import StepCost
 
 __all__ = [
@@ -35,8 +34,6 @@ __all__ = [
     "Split",
     "StepCost",
     "ThreatModel",
-    "attack_name",
-    "fraction",
     "join",
     "leave",
 ]

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from rkd.core.errors import ConfigError, Refused, RkdError, command
+from rkd.core.errors import ConfigError, Refused, RkdError
 from rkd.core.interfaces import Teacher
 from rkd.core.run import Run
 from rkd.core.trainer import fit
@@ -27,7 +27,7 @@ from rkd.registry.catalog import Catalog
 from rkd.storage.lock import run_lock
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import to_cpu
-from rkd.storage.text import read_text
+from rkd.storage.text import command, read_text
 from rkd.training.accumulation import Accumulation
 from rkd.training.auto_batch import auto_micro_batches
 from rkd.training.dry_run import StepCost, dry_step

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkd.core.errors import command
 from rkd.registry.hooks import KINDS
+from rkd.storage.text import command
 
 from ..complete import values
 from ..options import App, json_option, pass_app, plugin_option

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from rkd.core.errors import ConfigError, command
+from rkd.core.errors import ConfigError
+from rkd.storage.text import command
 
 from ..complete import values
 from ..options import App, json_option, out_option, pass_app, plugin_option, verbosity_options

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from rkd.core.errors import ConfigError, RkdError, TrainingFailed, command
+from rkd.core.errors import ConfigError, RkdError, TrainingFailed
+from rkd.storage.text import command
 
 from ..complete import values
 from ..options import App, Grouped, json_option, plugin_option, split_attacks, verbosity_options

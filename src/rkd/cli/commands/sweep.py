@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rkd.core.errors import ConfigError, RkdError, command
+from rkd.core.errors import ConfigError, RkdError
+from rkd.storage.text import command
 
 from ..options import App, json_option, pass_app, plugin_option, verbosity_options
 from ..signals import Interrupts

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO
 
 import torch
 
-from rkd.core.errors import RkdError, command
+from rkd.core.errors import RkdError
 from rkd.storage.files import open_file, open_to_append
-from rkd.storage.text import MOST_JSON
+from rkd.storage.text import MOST_JSON, command
 
 from ..forecast import duration
 from .sweep import Point, Sweep, state_of
