@@ -41,7 +41,8 @@ def test_list_plugins_shows_it_with_its_distribution(installed):
 @pytest.mark.slow
 def test_a_run_uses_it(installed, tmp_path):
     settings = ["--epochs", "1", "--student", "small-cnn", "--set", "student.width=4", "--set", "evaluate.limit=40"]
-    settings += ["--teacher", "robust=small-cnn", "--set", "attack.steps=1", "--set", "loss.T=2"]
+    teacher = '{reference = "small-cnn", role = "robust", train = {epochs = 1, attack = {steps = 1}}}'
+    settings += ["--set", f"teachers=[{teacher}]", "--set", "attack.steps=1", "--set", "loss.T=2"]
     done = rkd(installed, "run", "--loss", "hello", *settings, "--name", "hello", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)

@@ -27,8 +27,16 @@ CATALOG = load_catalog()
 HEAVY = {"resnet101", "resnet152"}  # the same code as resnet50, at three times the cost
 LIGHT = {"wrnDEPTH-WIDTH": "wrn10-1", "wrnDEPTH-WIDTH-swish": "wrn10-1-swish", "timm:NAME": "timm:resnet10t"}
 CITES_NOTHING = {"ce"}
-OPTIONS = {"mixup": {"classes": 4}, "cw-l2": {"steps": 60, "searches": 3}, "square": {"queries": 500},
-           "transfer": {"source": "another net", "options": {"steps": 3}}}  # fmt: skip
+OPTIONS = {
+    "mixup": {"classes": 4},
+    "transfer": {"source": "another net", "options": {"steps": 3}},
+    # The same code as with the standard numbers of steps.
+    "cw-l2": {"steps": 60, "searches": 3},
+    "square": {"queries": 500},
+    "autoattack": {"steps": 20, "queries": 500},
+    "autoattack-reference": {"queries": 50},
+    **{name: {"steps": 20} for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},
+}
 ATTACKS = {
     "square": {"optimum": 0.1},  # random: no gradient leads it
     "cw-l2": {"optimum": 0},  # looks for the nearest image, not for the worst one of a ball
@@ -82,7 +90,7 @@ def test_loss_with_each_reduction(name: str, reduction: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", names("attack"))
-def test_attack(name: str) -> None:
+def test_attack(name: str, short_reference: None) -> None:
     attack = testing.TinyParts(CATALOG).attack(name, OPTIONS.get(name, {}))
     testing.check_attack(attack, **ATTACKS.get(name, {}))
 

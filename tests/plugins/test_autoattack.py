@@ -41,7 +41,7 @@ from rkd.plugins.models.small_cnn import SmallCNN
 from rkd.plugins.objectives import dlr
 from rkd.registry.catalog import reference_keys
 from rkd.registry.schedules import Ramp
-from rkd.testing import LinearNet, check_attack, check_objective, tiny_batch, tiny_net, untouched
+from rkd.testing import LinearNet, tiny_batch, tiny_net, untouched
 from rkd.testing.attack import run_attack
 from rkd.testing.tiny import Scaled
 
@@ -54,7 +54,9 @@ LIGHT = {
     "autoattack": {"steps": 20, "queries": 100},
     "autoattack-reference": {"queries": 100},
     "square": {"queries": 500},
+    **{name: {"steps": 25} for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},
 }
+STANDARD = {"steps": 100}
 
 
 def make(name: str, **options: object) -> Attack:
@@ -110,18 +112,6 @@ def theirs(net: nn.Module, batch: Batch, threat: ThreatModel, part: str, queries
     with autoattack.contained(0, torch.device("cpu")):
         found, _ = attack.run_standard_evaluation(batch.x, batch.y, batch_size=len(batch))
     return right(net, found, batch.y)
-
-
-# The promises of the interface
-
-
-@pytest.mark.parametrize("name", ALL)
-def test_keeps_the_promises_of_an_attack(name: str) -> None:
-    check_attack(make(name), optimum=0)
-
-
-def test_the_objective_keeps_its_promises() -> None:
-    check_objective(dlr.dlr)
 
 
 def test_names_and_interfaces() -> None:
@@ -188,7 +178,7 @@ def test_nonsense_is_refused(component: type, options: dict, word: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_another_norm_needs_its_own_radius(name: str) -> None:
+def test_another_norm_needs_its_own_radius(name: str, short_reference: None) -> None:
     net, batch = tiny_net(), tiny_batch(4)
     with pytest.raises(Refused, match="radius in Linf"):
         run_attack(make(name, norm="L2"), net, batch, LINF)
@@ -198,7 +188,7 @@ def test_another_norm_needs_its_own_radius(name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ALL)
-def test_a_radius_of_zero_finds_nothing(name: str) -> None:
+def test_a_radius_of_zero_finds_nothing(name: str, short_reference: None) -> None:
     net, batch = tiny_net(), tiny_batch(4)
     attack = make(name, eps=Ramp(0, 0.1))
     target = FakeTarget(net.eval().requires_grad_(False), batch.y, progress=0.0)
@@ -321,10 +311,10 @@ def test_apgd_climbs_as_the_authors_from_the_same_start(digits: SimpleNamespace,
     target.noise = Given(numbers)
     loss = {"ce": ApgdCe.loss, "dlr": ApgdDlr.loss, "dlr-targeted": ApgdT.loss}[kind]
     found = apgd.climb(batch.x, target, loss, threat, steps=60, goal=goal, stop=False)
-    near = torch.isclose(found.loss, best, rtol=1e-2, atol=1e-3)
+    near = torch.isclose(found.score, best, rtol=1e-2, atol=1e-3)
     assert near.float().mean() >= 0.9
-    assert (found.loss - best).mean().abs() < 0.02
-    assert torch.allclose(loss(net(found.images), batch.y, goal), found.loss, atol=1e-4)
+    assert (found.score - best).mean().abs() < 0.02
+    assert torch.allclose(loss(net(found.images), batch.y, goal), found.score, atol=1e-4)
     fooled = apgd.climb(batch.x, target, loss, threat, steps=60, goal=goal).fooled
     assert (fooled != right_to_the_end.bool()).float().mean() >= 0.98
 
@@ -482,7 +472,7 @@ def test_what_is_wrong_already_is_left_alone(digits: SimpleNamespace, name: str)
 @pytest.mark.slow
 @pytest.mark.parametrize("classes", [2, 3, 5])
 @pytest.mark.parametrize("name", ALL)
-def test_few_classes(name: str, classes: int) -> None:
+def test_few_classes(name: str, classes: int, short_reference: None) -> None:
     """The authors' code stops with an error for 2 and 3; here the substitution is reported."""
     net, batch = tiny_net(classes=classes, seed=1), tiny_batch(12, classes=classes)
     with torch.no_grad():
@@ -668,7 +658,7 @@ def test_fab_ends_on_the_boundary_though_most_of_it_is_rough(digits: SimpleNames
 
 
 @pytest.mark.slow
-def test_the_reference_leaves_the_process_alone(digits: SimpleNamespace) -> None:
+def test_the_reference_leaves_the_process_alone(digits: SimpleNamespace, short_reference: None) -> None:
     batch, wide = digits.batch.select(torch.arange(6)), ThreatModel("Linf", 0.3, 0.1)
     logger, seen = logging.getLogger("auto-attack"), []
     handler = logging.Handler()
@@ -740,7 +730,9 @@ def test_the_reference_gives_way_to_errors() -> None:
     ],
     ids=["no graph", "bfloat16", "float64", "some ties", "nothing but ties"],
 )
-def test_the_reference_is_spared_what_it_ends_with_an_error_for(net: Callable, threat: ThreatModel) -> None:
+def test_the_reference_is_spared_what_it_ends_with_an_error_for(
+    net: Callable, threat: ThreatModel, short_reference: None
+) -> None:
     x = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)) / 4
     x[:, 0, 0, 0] = 1
     found = Reference(queries=20)(x, FakeReferenceTarget(net, net(x).argmax(1), threat))
@@ -748,7 +740,7 @@ def test_the_reference_is_spared_what_it_ends_with_an_error_for(net: Callable, t
 
 
 @pytest.mark.slow
-def test_images_of_the_reference_that_are_no_numbers_are_given_up() -> None:
+def test_images_of_the_reference_that_are_no_numbers_are_given_up(short_reference: None) -> None:
     x = torch.rand(4, 1, 6, 6, generator=torch.Generator().manual_seed(0)) / 2 + 0.2
 
     def net(x: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ import types
 import typing
 from collections.abc import Mapping
 from dataclasses import MISSING, dataclass
+from functools import cache
 from typing import Annotated, Any, get_args, get_origin
 
-from pydantic import BeforeValidator, ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, create_model
 
 from rkd.core.errors import ConfigError, RkdError
 from rkd.registry.schedules import parse_number, parse_schedule
@@ -52,25 +53,31 @@ def validate(component: Any, given: Mapping[str, Any], where: str) -> dict[str, 
         for name in given
         if name not in fields
     ]
-    hints = _hints(component) if fields else {}
     given = {name: _merge_default(fields[name], value) for name, value in given.items() if name in fields}
     try:
-        model = create_model(
-            "Options",
-            __config__=ConfigDict(arbitrary_types_allowed=True, protected_namespaces=()),
-            **{name: (_lenient(hints[name]), ... if _default(f) is MISSING else None) for name, f in fields.items()},  # type: ignore[call-overload]
-        )
-        checked = model(**given)
+        checked = _model(component)(**given) if fields else None
     except ValidationError as error:
-        problems += [
-            f"{'.'.join([where, *_place(item['loc'])])}: {with_input(_say(item), item['input'])}"
-            if item["type"] != "missing"
-            else f"{'.'.join([where, *_place(item['loc'])])}: is required"
-            for item in error.errors()
-        ]
+        for item in error.errors():
+            missing = item["type"] == "missing"
+            said = "is required" if missing else with_input(item["msg"].removeprefix("Value error, "), item["input"])
+            problems.append(f"{'.'.join([where, *_place(item['loc'])])}: {said}")
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
     return {name: getattr(checked, name) if name in given else _default(field) for name, field in fields.items()}
+
+
+@cache  # making it takes longer than all else
+def _model(component: Any) -> type[BaseModel]:
+    """A model with the component's options, to check and convert those that are given."""
+    hints = _hints(component)
+    options: dict[str, Any] = {
+        f.name: (_lenient(hints[f.name]), ... if _default(f) is MISSING else None)
+        for f in dataclasses.fields(component)
+        if f.init
+    }
+    return create_model(
+        "Options", __config__=ConfigDict(arbitrary_types_allowed=True, protected_namespaces=()), **options
+    )
 
 
 def values_of(instance: Any, without: tuple[tuple[str, str], ...] = ()) -> dict[str, Any]:
@@ -155,10 +162,6 @@ def _place(location: tuple[int | str, ...]) -> list[str]:
     # pydantic adds the branch of a union ("function-before[...]", "int") to the place: users know no branches.
     names = [str(part) for part in location]
     return [name for name in names if not any(c in name for c in "[(") and name not in {"float", "int", "str", "none"}]
-
-
-def _say(item: Any) -> str:
-    return item["msg"].removeprefix("Value error, ")
 
 
 def _show_type(hint: Any) -> str:

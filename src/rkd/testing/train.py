@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import itertools
 import tempfile
 from collections.abc import Mapping, Sequence
 from numbers import Real
@@ -279,8 +280,7 @@ def check_trains(run: Run, steps: int = 2) -> None:
     """Raise AssertionError unless `steps` updates after a dry step leave weights that are finite and have moved."""
     dry_step(run)
     before = torch.cat([p.detach().flatten().clone() for p in run.student.net.parameters()])
-    batches = list(run.loader.batches(0))[:steps]
-    for batch in batches:
+    for batch in itertools.islice(run.loader.batches(0), steps):
         require(train_step(run, batch).isfinite().all(), "the loss is not finite")
     after = torch.cat([p.detach().flatten() for p in run.student.net.parameters()])
     require(after.isfinite().all(), "a weight is not finite after training")

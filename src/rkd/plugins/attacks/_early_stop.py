@@ -89,11 +89,13 @@ class ActiveSamples:
 
 
 class FooledImages:
-    """The images that fool the net, `images (B, C, H, W)`, and whether there is one, `fooled (B,)`."""
+    """The images that fool the net, `images (B, C, H, W)`, and whether there is one, `fooled (B,)`; of the other
+    samples, if a search notes them, those of the highest `score (B,)`."""
 
     def __init__(self, x: Tensor) -> None:
         self.images = x.clone()
         self.fooled = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self.score = x.new_full((len(x),), -torch.inf)
 
     def confirm(self, active: ActiveSamples) -> bool:
         """Take over the candidates that fool the net itself, whose samples leave; the others stay. False where no
@@ -115,6 +117,12 @@ class FooledImages:
         """Note images that fool the net, for the samples at these positions."""
         self.images[position] = images
         self.fooled[position] = True
+
+    def add_better(self, position: Tensor, images: Tensor, fooled: Tensor, score: Tensor) -> None:
+        """Note images for the samples at these positions where they fool the net or have a higher score than before."""
+        better = fooled | (score > self.score[position])
+        self.images[position[better]], self.score[position[better]] = images[better], score[better]
+        self.fooled[position[fooled]] = True
 
     def remaining(self) -> Tensor:
         """The positions of the samples that are not fooled yet. Makes the host wait."""

@@ -87,17 +87,13 @@ class ApgdCe:
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
         result = begin(x, target) if self.stop else FooledImages(x)
-        best = x.new_full((len(x),), -torch.inf)
         for restart in range(self.restarts):
             remaining = result.remaining()
             if not len(remaining):
                 break
             selected = for_samples(target.low_precision("gradient"), remaining, "apgd", self.traits.objective, restart)
             run = climb(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
-            result.add(remaining[run.fooled], run.images[run.fooled])
-            left = ~run.fooled & (run.loss > best[remaining])
-            result.images[remaining[left]] = run.images[left]
-            best[remaining[left]] = run.loss[left]
+            result.add_better(remaining, run.images, run.fooled, run.score)
         return result.images
 
     @staticmethod
@@ -172,14 +168,6 @@ class ApgdT:
         return notes
 
 
-class BestImages(FooledImages):
-    """The images of a climb: of samples not `fooled`, those of the highest `loss (B,)`."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self.loss = x.new_full((len(x),), -torch.inf)
-
-
 @dataclass
 class _Climb(ActiveSamples):
     """`best` is the image of the highest loss so far, with that loss and the gradient there."""
@@ -209,9 +197,10 @@ def climb(
     rho: float = 0.75,
     goal: Tensor | None = None,
     stop: bool = True,
-) -> BestImages:
-    """One run of Auto-PGD from one random start, `steps` + 1 gradients long. Without `stop` none counts as fooled."""
-    result = BestImages(x)
+) -> FooledImages:
+    """One run of Auto-PGD from one random start, `steps` + 1 gradients long, scored by loss. Without `stop` none counts
+    as fooled."""
+    result = FooledImages(x)
     project = ops.projection(x, threat.eps, threat.norm)
     x_adv = project(x + ops.random_on_sphere(x, target.noise, threat.eps, threat.norm))
     logits, value, gradient = _look(x_adv, target, loss, target.y, goal)
@@ -251,8 +240,7 @@ def climb(
                 return result
             if len(active.position) < count:
                 project = ops.projection(active.x, threat.eps, threat.norm)
-    result.images[active.position] = active.best
-    result.loss[active.position] = active.best_loss
+    result.images[active.position], result.score[active.position] = active.best, active.best_loss
     return result
 
 

@@ -91,18 +91,14 @@ class AutoAttack:
         x = x.detach()
         result = begin(x, target)
         robust = {"clean": ~result.fooled}
-        least = x.new_full((len(x),), torch.inf)
         for name, attack in self.parts().items():
             remaining = result.remaining()
             if len(remaining):
                 selected = for_samples(target, remaining, name)
                 images = attack(x[remaining], selected)
                 logits = reference_logits(images, selected)
-                margin, fooled = finite_margin(logits, selected.y), misclassified(logits, selected.y)
-                better = fooled | (margin < least[remaining])
-                result.images[remaining[better]] = images[better]
-                least[remaining[better]] = margin[better]
-                result.fooled[remaining] = fooled
+                fooled, score = misclassified(logits, selected.y), -finite_margin(logits, selected.y)
+                result.add_better(remaining, images, fooled, score)
             robust[name] = ~result.fooled
         return result.images, robust
 

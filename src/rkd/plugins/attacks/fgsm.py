@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rkd.plugin import Mode, Schedule, Target, hookimpl
 
-from ._options import attacker, check_positive, check_word
+from ._options import attacker, check_search, check_word
 from .pgd import Start, search
 
 
@@ -35,9 +35,8 @@ class Fgsm:
     mode: Mode = "eval"
 
     def __post_init__(self) -> None:
-        check_positive("eps", self.eps)
+        check_search(self.eps, None, self.mode)
         check_word("start", self.start, *get_args(Start))
-        check_word("mode", self.mode, *get_args(Mode))
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. One gradient."""

@@ -92,26 +92,14 @@ class Square:
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
         result = begin(x, target)
-        least = x.new_full((len(x),), torch.inf)
         for restart in range(self.restarts):
             remaining = result.remaining()
             if not len(remaining):
                 break
             selected = for_samples(target.low_precision("forward"), remaining, "square", restart)
             run = search(x[remaining], selected, threat, self.queries, self.p_init)
-            result.add(remaining[run.fooled], run.images[run.fooled])
-            left = ~run.fooled & (run.margin < least[remaining])
-            result.images[remaining[left]] = run.images[left]
-            least[remaining[left]] = run.margin[left]
+            result.add_better(remaining, run.images, run.fooled, run.score)
         return result.images
-
-
-class BestImages(FooledImages):
-    """The images of a search: of samples not `fooled`, those of the lowest `margin (B,)`."""
-
-    def __init__(self, x: Tensor) -> None:
-        super().__init__(x)
-        self.margin = x.new_full((len(x),), torch.inf)
 
 
 @dataclass
@@ -129,9 +117,9 @@ class _Search(ActiveSamples):
 
 
 @torch.no_grad()
-def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init: float) -> BestImages:
-    """One random search, `queries` + 1 forwards long."""
-    result = BestImages(x)
+def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init: float) -> FooledImages:
+    """One random search, `queries` + 1 forwards long, scored by how low the margin is."""
+    result = FooledImages(x)
     shared = Noise(key(target.noise.key, "windows"), torch.zeros(1, dtype=torch.int64))  # drawn without a device
     start = _stripes(x, target, threat.eps) if threat.norm == "Linf" else _tiles(x, target, threat.eps, shared)
     margin = finite_margin(target.logits(start), target.y)
@@ -152,8 +140,7 @@ def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init:
         change(active, threat.eps, share, active.signs[:, done % _BLOCK], chances[done % _BLOCK])
     active.fooled = active.margin <= 0
     if result.confirm(active):
-        result.images[active.position] = active.candidate
-        result.margin[active.position] = active.margin
+        result.images[active.position], result.score[active.position] = active.candidate, -active.margin
     return result
 
 
@@ -163,10 +150,7 @@ def _change_linf(active: _Search, eps: float, share: float, signs: Tensor, chanc
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
     rows, columns = _corner(chances[0], height, side), _corner(chances[1], width, side)
     new = torch.add(active.x[:, :, rows, columns], signs, alpha=eps).clamp_(0, 1)
-    margin = finite_margin(active.patches.ask(rows, columns, new), active.y)
-    better = margin < active.margin
-    active.patches.settle(better)
-    active.margin = torch.where(better, margin, active.margin)
+    _try(active, rows, columns, new)
 
 
 def _change_l2(active: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
@@ -188,8 +172,12 @@ def _change_l2(active: _Search, eps: float, share: float, signs: Tensor, chances
     shape = _pyramids(side, chances[4] > 0.5, delta.device) * signs + window / (_length(window) + _SMALL)
     delta[second] = 0
     delta[first] = shape / (_length(shape) + _SMALL) * budget.sqrt()
-    new = _stretched(active.x, delta, eps)
-    margin = finite_margin(active.patches.ask(slice(0, height), slice(0, width), new), active.y)
+    _try(active, slice(0, height), slice(0, width), _stretched(active.x, delta, eps))
+
+
+def _try(active: _Search, rows: slice, columns: slice, new: Tensor) -> None:
+    """Keep new windows `(B, C, rows, columns)` where they lower the margin."""
+    margin = finite_margin(active.patches.ask(rows, columns, new), active.y)
     better = margin < active.margin
     active.patches.settle(better)
     active.margin = torch.where(better, margin, active.margin)

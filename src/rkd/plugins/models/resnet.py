@@ -98,8 +98,8 @@ class ResNet(nn.Module):
 
 
 @dataclass
-class Variant:
-    """What the five share: `width`, the planes of the first stage (64 in the papers)."""
+class ResNet18:
+    """ResNet-18 for small images (11.2 M parameters), the usual student."""
 
     width: int = 64
 
@@ -114,40 +114,28 @@ class Variant:
         return ResNet(self.block, self.blocks, shape[0], classes, self.width)
 
 
-@dataclass
-class ResNet18(Variant):
-    """ResNet-18 for small images (11.2 M parameters), the usual student."""
-
-
-@dataclass
-class ResNet34(Variant):
+class ResNet34(ResNet18):
     """ResNet-34 for small images (21.3 M parameters)."""
 
     blocks = (3, 4, 6, 3)
 
 
-@dataclass
-class ResNet50(Variant):
+class ResNet50(ResNet18):
     """ResNet-50 for small images (23.5 M parameters)."""
 
-    block = Bottleneck
-    blocks = (3, 4, 6, 3)
+    block, blocks = Bottleneck, (3, 4, 6, 3)
 
 
-@dataclass
-class ResNet101(Variant):
+class ResNet101(ResNet18):
     """ResNet-101 for small images (42.5 M parameters)."""
 
-    block = Bottleneck
-    blocks = (3, 4, 23, 3)
+    block, blocks = Bottleneck, (3, 4, 23, 3)
 
 
-@dataclass
-class ResNet152(Variant):
+class ResNet152(ResNet18):
     """ResNet-152 for small images (58.2 M parameters)."""
 
-    block = Bottleneck
-    blocks = (3, 8, 36, 3)
+    block, blocks = Bottleneck, (3, 8, 36, 3)
 
 
 @hookimpl

@@ -19,7 +19,9 @@ from typing import ClassVar, Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.plugin import ConfigError, Family, Shape, hookimpl, shown
+from rkd.plugin import ConfigError, Family, Shape, hookimpl
+
+from .wide_resnet import depth_problems
 
 
 class PadShortcut(nn.Module):
@@ -86,22 +88,6 @@ class CifarResNet(nn.Module):
         return self.linear(out.mean((2, 3)))
 
 
-def check(depth: int, shortcut: str, width: int) -> None:
-    """Raise ConfigError for a net that does not exist."""
-    problems = []
-    if depth > 2000:
-        problems.append(f"depth {shown(depth, 20)}: at most 2000 layers")
-    elif depth < 8 or (depth - 2) % 6:
-        near = max(8, 6 * round((depth - 2) / 6) + 2)
-        problems.append(f"depth {depth}: a CIFAR ResNet has 6n + 2 layers, the nearest is {near}")
-    if shortcut not in ("A", "B"):
-        problems.append(f"shortcut = {shortcut!r}: there are A (zero padding) and B (1x1 convolution)")
-    if width < 2 or width % 2:
-        problems.append(f"width = {width}: a CIFAR ResNet needs an even number of planes (16 in the paper)")
-    if problems:
-        raise ConfigError(problems)
-
-
 @dataclass
 class AnyDepth:
     """ResNet for CIFAR of depth 6n + 2 with shortcut A or B, such as resnet56-B (MTARD's clean teacher)."""
@@ -111,15 +97,21 @@ class AnyDepth:
     width: int = 16
 
     def __post_init__(self) -> None:
-        check(self.depth, self.shortcut, self.width)
+        problems = depth_problems(self.depth, 2, "CIFAR ResNet")
+        if self.shortcut not in ("A", "B"):
+            problems.append(f"shortcut = {self.shortcut!r}: there are A (zero padding) and B (1x1 convolution)")
+        if self.width < 2 or self.width % 2:
+            problems.append(f"width = {self.width}: a CIFAR ResNet needs an even number of planes (16 in the paper)")
+        if problems:
+            raise ConfigError(problems)
 
     def __call__(self, shape: Shape, classes: int) -> nn.Module:
         return CifarResNet((self.depth - 2) // 6, shape[0], classes, self.width, self.shortcut)
 
 
 @dataclass
-class Variant:
-    """What the named depths share: `shortcut` as in the paper, `width` (planes of the first stage)."""
+class ResNet20:
+    """ResNet-20 for CIFAR (0.27 M parameters)."""
 
     shortcut: Literal["A", "B"] = "A"
     width: int = 16
@@ -127,49 +119,37 @@ class Variant:
     depth: ClassVar[int] = 20
 
     def __post_init__(self) -> None:
-        check(self.depth, self.shortcut, self.width)
+        self._model = AnyDepth(self.depth, self.shortcut, self.width)
 
     def __call__(self, shape: Shape, classes: int) -> nn.Module:
-        return CifarResNet((self.depth - 2) // 6, shape[0], classes, self.width, self.shortcut)
+        return self._model(shape, classes)
 
 
-@dataclass
-class ResNet8(Variant):
+class ResNet8(ResNet20):
     """ResNet-8 for CIFAR (0.08 M parameters)."""
 
     depth = 8
 
 
-@dataclass
-class ResNet20(Variant):
-    """ResNet-20 for CIFAR (0.27 M parameters)."""
-
-    depth = 20
-
-
-@dataclass
-class ResNet32(Variant):
+class ResNet32(ResNet20):
     """ResNet-32 for CIFAR (0.46 M parameters)."""
 
     depth = 32
 
 
-@dataclass
-class ResNet44(Variant):
+class ResNet44(ResNet20):
     """ResNet-44 for CIFAR (0.66 M parameters)."""
 
     depth = 44
 
 
-@dataclass
-class ResNet56(Variant):
+class ResNet56(ResNet20):
     """ResNet-56 for CIFAR (0.85 M parameters)."""
 
     depth = 56
 
 
-@dataclass
-class ResNet110(Variant):
+class ResNet110(ResNet20):
     """ResNet-110 for CIFAR (1.7 M parameters)."""
 
     depth = 110

@@ -144,14 +144,20 @@ class SwishWideResNet(nn.Module):
         return self.logits(F.silu(self.batchnorm(out)).mean((2, 3)))
 
 
+def depth_problems(depth: int, rest: int, name: str) -> list[str]:
+    """What is wrong with the depth of a net of 6n + `rest` layers, n >= 1."""
+    least = 6 + rest
+    if depth > 2000:
+        return [f"depth {shown(depth, 20)}: at most 2000 layers"]
+    if depth >= least and (depth - rest) % 6 == 0:
+        return []
+    near = max(least, 6 * round((depth - rest) / 6) + rest)
+    return [f"depth {depth}: a {name} has 6n + {rest} layers, the nearest is {near}"]
+
+
 def check(depth: int, width: int, dropout: float = 0.0) -> None:
     """Raise ConfigError for a net that does not exist."""
-    problems = []
-    if depth > 2000:
-        problems.append(f"depth {shown(depth, 20)}: at most 2000 layers")
-    elif depth < 10 or (depth - 4) % 6:
-        near = max(10, 6 * round((depth - 4) / 6) + 4)
-        problems.append(f"depth {depth}: a wide ResNet has 6n + 4 layers, the nearest is {near}")
+    problems = depth_problems(depth, 4, "wide ResNet")
     if not 1 <= width <= 1000:
         problems.append(f"width {shown(width, 20)}: a wide ResNet widens 1 to 1000 times (wrn34-10: 10 times)")
     if not 0 <= dropout < 1:

@@ -8,17 +8,11 @@ Deviation: official scripts average over the batch (ARD sums); here each sample 
 step is the same.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rkd.plugin import hookimpl, ops
-
-if TYPE_CHECKING:
-    from rkd.plugin import Probe, Step
+from rkd.plugin import Probe, Step, hookimpl, ops
 
 
 def ce(step: Step, probe: Probe, x: Tensor) -> Tensor:

@@ -17,17 +17,11 @@ References: croce2020reliable
 Deviation: 1e-12 is added below the bar, as in the authors' code. Under soft labels y is the most probable class.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rkd.plugin import hookimpl, ops
-
-if TYPE_CHECKING:
-    from rkd.plugin import Probe, Step
+from rkd.plugin import Probe, Step, hookimpl, ops
 
 _SMALL = 1e-12
 

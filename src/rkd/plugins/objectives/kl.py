@@ -19,18 +19,12 @@ float32 leaves of it is rounding noise, whose sign is a full step nowhere: give 
 (`gaussian` or `uniform`). FGSM from x itself means nothing under `kl-student`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rkd.plugin import hookimpl, ops
-
-if TYPE_CHECKING:
-    from rkd.plugin import Probe, Step
+from rkd.plugin import Probe, Step, hookimpl, ops
 
 
 def kl_student(step: Step, probe: Probe, x: Tensor) -> Tensor:

@@ -13,18 +13,12 @@ scripts (CIARD, Fair-ARD, after Madry's CIFAR-10 challenge) use 50, and so does 
 -max(z_y - max_k z_k + 50, 0): it is this score less 50, with the same gradient.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from rkd.plugin import hookimpl, ops
-
-if TYPE_CHECKING:
-    from rkd.plugin import Probe, Step
+from rkd.plugin import Probe, Step, hookimpl, ops
 
 
 @dataclass
