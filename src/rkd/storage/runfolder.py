@@ -42,6 +42,21 @@ class RunFolder:
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self.config = self.path / "config.toml"
+        self.manifest = self.path / "manifest.json"
+        self.metrics = self.path / "metrics.jsonl"
+        self.evaluation = self.path / "evaluation.json"
+        self.evaluation_settings = self.path / "evaluation.toml"
+        self.net_card = self.path / "net.json"
+        self.examples = self.path / "examples.safetensors"
+        self.weights = self.path / "student.safetensors"
+        self.card = self.path / "student.json"
+        self.page = self.path / "report.html"
+        self.checkpoints = self.path / "checkpoints"
+        self.last = self.checkpoints / "last.safetensors"
+        self.best = self.checkpoints / "best.safetensors"
+        # Held by the one process that works on the run; gone when it is finished.
+        self.lock = self.path / ".lock"
 
     @classmethod
     def create(cls, path: Path | str, config: str | None = None) -> RunFolder:
@@ -109,62 +124,9 @@ class RunFolder:
                     )
 
     @property
-    def config(self) -> Path:
-        return self.path / "config.toml"
-
-    @property
-    def manifest(self) -> Path:
-        return self.path / "manifest.json"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def evaluation(self) -> Path:
-        return self.path / "evaluation.json"
-
-    @property
-    def evaluation_settings(self) -> Path:
-        return self.path / "evaluation.toml"
-
-    @property
-    def net_card(self) -> Path:
-        return self.path / "net.json"
-
-    @property
-    def examples(self) -> Path:
-        return self.path / "examples.safetensors"
-
-    @property
-    def weights(self) -> Path:
-        return self.path / "student.safetensors"
-
-    @property
-    def card(self) -> Path:
-        return self.path / "student.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def last(self) -> Path:
-        return self.checkpoints / "last.safetensors"
-
-    @property
-    def lock(self) -> Path:
-        """Held by the one process that works on the run; gone when it is finished."""
-        return self.path / ".lock"
-
-    @property
     def finished(self) -> bool:
         """Whether the run has its results."""
         return self.card.is_file() and self.evaluation.is_file()
-
-    @property
-    def page(self) -> Path:
-        return self.path / "report.html"
 
     @property
     def lacks_report(self) -> bool:
@@ -174,10 +136,6 @@ class RunFolder:
         with contextlib.suppress(RkdError, AttributeError):
             return bool(self.read_json(self.manifest).get("report"))
         return False
-
-    @property
-    def best(self) -> Path:
-        return self.checkpoints / "best.safetensors"
 
     def write_json(self, path: Path, content: Any) -> None:
         write_atomic(path, (json.dumps(content, indent=2) + "\n").encode())
@@ -219,10 +177,6 @@ class RunFolder:
     def rewrite_history(self, history: list[dict[str, Any]]) -> None:
         """metrics.jsonl as it was when a checkpoint was taken: a resumed run writes the lines after it again."""
         write_atomic(self.metrics, "".join(json.dumps(line) + "\n" for line in history).encode())
-
-    def trim(self, epochs: int) -> None:
-        """Drop the lines of epochs from `epochs` on."""
-        self.rewrite_history([line for line in self.history() if _epoch(line) < epochs])
 
     def readable(self) -> RunFolder:
         """The same folder for a process that writes nothing into it."""
@@ -320,12 +274,6 @@ class RunFolder:
 
         return load_weights(path)
 
-    def load_state(self, path: Path) -> dict[str, Any]:
-        """`rkd.storage.serialize.load_state`."""
-        from .serialize import load_state
-
-        return load_state(path)
-
 
 class _ReadOnly(RunFolder):
     """The folder as all processes but the first see it."""
@@ -343,11 +291,6 @@ class _ReadOnly(RunFolder):
     def prune(self) -> None: ...
 
     def tidy(self) -> None: ...
-
-
-def _epoch(line: Mapping[str, Any]) -> int:
-    found = line.get("epoch", 0)
-    return found if isinstance(found, int) else 0
 
 
 def _within(link: Path, folder: Path) -> bool:
