@@ -12,7 +12,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
 from importlib.metadata import Distribution, EntryPoint, distributions
@@ -92,9 +92,7 @@ class Plugins:
             self.manager.unregister(name=plugin.key)
         details = "".join(traceback.format_exception(error))
         reason = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
-        self.plugins[plugin.key] = Plugin(
-            plugin.name, plugin.distribution, plugin.version, plugin.module, reason, details
-        )
+        self.plugins[plugin.key] = replace(plugin, error=reason, details=details)
 
 
 def load_plugins(files: Iterable[Path | str] = (), disabled: Iterable[str] | None = None) -> Plugins:
@@ -110,7 +108,7 @@ def load_plugins(files: Iterable[Path | str] = (), disabled: Iterable[str] | Non
     for (distribution, version), entry in _entries(plugins):
         plugin = Plugin(entry.name, distribution, version, entry.value)
         if any(fnmatch(entry.name, p) or fnmatch(distribution, p) for p in patterns):
-            plugins.plugins[plugin.key] = Plugin(entry.name, distribution, version, entry.value, disabled=True)
+            plugins.plugins[plugin.key] = replace(plugin, disabled=True)
         else:
             plugins.add(plugin, entry.load)
     for path in {Path(file).resolve(): Path(file) for file in files}.values():  # each file once

@@ -31,24 +31,22 @@ class Ramp:
         return self.start + (self.end - self.start) * _share(progress, self.since, self.until)
 
     def __str__(self) -> str:
-        return f"ramp({_show(self.start)}, {_show(self.end)}{_span(self.since, self.until)})"
+        span = "".join(
+            f", {name}={_show(value)}"
+            for name, value, usual in (("since", self.since, 0), ("until", self.until, 1))
+            if value != usual
+        )
+        return f"{type(self).__name__.lower()}({_show(self.start)}, {_show(self.end)}{span})"
 
 
-@dataclass(frozen=True, slots=True)
-class Cosine:
+class Cosine(Ramp):
     """Half a cosine from `start` to `end` while progress goes from `since` to `until`; constant outside."""
 
-    start: float
-    end: float
-    since: float = 0.0
-    until: float = 1.0
+    __slots__ = ()
 
     def __call__(self, progress: float) -> float:
         share = _share(progress, self.since, self.until)
         return self.end + (self.start - self.end) * (1 + math.cos(math.pi * share)) / 2
-
-    def __str__(self) -> str:
-        return f"cosine({_show(self.start)}, {_show(self.end)}{_span(self.since, self.until)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +121,7 @@ def parse_schedule(text: str | float | int) -> Schedule:
         raise ValueError(f"cannot read the schedule {shown(text)}: {error}") from None
 
 
-def _line(kind: type[Ramp] | type[Cosine], plain: list[str], named: dict[str, str]) -> Schedule:
+def _line(kind: type[Ramp], plain: list[str], named: dict[str, str]) -> Schedule:
     if len(plain) != 2:
         raise ValueError("expected two values, where it starts and where it ends")
     options = {key: parse_number(value) for key, value in named.items()}
@@ -178,11 +176,6 @@ def _show(value: float) -> str:
         if parse_number(text) == value:
             return text
     return repr(float(value))
-
-
-def _span(since: float, until: float) -> str:
-    first = f", since={_show(since)}" if since != 0 else ""
-    return first + (f", until={_show(until)}" if until != 1 else "")
 
 
 def check_range(name: str, value: Schedule, low: float = -math.inf, high: float = math.inf) -> None:

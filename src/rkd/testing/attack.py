@@ -2,7 +2,8 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
@@ -98,11 +99,9 @@ def check_objective(objective: Objective, *, roles: Sequence[str] = ("robust",))
     values = score(x, sure)
     (gradient,) = torch.autograd.grad(values.sum(), x)
     require(values.isfinite().all() and gradient.isfinite().all(), f"{who} is not finite for logits around 1e4")
-    try:
+    with contextlib.suppress(RkdError):
         values = score(batch.x, batch=tiny_batch(soft=True))
         require(values.isfinite().all(), f"{who} is not finite under soft labels; raise Refused if it needs hard ones")
-    except RkdError:
-        pass
 
 
 def run_attack(
@@ -125,19 +124,6 @@ class _Score:
         return x
 
 
-class _Watched(nn.Module):
-    """Notes whether anybody asked for a gradient by the images."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.differentiated = False
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.differentiated |= x.requires_grad and torch.is_grad_enabled()
-        return self.net(x)
-
-
 def _check_traits(attack: Attack, who: str) -> None:
     """What the attack declares is true of it."""
     traits = traits_of(attack)
@@ -152,33 +138,20 @@ def _check_traits(attack: Attack, who: str) -> None:
         f"{who} declares any_radius: then it must declare seeks_nearest, too, and have an option `bounded`",
     )
     asked: list[Tensor] = []
+    differentiated: list[bool] = []
 
     def objective(step: Step, probe: Probe, x: Tensor) -> Tensor:
         asked.append(x)
         return cross_entropy(step, probe, x)
 
-    batch, net = tiny_batch(), _Watched(tiny_net())
+    batch, net = tiny_batch(), tiny_net()
     with torch.no_grad():
         batch = dataclasses.replace(batch, y=net.eval()(batch.x).argmax(1))  # many need nothing where the net is wrong
+    net.register_forward_pre_hook(lambda _, x: differentiated.append(x[0].requires_grad and torch.is_grad_enabled()))
     run_attack(attack, net, batch, objective=objective)
     require(bool(asked) or traits.own_objective, f"{who} never asks for target.score: declare own_objective=True")
     require(not asked or not traits.own_objective, f"{who} declares own_objective, and asks for target.score")
-    require(not (traits.black_box and net.differentiated), f"{who} declares black_box, and takes gradients")
-
-
-class _Fragile(nn.Module):
-    """Fails at the second forward."""
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-        self.left = 1
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.left -= 1
-        if self.left < 0:
-            raise _Broken
-        return self.net(x)
+    require(not (traits.black_box and any(differentiated)), f"{who} declares black_box, and takes gradients")
 
 
 class _Broken(Exception):
@@ -236,12 +209,19 @@ def _check_respect(attack: Attack, who: str) -> None:
         head = net.get_parameter("arch.head.weight")
         head.grad = torch.ones_like(head)
         before = batch.x.clone()
-        mode = traits_of(variant).mode
+        mode, calls = traits_of(variant).mode, itertools.count()
+
+        def fail_at_the_second(*_: Any, calls: Iterator[int] = calls) -> None:
+            if next(calls):
+                raise _Broken
+
         with untouched(net, buffers=mode != "train", who=f"{who} in mode {mode}"):
             with torch.no_grad():
                 run_attack(variant, net, batch)
+            failing = net.register_forward_pre_hook(fail_at_the_second)
             with contextlib.suppress(_Broken):
-                run_attack(variant, _Fragile(net), batch)
+                run_attack(variant, net, batch)
+            failing.remove()
         require(torch.equal(batch.x, before), f"{who} must not change the images it is given")
         require(not batch.x.requires_grad, f"{who} must not ask for gradients of the images it is given")
 
@@ -270,11 +250,9 @@ def _check_hard_nets(attack: Attack, eps: float, needs_gradient: bool, who: str)
     ):
         if needs_gradient or not isinstance(net, FlatNet):
             _check_images(run_attack(attack, net, batch), batch.x, eps, LINF, f"on {name}, {who}")
-    try:
+    with contextlib.suppress(RkdError):
         soft = tiny_batch(soft=True)
         _check_images(run_attack(attack, tiny_net(), soft), soft.x, eps, LINF, f"under soft labels, {who}")
-    except RkdError:
-        pass
 
 
 def _check_restarts(attack: Attack, who: str) -> None:

@@ -5,7 +5,7 @@ import itertools
 import torch
 from torch import Tensor
 
-from rkd.core.errors import Refused, RkdError
+from rkd.core.errors import RkdError
 from rkd.core.random import Noise
 from rkd.core.traits import AugmentTraits, declared, name_of
 from rkd.core.types import Batch
@@ -80,7 +80,7 @@ def check_augment(augment: Augment, *, soft: bool = False) -> None:
                 f"{who}: what becomes of a sample depends on the others; such an augmentation must say mixes = True",
             )
     if hasattr(augment, "variants"):
-        _check_variants(augment, who)
+        Variants.of([augment], SHAPE)
 
 
 @promise
@@ -136,13 +136,6 @@ def _check_split(split: Split, data: Dataset, who: str) -> None:
     check_images(images)
     alone = torch.cat([split.images(place.reshape(1)) for place in index])
     require(torch.equal(images, alone), f"{who}: an image depends on which others are asked for")
-
-
-def _check_variants(augment: Augment, who: str) -> None:
-    try:
-        Variants.of([augment], SHAPE)
-    except Refused as error:
-        raise AssertionError(f"{who}: {error}") from None
 
 
 def _check_labels(y: Tensor, batch: Batch, who: str) -> None:
