@@ -1,12 +1,12 @@
 """Curves over the epochs of a training: losses, validation, weights, whatever a scheduler sets."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from .figures import ATTACKED, CLEAN, GRID, INK, MARKERS, QUIET, SERIES, Picture, legend, render
+from .figures import GRID, INK, MARKERS, QUIET, SERIES, Picture, legend, render
 from .values import percent, plain
 
 POINTS = 1500
@@ -20,48 +20,33 @@ History = Sequence[Mapping[str, float]]
 
 
 def losses(history: History) -> Picture | None:
-    lines = _lines(history, "loss.")
-    total = _column(history, "loss")
+    lines, total = _lines(history, "loss."), _column(history, "loss")
     if not total:
         return None
 
-    def draw(axes: Axes) -> None:
-        if len(lines) > 1:
-            _plot_all(axes, lines)
+    def add(axes: Axes) -> None:
         _plot(axes, total, "total", INK, "o", width=2.2)
-        _epochs(axes)
-        axes.set_ylabel("training loss")
-        legend(axes)
 
-    return render("losses", "Training loss", _told("training loss", total), draw)
+    told = _told("training loss", total)
+    return _chart("losses", "Training loss", told, "training loss", lines if len(lines) > 1 else {}, add)
 
 
 def accuracies(history: History, kept: int | None = None) -> Picture | None:
     """`kept`: the epoch whose weights the student has."""
-    clean, robust = _column(history, "val.clean"), _column(history, "val.robust")
-    if not clean and not robust:
+    named = {"clean": _column(history, "val.clean"), "attacked": _column(history, "val.robust")}
+    lines = {name: line for name, line in named.items() if line}
+    if not lines:
         return None
 
-    def draw(axes: Axes) -> None:
-        if clean:
-            _plot(axes, clean, "clean", CLEAN, MARKERS[0])
-        if robust:
-            _plot(axes, robust, "attacked", ATTACKED, MARKERS[1])
-        _epochs(axes)
+    def add(axes: Axes) -> None:
         axes.yaxis.set_major_formatter(PercentFormatter(1))
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, -0.02), min(high, 1.02))
         if kept is not None and history[0]["epoch"] <= kept <= history[-1]["epoch"]:
             axes.axvline(kept, color=QUIET, linewidth=1.0, linestyle=(0, (4, 3)), label="weights kept", zorder=1)
-        axes.set_ylabel("validation accuracy")
-        legend(axes)
 
-    told = "; ".join(
-        f"{name} validation accuracy ends at {percent(line[-1][1])} %"
-        for name, line in (("clean", clean), ("attacked", robust))
-        if line
-    )
-    return render("accuracy", "Validation accuracy", told, draw)
+    told = [f"{name} validation accuracy ends at {percent(line[-1][1])} %" for name, line in lines.items()]
+    return _chart("accuracy", "Validation accuracy", "; ".join(told), "validation accuracy", lines, add)
 
 
 def weights(history: History) -> Picture | None:
@@ -70,16 +55,12 @@ def weights(history: History) -> Picture | None:
     if not any(_moves(line) for line in lines.values()):
         return None
 
-    def draw(axes: Axes) -> None:
-        _plot_all(axes, lines)
-        _epochs(axes)
+    def add(axes: Axes) -> None:
         low, high = axes.get_ylim()
         axes.set_ylim(min(0.0, low), high)
-        axes.set_ylabel("weight in the loss")
-        legend(axes)
 
     told = [f"weight of {name} from {plain(line[0][1])} to {plain(line[-1][1])}" for name, line in lines.items()]
-    return render("weights", "Adaptive weights", "; ".join(told), draw)
+    return _chart("weights", "Adaptive weights", "; ".join(told), "weight in the loss", lines, add)
 
 
 KNOWN = ("epoch", "loss", "seconds", "lr")
@@ -90,16 +71,8 @@ def knobs(history: History) -> Picture | None:
     names = {name for line in history for name in line}
     others = sorted(n for n in names if n not in KNOWN and not n.startswith(("loss.", "weight.", "val.")))
     lines = {name: line for name in others[:MOST_LINES] if (line := _column(history, name))}
-    if not lines:
-        return None
-
-    def draw(axes: Axes) -> None:
-        _plot_all(axes, lines)
-        _epochs(axes)
-        axes.set_ylabel("value")
-        legend(axes)
-
-    return render("knobs", "Scheduled values", f"values per epoch of {', '.join(lines)}", draw)
+    told = f"values per epoch of {', '.join(lines)}"
+    return _chart("knobs", "Scheduled values", told, "value", lines) if lines else None
 
 
 def learning_rate(history: History) -> Picture | None:
@@ -107,13 +80,11 @@ def learning_rate(history: History) -> Picture | None:
     if len(line) < 2 or not _moves(line):
         return None
 
-    def draw(axes: Axes) -> None:
-        _plot(axes, line, "learning rate", SERIES[2], "")
-        _epochs(axes)
+    def add(axes: Axes) -> None:
+        _plot(axes, line, "", SERIES[2], "")  # without a name, which the axis says
         axes.set_ylim(bottom=0)
-        axes.set_ylabel("learning rate")
 
-    return render("learning-rate", "Learning rate", _told("learning rate", line), draw)
+    return _chart("learning-rate", "Learning rate", _told("learning rate", line), "learning rate", {}, add)
 
 
 Line = list[tuple[float, float]]
@@ -136,9 +107,27 @@ def _moves(line: Line) -> bool:
     return len({value for _, value in line}) > 1
 
 
+def _chart(
+    name: str, title: str, told: str, label: str, lines: Mapping[str, Line], add: Callable[[Axes], None] | None = None
+) -> Picture:
+    """Lines over the epochs, and what `add` adds to them."""
+
+    def draw(axes: Axes) -> None:
+        _plot_all(axes, lines)
+        axes.set_xlabel("epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
+        axes.spines["bottom"].set_color(GRID)
+        if add is not None:
+            add(axes)
+        axes.set_ylabel(label)
+        legend(axes)
+
+    return render(name, title, told, draw)
+
+
 def _plot_all(axes: Axes, lines: Mapping[str, Line]) -> None:
     """Every line, `clean` and the attacked ones in the colours that they have everywhere."""
-    fixed = {"clean": 0, "adv": 1, "robust": 1}
+    fixed = {"clean": 0, "adv": 1, "robust": 1, "attacked": 1}
     taken = {fixed[name] for name in lines if name in fixed}
     others = itertools.cycle([place for place in range(len(SERIES)) if place not in taken])
     used: set[int] = set()
@@ -154,12 +143,6 @@ def _plot(axes: Axes, line: Line, name: str, color: str, marker: str, width: flo
         [x for x, _ in line], [y for _, y in line], color=color, label=name, linewidth=width, linestyle=style,
         marker=marker if len(line) <= 40 else "", solid_capstyle="round",
     )  # fmt: skip
-
-
-def _epochs(axes: Axes) -> None:
-    axes.set_xlabel("epoch")
-    axes.xaxis.set_major_locator(MaxNLocator(7, integer=True))
-    axes.spines["bottom"].set_color(GRID)
 
 
 def _told(what: str, line: Line) -> str:
