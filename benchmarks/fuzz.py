@@ -31,7 +31,10 @@ from pathlib import Path
 from typing import Any
 
 CHUNK = 500
-SHARE = {"report": 0.03, "command line": 0.06, "saved evaluation": 0.1, "commands on it": 0.2}
+SHARE = {
+    "report": 0.03, "command line": 0.06, "saved evaluation": 0.1, "commands on it": 0.2, "sweep": 0.5,
+    "sweep folder": 0.2,
+}  # fmt: skip
 """Readers that take a second or two an input get a part of the inputs."""
 SECONDS = 20
 MEMORY = 4 << 30

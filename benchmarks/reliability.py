@@ -1,6 +1,7 @@
 """Kills real training processes at random moments and compares where they end with an uninterrupted run.
 
     python benchmarks/reliability.py [--out runs/reliability] [--kills 60] [--seed 0] [--table docs/results/kills.md]
+    python benchmarks/reliability.py --only eval autoattack sweep report compare teacher
 
 For each method one run is left alone. Others are stopped again and again (kill -9; SIGTERM; Ctrl-C; Ctrl-C twice), and
 go on with `rkd run --resume` until they are finished. Then the weights' hashes, the metrics of every epoch and the
@@ -9,6 +10,9 @@ an interpreter and a little after its usual end, the others between the moment w
 little after its usual end, in processes forked from one that has imported torch and nothing more, which saves the
 seconds of the import. A checkpoint is written every half second. Each kill is a line of OUT/kills.jsonl; the script
 itself may be stopped and goes on where it was.
+
+The other commands (COMMANDS) are killed likewise, at any moment from their start on, and typed again as they were until
+they are done; then all that they leave is compared, and nothing else may lie there.
 """
 
 from __future__ import annotations
@@ -26,7 +30,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -48,7 +53,23 @@ COMMON = [
     "--evaluate", "fgsm,pgd-sat", "--set", "evaluate.batch_size=64", "--set", "checkpoint.minutes=0.01",
     "--device", "cpu",
 ]  # fmt: skip
-CLOCKS_AND_PLACES = ("seconds", "run", "source", "model")
+SMALL = ["--epochs", "2", "--set", "student.width=16", "--set", "validate.steps=2", "--set", "validate.limit=100",
+         "--evaluate", "fgsm", "--set", "checkpoint.minutes=0.01", "--device", "cpu"]  # fmt: skip
+COMMANDS: dict[str, list[str]] = {
+    "eval": ["eval", "{robust}", "--attack", "pgd-sat", "--rounded", "--batch-size", "32", "--save", "{place}/saved"],
+    "autoattack": ["eval", "{robust}", "--attack", "autoattack", "--limit", "100", "--batch-size", "25", "--checks",
+                   "quick", "--save", "{place}/saved"],
+    "sweep": ["sweep", "--grid", "loss=pgd-at,trades", "--set", "epochs=2", "--set", "student.width=16", "--set",
+              "validate.steps=2", "--set", "evaluate=fgsm", "--set", "device=cpu", "--set", "checkpoint.minutes=0.01",
+              "--out", "{place}", "--name", "sweep"],
+    "report": ["report", "{place}/run"],
+    "compare": ["compare", "{robust}", "{clean}", "--html", "{place}/compare.html"],
+    "teacher": ["run", "--loss", "rslad", "--teacher", "robust=small-cnn", "--set", "teachers.0.train.epochs=2",
+                *SMALL, "--out", "{place}", "--name", "run"],
+}  # fmt: skip
+"""Each writes into a place of its own, with a cache of its own."""
+ALL = [*METHODS, *COMMANDS]
+CLOCKS_AND_PLACES = ("seconds", "run", "source", "model", "net", "name")
 KINDS = {"kill -9": 5, "SIGTERM": 2, "Ctrl-C": 2, "Ctrl-C twice": 1}
 """Ways to stop a process, with how often each is taken."""
 
@@ -60,7 +81,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the moments and kinds")
     parser.add_argument("--table", type=Path, help="write the table into this file too")
     parser.add_argument("--table-only", action="store_true")
-    parser.add_argument("--only", nargs="+", choices=list(METHODS), default=list(METHODS))
+    parser.add_argument("--only", nargs="+", choices=ALL, default=ALL)
     arguments = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     import rkd.api  # noqa: F401 - torch and the registry, for the processes that are forked from this one
@@ -72,7 +93,8 @@ def main() -> None:
         study.prepare(arguments.only)
         each = -(-arguments.kills // len(arguments.only))
         for method in arguments.only:
-            study.kill(method, each, random.Random(f"{arguments.seed} {method} {len(study.lines)}"))
+            kill = study.kill if method in METHODS else study.kill_command
+            kill(method, each, random.Random(f"{arguments.seed} {method} {len(study.lines)}"))
     table = study.table()
     print(table)
     if arguments.table:
@@ -108,7 +130,7 @@ class Study:
                 shutil.rmtree(self.out / f"teacher-{role}", ignore_errors=True)
                 words = ["run", "--loss", loss, *small, "--out", str(self.out), "--name", f"teacher-{role}"]
                 subprocess.run([*RKD, *words], check=True, capture_output=True, env=environment())
-        for method in methods:
+        for method in (method for method in methods if method in METHODS):
             if not any(line["what"] == "whole" and line["method"] == method for line in self.lines):
                 shutil.rmtree(self.out / method, ignore_errors=True)
                 started = time.monotonic()
@@ -132,7 +154,8 @@ class Study:
             after = chance.uniform(0.0, 1.1 * usual) if done < wanted else None  # killed often enough: it is let go
             kind = chance.choices(list(KINDS), weights=list(KINDS.values()))[0]
             place = RunFolder(self.out / name).place()
-            code, said = stop(self.command(method, name), self.out / name, fresh, after, kind)
+            path = self.out / name
+            code, said = stop(self.command(method, name), fresh, after, kind, until=partial(begun, path))
             folder = RunFolder(self.out / name)
             if code is None:  # it was killed
                 done += 1
@@ -150,6 +173,56 @@ class Study:
                 self.note(what="end", method=method, run=name, **self.compared(method, name))
                 number += 1
 
+    def kill_command(self, name: str, wanted: int, chance: random.Random) -> None:
+        """Kill a command of COMMANDS until it was killed `wanted` times, and let the last one end."""
+        mine = [line for line in self.lines if line["method"] == name]
+        done, number = (sum(line["what"] == what for line in mine) for what in ("kill", "end"))
+        shutil.rmtree(self.out / name, ignore_errors=True)
+        started = time.monotonic()
+        place = self._place(name)
+        code, said = stop(self._words(place), False, None, "", place / "cache")
+        seconds = time.monotonic() - started
+        if code:
+            raise SystemExit(f"{name} ended with {code}:\n{said}")
+        whole = left_by(place)
+        while done < wanted or (self.out / f"{name}-{number}").exists():
+            place = self._place(f"{name}-{number}")
+            words = self._words(place)
+            fresh = chance.random() < 1 / 6
+            after = chance.uniform(0.0, (1.1 if not fresh else 1.5) * seconds) if done < wanted else None
+            kind = chance.choices(list(KINDS), weights=list(KINDS.values()))[0]
+            code, said = stop(words, fresh, after, kind, place / "cache")
+            if code is None:
+                done += 1
+                self.note(what="kill", method=name, run=place.name, kind=kind, fresh=fresh, after=round(after or 0, 3),
+                          code=said, phase="training")  # fmt: skip
+                continue
+            if code == 2 and "exists already" in said and (place / "saved" / "evaluation.json").is_file():
+                code, said = stop(["report", str(place / "saved")], False, None, "", place / "cache")
+            elif code == 2 and f"{place / 'run'} is finished" in said:  # killed when all was written
+                code = 0
+            found = left_by(place)
+            if code or found != whole:
+                odd = sorted(key for key in found.keys() | whole.keys() if found.get(key) != whole.get(key))
+                self.note(what="error", method=name, run=place.name, code=code, said=said, differs=odd)
+                raise SystemExit(f"{place} ended with {code}, and differs in {odd}:\n{said}")
+            self.note(what="end", method=name, run=place.name, weights=True, metrics=True, evaluation=True)
+            number += 1
+
+    def _place(self, name: str) -> Path:
+        place = self.out / name
+        place.mkdir(exist_ok=True)
+        if name.startswith("report") and not (place / "run").exists():
+            shutil.copytree(self.out / "teacher-robust", place / "run")
+        return place
+
+    def _words(self, place: Path) -> list[str]:
+        run = RunFolder(place / "run")
+        if place.name.startswith("teacher") and run.config.is_file():
+            return ["run", "--resume", str(run.path)]
+        teachers = {role: self.out / f"teacher-{role}" for role in ("robust", "clean")}
+        return [word.format(place=place, **teachers) for word in COMMANDS[place.name.partition("-")[0]]]
+
     def compared(self, method: str, name: str) -> dict[str, Any]:
         one, other = RunFolder(self.out / method), RunFolder(self.out / name)
         return {
@@ -166,7 +239,7 @@ class Study:
         head = "| method | kills | before a checkpoint | in training | in the evaluation or after | runs | the same weights | the same metrics | the same evaluation |"  # noqa: E501
         rows = [head, "|---|" + "---:|" * 8]
         total: Counter[str] = Counter()
-        for method in [*METHODS, "all"]:
+        for method in [*(name for name in ALL if any(line["method"] == name for line in self.lines)), "all"]:
             mine = [line for line in self.lines if method in (line["method"], "all")]
             kills = [line for line in mine if line["what"] == "kill"]
             phases = Counter(line["phase"] for line in kills)
@@ -186,19 +259,21 @@ class Study:
 
 
 def stop(
-    words: list[str], path: Path, fresh: bool, after: float | None, kind: str
+    words: list[str], fresh: bool, after: float | None, kind: str, cache: Path | None = None,
+    until: Callable[[int], bool] = lambda process: True,
 ) -> tuple[int | None, Any]:  # fmt: skip
     """Run `rkd WORDS` and stop it. (None, exit code) if it was stopped, else (exit code, what it said last).
 
-    `after` seconds from its start (`fresh`: a whole interpreter), or from when the run at `path` is begun.
+    `after` seconds from its start (`fresh`: a whole interpreter), or from when `until` its number says so.
     """
+    environs = environment() | ({"RKD_CACHE": str(cache)} if cache else {})
     with tempfile.TemporaryFile("w+") as out:
         # Kept until the end: of a process whose object is gone, subprocess takes the exit code for itself.
-        process = subprocess.Popen([*RKD, *words], stdout=out, stderr=out, env=environment()) if fresh else None
-        pid = process.pid if process else forked(words, out)
+        process = subprocess.Popen([*RKD, *words], stdout=out, stderr=out, env=environs) if fresh else None
+        pid = process.pid if process else forked(words, out, environs)
         code = None
         if after is not None and not fresh:
-            code = wait(pid, 300, lambda: begun(path, pid))
+            code = wait(pid, 300, lambda: until(pid))
         if code is None:
             code = wait(pid, after)
         if code is not None:
@@ -216,7 +291,7 @@ def stop(
         return (code, out.read()[-2000:]) if code == 0 else (None, code)
 
 
-def forked(words: list[str], out: IO[str]) -> int:
+def forked(words: list[str], out: IO[str], environs: Mapping[str, str]) -> int:
     """Start `rkd WORDS` in a process that need not import torch any more."""
     from rkd.cli import cli
 
@@ -224,6 +299,7 @@ def forked(words: list[str], out: IO[str]) -> int:
         return pid
     code = 1
     try:
+        os.environ.update(environs)
         os.dup2(out.fileno(), 1)
         os.dup2(out.fileno(), 2)
         sys.argv = ["rkd", *words]
@@ -265,6 +341,27 @@ def phase(folder: RunFolder) -> str:
     if place is None:
         return "start"
     return "evaluation" if place[0] == 6 else "training"
+
+
+def left_by(place: Path) -> dict[str, Any]:
+    """All that a command has left, by the names of its files, without what clocks and places say. Nothing of killed
+    processes is left out: what they were writing has to be gone."""
+    found: dict[str, Any] = {}
+    for file in sorted(place.rglob("*")):
+        name = str(file.relative_to(place))
+        if file.is_dir() or "cache/answers" in name or name.endswith((".log", ".lock")):
+            continue
+        if file.name == "manifest.json":
+            found[name] = json.loads(file.read_text())["status"]
+        elif file.suffix == ".json":
+            found[name] = timeless(json.loads(file.read_text()))
+        elif file.suffix == ".jsonl":
+            found[name] = [timeless(json.loads(line)) for line in file.read_text().splitlines()]
+        elif file.suffix == ".safetensors" and "checkpoints" not in name:
+            found[name] = digest(file)
+        else:
+            found[name] = None
+    return found
 
 
 def timeless(value: Any) -> Any:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from rkd.core.errors import RkdError
 
 FILE = Path(__file__).parents[1] / "benchmarks" / "fuzz_inputs" / "__init__.py"
-SLOW = {"report": 3, "command line": 6, "saved evaluation": 5, "commands on it": 8}
+SLOW = {"report": 3, "command line": 6, "saved evaluation": 5, "commands on it": 8, "sweep folder": 8}
 
 
 def _inputs() -> ModuleType:

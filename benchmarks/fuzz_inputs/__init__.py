@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from .configs import recipe, settings
-from .data import cifar_pickle, corrupted_files, idx_files, image_folder, npz_file
+from .data import cifar_pickle, corrupted_files, idx_files, image_folder, npz_file, npz_options
 from .evaluations import evaluation_commands, evaluation_page
 from .plugin_files import plugin_file
 from .run_folders import Page, checkpoint, command_line, journal, report_page, run_folder
 from .strange import Evil, catalog
+from .sweeps import changed_run, sweep_file, sweep_folder
 from .weight_files import safetensors_file, torch_file
 
 __all__ = ["READERS", "Evil", "Page", "Reader", "catalog"]
@@ -26,6 +27,8 @@ Reader = Callable[[random.Random, Path], None]
 READERS: dict[str, Reader] = {
     "recipe": recipe,
     "settings": settings,
+    "sweep": sweep_file,
+    "sweep folder": sweep_folder,
     ".safetensors": safetensors_file,
     ".pt and its like": torch_file,
     "run folder": run_folder,
@@ -34,10 +37,12 @@ READERS: dict[str, Reader] = {
     "saved evaluation": evaluation_page,
     "commands on it": evaluation_commands,
     "checkpoint": checkpoint,
+    "changed run": changed_run,
     "journal": journal,
     "MNIST idx": idx_files,
     "CIFAR pickle": cifar_pickle,
     "npz": npz_file,
+    "npz options": npz_options,
     "imagefolder": image_folder,
     "CIFAR-10-C": corrupted_files,
     "plugin file": plugin_file,

@@ -14,7 +14,7 @@ from rkd.registry.config import parse
 from rkd.registry.recipes import assignments, merge, read_recipe, recipes
 from rkd.workflow.resolve import resolve
 
-from .strange import NASTY_TEXT, catalog, mutated, scribbled, strange
+from .strange import NASTY_TEXT, catalog, mutated, scribbled, special, strange
 
 
 def recipe(rng: random.Random, folder: Path) -> None:
@@ -24,6 +24,8 @@ def recipe(rng: random.Random, folder: Path) -> None:
     kind = rng.random()
     if kind < 0.3:
         file.write_bytes(scribbled(rng, text.encode()))
+        if kind < 0.03:
+            special(rng, file)
     elif kind < 0.4:
         depth = rng.choice((10, 40, 1000, 20000))
         file.write_text(

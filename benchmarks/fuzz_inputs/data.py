@@ -7,6 +7,7 @@ import pickle
 import random
 import struct
 import zipfile
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from rkd.plugins.datasets import imagefolder, npz
 from rkd.plugins.datasets import torchvision as published
 from rkd.plugins.datasets._cifar import ArrayUnpickler
 
-from .strange import Evil, scribbled
+from .strange import Evil, catalog, scribbled, special, strange
 
 
 def idx_files(rng: random.Random, folder: Path) -> None:
@@ -115,6 +116,20 @@ def npz_file(rng: random.Random, folder: Path) -> None:
     npz.Npz(path=str(file), layout=rng.choice(("auto", "NHWC", "NCHW")))()
 
 
+def npz_options(rng: random.Random, folder: Path) -> None:
+    """A sound NumPy archive with strange options."""
+    file = folder / "data.npz"
+    images = np.zeros((6, 8, 8), np.uint8)
+    np.savez(file, x_train=images, y_train=np.arange(6) % 3, x_test=images[:3], y_test=np.arange(3))
+    if rng.random() < 0.05:
+        special(rng, file)
+    keys = [field.name for field in fields(npz.Npz) if field.name not in ("path", "download")]
+    counts = (10**9, 10**5, 4, 3, 2, -1, 2**62)
+    options = {key: rng.choice((rng.choice(counts), strange(rng))) for key in rng.sample(keys, rng.randint(1, 2))}
+    options.pop("dir", None)
+    catalog().create("dataset", f"npz:{file}", options)()
+
+
 def image_folder(rng: random.Random, folder: Path) -> None:
     """A folder of images by class."""
     root = folder / "images"
@@ -136,7 +151,7 @@ def image_folder(rng: random.Random, folder: Path) -> None:
             file = place / f"{name}.{rng.choice(('png', 'jpg', 'tif'))}"
             file.unlink(missing_ok=True)
             if rng.random() < 0.05:
-                file.symlink_to(rng.choice(("/dev/zero", str(file), str(folder.parent / "outside" / "secret.toml"))))
+                special(rng, file)
             else:
                 file.write_bytes(content)
     imagefolder.ImageFolder(path=str(root), size=rng.choice((None, None, 8, 16)))()
@@ -158,5 +173,7 @@ def corrupted_files(rng: random.Random, folder: Path) -> None:
         elif kind < 0.4:
             content = content.replace(b"(10,", rng.choice((b"(99999999999,", b"(-10,", b"(True,")))
         (folder / f"{name}.npy").write_bytes(content)
+        if rng.random() < 0.05:
+            special(rng, folder / f"{name}.npy")
     files = open_corrupted(folder, ["fog"], rng.choice((None, (3, 8, 8))), rng.choice((None, 2)))
     files.images("fog", rng.randint(1, 5), torch.tensor([0]))

@@ -27,7 +27,7 @@ from rkd.storage.serialize import load_state, pack, save_state
 from rkd.testing import TinyNet
 from rkd.workflow.nets import load_run
 
-from .strange import catalog, mutated, scribbled, strange, weights
+from .strange import catalog, mutated, scribbled, special, strange, weights
 
 CARD: dict[str, Any] = {
     "format": 1,
@@ -135,6 +135,8 @@ def put(rng: random.Random, path: Path, files: dict[str, bytes], links: bool) ->
     for name, content in files.items():
         if rng.random() < 0.95:
             (path / name).write_bytes(content)
+    if rng.random() < 0.1:
+        special(rng, path / rng.choice(list(files)))
     if links:
         outside = path.parent / "outside"
         for name in rng.sample(
@@ -271,7 +273,10 @@ def checkpoint(rng: random.Random, folder: Path) -> None:
     }
     save_state(file, state)
     content = file.read_bytes()
-    if rng.random() < 0.5:
+    kind = rng.random()
+    if kind < 0.05:
+        special(rng, file)
+    elif kind < 0.5:
         file.write_bytes(scribbled(rng, content))
     else:
         size = struct.unpack("<Q", content[:8])[0]

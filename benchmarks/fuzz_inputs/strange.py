@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import random
+import stat
 import struct
 from functools import cache
 from pathlib import Path
@@ -130,6 +131,24 @@ def scribbled(rng: random.Random, content: bytes) -> bytes:
         else:
             del data[place : place + rng.randint(1, 64)]
     return bytes(data)
+
+
+def special(rng: random.Random, path: Path) -> None:
+    """In the place of `path` something that is no file: a FIFO, a socket, a folder, or a link."""
+    if path.is_dir() and not path.is_symlink():
+        path.rmdir()
+    path.unlink(missing_ok=True)
+    kind = rng.randrange(8)
+    outside = next(parent for parent in path.parents if parent.name == "input").parent / "outside"
+    if kind < 3:
+        os.mkfifo(path)
+    elif kind == 3:
+        os.mknod(path, stat.S_IFSOCK | 0o600)
+    elif kind == 4:
+        path.mkdir()
+    else:
+        links = (outside, outside / "secret.toml", outside / "new", path, Path("/dev/zero"), Path("/proc/self/mem"))
+        path.symlink_to(rng.choice(links))
 
 
 @cache

@@ -19,7 +19,7 @@ from rkd.nets.fitting import load_into
 from rkd.nets.weights import read_weights
 from rkd.testing import TinyNet
 
-from .strange import Evil, mutated, scribbled, weights
+from .strange import Evil, mutated, scribbled, special, weights
 
 
 def safetensors_file(rng: random.Random, folder: Path) -> None:
@@ -47,6 +47,12 @@ def safetensors_file(rng: random.Random, folder: Path) -> None:
                 entry["dtype"] = rng.choice(("F32", "F8_E4M3", "BOOL", "C64", "F4", "U64", "X", 3))
         text = json.dumps(header).encode()
         file.write_bytes(struct.pack("<Q", len(text)) + text + content[8 + size :])
+    if rng.random() < 0.04:
+        special(rng, file)
+    elif rng.random() < 0.01:  # a header of very many empty tensors
+        entries = (f'"{number}":{{"dtype":"F32","shape":[0],"data_offsets":[0,0]}}' for number in range(200_000))
+        text = f"{{{','.join(entries)}}}".encode()
+        file.write_bytes(struct.pack("<Q", len(text)) + text)
     load_into(TinyNet(), read_weights(file), str(file))
 
 
@@ -98,6 +104,8 @@ def torch_file(rng: random.Random, folder: Path) -> None:
             (b"", b"PK\x03\x04", b"\x80\x02", gzip.compress(content), b"(" * 100_000, b"\x80\x02]" * 9999)
         )
     file.write_bytes(content)
+    if rng.random() < 0.04:
+        special(rng, file)
     load_into(TinyNet(), read_weights(file), str(file))
 
 

@@ -39,7 +39,11 @@ def check_config(folder: RunFolder, accept: bool = False) -> None:
         if earlier_manifest(folder).get("config", digest(text)) != digest(text):
             raise RkdError(f"{folder.config} has changed since the run began. Put the old one back, or {go_on}")
         return
-    if changes := _changes(parse_toml(old), read_recipe(folder.config)):
+    try:
+        before = parse_toml(old)
+    except ValueError as error:
+        raise RkdError(f"{folder.last} holds no configuration that can be read ({error}); {go_on}") from None
+    if changes := _changes(before, read_recipe(folder.config)):
         more = f" and {len(changes) - SHOWN} more settings" if len(changes) > SHOWN else ""
         kept = folder.checkpoints / "config.toml"
         folder.write_text(kept, old)
