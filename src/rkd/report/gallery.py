@@ -56,17 +56,10 @@ def read_gallery(path: Path, examples: list[Example]) -> Gallery | None:
     change = adversarial - clean
     sizes = np.abs(change).reshape(count, -1).max(1)
     largest = float(sizes.max())
-    amplified = 0.5 / largest if largest > 0 else 1.0
-    amplified = float(f"{amplified:.2g}")
+    amplified = float(f"{0.5 / largest:.2g}") if largest > 0 else 1.0
     tiles = [
-        Tile(
-            example,
-            _uri(clean[place]),
-            _uri(0.5 + amplified * change[place]),
-            _uri(adversarial[place]),
-            _level(float(sizes[place])),
-        )
-        for place, example in enumerate(examples[:count])
+        Tile(example, _uri(clean[i]), _uri(0.5 + amplified * change[i]), _uri(adversarial[i]), _level(float(sizes[i])))
+        for i, example in enumerate(examples[:count])
     ]
     return Gallery(tiles, amplified, max(clean.shape[1:3]) <= SMALL_SIDE)
 

@@ -242,19 +242,13 @@ class _Reader:
         return found
 
     def _examples(self, source: Mapping[str, Any]) -> list[Example]:
-        found = []
-        for value in items(source.get("examples")):
-            entry = table(value)
-            found.append(
-                Example(
-                    whole(entry.get("index")),
-                    whole(entry.get("label")),
-                    text(entry.get("attack"), 40),
-                    _seen(entry.get("clean")),
-                    _seen(entry.get("adversarial")),
-                )
+        return [
+            Example(
+                whole(entry.get("index")), whole(entry.get("label")), text(entry.get("attack"), 40),
+                _seen(entry.get("clean")), _seen(entry.get("adversarial")),
             )
-        return found
+            for entry in map(table, items(source.get("examples")))
+        ]  # fmt: skip
 
 
 def _seen(value: Any) -> Seen:
@@ -282,24 +276,19 @@ def _search(value: Any) -> Search | None:
     entry = table(value)
     if not entry:
         return None
-    given = [(name, inner) for name, inner in list(table(entry.get("options")).items())[:MOST] if inner is not None]
-    options = {name: setting(name, inner) for name, inner in given}
+    given = list(table(entry.get("options")).items())[:MOST]
+    counts = ("forwards", "backwards", "attacked", "fooled", "other_forwards", "other_backwards")
     return Search(
-        text(entry.get("implementation")),
-        options,
-        text(entry.get("objective")),
-        text(entry.get("norm"), 20),
-        number(entry.get("eps"), 0, 1e6),
-        whole(entry.get("forwards")),
-        whole(entry.get("backwards")),
-        number(entry.get("seconds"), 0),
-        [note for note in (text(inner, 500) for inner in items(entry.get("notes"))[:20]) if note],
-        whole(entry.get("attacked")),
-        whole(entry.get("fooled")),
-        entry.get("in_threat") is not False,
-        entry.get("black_box") is True,
-        whole(entry.get("other_forwards")),
-        whole(entry.get("other_backwards")),
+        implementation=text(entry.get("implementation")),
+        options={name: setting(name, inner) for name, inner in given if inner is not None},
+        objective=text(entry.get("objective")),
+        norm=text(entry.get("norm"), 20),
+        eps=number(entry.get("eps"), 0, 1e6),
+        seconds=number(entry.get("seconds"), 0),
+        notes=[note for note in (text(inner, 500) for inner in items(entry.get("notes"))[:20]) if note],
+        counts=entry.get("in_threat") is not False,
+        black_box=entry.get("black_box") is True,
+        **{name: whole(entry.get(name)) for name in counts},
     )
 
 

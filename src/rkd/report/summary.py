@@ -28,19 +28,16 @@ def place(run: RunData) -> str:
 
 
 def facts(run: RunData) -> list[str]:
+    started = text(run.manifest.get("started"), 40)[:10]
+    samples = f"{run.student.samples:,} test images" if run.student and run.student.samples else ""
+    seed = f"seed {run.seed}" if run.seed is not None else ""
     if run.evaluated:
         several = f"under {len(run.student.attacks)} attacks" if run.student and len(run.student.attacks) > 1 else ""
-        samples = f"{run.student.samples:,} test images" if run.student and run.student.samples else ""
-        seed = f"seed {run.seed}" if run.seed is not None else ""
-        return [fact for fact in (text(run.manifest.get("started"), 40)[:10], samples, several, seed) if fact]
-    done = int(run.history[-1]["epoch"]) if run.history else 0
-    epochs = run.epochs or done
-    found = [
-        text(run.manifest.get("started"), 40)[:10],
-        f"{epochs} epochs" if run.finished else f"{done} of {epochs} epochs",
-        f"seed {run.seed}" if run.seed is not None else "",
-        f"{run.student.samples:,} test images" if run.student and run.student.samples else "",
-    ]
+        found = [started, samples, several, seed]
+    else:
+        done = int(run.history[-1]["epoch"]) if run.history else 0
+        epochs = run.epochs or done
+        found = [started, f"{epochs} epochs" if run.finished else f"{done} of {epochs} epochs", seed, samples]
     return [fact for fact in found if fact]
 
 
@@ -271,12 +268,12 @@ def _commands_evaluated(run: RunData) -> list[Command]:
 
 def _without_save(words: list[str]) -> list[str]:
     """A folder that exists is refused, so that what repeats the command names none."""
-    kept = []
-    skip = False
-    for word in words:
-        if not (skip or word == "--save" or word.startswith("--save=")):
+    kept, left = [], iter(words)
+    for word in left:
+        if word == "--save":
+            next(left, None)
+        elif not word.startswith("--save="):
             kept.append(word)
-        skip = word == "--save" and not skip
     return kept
 
 

@@ -150,7 +150,6 @@ class _Plain:
 
     roles: ClassVar = ()
     defaults: ClassVar = {"attack": "pgd"}
-    weights: ClassVar[Mapping[str, float]] = {}
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         clean, adv = step.students("clean", "adv")

@@ -14,7 +14,6 @@ which is the default here; small nets prefer eps = 1/255. Public ports attack to
 References: xie2020adversarial
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -37,7 +36,6 @@ class AdvProp:
         "objective": "ce",
         "student.conversions": {"aux-bn": {}},
     }
-    weights: ClassVar[Mapping[str, float]] = {}
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         views = ("clean", *self.views)

@@ -9,7 +9,6 @@ term by T, which restores the usual gradient at the start of training. (Carlini 
 defensive distillation starts from a net trained at T = 1 instead.)
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -27,7 +26,6 @@ class CrossEntropy:
 
     roles: ClassVar = ()
     defaults: ClassVar = {"validate.select": "clean"}
-    weights: ClassVar[Mapping[str, float]] = {}
 
     def __post_init__(self) -> None:
         if self.T <= 0:

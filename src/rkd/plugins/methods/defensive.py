@@ -14,7 +14,6 @@ is 1/T of the usual, and plain SGD would barely move at T = 100. The paper does 
 References: papernot2016distillation
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -32,7 +31,6 @@ class DefensiveDistillation:
 
     roles: ClassVar = ("initial",)
     defaults: ClassVar = {"validate.select": "clean"}
-    weights: ClassVar[Mapping[str, float]] = {}
 
     def __post_init__(self) -> None:
         if self.T <= 0:

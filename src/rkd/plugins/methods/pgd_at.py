@@ -11,7 +11,6 @@ does; `--set attack.mode=train` gives the other. The start is uniform.
 References: madry2018towards
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -26,7 +25,6 @@ class AdversarialTraining:
 
     roles: ClassVar = ()
     defaults: ClassVar = {"attack": "pgd", "attack.start": "uniform", "objective": "ce"}
-    weights: ClassVar[Mapping[str, float]] = {}
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         return {"adv": ops.cross_entropy(step.student("adv"), step.y)}

@@ -46,14 +46,11 @@ class KlTeacher:
         return ops.kl(probe(x), wanted)
 
 
-@dataclass
-class KlAdaptive:
+class KlAdaptive(KlTeacher):
     """Divergence from a teacher's answer on the attacked image itself, gradient through both (AdaAD).
 
     `role`: which teacher; None: the only one, or of several the robust one.
     """
-
-    role: str | None = None
 
     def __call__(self, step: Step, probe: Probe, x: Tensor) -> Tensor:
         return ops.kl(probe(x), step.ask(step.role(self.role), x))
