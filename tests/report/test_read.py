@@ -138,3 +138,12 @@ def test_no_evaluation_is_too_strange(tmp_path: Path, first: Any, second: Any) -
     run = read_run(folder)
     assert run.student is not None
     assert all(0 <= value <= 1 for value in run.student.attacks.values())
+
+
+def test_what_a_net_was_normalised_with(tmp_path: Path) -> None:
+    from rkd.report.read import _normalization
+
+    chosen = {"choice": "none", "known": "compared", "shares": {"none": 0.988, "data": 0.61}, "images": 512}
+    assert _normalization(chosen) == "none (98.8 % of training images right; data: 61.0 %)"
+    assert _normalization({"choice": "0.5/0.5", "known": "file"}) == "0.5/0.5"
+    assert _normalization({"choice": 3, "shares": [1]}) == "3" and _normalization({}) == ""

@@ -85,12 +85,13 @@ def test_the_attack_of_a_curve(attacks: list[str], chosen: str, catalog: Catalog
 def test_a_weights_file(weights: Path, catalog: Catalog, cache: Path, tmp_path: Path) -> None:
     request = EvalRequest(
         str(weights), model="mlp", dataset="digits", attacks=["pgd-sat"], limit=10, checks="off", curve="usual",
-        save=str(tmp_path / "saved"), settings={"evaluate": {"options": {"pgd-sat": {"steps": 2}}}},
+        save=str(tmp_path / "saved"), normalize="data", settings={"evaluate": {"options": {"pgd-sat": {"steps": 2}}}},
     )  # fmt: skip
     summary = evaluate_request(request, catalog)
     assert (summary["model"], summary["data"], summary["samples"]) == ("mlp", "digits", 10)
     assert summary["searches"]["pgd-sat"]["options"]["steps"] == 2
     assert summary["curve"]["attack"] == "pgd-sat"
+    assert summary["normalization"]["choice"] == "data" and summary["normalization"]["known"] == "told"
     names = {path.name for path in (tmp_path / "saved").iterdir()}
     assert names >= {"evaluation.json", "evaluation.toml", "net.json", "manifest.json", "examples.safetensors"}
     with pytest.raises(RkdError, match="exists already; choose another --save folder"):

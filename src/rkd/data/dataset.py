@@ -197,6 +197,12 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split | None
     return Subset(split, order[count:].sort().values), Subset(split, order[:count].sort().values)
 
 
+def shape_of(split: Split) -> Shape:
+    """Of its images."""
+    channels, height, width = split.images(torch.tensor([0])).shape[1:]
+    return channels, height, width
+
+
 def in_memory(split: Split) -> bool:
     """Whether reading a batch of the split takes no time worth hiding."""
     return isinstance(split, StoredSplit) and split.in_memory

@@ -9,7 +9,7 @@ gradients is no weaker than one that does not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,12 +22,16 @@ from ..core.random import key
 from ..core.step import AttackPlan
 from ..data.dataset import Split, fetch
 from ..nets.modes import frozen_parameters, running
+from ..nets.net import Net
 from .counting import attack_batch
 from .evaluate import evaluate
 from .model import NoGradient, prepare_model
 from .result import Evaluation, EvaluationWarning
 from .samples import EvalSettings, choose_samples
 from .warnings import missed_by
+
+ALIKE = 0.1
+"""Shares of a few images that differ by no more are taken for equal; twice as much is a difference under attack."""
 
 TINY = 1e-20
 """A largest gradient entry below this is one that float32 arithmetic does not carry through an attack."""
@@ -89,6 +93,46 @@ def full_checks(
     subset = replace(settings.plain(), classes=None, positions=None, limit=min(samples, len(split)))
     result = evaluate(net, split, plans, subset)
     return judge(result), result
+
+
+@torch.inference_mode(False)
+def other_normalization(
+    net: Net, split: Split, settings: EvalSettings, search: AttackPlan, *, samples: int
+) -> list[EvaluationWarning]:
+    """Whether a few images say that `net` might as well normalise otherwise, with another robust accuracy: its weights
+    file does not say with what, and clean accuracy may hardly depend on it."""
+    if net.settled is None or net.settled.other is None:
+        return []
+    mean, std = net.settled.other
+    other = Net(net.arch, mean, std).to(settings.device).train(net.training)
+    other.autocast = net.autocast
+    batch = fetch(split, choose_samples(len(split), min(samples, len(split))), settings.device)
+    clean, robust = [], []
+    for one in (net, other):
+        with running(one, "eval"), torch.no_grad():
+            clean.append(float(ops.correct(one(batch.x), batch.y).double().mean()))
+        if clean[-1] < clean[0] - ALIKE:
+            return []
+        x = attack_batch(one, batch, search, settings.threat, key("self-check"))
+        with running(one, "eval"), torch.no_grad():
+            robust.append(float((ops.correct(one(x), batch.y) & ops.correct(one(batch.x), batch.y)).double().mean()))
+    if abs(robust[0] - robust[1]) <= 2 * ALIKE:
+        return []
+    return [
+        EvaluationWarning(
+            "normalization",
+            f"normalised with mean {_list(mean)} and std {_list(std)} instead the net is as good on "
+            f"{len(batch)} clean images ({clean[1]:.0%} right, and {clean[0]:.0%}), but an attack leaves "
+            f"{robust[1]:.0%} instead of {robust[0]:.0%}",
+            "the robust accuracy depends on what images were normalised with in the net's training, and its file does "
+            "not say",
+            "look for transforms.Normalize in the code that trained it, and give --normalize",
+        )
+    ]
+
+
+def _list(values: Sequence[float]) -> str:
+    return ",".join(f"{value:.4g}" for value in values)
 
 
 def judge(result: Evaluation) -> list[EvaluationWarning]:

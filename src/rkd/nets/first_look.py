@@ -37,7 +37,7 @@ class InputNormalization:
 
     `choice`: a name, or the numbers. `known`: `file` (its file says it), `told` (the user), `compared` (clearly better
     than the other of data and none), `open` (it makes no clear difference). `shares`: of `images` training images
-    right, by choice, where they were compared.
+    right, by choice, where they were compared. `other`: mean and std of the other of data and none, unless a file says.
     """
 
     mean: tuple[float, ...]
@@ -46,10 +46,11 @@ class InputNormalization:
     known: str
     shares: dict[str, float] | None = None
     images: int = 0
+    other: tuple[tuple[float, ...], tuple[float, ...]] | None = None
 
     def table(self) -> dict[str, Any]:
         """As results hold it."""
-        return {key: value for key, value in asdict(self).items() if value}
+        return {key: value for key, value in asdict(self).items() if value and key != "other"}
 
 
 @dataclass(frozen=True)

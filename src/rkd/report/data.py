@@ -108,6 +108,7 @@ class Net:
     role: str = ""
     model: str = ""
     source: str = ""
+    normalization: str = ""
     samples: int | None = None
     clean: float | None = None
     attacks: dict[str, float] = field(default_factory=dict)

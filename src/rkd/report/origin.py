@@ -50,6 +50,7 @@ def _teachers(run: RunData) -> list[Box]:
         for net in run.teachers:
             chips = [f"clean {percent(net.clean)} %"] if net.clean is not None else []
             chips += [f"worst case {percent(net.worst_case)} %"] if net.worst_case is not None else []
+            chips += [f"normalised: {net.normalization}"] if net.normalization else []
             found.append(Box(f"{net.role} teacher".strip(), net.model or "?", _short_source(net.source), chips))
         return found
     boxes = []

@@ -66,6 +66,7 @@ def evaluated(run: RunData) -> list[tuple[str, list[tuple[str, str]]]]:
             ("parameters", grouped(count) if (count := whole(card.get("parameters"))) else ""),
             ("weights", text(card.get("weights"), 40)),
             ("trained by", ", ".join(filter(None, training))),
+            ("normalised", net.normalization),
             ("mean", setting("mean", card.get("mean"))),
             ("std", setting("std", card.get("std"))),
         ]),

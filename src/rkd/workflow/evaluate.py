@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from rkd.core.errors import ConfigError, RkdError
 from rkd.core.step import AttackPlan
 from rkd.core.traits import traits_of
 from rkd.core.types import Shape, ThreatModel
-from rkd.data.dataset import Split
+from rkd.data.dataset import Split, shape_of
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.engine.accelerator import Engine
 from rkd.evaluation.corruptions import corrupted_accuracy, corrupted_files_accuracy, open_corrupted
@@ -28,7 +27,7 @@ from rkd.evaluation.evaluate import evaluate, rehearse
 from rkd.evaluation.journal import MONTH, Journal
 from rkd.evaluation.result import Evaluation, EvaluationWarning
 from rkd.evaluation.samples import EvalSettings
-from rkd.evaluation.selfcheck import full_checks, margin_slope, quick_checks
+from rkd.evaluation.selfcheck import full_checks, margin_slope, other_normalization, quick_checks
 from rkd.evaluation.transfer import transfer_matrix
 from rkd.evaluation.warnings import find_warnings
 from rkd.nets.first_look import answers, doubts, first_images
@@ -70,9 +69,13 @@ def evaluate_and_check(
     if checks != "off":
         repeat = next((plan for name, plan in attacks.items() if name != "fgsm"), None)
         warnings += quick_checks(net, split, settings, repeat=_short(repeat, catalog))
+    if isinstance(net, Net) and net.settled is not None:
+        result.extra["normalization"] = net.settled.table()
+        known_outcome = check_plans(settings.threat, shape_of(split), catalog).get("short")
+        if checks != "off" and attacks and known_outcome is not None:
+            warnings += other_normalization(net, split, settings, known_outcome, samples=CHECKED)
     if checks == "full" and all(warning.check != "no-gradient" for warning in warnings):  # or no attack could run
-        shape = tuple(split.images(torch.tensor([0])).shape[1:])
-        known_outcomes = check_plans(settings.threat, shape, catalog)  # type: ignore[arg-type]
+        known_outcomes = check_plans(settings.threat, shape_of(split), catalog)
         more, checked = full_checks(net, split, known_outcomes, settings, samples=CHECKED)
         warnings += more
         result.extra["checks"] = {

@@ -93,13 +93,14 @@ def settle(
     if not reference.weights or not isinstance(net, Net):
         return settled
     try:
-        numbers = [tuple(map(float, values)) for values in normalization(choice, data.mean, data.std)]
+        mean, std = normalization(choice, data.mean, data.std)
     except ValueError as error:
         raise ConfigError(f"{setting}: {error}") from None
     if choice != "auto":
         if net.settled is not None and net.settled.choice != choice:
             settled.notes.append(f"{name}: normalize={choice}, as asked, though its file says {net.settled.choice}")
-        net.settle(InputNormalization(numbers[0], numbers[1], choice, "told"))
+        other = (data.mean, data.std) if choice == "none" else NAMED["none"]
+        net.settle(InputNormalization(tuple(mean), tuple(std), choice, "told", other=other))
     elif net.settled is not None:
         settled.notes.append(f"{name}: normalised as its file says, {net.settled.choice}")
     else:
@@ -111,10 +112,9 @@ def settle(
 def _compared(net: Net, name: str, data: Dataset, setting: str, must: bool) -> tuple[Answers, str]:
     """Settle it by the training images that come out right. Returns the answers, and a sentence."""
     batch = first_images(data.train, net.mean.device)
-    found = {}
-    for option in ("data", "none"):
-        mean, std = normalization(option, data.mean, data.std)
-        net.settle(InputNormalization(tuple(mean), tuple(std), option, "open"))
+    numbers, found = {"data": (data.mean, data.std), "none": NAMED["none"]}, {}
+    for option in numbers:
+        net.settle(InputNormalization(*numbers[option], option, "open"))
         found[option] = answers(net, batch)
     shares = {option: said.share for option, said in found.items()}
     clear = compare(found["data"], found["none"])
@@ -127,9 +127,8 @@ def _compared(net: Net, name: str, data: Dataset, setting: str, must: bool) -> t
             f"type {setting}=none, or {setting}=data, or {', '.join(list(NAMED)[1:])}, or MEAN,.../STD,..."
         )
     best = "data" if clear > 0 else "none" if clear < 0 else max(shares, key=lambda option: shares[option])
-    mean, std = normalization(best, data.mean, data.std)
-    known = "compared" if clear else "open"
-    net.settle(InputNormalization(tuple(mean), tuple(std), best, known, shares, len(batch)))
+    known, other = "compared" if clear else "open", numbers["none" if best == "data" else "data"]
+    net.settle(InputNormalization(*numbers[best], best, known, shares, len(batch), other))
     clearly = "" if clear else ", no clear difference"
     return found[best], f"{name}: normalize={best}: {told}{clearly}; {setting} settles it"
 

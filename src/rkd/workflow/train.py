@@ -204,7 +204,9 @@ def _finish(
     chosen_epoch = run.state.best["epoch"] if run.state.best else run.epochs - 1
     parameters = sum(p.numel() for p in net.parameters())
     described = card_of(plan, net, student)  # type: ignore[arg-type]
-    folder.write_json(folder.card, described | {"parameters": parameters, "chosen_epoch": chosen_epoch})
+    taught = [{key: t[key] for key in ("role", "model", "source", "normalization") if key in t} for t in teachers]
+    further = {"parameters": parameters, "chosen_epoch": chosen_epoch, "teachers": taught}
+    folder.write_json(folder.card, described | further)
     save_gallery(folder, evaluation)
     folder.write_json(folder.evaluation, {"student": student, "teachers": teachers})
     ranks.objects(None)  # nobody may still be writing into what is about to be taken away
@@ -224,6 +226,7 @@ def _finish(
         "teachers": [
             {"role": t["role"], "model": t["model"], "source": t["source"], "clean": t["clean"]}
             | {"robust": t["worst_case"], "attacks": t["attacks"], "w_robust": t["w_robust"]}
+            | {key: t[key] for key in ("normalization",) if key in t}
             for t in teachers
         ],
         "config": _plain_config(plan),
