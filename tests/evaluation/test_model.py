@@ -304,3 +304,21 @@ def test_every_attack_runs_where_new_tensors_are_of_another_type(name: str, norm
     finally:
         torch.set_default_dtype(torch.float32)
     assert found.accuracy() == 1
+
+
+def test_a_net_that_returns_more_than_its_logits() -> None:
+    """As Hugging Face's do: the numbers are those of the logits."""
+
+    class Named(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = tiny_net()
+
+        def forward(self, x: torch.Tensor) -> dict:
+            return {"logits": self.inner(x), "hidden_states": (x,)}
+
+    batch = tiny_batch(12)
+    net = Named().eval()
+    named = rkd.evaluate(net, (batch.x, batch.y), ["fgsm"], threat=THREAT, checks="off")
+    plain = rkd.evaluate(net.inner, (batch.x, batch.y), ["fgsm"], threat=THREAT, checks="off")
+    assert named.summary()["attacks"] == plain.summary()["attacks"]

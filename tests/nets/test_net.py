@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import re
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -143,3 +146,48 @@ def test_a_teacher_whose_weights_move_gets_a_new_probe() -> None:
     with torch.no_grad():
         next(teacher.net.parameters()).mul_(2)
     assert torch.equal(teacher.logits(x), teacher.net(x)) and not torch.equal(teacher.logits(x), before)
+
+
+class Returns(nn.Module):
+    """A net that returns something around its logits."""
+
+    def __init__(self, around: Callable[[torch.Tensor], Any]) -> None:
+        super().__init__()
+        self.arch, self.around = tiny_net(), around
+
+    def forward(self, x: torch.Tensor) -> Any:
+        return self.around(self.arch(x))
+
+
+class Named(NamedTuple):
+    logits: torch.Tensor
+    aux: torch.Tensor
+
+
+@pytest.mark.parametrize(
+    "around",
+    [
+        lambda z: {"logits": z, "hidden_states": (z, z)},
+        lambda z: Named(z, 2 * z),
+        lambda z: (z, z[:, :, None]),
+        lambda z: [z, "text"],
+        lambda z: {"output": z},
+    ],
+)
+def test_logits_among_other_things(around: Callable[[torch.Tensor], Any]) -> None:
+    x = tiny_batch(4).x
+    net = Returns(around).eval()
+    assert torch.equal(Net(net)(x), net.arch(x))
+
+
+@pytest.mark.parametrize(
+    ("around", "said"),
+    [
+        (lambda z: (z, 2 * z), "holds 2 tensors"),
+        (lambda z: {"a": z, "b": z}, "dict with a, b that holds 2 tensors"),
+        (lambda z: None, "returned NoneType"),
+    ],
+)
+def test_logits_that_could_be_several_things(around: Callable[[torch.Tensor], Any], said: str) -> None:
+    with pytest.raises(Refused, match=re.escape(said)):
+        Net(Returns(around))(tiny_batch(4).x)

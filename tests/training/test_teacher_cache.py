@@ -21,6 +21,7 @@ from rkd.core.types import Batch
 from rkd.data.dataset import Subset
 from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
+from rkd.engine.accelerator import Engine
 from rkd.nets.net import NetTeacher
 from rkd.plugin import hookimpl
 from rkd.plugins.augments.crop import Crop
@@ -163,9 +164,9 @@ def test_batches_that_do_not_say_their_version() -> None:
 # Weights that move
 
 
-@pytest.mark.parametrize("how", ["in place", "another module", "loaded"])
+@pytest.mark.parametrize("how", ["in place", "another module", "another net", "loaded"])
 def test_a_teacher_whose_weights_move_is_asked_anew(how: str) -> None:
-    net, other = tiny_net(seed=4), tiny_net(seed=5)
+    net, other = tiny_net(seed=4), tiny_net(seed=5).eval()
     run = a_run(teacher=net, epochs=4)
     notices, differences = [], []
 
@@ -179,10 +180,13 @@ def test_a_teacher_whose_weights_move_is_asked_anew(how: str) -> None:
                             p.mul_(0.5)
                 elif how == "another module":
                     net.arch = other.arch
+                elif how == "another net":
+                    run.teachers["robust"].net = other
                 else:
                     net.load_state_dict(other.state_dict())
             step = run.step(run.loader.batch(torch.arange(4), 0))
-            differences.append(float((step.teacher() - net(step.image("clean")).detach()).abs().max()))
+            now = run.teachers["robust"].net(step.image("clean")).detach()
+            differences.append(float((step.teacher() - now).abs().max()))
 
         @hookimpl
         def rkd_notice(self, run: Run, text: str) -> None:
@@ -211,6 +215,23 @@ def test_weights_that_move_unseen_are_told_of() -> None:
     with cached(run):
         next(net.parameters()).data.mul_(0.5)
     assert len(notices) == 1 and "through .data" in notices[0] and "teacher_cache=off" in notices[0]
+
+
+def test_weights_of_a_fast_copy_that_move_unseen_are_told_of() -> None:
+    """Also where no answer is kept: the copy was made of the weights as they were."""
+    run = a_run(teacher=(net := tiny_net(seed=4)))
+    notices: list[str] = []
+
+    class Listener:
+        @hookimpl
+        def rkd_notice(self, run: Run, text: str) -> None:
+            notices.append(text)
+
+    run.hooks.register(Listener())
+    run.teachers["robust"].accelerator = Engine("auto")
+    with cached(run, "off"):
+        next(net.parameters()).data.mul_(0.5)
+    assert len(notices) == 1 and "--engine plain" in notices[0]
 
 
 # Which teachers

@@ -15,13 +15,15 @@ leave that fool the net, and come to one.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
 from ..core.errors import DataError, Refused, RkdError
 from ..core.traits import training_flag
 from ..nets.modes import frozen_parameters, running
-from ..nets.net import check_logits
+from ..nets.net import check_logits, logits_of
 
 FIRST_IMAGES = 8
 """How many images `prepare_model` looks at."""
@@ -32,15 +34,16 @@ logits over 1000 (DLR among less than three classes) is still a good number."""
 
 
 def prepare_model(net: nn.Module, x: Tensor, name: str = "the net") -> nn.Module:
-    """`net`, or a wrapper that takes and gives float32 and, where the net rules classes out for all of the first images
-    of `x (B, C, H, W)`, gives finite logits for them. Raises Refused for a net that cannot take the images, or not a
-    single one."""
+    """`net`, or a wrapper that takes and gives float32, picks the logits among what the net returns, and, where the net
+    rules classes out for all of the first images of `x (B, C, H, W)`, gives finite logits for them. Raises Refused for
+    a net that cannot take the images, or not a single one."""
     net = as_float32(net)
     finite = Finite(net)
     _check_single_image(
         checked_forward(finite, x[:FIRST_IMAGES], name), checked_forward(finite, x[:1], name), name
     )  # fmt: skip
-    return _with_known_gradient(net if finite.out is None else finite, x[:1], name)
+    needed = finite.out is not None or finite.picks
+    return _with_known_gradient(finite if needed else net, x[:1], name)
 
 
 def checked_forward(net: nn.Module, x: Tensor, name: str = "the net") -> Tensor:
@@ -129,10 +132,14 @@ class Finite(_Wrapper):
     def __init__(self, net: nn.Module) -> None:
         super().__init__(net)
         self.out: Tensor | None = None
+        self.picks = False  # whether it returns more than its logits
         self._seen = False
 
     def forward(self, x: Tensor) -> Tensor:
-        logits = self.net(x)
+        output = self.net(x)
+        logits = output
+        if isinstance(output, (Mapping, tuple, list)):
+            self.picks, logits = True, logits_of(output, type(self.net).__name__)
         if not self._seen:
             self._seen, self.out = True, _ruled_out(logits)
         if self.out is None:

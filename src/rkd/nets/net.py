@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
 from typing import Any
@@ -69,9 +69,7 @@ class Net(nn.Module):
             # The weight cache would keep casts of frozen weights for a later forward that needs gradients.
             with torch.autocast(x.device.type, self.autocast, cache_enabled=False), OnCpu(), checkpointed(self, x):
                 logits = self.arch(x)
-        if not isinstance(logits, Tensor):
-            what = f"{type(self.arch).__name__} returned {type(logits).__name__}"
-            raise Refused(f"a net must return a tensor of logits, {what}")
+        logits = logits_of(logits, type(self.arch).__name__)
         return _Scaled.apply(logits.float(), HALF_SCALE) if frozen else logits.float()
 
 
@@ -110,6 +108,33 @@ class _Scaled(torch.autograd.Function):
         return gradient * context.factor, None
 
 
+def logits_of(output: object, name: str) -> Tensor:
+    """The logits in what a net returned: a tensor as it is; of a table (as Hugging Face's nets return) or a named tuple
+    the one called `logits`; of a tuple the only tensor `(B, K)`. Raises Refused where that is none, or several."""
+    if isinstance(output, Tensor):
+        return output
+    named = output if isinstance(output, Mapping) else {}
+    if isinstance(output, tuple) and type(output) is not tuple:
+        named = dict(zip(getattr(output, "_fields", ()), output, strict=False))
+    if isinstance(named.get("logits"), Tensor):
+        return named["logits"]
+    parts = (
+        list(output.values()) if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else []
+    )
+    matrices = [part for part in parts if isinstance(part, Tensor) and part.ndim == 2 and part.is_floating_point()]
+    if len(matrices) == 1:
+        return matrices[0]
+    found = f"{type(output).__name__} with {', '.join(map(str, named))}" if named else type(output).__name__
+    raise Refused(
+        f"a net must return a tensor of logits, {name} returned {found}"
+        + (
+            f" that holds {len(matrices)} tensors (B, K): return the logits alone, or call them `logits`"
+            if parts
+            else ""
+        )
+    )
+
+
 class TensorVersions:
     """The parameters and buffers of a net as they are now."""
 
@@ -117,12 +142,17 @@ class TensorVersions:
         self._net = net
         self._then = self._now()
 
-    def unchanged(self) -> bool:
-        """Whether none was replaced since, or written to in a way that torch tracks (not through `tensor.data`)."""
+    def unchanged(self, net: nn.Module) -> bool:
+        """Whether `net` is still the same, none of them was replaced since, or written to in a way that torch tracks
+        (not through `tensor.data`)."""
         now = self._now()
-        return len(now) == len(self._then) and all(
-            tensor is before and version == then
-            for (tensor, version), (before, then) in zip(now, self._then, strict=True)
+        return (
+            net is self._net
+            and len(now) == len(self._then)
+            and all(
+                tensor is before and version == then
+                for (tensor, version), (before, then) in zip(now, self._then, strict=True)
+            )
         )
 
     def _now(self) -> list[tuple[Tensor, int]]:
@@ -153,7 +183,7 @@ class NetTeacher:
 
     def logits(self, x: Tensor) -> Tensor:
         """`(B, K)`; eval mode, weights frozen, differentiable in x."""
-        moved = self._versions is not None and not self._versions.unchanged()
+        moved = self._versions is not None and not self._versions.unchanged(self.net)
         if self._probe is None or moved:  # entered once and never left, unless an extension moves the weights
             self._probe = ExitStack().enter_context(self.accelerator.probe(self.net, None, self.net))
             self._versions = None if self.accelerator is PLAIN else TensorVersions(self.net)

@@ -28,8 +28,9 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..core.attack import PLAIN
 from ..core.errors import Refused
 from ..core.interfaces import Teacher
 from ..core.random import forked
@@ -112,6 +113,10 @@ def cached_teachers(
     plans = plan_caches(run, mode, roles=roles, max_bytes=max_bytes, tell=tell)
     caches = _open_caches(run, plans, max_bytes, folder, tell)
     run.teachers = {**plain, **caches}
+    watched = {
+        role: (teacher, TensorVersions(teacher.net), _weights_of(teacher)) for role, teacher in plain.items()
+        if isinstance(teacher, NetTeacher) and (role in caches or teacher.accelerator is not PLAIN)
+    }  # fmt: skip
     if caches:
         loader_of(run).variants = next(iter(plans.values())).variants
     try:
@@ -121,7 +126,14 @@ def cached_teachers(
             if asked + looked_up:
                 share = looked_up / (asked + looked_up)
                 tell(f"teacher {role}: {share:.0%} of the answers to clean images were looked up")
-            cache.check_weights()
+        for role, (teacher, versions, weights) in watched.items():
+            if versions.unchanged(teacher.net) and _weights_of(teacher) != weights:
+                text = (
+                    f"the weights of the teacher {role!r} were changed through .data, which torch does not track: its "
+                    "answers may be older ones. Change them in place under torch.no_grad(), or train with "
+                    "--set teacher_cache=off and --engine plain"
+                )
+                run.hooks.hook.rkd_notice(run=run, text=text)
     finally:
         run.teachers = plain
         if caches:
@@ -137,14 +149,21 @@ class CachedTeacher:
     """
 
     def __init__(self, teacher: NetTeacher, block: int, store: LogitStore, warn: Tell = lambda text: None) -> None:
-        self.role, self.net = teacher.role, teacher.net
+        self.role = teacher.role
         self._teacher, self._block, self._store, self._warn = teacher, block, store, warn
         self._asked = self._looked_up = 0
         self._new: list[tuple[Rows, HostCopy]] = []
         """Logits on their way to the host."""
-        self._fingerprint = fingerprint(*teacher.net.state_dict().values())
         self._versions = TensorVersions(teacher.net)
         self._moved = False
+
+    @property
+    def net(self) -> nn.Module:
+        return self._teacher.net
+
+    @net.setter
+    def net(self, net: nn.Module) -> None:
+        self._teacher.net = net
 
     @property
     def counts(self) -> tuple[int, int]:
@@ -173,15 +192,6 @@ class CachedTeacher:
         self._looked_up += len(rows) - len(new)
         return logits
 
-    def check_weights(self) -> None:
-        """After a training: warn if weights moved without torch's noticing, by way of `tensor.data`."""
-        if not self._moved and fingerprint(*self.net.state_dict().values()) != self._fingerprint:
-            self._warn(
-                f"the weights of the teacher {self.role!r} were changed through .data, which torch does not track: its "
-                "answers to clean images may be older ones. Change them in place under torch.no_grad(), or train with "
-                "--set teacher_cache=off"
-            )
-
     def close(self) -> None:
         """Store what is on its way, and let the file go."""
         self._store_new(wait=True)
@@ -193,10 +203,14 @@ class CachedTeacher:
             self._store.write(rows, copy.get())
 
     def _weights_moved(self) -> bool:
-        if not self._moved and not self._versions.unchanged():
+        if not self._moved and not self._versions.unchanged(self.net):
             self._moved = True
             self._warn(f"the weights of the teacher {self.role!r} move: from here on it is asked in each step")
         return self._moved
+
+
+def _weights_of(teacher: NetTeacher) -> str:
+    return fingerprint(*teacher.net.state_dict().values())
 
 
 def ask_in_blocks(teacher: NetTeacher, x: Tensor, block: int) -> Tensor:
