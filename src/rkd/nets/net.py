@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -108,14 +108,19 @@ class _Scaled(torch.autograd.Function):
         return gradient * context.factor, None
 
 
+@runtime_checkable
+class _NamedTuple(Protocol):
+    def _asdict(self) -> dict[str, Any]: ...
+
+
 def logits_of(output: object, name: str) -> Tensor:
     """The logits in what a net returned: a tensor as it is; of a table (as Hugging Face's nets return) or a named tuple
     the one called `logits`; of a tuple the only tensor `(B, K)`. Raises Refused where that is none, or several."""
     if isinstance(output, Tensor):
         return output
-    named = output if isinstance(output, Mapping) else {}
-    if isinstance(output, tuple) and type(output) is not tuple:
-        named = dict(zip(getattr(output, "_fields", ()), output, strict=False))
+    named: Mapping[Any, Any] = output if isinstance(output, Mapping) else {}
+    if isinstance(output, _NamedTuple):
+        named = output._asdict()
     if isinstance(named.get("logits"), Tensor):
         return named["logits"]
     parts = (
@@ -172,6 +177,7 @@ class NetTeacher:
 
     accelerator: Accelerator = PLAIN
     _probe: Probe | None = None
+    _probed: nn.Module | None = None
     _versions: TensorVersions | None = None
     """The weights that `_probe` was made of."""
     _independent: bool | None = None
@@ -184,8 +190,11 @@ class NetTeacher:
     def logits(self, x: Tensor) -> Tensor:
         """`(B, K)`; eval mode, weights frozen, differentiable in x."""
         moved = self._versions is not None and not self._versions.unchanged(self.net)
-        if self._probe is None or moved:  # entered once and never left, unless an extension moves the weights
+        if (
+            self._probe is None or self._probed is not self.net or moved
+        ):  # entered once and never left, unless an extension moves the weights
             self._probe = ExitStack().enter_context(self.accelerator.probe(self.net, None, self.net))
+            self._probed = self.net
             self._versions = None if self.accelerator is PLAIN else TensorVersions(self.net)
         probe = self._probe
         if len(x) <= MICRO_BATCH or x.device.type != "cpu" or (torch.is_grad_enabled() and x.requires_grad):
