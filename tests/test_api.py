@@ -209,6 +209,15 @@ def test_settings_that_are_no_table(tmp_path: Path) -> None:
         rkd.train(settings=[1], out=tmp_path / "it")  # type: ignore[arg-type]
 
 
+def test_a_component_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict] = []
+    monkeypatch.setattr("rkd.api.train_run", lambda table, *more, **settings: asked.append(table) or {})
+    rkd.train(settings={"loss": "rslad", "student": "resnet8", "epochs": 2}, out=tmp_path / "it")
+    rkd.train("digits-rslad", {"loss": {"name": "trades", "beta": 3}}, out=tmp_path / "it")
+    assert asked[0] == {"loss": {"name": "rslad"}, "student": {"model": "resnet8"}, "epochs": 2}
+    assert asked[1]["loss"] == {"name": "trades", "beta": 3}
+
+
 def test_what_is_no_module() -> None:
     with pytest.raises(rkd.RkdError, match=r"must be a torch.nn.Module, got function"):
         rkd.evaluate(lambda x: x.flatten(1), (X, Y))  # type: ignore[arg-type]

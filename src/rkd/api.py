@@ -24,6 +24,9 @@ from rkd.workflow.train import train_run
 Checks = Literal["off", "quick", "full"]
 EngineName = Literal["auto", "bfloat16", "plain"]
 
+NAMED = dict.fromkeys(("loss", "data", "attack", "objective", "optimizer"), "name") | {"student": "model"}
+"""Settings that may be a component's name alone: the key of their table that it stands for."""
+
 
 @cache
 def catalog() -> Catalog:
@@ -40,14 +43,19 @@ def train(
 ) -> dict[str, Any]:
     """Carry out a run in the new folder `out`, as `rkd run` does. Returns its results.
 
-        rkd.train(settings={"loss": {"name": "rslad"}, "epochs": 20}, out="runs/mine")
+        rkd.train(settings={"loss": "rslad", "epochs": 20}, out="runs/mine")
 
-    `recipe` is a shipped recipe's name or a TOML file; `settings` go on top. In a script that torchrun started, all
+    `recipe` is a shipped recipe's name or a TOML file; `settings` go on top, a component by its name or as a table with
+    its options: `{"loss": {"name": "rslad", "alpha": 0.5}}`. In a script that torchrun started, all
     its processes carry out the one run together. Raises `rkd.RkdError`.
     """
     if settings is not None and not isinstance(settings, Mapping):
         raise RkdError(f"settings are a table, such as {{'loss': {{'name': 'rslad'}}}}; got {type(settings).__name__}")
-    table = merge(read_recipe(recipe) if recipe else {}, settings or {})
+    named = {
+        key: {NAMED[key]: value} if key in NAMED and isinstance(value, str) else value
+        for key, value in (settings or {}).items()
+    }
+    table = merge(read_recipe(recipe) if recipe else {}, named)
     return train_run(table, catalog(), Path(out), reporter, ranks=join())
 
 

@@ -163,7 +163,7 @@ def test_killed_terminated_and_interrupted_it_ends_where_it_would_have(rkd, tmp_
     assert "stopping after this step; once more stops at once" in said()
     assert said().endswith(
         f"error: terminated\n  runs/part holds the state after step {place[1]}/21 of epoch {place[0] + 1}\n"
-        "  continue with: rkd run --resume runs/part\n"
+        f"  continue with: rkd run --resume runs/part --plugin {plugin}\n"
     )
     assert json.loads(folder.manifest.read_text())["status"] == "interrupted"
 

@@ -14,7 +14,7 @@ from rkd.core.errors import RkdError, UnknownName
 from rkd.core.hooks import hookimpl
 from rkd.registry import plugins as manager
 from rkd.registry.catalog import Catalog, load_catalog
-from rkd.registry.plugins import Plugin, load_plugins
+from rkd.registry.plugins import Plugin, load_plugins, raised_at
 
 
 class Fine:
@@ -267,3 +267,14 @@ def test_two_local_files_of_one_name(tmp_path: Path, installed) -> None:
     again = load_catalog([tmp_path / "a" / "plugin.py", tmp_path / "a" / "plugin.py"])
     assert again.names("loss") == ["one"]
     assert again.plugins.broken == []
+
+
+def test_where_a_plugin_failed(tmp_path: Path) -> None:
+    plugin = tmp_path / "mine.py"
+    plugin.write_text("import json\n\ndef read(text):\n    return json.loads(text)\n")
+    code: dict = {}
+    exec(compile(plugin.read_text(), str(plugin), "exec"), code)
+    with pytest.raises(ValueError) as error:
+        code["read"]("{")
+    assert raised_at(error.value) == f"{plugin}, line 4", "not where the library raised it"
+    assert raised_at(ValueError()) == ""

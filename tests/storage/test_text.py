@@ -93,3 +93,20 @@ def test_radii_as_the_field_writes_them(value: float, written: str) -> None:
 def test_commands_can_be_pasted() -> None:
     assert command("run", "--resume", Path("my runs/a")) == "rkd run --resume 'my runs/a'"
     assert command("eval", "runs/a") == "rkd eval runs/a"
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+def test_what_powershell_writes(tmp_path: Path, encoding: str) -> None:
+    mark = "\ufeff" if encoding.startswith("utf-16-") else ""
+    text = 'epochs = 2\r\n[loss]\r\nname = "träges"\r\n'
+    (tmp_path / "a.toml").write_bytes((mark + text).encode(encoding))
+    assert read_recipe(tmp_path / "a.toml") == {"epochs": 2, "loss": {"name": "träges"}}
+
+
+def test_other_encodings_are_told(tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_bytes('name = "träges"'.encode("latin-1"))
+    with pytest.raises(RkdError, match="byte 11 is not UTF-8; save the file as UTF-8"):
+        read_recipe(tmp_path / "a.toml")
+    (tmp_path / "a.toml").write_bytes("name = 3".encode("utf-16-le"))
+    with pytest.raises(RkdError, match="not valid TOML"):
+        read_recipe(tmp_path / "a.toml")

@@ -112,7 +112,9 @@ def report(error: BaseException, app: App) -> int:
     if _out_of_memory(error):
         terminal.error(f"out of memory ({_first_line(error)}); try a smaller --batch-size", notes=[*TURN_DOWN, *notes])
         return 2
-    terminal.error(f"unexpected {type(error).__name__}: {_first_line(error)}", notes=[*notes, *_keep(text, app)])
+    terminal.error(
+        f"unexpected {type(error).__name__}: {_first_line(error)}", notes=[*_place(error), *notes, *_keep(text, app)]
+    )
     return 1
 
 
@@ -120,6 +122,13 @@ def _out_of_memory(error: BaseException) -> bool:
     # By name: torch is not imported for the sake of a message. The words are those of torch's allocator on a CPU.
     refused = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
     return refused or isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _place(error: BaseException) -> list[str]:
+    from rkd.registry.plugins import raised_at
+
+    place = raised_at(error)
+    return [f"raised in {place}"] if place else []
 
 
 def _keep(text: str, app: App) -> list[str]:

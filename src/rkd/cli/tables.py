@@ -93,7 +93,7 @@ def show_further(summary: Mapping[str, Any], per_class: bool, terminal: Terminal
         _block(title, ["eps", "accuracy", "95 % interval"], rows, terminal)
     if corruptions := summary.get("corruptions"):
         rows = [[name, *map(percent, values)] for name, values in corruptions["accuracy"].items()]
-        rows.append(["mean", percent(corruptions["mean"])])
+        rows.append(["mean", percent(corruptions["mean"]), *[""] * 4])
         title = f"Accuracy in % by severity on {corruptions['samples']} images: {corruptions['source']}"
         _block(title, ["corruption", "1", "2", "3", "4", "5"], rows, terminal)
     if transfer := summary.get("transfer"):

@@ -4,6 +4,7 @@ The schema fixes the frame; the tables of components hold those components' own 
 against their dataclasses when the run is built.
 """
 
+import shlex
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -255,10 +256,20 @@ def _explain(item: Any) -> str:
     where = _short(place)
     if item["type"] == "missing":
         return f"{where}: is required"
+    given = shown(item["input"]).strip("'")
     if item["type"] == "model_type":
-        name = "model" if where == "student" else "name"
-        return f"{where}: is a table of settings; did you mean {where}.{name}={shown(item['input']).strip(chr(39))}?"
-    return f"{where}: {with_input(item['msg'].removeprefix('Value error, '), item['input'])}"
+        inside = _section(item["loc"])
+        name = (
+            "model" if where == "student" else "name" if "name" in inside else "attacks" if "attacks" in inside else ""
+        )
+        meant = f"{where}.{name}={given}" if name != "attacks" else shlex.quote(f'{where}.attacks=["{given}"]')
+        advice = f"did you mean {meant}?" if name else f"there is {', '.join(f'{where}.{key}' for key in inside)}"
+        return f"{where}: is a table of settings; {advice}"
+    said = f"{where}: {with_input(item['msg'].removeprefix('Value error, '), item['input'])}"
+    if isinstance(item["input"], str) and item["type"] in ("list_type", "dict_type"):
+        meant = f'{where}=["{given}"]' if item["type"] == "list_type" else f"{where}.{given}={{}}"
+        return f"{said}; did you mean {shlex.quote(meant)}?"
+    return said
 
 
 def _section(location: tuple[int | str, ...]) -> list[str]:

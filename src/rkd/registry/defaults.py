@@ -1,11 +1,14 @@
 """What a method and a data set bring along when the user is silent."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from rkd.core.errors import ConfigError, RkdError
 from rkd.core.traits import LossTraits, declared, traits_of
 
 from .catalog import Catalog
+from .config import RunConfig
+from .options import describe
 from .recipes import Table, merge, nested
 
 
@@ -29,10 +32,63 @@ def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Ta
         objective = objective if goal == "ce" else goal
     if objective:
         wanted["objective"] = {"name": objective}
-    scheduler = defaults.pop("scheduler", None)
-    if scheduler and set(table.get("schedulers") or {}) <= {scheduler}:
-        wanted["schedulers"] = {scheduler: {}}
+    schedulers = default_schedulers(loss)
+    defaults.pop("scheduler", None)
+    if schedulers and set(table.get("schedulers") or {}) <= set(schedulers):
+        wanted["schedulers"] = {name: {} for name in schedulers}
     return merge(wanted, nested(defaults))
+
+
+def default_schedulers(loss: Any) -> list[str]:
+    """The schedulers that a loss brings along: `scheduler` among its defaults, one name or several."""
+    names = declared(loss, LossTraits).defaults.get("scheduler", ())
+    return [names] if isinstance(names, str) else list(names)
+
+
+def loss_of(table: Mapping[str, Any], catalog: Catalog) -> Any:
+    """The component of the loss that a table names, or None where there is none."""
+    try:
+        return catalog.find("loss", str(name_of(table.get("loss")) or RunConfig().loss.name)).component
+    except RkdError:
+        return None  # told with all other problems, when the run is resolved
+
+
+def named_attacks(table: Mapping[str, Any], catalog: Catalog) -> Table:
+    """The table with `attack.NAME.KEY` where it belongs: `attack.KEY` if NAME is the training's attack, else
+    `evaluate.options.NAME.KEY`. Raises ConfigError for an attack that is neither."""
+    attack, evaluate = table.get("attack"), table.get("evaluate", {})
+    if not isinstance(attack, Mapping) or not isinstance(evaluate, Mapping):
+        return dict(table)
+    attacks = catalog.entries["attack"]
+    by_name = {name: options for name, options in attack.items() if isinstance(options, Mapping) and name in attacks}
+    if not by_name:
+        return dict(table)
+    own = name_of(attack) or declared(loss_of(table, catalog), LossTraits).defaults.get("attack")
+    evaluated = evaluate.get("attacks", RunConfig().evaluate.attacks)
+    if strange := [name for name in by_name if name != own and name not in evaluated]:
+        raise ConfigError([
+            f"attack.{name}: this run has no attack {name}; there is {own or 'none'} in its training, and "
+            f"{', '.join(evaluated) or 'none'} in its evaluation" for name in strange
+        ])  # fmt: skip
+    moved = {"evaluate": {"options": {name: options for name, options in by_name.items() if name != own}}}
+    rest = {key: value for key, value in attack.items() if key not in by_name}
+    return merge(moved, {**table, "attack": {**rest, **by_name.get(own, {})}})
+
+
+def attack_options(given: Mapping[str, Any], attacks: Sequence[str], catalog: Catalog) -> tuple[Table, list[str]]:
+    """Options of an evaluation's attacks: `{NAME: {KEY: VALUE}}` as it stands, `{KEY: VALUE}` for all that have such an
+    option; and which these are, in words. Raises ConfigError where none has."""
+    options = {name: value for name, value in given.items() if isinstance(value, Mapping)}
+    notes = []
+    for key, value in given.items():
+        if key in options:
+            continue
+        known = [name for name in attacks if key in {o.name for o in describe(catalog.find("attack", name).factory)}]
+        if not known:
+            raise ConfigError(f"attack.{key}: no attack of this evaluation has such an option ({', '.join(attacks)})")
+        options = merge({name: {key: value} for name in known}, options)
+        notes.append(f"attack.{key}={value} is for {', '.join(known)}; for one of them type attack.NAME.{key}={value}")
+    return options, notes
 
 
 def default_objective(attack: Any) -> str:

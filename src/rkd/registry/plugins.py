@@ -91,8 +91,26 @@ class Plugins:
         if self.manager.has_plugin(plugin.key):
             self.manager.unregister(name=plugin.key)
         details = "".join(traceback.format_exception(error))
-        reason = f"{type(error).__name__}: {error}".strip().replace("\n", " ")
+        place = raised_at(error)
+        reason = f"{type(error).__name__}: {error}".strip().replace("\n", " ") + (f" ({place})" if place else "")
         self.plugins[plugin.key] = replace(plugin, error=reason, details=details)
+
+
+def raised_at(error: BaseException) -> str:
+    """`FILE, line N`: the innermost place in a plugin's code that an error passed, else where it was raised; "" for
+    none."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    package, library = Path(__file__).parents[1], Path(traceback.__file__).parent
+
+    def in_plugin(file: Path) -> bool:
+        if {"site-packages", "dist-packages"} & set(file.parts):
+            return not {"torch", "pluggy", "click"} & set(file.parts)
+        if file.is_relative_to(package):
+            return file.is_relative_to(package / "plugins")
+        return not file.is_relative_to(library)
+
+    chosen = [frame for frame in frames if in_plugin(Path(frame.filename))] or frames
+    return f"{chosen[-1].filename}, line {chosen[-1].lineno}" if chosen else ""
 
 
 def load_plugins(files: Iterable[Path | str] = (), disabled: Iterable[str] | None = None) -> Plugins:

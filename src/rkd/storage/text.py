@@ -4,6 +4,7 @@ Whoever hands on a recipe or a run's folder decides what is in its files. A pars
 the size of a file, and no name may move a terminal's cursor or open a tag.
 """
 
+import codecs
 import json
 import re
 import shlex
@@ -23,6 +24,9 @@ MOST_TOML = 1 << 20
 MOST_JSON = 16 << 20
 """Bytes of a JSON file that is read: Python's lists and numbers take some twenty times as much."""
 
+UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+"""How UTF-16 begins, which PowerShell's `>` writes."""
+
 DEEPEST = 32
 """Tables in one another that a file may hold."""
 
@@ -31,19 +35,22 @@ _LONG_KEY = re.compile(r"""(?<![\w."'-])(?:(?:[\w-]++|"[^"\n]*+"|'[^'\n]*+')[ \t
 
 
 def read_text(path: Path, most: int = MOST_TOML, errors: str = "strict") -> str:
-    """UTF-8 text of a file of at most `most` bytes. Raises RkdError; FileNotFoundError where there is no file."""
+    """Text of a file of at most `most` bytes: UTF-8, or what a byte order mark says. Raises RkdError;
+    FileNotFoundError where there is no file."""
     try:
         with open_file(path) as file:
             content = file.read(most + 1)
         if len(content) > most:
             raise RkdError(f"cannot read {path}: it is larger than {_size(most)}, which no such file is")
-        return content.decode("utf-8", errors)
+        return content.decode("utf-16" if content.startswith(UTF16) else "utf-8-sig", errors)
     except FileNotFoundError:
         raise
-    except OSError as error:
-        raise RkdError(f"cannot read {path}: {error.strerror or error}") from None
-    except ValueError as error:  # no UTF-8, or a NUL in the path
-        raise RkdError(f"cannot read {path}: {error}") from None
+    except UnicodeDecodeError as error:
+        raise RkdError(
+            f"cannot read {path}: byte {error.start + 1} is not {error.encoding.upper()}; save the file as UTF-8"
+        ) from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise RkdError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 def parse_toml(text: str) -> dict[str, Any]:

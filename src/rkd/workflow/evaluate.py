@@ -34,7 +34,8 @@ from rkd.nets.first_look import answers, doubts, first_images
 from rkd.nets.net import Net
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
-from rkd.registry.config import parse
+from rkd.registry.config import RunConfig, parse
+from rkd.registry.defaults import attack_options
 from rkd.registry.recipes import merge, read_recipe
 from rkd.storage.card import training_key
 from rkd.storage.runfolder import RunFolder
@@ -120,7 +121,7 @@ class EvalRequest:
 
     `net`: a run's folder or name, or a weights file; `curve`: "usual" or radii by commas; `corruptions`: "own" or a
     folder; `others`: runs for a transfer matrix; `save`: a new folder for the result; `settings`: tables `evaluate`,
-    `model` and `data` on top of all; `command`: the words that asked for it.
+    `attack`, `model` and `data` on top of all; `command`: the words that asked for it.
     """
 
     net: str
@@ -256,7 +257,9 @@ def _plan(own: Mapping[str, Any], request: EvalRequest, catalog: Catalog) -> Pla
     chosen = table["evaluate"].get("attacks")
     own_options = table["evaluate"].get("options", {})
     kept = {name: given for name, given in own_options.items() if chosen is None or name in chosen}
-    table["evaluate"]["options"] = merge(kept, options)
+    attacks = RunConfig().evaluate.attacks if chosen is None else chosen
+    wanted, notes = attack_options(request.settings.get("attack", {}), attacks, catalog)
+    table["evaluate"]["options"] = merge(kept, wanted, options)
     old_norm = own.get("threat", {}).get("norm")
     if request.eps is not None:
         # The step size goes with the radius, at the share that the data set's custom gives it.
@@ -275,6 +278,7 @@ def _plan(own: Mapping[str, Any], request: EvalRequest, catalog: Catalog) -> Pla
             usual = request.curve == "usual"
             radii = usual_radii(plan.data.threat) if usual else [text.strip() for text in request.curve.split(",")]
             plan = resolve(merge(table, {"evaluate": {"curve": radii}}), catalog)
+    plan.notes += notes
     return plan
 
 

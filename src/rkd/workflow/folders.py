@@ -40,7 +40,9 @@ def cache_folder() -> Path:
 def known_names() -> dict[str, list[str]]:
     """Names of all installed components by kind, examples in place of families: as kept in the cache while the same
     plugins are installed, since to load them takes seconds."""
-    installed = sorted([e.name, e.value, e.dist.version if e.dist else ""] for e in entry_points(group=GROUP))
+    installed: Any = None  # one distribution that cannot be read hides all
+    with contextlib.suppress(Exception):
+        installed = sorted([e.name, e.value, e.dist.version if e.dist else ""] for e in entry_points(group=GROUP))
     path = cache_folder() / "names.json"
     with contextlib.suppress(OSError, RkdError, ValueError, LookupError, TypeError):
         kept = parse_json(read_text(path))

@@ -17,7 +17,7 @@ from rkd.data.dataset import Dataset
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import AttackConfig, Component, RunConfig, parse, section, sound
-from rkd.registry.defaults import data_defaults, method_defaults, name_of, with_names
+from rkd.registry.defaults import data_defaults, method_defaults, name_of, named_attacks, with_names
 from rkd.registry.hooks import HasParts
 from rkd.registry.options import plain, values_of
 from rkd.registry.recipes import merge
@@ -105,6 +105,7 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     Order: the schema's defaults < the data set's < the method's < `table`. Raises ConfigError.
     """
     problems = _Problems()
+    table = problems.catch(named_attacks, table, catalog) or table
     first = problems.catch(parse, with_names(table))
     if first is None:
         table = sound(table)  # what has not even the form of its section is told already
@@ -291,6 +292,7 @@ def check_names(table: Mapping[str, Any], catalog: Catalog) -> None:
     """What `resolve` says of a configuration without a look at its data: sections, names, options. Raises
     ConfigError."""
     problems = _Problems()
+    table = problems.catch(named_attacks, table, catalog) or table
     problems.catch(parse, with_names(table))
     table = sound(table)
     section = table.get("loss")

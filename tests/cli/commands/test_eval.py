@@ -54,13 +54,13 @@ def test_other_attacks_radius_and_images(rkd, finished) -> None:
     assert found["samples"] == 80
 
 
-def test_the_spelling_of_version_0_1_still_works(rkd, finished) -> None:
+def test_options_by_the_attacks_name_or_for_all(rkd, finished) -> None:
     run, _ = finished
-    said = rkd(
-        "eval", run, "--attack", "pgd", "--limit", "8", "--checks", "off", "--json", "--set", "attack.pgd.steps=3"
-    )
-    assert said.json["searches"]["pgd"]["options"]["steps"] == 3
-    assert "attack.pgd.steps is deprecated and goes in 0.3: type --set evaluate.options.pgd.steps" in said.stderr
+    words = ("eval", run, "--attack", "pgd,fgsm,pgd-sat", "--limit", "8", "--checks", "off", "--json")
+    said = rkd(*words, "--set", "attack.pgd.steps=3", "--set", "attack.steps=2")
+    searches = said.json["searches"]
+    assert [searches[name]["options"]["steps"] for name in ("pgd", "pgd-sat")] == [3, 2]
+    assert "attack.steps=2 is for pgd, pgd-sat; for one of them type attack.NAME.steps=2" in said.stderr
 
 
 @pytest.mark.slow
@@ -179,7 +179,8 @@ def test_data_of_another_shape(rkd, finished) -> None:
         (("--attack", "pgdd"), "there is no attack 'pgdd'. Did you mean pgd"),
         (("--attack", "PGD-SAT"), "there is no attack 'PGD-SAT'. Did you mean pgd-sat"),
         (("--set", "evaluate.options.pgd.stpes=1"), "there is no such option. Did you mean steps"),
-        (("--set", "attack.steps=1"), "name the attack"),
+        (("--set", "attack.stpes=1"), "attack.stpes: no attack of this evaluation has such an option (fgsm, pgd)"),
+        (("--set", "attack.cw.steps=1"), "evaluate.options.cw: 'cw' is not among evaluate.attacks"),
         (("--set", "loss.T=1"), "--set loss: here there is evaluate.options.NAME.KEY, model.KEY and data.KEY"),
         (("--model", "mlp"), "--model, --normalize and --strip belong to weights files"),
     ],

@@ -91,6 +91,7 @@ def test_broken_plugins_are_shown_and_stop_nothing(rkd, strangers: Path) -> None
     assert broken["bad"]["distribution"] == "rkd-strange"
     assert broken["bad"]["version"] == "1.2"
     assert "does_not_exist" in broken["bad"]["error"]
+    assert f"({strangers / 'strange_bad.py'}, line 1)" in broken["bad"]["error"]
     assert "rkd_lossses" in broken["misspelt"]["error"]
     said = rkd("list-plugins")
     assert said.exit_code == 0

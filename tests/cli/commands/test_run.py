@@ -218,6 +218,9 @@ def test_several_problems_at_once(rkd, empty_folder: Path) -> None:
         (("--set", "attack.eps=-0.1"), "eps must be greater than 0, got -0.1"),
         (("--set", "threat.eps=8"), "at most 1, got 8"),
         (("--set", "attack.eps=8"), "at most 1 in Linf, got 8: write 8/255?"),
+        (("--set", "attack.bim.steps=3"), "attack.bim: there is no such option"),
+        (("--set", "attack.square.queries=3"), "this run has no attack square; there is pgd in its training, and fgsm"),
+        (("--set", "evaluate=pgd"), "did you mean 'evaluate.attacks=[\"pgd\"]'?"),
         (("--set", "attack.stpes=3"), "attack.stpes: there is no such option. Did you mean steps"),
         (("--set", "epochs"), "--set epochs: expected KEY=VALUE"),
         (("--set", "optimiser.lr=1"), "optimiser: there is no such setting. Did you mean optimizer"),
@@ -379,7 +382,8 @@ def test_a_bug_in_an_extension(rkd, stop: tuple[str, ...], monkeypatch: pytest.M
     monkeypatch.setenv("FAIL", "1.0")
     said = rkd(*stop, *LONGER, "--name", "failed")
     assert said.exit_code == 1
-    assert "error: unexpected ValueError: a bug\n" in said.stderr
+    line = Path(stop[-1]).read_text().splitlines().index('            raise ValueError("a bug")') + 1
+    assert f"error: unexpected ValueError: a bug\n  raised in {stop[-1]}, line {line}\n" in said.stderr
     assert "continue with: rkd run --resume runs/failed" in said.stderr
 
 

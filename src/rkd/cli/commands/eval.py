@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -55,7 +55,7 @@ from ..processes import in_processes, is_one_of_several
 @click.option("--strip", metavar="PREFIX", default="", help="Beginning of the names in a weights file that is taken "
               "off; FILE#KEY chooses one of several nets in it.")  # fmt: skip
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting, as in recipes: "
-              "evaluate.options.ATTACK.KEY=VALUE, data.KEY=VALUE; model.KEY=VALUE; repeatable.")  # fmt: skip
+              "attack.KEY=VALUE, attack.NAME.KEY=VALUE, data.KEY=VALUE; model.KEY=VALUE; repeatable.")  # fmt: skip
 @json_option
 @verbosity_options
 @plugin_option
@@ -94,7 +94,7 @@ def evaluate(
     ranks = app.meet()
     catalog = app.catalog()
     options["attacks"] = split_attacks("--attack", options["attacks"])
-    settings = eval_settings(sets, app.terminal.warning)
+    settings = eval_settings(sets)
     request = EvalRequest(net, **options, settings=settings, command=("rkd", *app.words))
     interrupts = Interrupts()
     with interrupts.noted(), app.terminal.guarded():
@@ -112,26 +112,15 @@ def evaluate(
         report_at_end(RunFolder(options["save"]), catalog, app)
 
 
-def eval_settings(sets: Sequence[str], warn: Callable[[str], None]) -> dict[str, Any]:
-    """The tables of `--set`: `evaluate` and `data` as in recipes, `model` of a weights file. Raises ConfigError.
-
-    `attack.NAME.KEY`, the spelling of version 0.1, still stands for `evaluate.options.NAME.KEY`.
-    """
-    from rkd.registry.recipes import assignments, merge
+def eval_settings(sets: Sequence[str]) -> dict[str, Any]:
+    """The tables of `--set`: `evaluate` and `data` as in recipes, `model` of a weights file, and `attack`, whose
+    options are by an attack's name or for all that have them. Raises ConfigError."""
+    from rkd.registry.recipes import assignments
 
     table = assignments(sets)
     if wrong := sorted(table.keys() - {"evaluate", "model", "data", "attack"}):
-        known = "evaluate.options.NAME.KEY, model.KEY and data.KEY"
+        known = "evaluate.options.NAME.KEY, model.KEY and data.KEY, and attack.KEY or attack.NAME.KEY"
         raise ConfigError([f"--set {key}: here there is {known}" for key in wrong])
     if single := [key for key, value in table.items() if not isinstance(value, Mapping)]:
         raise ConfigError([f"--set {key}=...: expected --set {key}.KEY=VALUE" for key in single])
-    if "attack" in table:
-        options = table.pop("attack")
-        if unnamed := [key for key, value in options.items() if not isinstance(value, Mapping)]:
-            key = unnamed[0]
-            raise ConfigError(f"--set attack.{key}: name the attack, as in --set evaluate.options.pgd-sat.{key}=...")
-        name, given = next(iter(options.items()))
-        old, new = f"attack.{name}.{next(iter(given))}", f"evaluate.options.{name}.{next(iter(given))}"
-        warn(f"--set {old} is deprecated and goes in 0.3: type --set {new}, as for `rkd run`")
-        table = merge({"evaluate": {"options": options}}, table)
     return table

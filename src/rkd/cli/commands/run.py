@@ -280,6 +280,7 @@ def _filled(table: Mapping[str, Any]) -> dict[str, Any]:
 
 def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str], catalog: Catalog) -> Table:
     """A recipe, the options on top of it, `--set` on top of both. Raises ConfigError, UnknownName."""
+    from rkd.registry.defaults import default_schedulers, loss_of
     from rkd.registry.recipes import assignments, merge, read_recipe
 
     if recipe and Path(recipe).is_dir():
@@ -296,18 +297,18 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str
     if options["scheduler"] and isinstance(base.get("schedulers"), Mapping):
         base["schedulers"] = {k: v for k, v in base["schedulers"].items() if k in given["schedulers"]}
     table = merge(base, given)
-    if "none" in options["scheduler"]:
-        if not isinstance(table.get("schedulers"), Mapping):
-            raise ConfigError("schedulers: is a table of settings")
-        table["schedulers"].pop("none", None)
-        if default := _default_scheduler(table, catalog):
-            table["schedulers"].setdefault(default, False)
     settings = assignments(sets)
     if isinstance(named := settings.get("teachers"), Mapping):  # --set teachers.ROLE.KEY=VALUE
         if wrong := [role for role, more in named.items() if not isinstance(more, Mapping)]:
             raise ConfigError(f"--set teachers.{wrong[0]}=...: expected teachers.ROLE.KEY=VALUE")
         settings["teachers"] = [*table.get("teachers", []), *({"role": role, **more} for role, more in named.items())]
-    return merge(table, settings)
+    table = merge(table, settings)
+    if "none" in options["scheduler"]:
+        if not isinstance(table.get("schedulers"), Mapping):
+            raise ConfigError("schedulers: is a table of settings")
+        kept = {name: value for name, value in table["schedulers"].items() if name != "none"}
+        table["schedulers"] = dict.fromkeys(default_schedulers(loss_of(table, catalog)), False) | kept
+    return table
 
 
 def option_table(options: Mapping[str, Any]) -> Table:
@@ -376,15 +377,3 @@ def _parts(option: str, text: str) -> list[str]:
     if not all(parts):
         raise ConfigError(f"{option} {text}: expected NET or NET+CONVERSION, such as resnet18+aux-bn")
     return parts
-
-
-def _default_scheduler(table: Mapping[str, Any], catalog: Catalog) -> str | None:
-    from rkd.registry.config import RunConfig
-
-    loss = table.get("loss")
-    name = loss.get("name") if isinstance(loss, Mapping) else None
-    try:
-        facts = catalog.find("loss", str(name or RunConfig().loss.name)).facts()
-    except RkdError:
-        return None  # told with all other problems, when the run is resolved
-    return facts["defaults"].get("scheduler")
