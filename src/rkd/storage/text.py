@@ -49,8 +49,10 @@ def read_text(path: Path, most: int = MOST_TOML, errors: str = "strict") -> str:
         raise RkdError(
             f"cannot read {path}: byte {error.start + 1} is not {error.encoding.upper()}; save the file as UTF-8"
         ) from None
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        raise RkdError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+    except OSError as error:
+        raise RkdError(f"cannot read {path}: {error.strerror or error}") from None
+    except ValueError as error:  # a NUL in the path
+        raise RkdError(f"cannot read {path}: {error}") from None
 
 
 def parse_toml(text: str) -> dict[str, Any]:
