@@ -107,28 +107,15 @@ class Catalog:
     def __init__(self, plugins: Plugins) -> None:
         self.plugins = plugins
         self.entries: dict[str, dict[str, list[Entry]]] = {kind: {} for kind in KINDS}
+        found: list[Entry] = []
         for kind, hook in KINDS.items():
             for implementation in getattr(plugins.manager.hook, hook).get_hookimpls():
                 plugin = plugins.plugins[implementation.plugin_name]
-                self._collect(kind, plugin, implementation.function)
-
-    def _collect(self, kind: str, plugin: Plugin, hook: Any) -> None:
-        with self.plugins.guarded(plugin):
-            provided = hook()
-            if not isinstance(provided, Mapping):
-                raise TypeError(f"{KINDS[kind]} must return {{name: component}}, got {type(provided).__name__}")
-            entries = [_entry(kind, name, component, plugin) for name, component in provided.items()]
-            for entry in entries:
-                self.entries[kind].setdefault(entry.name, []).append(entry)
-        if self.plugins.plugins[plugin.key].error:
-            self._forget(plugin)
-
-    def _forget(self, plugin: Plugin) -> None:
-        for names in self.entries.values():
-            for name in list(names):
-                names[name] = [entry for entry in names[name] if entry.plugin.key != plugin.key]
-                if not names[name]:
-                    del names[name]
+                with plugins.guarded(plugin):
+                    found += _provided(kind, plugin, implementation.function())
+        for entry in found:
+            if not plugins.plugins[entry.plugin.key].error:  # none of a plugin of which one part is broken
+                self.entries[entry.kind].setdefault(entry.name, []).append(entry)
 
     def names(self, kind: str) -> list[str]:
         """Known names, families by their pattern's name."""
@@ -207,6 +194,13 @@ class Catalog:
             names = ", ".join(f"{plugin.name} of {plugin.distribution} {plugin.version}" for plugin in broken)
             message += f" Plugins that could not be loaded: {names}; `rkd list-plugins` says why."
         return message
+
+
+def _provided(kind: str, plugin: Plugin, components: Any) -> list[Entry]:
+    """What a hook returned. Raises TypeError, ValueError, re.error."""
+    if not isinstance(components, Mapping):
+        raise TypeError(f"{KINDS[kind]} must return {{name: component}}, got {type(components).__name__}")
+    return [_entry(kind, name, component, plugin) for name, component in components.items()]
 
 
 def _entry(kind: str, name: Any, component: Any, plugin: Plugin) -> Entry:

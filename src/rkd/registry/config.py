@@ -203,12 +203,13 @@ class RunConfig(_Section):
 M = TypeVar("M", bound=BaseModel)
 
 
-def section(model: type[M], table: Mapping[str, Any], where: str) -> M:
-    """A section that stands elsewhere in the configuration, at `where`. Raises ConfigError with every problem."""
+def section(model: type[M], table: Mapping[str, Any], where: str = "") -> M:
+    """A section of the configuration that stands at `where`. Raises ConfigError with every problem."""
     try:
         return model(**table)
     except ValidationError as error:
-        raise ConfigError([f"{where}.{_explain(item)}" for item in error.errors()]) from None
+        place = f"{where}." if where else ""
+        raise ConfigError([f"{place}{_explain(item)}" for item in error.errors()]) from None
 
 
 _TABLES = {
@@ -219,10 +220,7 @@ _TABLES = {
 
 def parse(table: Mapping[str, Any]) -> RunConfig:
     """Check a configuration. Raises ConfigError with every problem."""
-    try:
-        return RunConfig(**table)
-    except ValidationError as error:
-        raise ConfigError([_explain(item) for item in error.errors()]) from None
+    return section(RunConfig, table)
 
 
 def sound(table: Mapping[str, Any]) -> Table:

@@ -40,19 +40,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import (
-    Attack,
-    AttackTraits,
-    HasNotes,
-    Mode,
-    Norm,
-    RkdError,
-    Schedule,
-    Target,
-    forked,
-    hookimpl,
-    ops,
-)
+from rkd.plugin import Attack, AttackTraits, HasNotes, Mode, Norm, RkdError, Schedule, Target, forked, hookimpl, ops
 
 from ._early_stop import MOST_TARGETS, begin, finite_margin, for_samples, misclassified, reference_logits
 from ._options import attacker, check_search

@@ -46,10 +46,7 @@ class Ard:
         T = at(self.T, step.progress)
         soft = step.teacher()  # before the student, whose graph takes memory from then on
         adv, clean = step.students("adv", "clean")
-        return {
-            "kd": T**2 * ops.kl(adv, soft, T, self.reduction),
-            "ce": ops.cross_entropy(clean, step.y),
-        }
+        return {"kd": T**2 * ops.kl(adv, soft, T, self.reduction), "ce": ops.cross_entropy(clean, step.y)}
 
 
 @hookimpl

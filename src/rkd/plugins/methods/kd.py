@@ -40,10 +40,7 @@ class KnowledgeDistillation:
         T = at(self.T, step.progress)
         soft = step.teacher()  # before the student, whose graph takes memory from then on
         student = step.student("clean")
-        return {
-            "kd": T**2 * ops.kl(student, soft, T, self.reduction),
-            "ce": ops.cross_entropy(student, step.y),
-        }
+        return {"kd": T**2 * ops.kl(student, soft, T, self.reduction), "ce": ops.cross_entropy(student, step.y)}
 
 
 @hookimpl

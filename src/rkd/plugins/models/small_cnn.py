@@ -38,11 +38,8 @@ class SmallNet(nn.Module):
             planes = width * 2**stage
             for place in range(blocks):
                 stride = 2 if stage and not place else 1
-                layers += [
-                    nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False),
-                    nn.BatchNorm2d(planes),
-                    nn.ReLU(),
-                ]
+                convolution = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
+                layers += [convolution, nn.BatchNorm2d(planes), nn.ReLU()]
                 inputs = planes
         self.features = nn.Sequential(*layers)
         self.linear = nn.Linear(4 * inputs, classes)

@@ -34,11 +34,7 @@ class TimmModel:
         import timm  # takes seconds
 
         self._check(timm)
-        options: dict[str, Any] = {
-            "pretrained": self.pretrained,
-            "num_classes": classes,
-            "in_chans": shape[0],
-        }
+        options: dict[str, Any] = {"pretrained": self.pretrained, "num_classes": classes, "in_chans": shape[0]}
 
         def build(size: Size) -> nn.Module:
             try:
