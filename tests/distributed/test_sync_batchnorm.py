@@ -24,6 +24,7 @@ def group() -> Iterator[None]:
         dist.destroy_process_group()
 
 
+@pytest.mark.filterwarnings("error::FutureWarning")
 @pytest.mark.parametrize("affine", [True, False])
 def test_of_one_process_it_is_batch_norm(group: None, affine: bool) -> None:
     norms = [nn.BatchNorm2d(3, affine=affine) for _ in range(2)]

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from queue import Queue
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from rkd.core.errors import DataError, RkdError
+from rkd.core.random import Noise
+from rkd.core.step import AttackPlan
+from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
 from rkd.distributed.ranks import Ranks
+from rkd.evaluation.corruptions import corrupted_accuracy
+from rkd.evaluation.curve import curve
 from rkd.evaluation.journal import Journal
 from rkd.evaluation.samples import EvalSettings, choose_samples, run_batches, split_by_margin
+from rkd.evaluation.transfer import transfer_matrix
+from rkd.plugins.attacks.cw_l2 import CwL2
+from rkd.plugins.attacks.pgd import Pgd
+from rkd.testing import tiny_batch, tiny_net
+from rkd.testing.tiny import cross_entropy
 
 
 def test_samples_are_all_or_the_same_few() -> None:
@@ -109,3 +122,57 @@ def test_processes_take_batches_in_turn() -> None:
     assert calls == [[2, 3]] and torch.equal(torch.cat([r["square"] for r in records]), torch.arange(6) ** 2)
     with pytest.raises(RkdError, match="other images than the 6"):
         run_batches("x", batches, compute, 6, EvalSettings(ranks=replace(ranks, first_says={0: theirs[0]})))
+
+
+@dataclass(frozen=True)
+class Thread(Ranks):
+    """One of two processes in one, each a thread that waits for the other."""
+
+    said: tuple[Queue[object], Queue[object]] = field(default_factory=lambda: (Queue(), Queue()))
+
+    def objects(self, mine):
+        self.said[self.rank].put(mine)
+        theirs = self.said[1 - self.rank].get(timeout=60)
+        return [theirs, mine] if self.rank else [mine, theirs]
+
+    def from_first(self, value):
+        return self.objects(value)[0]
+
+
+class Asked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net, self.images = tiny_net(), 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images += len(x)
+        return self.net(x)
+
+
+def darker(x: Tensor, severity: int, noise: Noise) -> Tensor:
+    return x * (1 - 0.1 * severity)
+
+
+@pytest.mark.parametrize("what", ["corruptions", "curve", "nearest", "transfer"])
+def test_processes_share_what_stands_beside_an_evaluation(what: str) -> None:
+    batch = tiny_batch(64)
+    split = ArraySplit(batch.x, batch.y)
+    attack = {"curve": Pgd(steps=2), "transfer": Pgd(steps=2), "nearest": CwL2(steps=2, searches=1)}.get(what)
+    plan = AttackPlan(attack, cross_entropy)
+
+    def run(ranks: Ranks) -> tuple[Any, int]:
+        net, settings = Asked().eval(), EvalSettings(ranks=ranks, batch_size=8, threat=ThreatModel("L2", 0.5, 0.1))
+        if what == "corruptions":
+            found = corrupted_accuracy(net, split, {"darker": darker}, settings)
+        elif what == "transfer":
+            found = transfer_matrix({"one": net}, split, plan, settings)
+        else:
+            found = curve(net, split, "it", plan, [0.1, 0.5], settings)
+        return found, net.images
+
+    alone, images = run(Ranks())
+    said = (Queue(), Queue())
+    with ThreadPoolExecutor(2) as threads:
+        both = list(threads.map(run, [Thread(rank, 2, said=said) for rank in range(2)]))
+    assert [found for found, _ in both] == [alone, alone]
+    assert max(asked for _, asked in both) < 0.8 * images, "each does its part"

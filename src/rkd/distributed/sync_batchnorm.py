@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
-from torch.distributed.nn.functional import all_reduce
 from torch.overrides import TorchFunctionMode
 
 from .ranks import Ranks
@@ -42,6 +42,21 @@ class _Synchronised(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
+class _Sum(torch.autograd.Function):
+    """The sum of a tensor over the processes. Its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(context: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        total: Tensor = _Sum.apply(gradient)
+        return total
+
+
 def _batch_norm(
     x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, weight: Tensor | None = None,
     bias: Tensor | None = None, training: bool = False, momentum: float = 0.1, eps: float = 1e-5,
@@ -53,12 +68,12 @@ def _batch_norm(
     shape = [1, channels] + [1] * (x.ndim - 2)
     values = x.float()
     count = values.new_tensor([values.numel() / channels])
-    sums = all_reduce(torch.cat([values.sum(around), count]))
+    sums = _Sum.apply(torch.cat([values.sum(around), count]))
     samples = sums[-1].detach()
     mean = sums[:-1] / samples
     centred = values - mean.view(shape)
     # Two rounds, as mean and centred squares: the difference of large squares would lose digits.
-    variance = all_reduce(centred.square().sum(around)) / samples
+    variance = _Sum.apply(centred.square().sum(around)) / samples
     if running_mean is not None and running_var is not None:
         with torch.no_grad():
             unbiased = variance.detach() * (samples / (samples - 1).clamp_min(1))

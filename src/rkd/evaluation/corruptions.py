@@ -221,6 +221,9 @@ def _accuracy(
         raise RkdError("there is no corruption to evaluate under")
     net, classes = Finite(as_float32(net)), settings.classes
     batches, count = positions.split(settings.batch_size), len(positions)
+    if settings.ranks.size > 1:  # the net of each process has to see the same images first
+        with running(net, "eval"), torch.no_grad():
+            net(next(versions(names[0], batches[0]))[0])
     accuracy: dict[str, list[float]] = {}
     for name in names:
 

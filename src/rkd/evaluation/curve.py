@@ -76,7 +76,7 @@ def _distances(net: nn.Module, split: Split, name: str, plan: AttackPlan, settin
     plan = AttackPlan(replace(attack, bounded=False), plan.objective)
     positions, distances = settings.samples(split), []
     done = 0
-    for rows in positions.split(settings.batch_size):  # so that few images are kept at a time
+    for rows in positions.split(settings.batch_size * settings.ranks.size):  # so that few images are kept at a time
 
         def progress(what: str, count: int, total: int, done: int = done) -> None:
             settings.report(what, done + count, len(positions))

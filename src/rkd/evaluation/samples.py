@@ -58,8 +58,8 @@ class EvalSettings:
             raise RkdError(f"the batch size must be a whole number of at least 1, got {self.batch_size!r}")
 
     def plain(self) -> EvalSettings:
-        """The same in this process alone, without a journal and further findings: an evaluation beside the main one."""
-        return replace(self, journal=None, ranks=ALONE, accelerator=PLAIN, rounded=False, examples=0)
+        """The same without a journal and further findings: an evaluation beside the main one."""
+        return replace(self, journal=None, accelerator=PLAIN, rounded=False, examples=0)
 
     def samples(self, split: Split) -> Tensor:
         """Positions in the split of the samples to evaluate, `(N,)`. Raises DataError."""

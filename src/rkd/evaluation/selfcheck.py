@@ -9,7 +9,7 @@ gradients is no weaker than one that does not.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -44,40 +44,24 @@ def quick_checks(
     """What a few forwards and one gradient show; the settings' threat and device count. The attack `repeat` runs twice
     on a few images: it has to do the same both times. The net is left as it was. A net handed over in train mode is
     reported, and checked in eval mode."""
-    warnings = _train_mode(net)
+    warnings = list(_train_mode(net))
     batch = fetch(split, choose_samples(len(split), min(samples, len(split))), settings.device)
     net = prepare_model(net, batch.x)
     with running(net, "eval"), torch.no_grad():
         first, second = net(batch.x), net(batch.x)
         part = net(batch.x[: max(1, len(batch) // 3)])
-    warnings += _stochastic(first, second) or _batch_dependent(first, part)
+    warnings += list(_stochastic(first, second)) or _batch_dependent(first, part)
     warnings += _probabilities(first)
-    right = ops.correct(first, batch.y)
     if isinstance(net, NoGradient):
-        return [
-            *warnings,
-            EvaluationWarning(
-                "no-gradient",
-                net.reason,
-                "only attacks that need no gradient can run: on most nets they find far less than those that do",
-                "change what stands in the gradient's way, and evaluate again with autoattack",
-            ),
-        ]
+        return [*warnings, _no_gradient(net)]
+    right = ops.correct(first, batch.y)
     if bool(right.any()):
         warnings += _gradients(net, batch.select(right).x, batch.y[right], first[right])
     if repeat is not None:
         subset = batch.select(torch.arange(min(8, len(batch)), device=batch.x.device))
-        one, two = (attack_batch(net, subset, repeat, settings.threat, key("self-check")) for _ in range(2))
-        difference = float((one - two).abs().max())
-        if difference > 1e-6:
-            warnings.append(
-                EvaluationWarning(
-                    "nondeterministic",
-                    f"the same attack with the same seed made images that differ by {difference:.2g}",
-                    "net or machine computes something else each time, and so will the numbers be",
-                    "torch.use_deterministic_algorithms(True), or state the spread of several evaluations",
-                )
-            )
+        warnings += _nondeterministic(
+            *(attack_batch(net, subset, repeat, settings.threat, key("self-check")) for _ in range(2))
+        )
     return warnings
 
 
@@ -92,7 +76,7 @@ def full_checks(
     """
     subset = replace(settings.plain(), classes=None, positions=None, limit=min(samples, len(split)))
     result = evaluate(net, split, plans, subset)
-    return judge(result), result
+    return list(judge(result)), result
 
 
 @torch.inference_mode(False)
@@ -135,7 +119,7 @@ def _list(values: Sequence[float]) -> str:
     return ",".join(f"{value:.4g}" for value in values)
 
 
-def judge(result: Evaluation) -> list[EvaluationWarning]:
+def judge(result: Evaluation) -> Iterator[EvaluationWarning]:
     """What the outcomes of the attacks of `full_checks` say.
 
     `find_warnings` asks some of this, too, but of the evaluation's own attacks and on all its images; here a few images
@@ -144,69 +128,55 @@ def judge(result: Evaluation) -> list[EvaluationWarning]:
     n, clean = result.samples, int(result.clean.sum())
     left = {name: int(right.sum()) for name, right in result.attacks.items()}
     chance = max(2.0, 0.03 * n)
-    warnings = []
     if {"fgsm", "short"} <= left.keys() and left["fgsm"] < left["short"] - chance:
-        warnings.append(
-            EvaluationWarning(
-                "fgsm-beats-pgd",
-                f"of {clean} images {clean - left['fgsm']} fall to one step, but {clean - left['short']} to many",
-                "the loss is jagged or its gradients masked, so that small steps lose their way",
-                "run autoattack; no number of PGD stands for this net",
-            )
+        yield EvaluationWarning(
+            "fgsm-beats-pgd",
+            f"of {clean} images {clean - left['fgsm']} fall to one step, but {clean - left['short']} to many",
+            "the loss is jagged or its gradients masked, so that small steps lose their way",
+            "run autoattack; no number of PGD stands for this net",
         )
     if {"short", "long"} <= left.keys() and left["long"] > left["short"] + chance:
-        warnings.append(
-            EvaluationWarning(
-                "more-steps",
-                f"five times the steps fool the net less often ({clean - left['long']} instead of "
-                f"{clean - left['short']} of {clean})",
-                "the search does not climb what it means to climb",
-                "use a smaller step, restarts, or autoattack",
-            )
+        yield EvaluationWarning(
+            "more-steps",
+            f"five times the steps fool the net less often ({clean - left['long']} instead of "
+            f"{clean - left['short']} of {clean})",
+            "the search does not climb what it means to climb",
+            "use a smaller step, restarts, or autoattack",
         )
     stuck = {"long", "large"} <= left.keys() and left["long"] > 0.1 * n and left["large"] > 0.9 * left["long"]
     if stuck and not _gains(result, "long", "large"):
-        warnings.append(
-            EvaluationWarning(
-                "larger-eps",
-                f"with four times the radius {left['large']} of {clean} images still stand, with eps itself "
-                f"{left['long']}, and no more narrowly",
-                "in a larger ball an attack must come nearer to its aim: this one does not",
-                "run autoattack, and look at the accuracy against eps (--curve)",
-            )
+        yield EvaluationWarning(
+            "larger-eps",
+            f"with four times the radius {left['large']} of {clean} images still stand, with eps itself "
+            f"{left['long']}, and no more narrowly",
+            "in a larger ball an attack must come nearer to its aim: this one does not",
+            "run autoattack, and look at the accuracy against eps (--curve)",
         )
     if "unbounded" in left and left["unbounded"] > max(chance, 0.05 * n):
-        warnings.append(
-            EvaluationWarning(
-                "unbounded",
-                f"{left['unbounded']} of {clean} images withstand an attack that may change every pixel to anything",
-                "such an attack succeeds on every net whose gradients it can use: here it cannot",
-                "run autoattack and apgd-dlr; do not report a number of an attack that fails here",
-            )
+        yield EvaluationWarning(
+            "unbounded",
+            f"{left['unbounded']} of {clean} images withstand an attack that may change every pixel to anything",
+            "such an attack succeeds on every net whose gradients it can use: here it cannot",
+            "run autoattack and apgd-dlr; do not report a number of an attack that fails here",
         )
     if {"long", "margin"} <= left.keys() and left["margin"] < left["long"] - max(chance, 0.1 * n):
-        warnings.append(
-            EvaluationWarning(
-                "cross-entropy",
-                f"an attack on the logits' margin fools the net on {clean - left['margin']} of {clean} images, the "
-                f"same attack on cross-entropy on {clean - left['long']}",
-                "cross-entropy has no usable gradient here: the softmax is saturated, as after defensive distillation",
-                "use cw, apgd-dlr or autoattack, or divide the logits by the temperature of the training",
-            )
+        yield EvaluationWarning(
+            "cross-entropy",
+            f"an attack on the logits' margin fools the net on {clean - left['margin']} of {clean} images, the "
+            f"same attack on cross-entropy on {clean - left['long']}",
+            "cross-entropy has no usable gradient here: the softmax is saturated, as after defensive distillation",
+            "use cw, apgd-dlr or autoattack, or divide the logits by the temperature of the training",
         )
     white_box = [name for name in ("short", "long") if name in left]
     if "black-box" in left and white_box:
         missed = missed_by(result, white_box, "black-box")
         if missed > chance:
-            warnings.append(
-                EvaluationWarning(
-                    "black-box-beats-pgd",
-                    f"an attack that sees no gradients fools the net on {missed} of {clean} images where PGD failed",
-                    "the gradients lead nowhere: they are masked",
-                    "run autoattack; the number of PGD is worth nothing here",
-                )
+            yield EvaluationWarning(
+                "black-box-beats-pgd",
+                f"an attack that sees no gradients fools the net on {missed} of {clean} images where PGD failed",
+                "the gradients lead nowhere: they are masked",
+                "run autoattack; the number of PGD is worth nothing here",
             )
-    return warnings
 
 
 @torch.inference_mode(False)
@@ -251,75 +221,84 @@ def _gains(result: Evaluation, attack: str, larger: str) -> bool:
     return float(((lost > 0) & (near - far > 0.5 * lost))[both].double().mean()) >= 0.9
 
 
-def _train_mode(net: nn.Module) -> list[EvaluationWarning]:
+def _train_mode(net: nn.Module) -> Iterator[EvaluationWarning]:
     training = [name or type(m).__name__ for name, m in net.named_modules()
                 if isinstance(m, (_NormBase, _DropoutNd)) and m.training]  # fmt: skip
     if not training:
-        return []
-    return [
-        EvaluationWarning(
-            "train-mode",
-            f"the net was handed over in train mode ({len(training)} layers of batch norm or dropout, "
-            f"first {training[0]})",
-            "it is evaluated in eval mode, which may not be the net that was meant",
-            "call net.eval() first, or look whether your own code evaluates in train mode",
-        )
-    ]
+        return
+    yield EvaluationWarning(
+        "train-mode",
+        f"the net was handed over in train mode ({len(training)} layers of batch norm or dropout, first {training[0]})",
+        "it is evaluated in eval mode, which may not be the net that was meant",
+        "call net.eval() first, or look whether your own code evaluates in train mode",
+    )
 
 
 def _scale(logits: Tensor) -> float:
     return max(float(logits.abs().max()), 1e-12)
 
 
-def _stochastic(first: Tensor, second: Tensor) -> list[EvaluationWarning]:
+def _stochastic(first: Tensor, second: Tensor) -> Iterator[EvaluationWarning]:
     difference = float((first - second).abs().max()) / _scale(first)
     if difference <= 1e-3:
-        return []
-    return [
-        EvaluationWarning(
-            "stochastic",
-            f"the same images gave logits that differ by {difference:.1%} of their size",
-            "the net is random in eval mode, and an attack that sees one draw may fail on the next",
-            "attack the mean over many draws (EOT), or take the randomness out",
-        )
-    ]
+        return
+    yield EvaluationWarning(
+        "stochastic",
+        f"the same images gave logits that differ by {difference:.1%} of their size",
+        "the net is random in eval mode, and an attack that sees one draw may fail on the next",
+        "attack the mean over many draws (EOT), or take the randomness out",
+    )
 
 
-def _batch_dependent(full: Tensor, part: Tensor) -> list[EvaluationWarning]:
+def _batch_dependent(full: Tensor, part: Tensor) -> Iterator[EvaluationWarning]:
     difference = float((full[: len(part)] - part).abs().max()) / _scale(full)
     if difference <= 1e-2:
-        return []
-    return [
-        EvaluationWarning(
-            "batch-dependent",
-            f"an image's logits change by {difference:.1%} with the other images of its batch",
-            "the net uses statistics of the batch in eval mode: no accuracy of it means anything for one image",
-            "let batch norm track running statistics (track_running_stats=True)",
-        )
-    ]
+        return
+    yield EvaluationWarning(
+        "batch-dependent",
+        f"an image's logits change by {difference:.1%} with the other images of its batch",
+        "the net uses statistics of the batch in eval mode: no accuracy of it means anything for one image",
+        "let batch norm track running statistics (track_running_stats=True)",
+    )
 
 
-def _probabilities(logits: Tensor) -> list[EvaluationWarning]:
+def _probabilities(logits: Tensor) -> Iterator[EvaluationWarning]:
     sums = logits.sum(1)
     if float(logits.min()) >= 0 and float((sums - 1).abs().max()) < 1e-3:
         output = "probabilities (no value below 0, rows that sum to 1)"
     elif float(logits.min()) >= 0 and float(logits.max()) <= 1 and float(logits.max() - logits.min()) > 0.5:
         output = "values from 0 to 1 alone, as a sigmoid or a scaled softmax does"
-    elif float(logits.max()) <= 0 and float((logits.exp().sum(1) - 1).abs().max()) < 1e-3:
-        return []  # log-probabilities are logits: the softmax of them is the same
-    else:
-        return []
-    return [
-        EvaluationWarning(
-            "probabilities",
-            f"the net returns {output}",
-            "cross-entropy takes a second softmax of them, whose gradients are small and tell little",
-            "return logits: leave the softmax or sigmoid out",
+    else:  # also log-probabilities, which are logits: the softmax of them is the same
+        return
+    yield EvaluationWarning(
+        "probabilities",
+        f"the net returns {output}",
+        "cross-entropy takes a second softmax of them, whose gradients are small and tell little",
+        "return logits: leave the softmax or sigmoid out",
+    )
+
+
+def _no_gradient(net: NoGradient) -> EvaluationWarning:
+    return EvaluationWarning(
+        "no-gradient",
+        net.reason,
+        "only attacks that need no gradient can run: on most nets they find far less than those that do",
+        "change what stands in the gradient's way, and evaluate again with autoattack",
+    )
+
+
+def _nondeterministic(one: Tensor, two: Tensor) -> Iterator[EvaluationWarning]:
+    difference = float((one - two).abs().max())
+    if difference > 1e-6:
+        yield EvaluationWarning(
+            "nondeterministic",
+            f"the same attack with the same seed made images that differ by {difference:.2g}",
+            "net or machine computes something else each time, and so will the numbers be",
+            "torch.use_deterministic_algorithms(True), or state the spread of several evaluations",
         )
-    ]
 
 
-def _gradients(net: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list[EvaluationWarning]:
+def _gradients(net: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Iterator[EvaluationWarning]:
     x = x.detach().requires_grad_()
     with running(net, "eval"), frozen_parameters(net), torch.enable_grad():
         loss = ops.cross_entropy(net(x), y)
@@ -330,17 +309,16 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list[Eva
             largest = gradient.flatten(1).abs().amax(1)
     broken = int((~largest.isfinite()).sum())
     if broken:
-        return [
-            EvaluationWarning(
-                "nan-gradient",
-                f"{broken} of {len(x)} images that are right have a gradient of cross-entropy with NaN or infinity",
-                "attacks take such numbers for 0 and stay where they are: the net looks robust where it is broken",
-                "look for a division by zero, or the square root or logarithm of 0, in the net",
-            )
-        ]
+        yield EvaluationWarning(
+            "nan-gradient",
+            f"{broken} of {len(x)} images that are right have a gradient of cross-entropy with NaN or infinity",
+            "attacks take such numbers for 0 and stay where they are: the net looks robust where it is broken",
+            "look for a division by zero, or the square root or logarithm of 0, in the net",
+        )
+        return
     zero, tiny = int((largest == 0).sum()), int((largest < TINY).sum())
     if tiny <= 0.02 * len(x):
-        return []
+        return
     # exp(-88) is about where float32 has no numbers left, exp(-104) where it has not even unnormal ones.
     top = logits.float().topk(min(2, logits.shape[1]), dim=1).values
     gap = float((top[:, 0] - top[:, -1]).median())
@@ -348,12 +326,10 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> list[Eva
         reason = f"the logits are {gap:.0f} apart (median), so that the softmax is 0 or 1 in float32"
     else:
         reason = "somewhere in the net the gradient is cut off"
-    return [
-        EvaluationWarning(
-            "zero-gradient" if zero else "vanishing-gradient",
-            f"{tiny / len(x):.0%} of the images that are right have a gradient of cross-entropy below {TINY:g} "
-            f"({zero} of {len(x)} exactly 0)",
-            f"FGSM, PGD and JSMA see nothing to follow there: {reason}",
-            "use attacks on the logits (cw, apgd-dlr, autoattack), or divide the logits by the training's temperature",
-        )
-    ]
+    yield EvaluationWarning(
+        "zero-gradient" if zero else "vanishing-gradient",
+        f"{tiny / len(x):.0%} of the images that are right have a gradient of cross-entropy below {TINY:g} "
+        f"({zero} of {len(x)} exactly 0)",
+        f"FGSM, PGD and JSMA see nothing to follow there: {reason}",
+        "use attacks on the logits (cw, apgd-dlr, autoattack), or divide the logits by the training's temperature",
+    )

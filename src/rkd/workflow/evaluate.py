@@ -171,10 +171,10 @@ def evaluate_request(
     journal = Journal(cache_folder() / "evaluations", kept=MONTH)
     result = evaluate_plan(net, plan, catalog, reporter.evaluating(subject.name), journal, reporter.detail, ranks)
     if request.corruptions:
-        result.extra["corruptions"] = _corrupted(subject, request.corruptions, catalog, reporter)
+        result.extra["corruptions"] = _corrupted(subject, request.corruptions, catalog, reporter, ranks)
     if others:
         nets = {subject.name: net} | {name: other.net.to(device) for name, other in others.items()}
-        result.extra["transfer"] = _transfer(nets, plan, reporter)
+        result.extra["transfer"] = _transfer(nets, plan, reporter, ranks)
     summary = {
         "net": subject.name,
         "model": subject.model,
@@ -312,18 +312,18 @@ def _by_option(request: EvalRequest) -> Iterator[None]:
         raise ConfigError([renamed(problem) for problem in error.problems]) from None
 
 
-def _corrupted(subject: Subject, source: str, catalog: Catalog, reporter: Reporter) -> dict[str, Any]:
+def _corrupted(subject: Subject, source: str, catalog: Catalog, reporter: Reporter, ranks: Ranks) -> dict[str, Any]:
     plan = subject.plan
-    settings = settings_of(plan, progress=reporter.evaluating(subject.name))
+    settings = settings_of(plan, progress=reporter.evaluating(subject.name), ranks=ranks)
     if source != "own":
         return corrupted_files_accuracy(subject.net, source, settings, shape=plan.data.shape)
     own = {name: catalog.create("corruption", name) for name in catalog.names("corruption")}
     return corrupted_accuracy(subject.net, plan.data.test, own, settings)
 
 
-def _transfer(nets: dict[str, Net], plan: Plan, reporter: Reporter) -> dict[str, Any]:
+def _transfer(nets: dict[str, Net], plan: Plan, reporter: Reporter, ranks: Ranks) -> dict[str, Any]:
     name = curve_attack(plan.evaluation)
-    settings = settings_of(plan, progress=reporter.evaluating("transfer"))
+    settings = settings_of(plan, progress=reporter.evaluating("transfer"), ranks=ranks)
     return transfer_matrix(nets, plan.data.test, plan.evaluation[name], settings, name=name)
 
 
