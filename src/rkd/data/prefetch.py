@@ -77,7 +77,7 @@ class Prefetcher:
         # A generator of its own: DataLoader would draw its workers' seeds from the global one.
         loader = DataLoader(
             _Pixels(self.split),
-            sampler=_Given(indices),
+            sampler=indices,
             batch_size=None,
             num_workers=self.workers,
             prefetch_factor=AHEAD,
@@ -109,17 +109,6 @@ class _Pixels(Dataset[Tensor]):
 
     def __getitem__(self, index: Tensor) -> Tensor:
         return pixels(self.split, index)
-
-
-class _Given(torch.utils.data.Sampler[Tensor]):
-    def __init__(self, indices: Sequence[Tensor]) -> None:
-        self.indices = indices
-
-    def __iter__(self) -> Iterator[Tensor]:
-        return iter(self.indices)
-
-    def __len__(self) -> int:
-        return len(self.indices)
 
 
 def send(tensor: Tensor, device: torch.device) -> Tensor:

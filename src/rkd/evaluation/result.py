@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -108,11 +109,7 @@ class Evaluation:
 
     def worst(self) -> Tensor:
         """Samples that every attack of the threat model left right, `(N,)` bool."""
-        right = self.clean.clone()
-        for name, survived in self.attacks.items():
-            if self.counts(name):
-                right &= survived
-        return right
+        return self._under_all(self.attacks)
 
     def measures(self, attack: str) -> bool:
         """Whether an attack's distance is that of the threat's norm: one that looks for the nearest image in L2 has
@@ -151,11 +148,13 @@ class Evaluation:
     def _rounded(self) -> dict[str, float]:
         """Accuracies on the images rounded to 8 bits: of each attack, and under all of the threat model."""
         rights = {name: outcome.rounded for name, outcome in self.outcomes.items() if outcome.rounded is not None}
-        worst = self.clean.clone()
-        for name, right in rights.items():
-            if self.counts(name):
-                worst &= right
-        return {name: float(right.double().mean()) for name, right in {**rights, "worst_case": worst}.items()}
+        rights["worst_case"] = self._under_all(rights)
+        return {name: float(right.double().mean()) for name, right in rights.items()}
+
+    def _under_all(self, rights: Mapping[str, Tensor]) -> Tensor:
+        """Who is right clean, and in `rights` under each attack of the threat model."""
+        counted = [right for name, right in rights.items() if self.counts(name)]
+        return torch.stack([self.clean, *counted]).all(0)
 
     def _attack(self, name: str) -> dict[str, Any]:
         outcome = self.outcomes[name]

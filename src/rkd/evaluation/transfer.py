@@ -5,14 +5,8 @@
 The diagonal is the white-box attack, and equals the result of `evaluate`: same samples, same random numbers.
 A net that withstands the attack on itself and is fooled by another net's images is not robust.
 
-```bibtex
-@article{papernot2016transferability,
-  title   = {Transferability in Machine Learning: from Phenomena to Black-Box Attacks using Adversarial Samples},
-  author  = {Papernot, Nicolas and McDaniel, Patrick and Goodfellow, Ian},
-  journal = {arXiv preprint arXiv:1605.07277},
-  year    = {2016}
-}
-```
+(Papernot, McDaniel and Goodfellow, Transferability in Machine Learning: from Phenomena to Black-Box Attacks using
+Adversarial Samples, arXiv:1605.07277, 2016.)
 
 Studies of transfer often take only samples that every net gets right. Here each column has the samples and the count
 of that net's own evaluation, so that the numbers of one column, and its clean accuracy, can be compared.

@@ -151,7 +151,8 @@ class CachedTeacher:
     def __init__(self, teacher: NetTeacher, block: int, store: LogitStore, warn: Tell = lambda text: None) -> None:
         self.role = teacher.role
         self._teacher, self._block, self._store, self._warn = teacher, block, store, warn
-        self._asked = self._looked_up = 0
+        self.counts = 0, 0
+        """How many clean images the net was asked about, and how many were looked up."""
         self._new: list[tuple[Rows, HostCopy]] = []
         """Logits on their way to the host."""
         self._versions = TensorVersions(teacher.net)
@@ -164,11 +165,6 @@ class CachedTeacher:
     @net.setter
     def net(self, net: nn.Module) -> None:
         self._teacher.net = net
-
-    @property
-    def counts(self) -> tuple[int, int]:
-        """How many clean images the net was asked about, and how many were looked up."""
-        return self._asked, self._looked_up
 
     def logits(self, x: Tensor) -> Tensor:
         """`(B, K)`, differentiable in x."""
@@ -188,8 +184,8 @@ class CachedTeacher:
             answers = ask_in_blocks(self._teacher, batch.x[places], self._block)
             logits = logits.index_copy(0, places, answers)
             self._new.append((rows[new], HostCopy(answers)))
-        self._asked += len(new)
-        self._looked_up += len(rows) - len(new)
+        asked, looked_up = self.counts
+        self.counts = asked + len(new), looked_up + len(rows) - len(new)
         return logits
 
     def close(self) -> None:
@@ -271,10 +267,8 @@ class LogitStore:
                 file.close()
 
     def _checksums(self, rows: Rows, values: Any) -> Any:
-        digests = bytearray()
-        for number, logits in zip(rows.tolist(), values, strict=True):
-            content = b"%d %d " % (self._owner, number) + logits.tobytes()
-            digests += blake2b(content, digest_size=4 * CHECKSUM).digest()
+        contents = (b"%d %d " % (self._owner, n) + v.tobytes() for n, v in zip(rows.tolist(), values, strict=True))
+        digests = b"".join(blake2b(content, digest_size=4 * CHECKSUM).digest() for content in contents)
         return np.frombuffer(digests, np.int32).reshape(len(rows), CHECKSUM)
 
     @contextlib.contextmanager
@@ -343,24 +337,22 @@ def loader_of(run: Run) -> Loader:
 def _open_caches(
     run: Run, plans: Mapping[str, CachePlan], max_bytes: int, folder: Path | None, tell: Tell
 ) -> dict[str, CachedTeacher]:
-    def warn(text: str) -> None:
-        run.hooks.hook.rkd_notice(run=run, text=text)
-
+    if not plans:
+        return {}
     owners: dict[str, int] = {}
+    notice, ranks = run.hooks.hook.rkd_notice, loader_of(run).ranks
     for role, plan in plans.items():
         owner, problem = _try(run, plan)
-        if problem := next(filter(None, loader_of(run).ranks.objects(problem)), ""):  # one for all
+        if problem := next(filter(None, ranks.objects(problem)), ""):  # one for all
             tell(f"teacher {role}: asked in each step: {problem}")
         else:
             owners[role] = owner
     paths = {role: folder / f"{owners[role]:016x}.answers" for role in owners if folder and plans[role].in_file}
     if folder and paths:
-        ranks = loader_of(run).ranks
         if ranks.local == 0:
             missing = sum(plans[role].size - _size(path) for role, path in paths.items())
             make_room(folder, missing, max_bytes, set(paths.values()))
         ranks.objects(None)  # nobody opens a file before the others have made room
-
     caches = {}
     for role, owner in owners.items():
         plan, path, who = plans[role], paths.get(role), f"teacher {role}"
@@ -372,7 +364,7 @@ def _open_caches(
             tell(f"{who}: its answers are not kept any more ({path}: {why})")
 
         store = LogitStore(plan.images * plan.variants.count, plan.classes, owner, path, failed)
-        caches[role] = CachedTeacher(plan.teacher, plan.block, store, warn)
+        caches[role] = CachedTeacher(plan.teacher, plan.block, store, lambda text: notice(run=run, text=text))
     return caches
 
 
