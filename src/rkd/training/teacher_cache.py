@@ -153,8 +153,7 @@ class CachedTeacher:
         self._teacher, self._block, self._store, self._warn = teacher, block, store, warn
         self.counts = 0, 0
         """How many clean images the net was asked about, and how many were looked up."""
-        self._new: list[tuple[Rows, HostCopy]] = []
-        """Logits on their way to the host."""
+        self._under_way: list[tuple[Rows, HostCopy]] = []
         self._versions = TensorVersions(teacher.net)
         self._moved = False
 
@@ -183,7 +182,7 @@ class CachedTeacher:
             places = send(torch.from_numpy(new), batch.x.device)
             answers = ask_in_blocks(self._teacher, batch.x[places], self._block)
             logits = logits.index_copy(0, places, answers)
-            self._new.append((rows[new], HostCopy(answers)))
+            self._under_way.append((rows[new], HostCopy(answers)))
         asked, looked_up = self.counts
         self.counts = asked + len(new), looked_up + len(rows) - len(new)
         return logits
@@ -194,8 +193,8 @@ class CachedTeacher:
         self._store.close()
 
     def _store_new(self, wait: bool = False) -> None:
-        while self._new and (wait or self._new[0][1].arrived):
-            rows, copy = self._new.pop(0)
+        while self._under_way and (wait or self._under_way[0][1].arrived):
+            rows, copy = self._under_way.pop(0)
             self._store.write(rows, copy.get())
 
     def _weights_moved(self) -> bool:
