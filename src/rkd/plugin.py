@@ -35,7 +35,7 @@ from .registry.hooks import Family, HasParts, Parts
 from .registry.schedules import check_range
 from .storage.card import read_card
 from .storage.runfolder import RunFolder
-from .storage.text import did_you_mean, expanded, fraction, shown
+from .storage.text import did_you_mean, expanded, fraction, read_text, shown
 
 __all__ = [  # noqa: RUF022  grouped by what a plugin does
     # Registration, and what every component may use
@@ -116,6 +116,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "load_into",
     "net_from_file",
     "read_card",
+    "read_text",
     "read_weights",
     "take_normalization",
     "without_download",

@@ -770,3 +770,55 @@ def test_classes_of_a_folder_by_name(tmp_path):
     assert data.classes == ("red", "blue") and (len(data.train), len(data.test)) == (10, 4)
     with pytest.raises(DataError, match="no folder for the class pink; it has blue, green, red"):
         ImageFolder(str(tmp_path), classes=["red", "pink"])()
+
+
+def test_classes_from_a_file(tmp_path):
+    write_parts(tmp_path / "data")
+    (tmp_path / "names.txt").write_text("red\nblue\n\n")
+    assert ImageFolder("data", classes="names.txt", dir=str(tmp_path))().classes == ("red", "blue")
+    with pytest.raises(DataError, match=r"data\.classes: .*nowhere is no file"):
+        ImageFolder("data", classes="nowhere", dir=str(tmp_path))()
+
+
+def test_resize_and_centre_crop_are_torchvisions(tmp_path):
+    from torchvision import transforms
+
+    generator = np.random.default_rng(0)
+    for part in ("train/a", "test/a", "train/b"):
+        (tmp_path / part).mkdir(parents=True)
+        Image.fromarray(generator.integers(0, 256, (41, 30, 3), dtype=np.uint8)).save(tmp_path / part / "0.png")
+    data = ImageFolder(str(tmp_path), size=14, resize=16)()
+    whole = transforms.Compose([transforms.Resize(16), transforms.CenterCrop(14), transforms.ToTensor()])
+    assert torch.equal(every(data.test)[0], whole(Image.open(tmp_path / "test" / "a" / "0.png")))
+    assert data.fingerprint != ImageFolder(str(tmp_path), size=14)().fingerprint
+    for size in (None, 20):
+        with pytest.raises(ConfigError, match=r"data\.resize needs a smaller data\.size"):
+            ImageFolder(str(tmp_path), size=size, resize=16)
+
+
+def test_exif_orientation_is_an_option(tmp_path):
+    write_parts(tmp_path, suffix="jpg")
+    file = min((tmp_path / "train" / "red").iterdir())
+    pixels = np.zeros((10, 10, 3), dtype=np.uint8)
+    pixels[:5] = 255
+    image = Image.fromarray(pixels)
+    exif = image.getexif()
+    exif[0x0112] = 3  # turned by half
+    image.save(file, exif=exif, quality=100)
+    place = 10  # the first of the third class
+    top = [float(ImageFolder(str(tmp_path), exif=exif)().train.images(torch.tensor([place]))[0, 0, 0].mean())
+           for exif in (False, True)]  # fmt: skip
+    assert top[0] > 0.9 and top[1] < 0.1
+
+
+def test_arrays_of_medmnist_and_others(tmp_path):
+    images, labels = np.zeros((6, 4, 4), np.uint8), np.arange(6)[:, None].astype(np.uint8) % 2
+    parts = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
+    np.savez(tmp_path / "med.npz", val_images=images, val_labels=labels, **parts)
+    assert len(Npz(str(tmp_path / "med.npz"))().train) == 6
+    np.savez(tmp_path / "own.npz", a=images, b=labels, c=images, d=labels)
+    assert Npz(str(tmp_path / "own.npz"), arrays=["a", "b", "c", "d"])().classes == ("0", "1")
+    with pytest.raises(DataError, match=r"lacks x_train.*--set data\.arrays"):
+        Npz(str(tmp_path / "own.npz"))()
+    with pytest.raises(ConfigError, match="four names"):
+        Npz(str(tmp_path / "own.npz"), arrays=["a"])

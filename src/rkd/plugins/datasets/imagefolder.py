@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,22 +27,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, Split, hookimpl
+from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, Split, hookimpl, read_text
 
-from ._common import customary_threat, fingerprint, locate, spread, statistics, stratified
+from ._common import customary_threat, fingerprint, locate, spread, statistics
+from ._folders import find_images
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM")
 """PIL's readers that are let near a file. It goes by content, not by name, and its EPS reader starts Ghostscript."""
-
-SPLITS = {
-    "train": "train", "training": "train", "test": "test", "testing": "test",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val",
-}  # fmt: skip
-"""Names of folders, in any case, that are parts of a data set."""
 
 MOST_PIXELS = 1 << 26
 """Pixels of an image that is decoded, or resized to: 8192 x 8192. A PNG of a few kilobytes can say it has more."""
@@ -64,7 +57,9 @@ class ImageFolder:
 
     path: the folder.
     size: side of the square that each image is resized and cut to; by default the images' common size.
-    classes: the classes in order, by the names of their folders; by default all, sorted.
+    resize: what the shorter side is resized to before the square is cut, such as 256 for 224; by default size.
+    exif: whether images are turned as their EXIF orientation says.
+    classes: the classes in order, by the names of their folders, or a file with one a line; by default all, sorted.
     memory_mib: up to this size the decoded images are kept in memory; 0 decodes every batch from the files.
     dir: the folder in which a relative path is looked up.
     download: not used.
@@ -72,7 +67,9 @@ class ImageFolder:
 
     path: str
     size: int | None = None
-    classes: list[str] | None = None
+    resize: int | None = None
+    exif: bool = False
+    classes: list[str] | str | None = None
     memory_mib: int = 2048
     dir: str | None = None
     download: bool = False
@@ -80,10 +77,21 @@ class ImageFolder:
     def __post_init__(self) -> None:
         if self.size is not None and not 1 <= self.size <= MOST_SIDE:
             raise ConfigError(f"data.size must be from 1 to {MOST_SIDE}, got {self.size}")
+        if self.resize is not None and not (self.size or MOST_SIDE + 1) <= self.resize <= MOST_SIDE:
+            raise ConfigError(f"data.resize needs a smaller data.size, and is at most {MOST_SIDE}, got {self.resize}")
+
+    def _classes(self, root: Path) -> list[str] | None:
+        if not isinstance(self.classes, str):
+            return self.classes
+        file = locate(self.classes, self.dir)
+        names = [line.strip() for line in read_text(file).splitlines()] if file.is_file() else []
+        if not any(names):
+            raise DataError(f"data.classes: {file} is no file with the names of classes, one a line")
+        return [name for name in names if name]
 
     def __call__(self) -> Dataset:
         root = locate(self.path, self.dir)
-        found = _scan(root, self.classes)
+        found = find_images(root, self._classes(root))
         parts = found.parts
         files = [file for part in parts.values() for file in part[0]]
         # Stops at the first image in colour, so it is slow (40 us a file) only where all are grey.
@@ -95,7 +103,7 @@ class ImageFolder:
             _check_sizes(files, (width, height))
         splits: dict[str, Split] = {}
         for name, (names, labels) in parts.items():
-            lazy = FileSplit(names, labels, shape, self.size)
+            lazy = FileSplit(names, labels, shape, self.size, self.resize, self.exif)
             splits[name] = ArraySplit(lazy.decode(range(len(names))), labels) if in_memory else lazy
         mean, std = statistics(splits["train"], shape)
         augments: dict[str, Any] = {"crop": {"padding": max(1, min(height, width) // 8)}}
@@ -111,7 +119,9 @@ class ImageFolder:
             std=std,
             threat=customary_threat(shape),
             defaults={"epochs": 100, "batch_size": 128, "augments": augments},
-            fingerprint=_fingerprint(root, parts, shape),
+            fingerprint=_fingerprint(
+                root, parts, (shape, *([self.resize, self.exif] if self.resize or self.exif else []))
+            ),
             notes=tuple(found.notes),
         )
 
@@ -121,11 +131,14 @@ class FileSplit:
 
     in_memory = False
 
-    def __init__(self, files: Sequence[Path], labels: Tensor, shape: Shape, size: int | None) -> None:
+    def __init__(
+        self, files: Sequence[Path], labels: Tensor, shape: Shape, size: int | None, resize: int | None = None,
+        exif: bool = False,
+    ) -> None:  # fmt: skip
         self.files = list(files)
         self.labels = labels
         self.shape = shape
-        self.size = size
+        self.size, self.resize, self.exif = size, resize or size, exif
 
     def __len__(self) -> int:
         return len(self.files)
@@ -164,18 +177,19 @@ class FileSplit:
 
     def _pixels(self, file: Path) -> np.ndarray:
         """`(C, H, W)` uint8."""
-        from PIL import Image
+        from PIL import Image, ImageOps
 
         channels, height, width = self.shape
         try:
             with Image.open(file, formats=FORMATS) as image:
                 _check_image(image, file)
-                small = image.convert("L" if channels == 1 else "RGB")
+                upright = ImageOps.exif_transpose(image) if self.exif else image
+                small = upright.convert("L" if channels == 1 else "RGB")
         except Exception as error:  # PIL raises OSError, SyntaxError, ValueError, struct.error, ...
             raise _Unreadable(_why(file, error)) from error
         if self.size:
             try:
-                small = _fit(small, self.size)
+                small = _fit(small, self.size, self.resize or self.size)
             except DataError as error:
                 raise DataError(f"{file}: {error}") from None
         elif small.size != (width, height):
@@ -186,141 +200,6 @@ class FileSplit:
 
 class _Unreadable(Exception):
     """One file that PIL cannot read."""
-
-
-@dataclass
-class _Scan:
-    """What lies in a folder: class names, files and labels `(N,)` of `train` and `test`, and what was left out."""
-
-    classes: tuple[str, ...]
-    parts: dict[str, tuple[list[Path], Tensor]]
-    notes: list[str]
-
-
-def _scan(root: Path, wanted: Sequence[str] | None) -> _Scan:
-    """`wanted`: the classes by name, in order; None: all folders, sorted."""
-    if not root.is_dir():
-        what = "is a file, not a folder; unpack archives first" if root.exists() else "does not exist"
-        raise DataError(
-            f"data set imagefolder: {root} {what}. Write imagefolder:PATH with the folder that holds train/ and test/, "
-            "or a folder per class; --data-dir DIR is where a relative PATH starts"
-        )
-    left = Counter[str]()
-    splits = _split_folders(root)
-    if not splits:
-        classes, files, labels = _class_files(root, wanted, left)
-        fit, held = stratified(labels, 0.2)
-        parts = {
-            name: ([files[place] for place in places.tolist()], labels[places])
-            for name, places in (("train", fit), ("test", held))
-        }
-        return _Scan(classes, parts, _left_out(root, left))
-    usual = "it should hold train/ and test/ (or val/), or else nothing but a folder per class"
-    if "train" not in splits or len(splits) == 1:
-        raise DataError(f"{root} holds {' and '.join(f'{path.name}/' for path in splits.values())}; {usual}")
-    test = splits.get("test") or splits["val"]
-    used = {splits["train"], test}
-    others = sorted(path.name for path in _folders(root) if path not in used)
-    classes, files, labels = _class_files(splits["train"], wanted, left)
-    there = {path.name for path in _folders(test)}
-    unknown = sorted(there - set(classes)) if wanted is None else []
-    if unknown:
-        raise DataError(f"{test} holds classes that {splits['train']} lacks: {', '.join(unknown[:5])}")
-    _, test_files, test_labels = _class_files(test, classes, left, lenient=True)
-    notes = _left_out(root, left)
-    if others:
-        notes.append(f"{root}: left out, beside {splits['train'].name}/ and {test.name}/: {', '.join(others[:5])}")
-    return _Scan(classes, {"train": (files, labels), "test": (test_files, test_labels)}, notes)
-
-
-def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders of `root` that are parts of a data set by their names, and hold folders of their own."""
-    found: dict[str, Path] = {}
-    for path in _folders(root):
-        part = SPLITS.get(path.name.lower())
-        if part is None:
-            continue
-        holds_images = any(entry.suffix.lower() in SUFFIXES for entry in path.iterdir())
-        if holds_images and not any(_folders(path)):
-            continue  # a class of that name: trains, say
-        if part in found:
-            raise DataError(f"{root} holds {found[part].name}/ and {path.name}/: which one is meant? Rename the other")
-        found[part] = path
-    return found
-
-
-def _folders(folder: Path) -> list[Path]:
-    """Those that are not hidden, by name."""
-    return sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _class_files(
-    folder: Path, wanted: Sequence[str] | None, left: Counter[str], lenient: bool = False
-) -> tuple[tuple[str, ...], list[Path], Tensor]:
-    """Names of the class folders in `folder`, all their images in order, and the labels `(N,)`. What is left out is
-    counted in `left`, by ending. `lenient`: a class may have no images."""
-    found = _folders(folder)
-    left.update(_ending(entry) for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith("."))
-    if not found:
-        raise DataError(f"{folder} holds no folders; it should hold one folder of images per class")
-    if wanted is None:
-        _check_level(folder, found)
-    names = [path.name for path in found] if wanted is None else list(wanted)
-    if wanted is not None and not lenient and (missing := [name for name in names if not (folder / name).is_dir()]):
-        raise DataError(f"{folder} has no folder for the class {', '.join(missing[:5])}; "
-                        f"it has {', '.join(path.name for path in found[:20])}")  # fmt: skip
-    files: list[Path] = []
-    labels: list[int] = []
-    for label, name in enumerate(names):
-        images = sorted(_images_below(folder / name, left))
-        if not images and not lenient:
-            raise DataError(f"{folder / name} holds no images ({', '.join(SUFFIXES)})")
-        files += images
-        labels += [label] * len(images)
-    return tuple(names), files, torch.tensor(labels, dtype=torch.int64)
-
-
-def _check_level(folder: Path, found: Sequence[Path]) -> None:
-    """Raise DataError where the class folders seem to lie one level lower: a single folder, or folders that hold no
-    images but the same folders each."""
-    inner = [tuple(path.name for path in _folders(one)) for one in found]
-    bare = not any(entry.suffix.lower() in SUFFIXES for one in found for entry in one.iterdir())
-    if len(found) == 1:
-        below = f"; its folders {', '.join(inner[0][:5])} look like the classes: type --dataset imagefolder:{found[0]}"
-        raise DataError(
-            f"{folder} holds one folder, {found[0].name}/, which makes one class{below if inner[0] else ''}"
-        )
-    if bare and inner[0] and len(set(inner)) == 1:
-        raise DataError(
-            f"{folder} holds {', '.join(f'{path.name}/' for path in found[:5])}, each with the folders "
-            f"{', '.join(inner[0][:5])}: these look like the classes. Parts are called train/ and test/ (or val/); if "
-            f"{found[0].name} and so on are the classes, type --set data.classes=[...] with their names"
-        )
-
-
-def _left_out(root: Path, left: Counter[str]) -> list[str]:
-    if not left:
-        return []
-    endings = ", ".join(f"{count} {ending}" for ending, count in left.most_common(5)) + ", ..." * (len(left) > 5)
-    return [f"{root}: {left.total()} files are left out ({endings}); read are {', '.join(SUFFIXES)} in class folders"]
-
-
-def _ending(path: Path) -> str:
-    return path.suffix.lower() or "without ending"
-
-
-def _images_below(folder: Path, left: Counter[str]) -> Iterable[Path]:
-    for parent, _, names in os.walk(folder):
-        for name in names:
-            path = Path(parent, name)
-            if name.startswith("."):
-                continue
-            if path.suffix.lower() not in SUFFIXES:
-                left[_ending(path)] += 1
-            elif not path.is_file():
-                raise DataError(f"{path} is not a file, but a FIFO, a device, or a link to something of that kind")
-            else:
-                yield path
 
 
 def _header(file: Path) -> tuple[str, tuple[int, int]]:
@@ -365,24 +244,24 @@ def _sizes_differ(file: Path, found: tuple[int, int], expected: tuple[int, int])
     )
 
 
-def _fit(image: Image, size: int) -> Image:
-    """The shorter side resized to `size`, then the square in the middle: torchvision's Resize and CenterCrop."""
+def _fit(image: Image, size: int, resize: int) -> Image:
+    """The shorter side resized to `resize`, then the square in the middle: torchvision's Resize and CenterCrop."""
     from PIL import Image
 
     width, height = image.size
     short = min(width, height)
-    if short != size:
-        width, height = int(size * width / short), int(size * height / short)
+    if short != resize:
+        width, height = int(resize * width / short), int(resize * height / short)
         if width * height > MOST_PIXELS:
-            raise DataError(f"an image is too narrow: resized to {size}, it has {width}x{height} pixels")
+            raise DataError(f"an image is too narrow: resized to {resize}, it has {width}x{height} pixels")
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - size) / 2), round((height - size) / 2)
     return image.crop((left, top, left + size, top + size))
 
 
-def _fingerprint(root: Path, parts: dict[str, tuple[list[Path], Tensor]], shape: Shape) -> str:
+def _fingerprint(root: Path, parts: dict[str, tuple[list[Path], Tensor]], how: tuple[object, ...]) -> str:
     """Of names, lengths and labels of all files and the bytes of some: decoders differ by a grey level or so."""
-    pieces: list[object] = [shape]
+    pieces: list[object] = [*how] if any(how[1:]) else [how[0]]  # as before there were these options
     for files, labels in parts.values():
         pieces += [f"{file.relative_to(root).as_posix()} {file.stat().st_size}" for file in files]
         sample = b"".join(files[place].read_bytes() for place in spread(len(files), 64).tolist())

@@ -31,6 +31,8 @@ MOST_TIMES = 100
 MOST_CLASSES = 100_000
 
 NAMES = ("x_train", "y_train", "x_test", "y_test")
+USUAL = (NAMES, ("train_images", "train_labels", "test_images", "test_labels"))
+"""How files call the four arrays; the second are MedMNIST's."""
 
 
 @dataclass
@@ -41,6 +43,7 @@ class Npz:
     layout: order of the axes of four-dimensional images; `auto` looks for the axis of 1 or 3 channels.
     num_classes: by default the largest training label + 1, where every class has an image.
     classes: the classes' names in the order of their numbers; by default the numbers.
+    arrays: the names of x_train, y_train, x_test, y_test in the file; by default these, or MedMNIST's.
     dir: the folder in which a relative path is looked up.
     download: not used.
     """
@@ -49,18 +52,23 @@ class Npz:
     layout: Literal["auto", "NHWC", "NCHW"] = "auto"
     num_classes: int | None = None
     classes: list[str] | None = None
+    arrays: list[str] | None = None
     dir: str | None = None
     download: bool = False
 
     def __post_init__(self) -> None:
         if self.num_classes is not None and not 1 <= self.num_classes <= MOST_CLASSES:
             raise ConfigError(f"data.num_classes must be from 1 to {MOST_CLASSES:,}, got {self.num_classes}")
+        if self.arrays is not None and len(self.arrays) != 4:
+            raise ConfigError(
+                f"data.arrays: four names are needed, of x_train, y_train, x_test, y_test; got {self.arrays}"
+            )
         if self.classes is not None and self.num_classes not in (None, len(self.classes)):
             raise ConfigError(f"data.num_classes is {self.num_classes}, but data.classes has {len(self.classes)} names")
 
     def __call__(self) -> Dataset:
         file = locate(self.path, self.dir)
-        arrays = _read(file)
+        arrays = _read(file, self.arrays)
         labels = {part: _labels(arrays[f"y_{part}"], f"{file}: y_{part}") for part in ("train", "test")}
         images = {part: _images(arrays[f"x_{part}"], self.layout, f"{file}: x_{part}") for part in ("train", "test")}
         for part in ("train", "test"):
@@ -115,8 +123,8 @@ class Npz:
         return names
 
 
-def _read(file: Path) -> dict[str, np.ndarray]:
-    """The four arrays of the file."""
+def _read(file: Path, names: list[str] | None) -> dict[str, np.ndarray]:
+    """The four arrays of the file, called `names` there, by NAMES."""
     if not file.is_file():
         what = "is a folder, not an .npz file" if file.is_dir() else "does not exist"
         raise DataError(f"data set npz: {file} {what}. Write npz:PATH with the path of a file, or give --data-dir DIR")
@@ -127,16 +135,21 @@ def _read(file: Path) -> dict[str, np.ndarray]:
     if not isinstance(content, np.lib.npyio.NpzFile):
         raise DataError(f"{file} holds a single array, not the arrays {', '.join(NAMES)} of an .npz file")
     with content:
-        missing = [name for name in NAMES if name not in content.files]
+        there = [usual for usual in USUAL if set(usual) <= set(content.files)]
+        called = names or (there[0] if there else NAMES)
+        missing = [name for name in called if name not in content.files]
         if missing:
-            there = ", ".join(content.files[:10]) or "none"
-            raise DataError(f"{file} lacks {', '.join(missing)}; the arrays there: {there}. Needed: {', '.join(NAMES)}")
+            found = ", ".join(content.files[:10]) or "none"
+            raise DataError(
+                f"{file} lacks {', '.join(missing)}; the arrays there: {found}. Needed: {', '.join(NAMES)}, "
+                "or their names there in this order: --set data.arrays='[...]'"
+            )
         arrays = {}
-        for name in NAMES:
+        for key, name in zip(NAMES, called, strict=True):
             try:
                 if content.zip is not None:
                     _check_size(content.zip.getinfo(f"{name}.npy"), file)
-                arrays[name] = content[name]
+                arrays[key] = content[name]
             except DataError:
                 raise
             except Exception as error:  # a cut-off or damaged member, or one with pickled objects
