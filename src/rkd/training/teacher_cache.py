@@ -17,16 +17,11 @@ step goes on, and stored by a later step.
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import blake2b
-from io import BytesIO, FileIO
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -41,8 +36,8 @@ from ..data.loader import Loader
 from ..data.prefetch import HostCopy, send
 from ..evaluation.journal import fingerprint
 from ..nets.net import NetTeacher, TensorVersions
-from ..storage.files import open_to_change
 from .accumulation import Accumulation
+from .logit_store import LogitStore, Rows, answer_bytes, make_room, size_of
 
 BLOCK = 32
 """Images in a block, or as many as a step asks about at once, if these are fewer. Of a batch's new images half a block
@@ -51,14 +46,9 @@ LEAST_REPEATS = 0.2
 """Of a training's samples that come again at least, for `auto`."""
 PROBED = 256
 """Training images, at most, that say whose a file is."""
-CHECKSUM = 2
-"""32-bit columns of a row's checksum."""
 IN_MEMORY = 64 * 2**20
 """Bytes of a teacher's answers up to which they are kept in memory, not in a file."""
-RESERVE = 2**30
-"""Bytes of a disk that stay free."""
 
-Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 Tell: TypeAlias = Callable[[str], None]
 Mode: TypeAlias = Literal["auto", "on", "off"]
 
@@ -218,88 +208,6 @@ def ask_in_blocks(teacher: NetTeacher, x: Tensor, block: int) -> Tensor:
     return torch.cat(answers)
 
 
-class LogitStore:
-    """Float32 logits `(classes,)` by row number, in memory, or in a file that other processes and later runs share.
-
-    Each row has a checksum of its number, its logits and their owner; without a valid one it is missing: torn by a
-    crash, damaged, cut off, another teacher's. So nothing in a file is trusted, and processes write to the same one
-    without a lock. It is sparse: rows that were never written take no room.
-
-    The file is read and written by position. (Mapped into memory, a full disk or a file that somebody cuts off would
-    kill the process with SIGBUS.) After the first error nothing is kept any more, and `failed` is told why.
-    """
-
-    def __init__(
-        self, rows: int, classes: int, owner: int, path: Path | None = None, failed: Tell = lambda text: None
-    ) -> None:
-        self._classes, self._owner, self._failed = classes, owner, failed
-        self._file: FileIO | BytesIO | None = None
-        with self._errors():
-            self._file = BytesIO() if path is None else _open(path, answer_bytes(rows, classes))
-
-    def read(self, rows: Rows) -> tuple[Tensor, Rows]:
-        """The logits `(B, classes)` at `rows (B,)`, and the positions in `rows` of those that are missing."""
-        content = np.zeros((len(rows), self._classes + CHECKSUM), np.int32)
-        with self._errors():
-            for row, number in zip(content, rows.tolist(), strict=True):
-                if self._file is not None:
-                    self._file.seek(number * row.nbytes)
-                    self._file.readinto(row.data)
-        values, checksums = np.split(content, [self._classes], 1)
-        missing = np.flatnonzero((checksums != self._checksums(rows, values)).any(1))
-        return torch.from_numpy(values.copy()).view(torch.float32), missing
-
-    def write(self, rows: Rows, logits: Tensor) -> None:
-        """Keep `logits (B, classes)` at `rows (B,)`."""
-        values = logits.contiguous().numpy().view(np.int32)
-        content = np.concatenate([values, self._checksums(rows, values)], 1)
-        with self._errors():
-            for row, number in zip(content, rows.tolist(), strict=True):
-                if self._file is not None:
-                    self._file.seek(number * row.nbytes)
-                    self._file.write(row.tobytes())
-
-    def close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.close()
-
-    def _checksums(self, rows: Rows, values: Any) -> Any:
-        contents = (b"%d %d " % (self._owner, n) + v.tobytes() for n, v in zip(rows.tolist(), values, strict=True))
-        digests = b"".join(blake2b(content, digest_size=4 * CHECKSUM).digest() for content in contents)
-        return np.frombuffer(digests, np.int32).reshape(len(rows), CHECKSUM)
-
-    @contextlib.contextmanager
-    def _errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            self._failed(error.strerror or str(error))
-            self.close()
-
-
-def answer_bytes(rows: int, classes: int) -> int:
-    """Bytes of so many answers."""
-    return 4 * rows * (classes + CHECKSUM)
-
-
-def make_room(folder: Path, size: int, max_bytes: int, keep: set[Path]) -> None:
-    """Remove the files of `folder` that were used the longest ago until `size` more bytes make at most `max_bytes`.
-
-    A process that is using one of them goes on with it, and has its room until it ends. `keep` stay.
-    """
-    with contextlib.suppress(OSError):  # another process may be at it as well
-        files = {p: p.stat() for p in folder.glob("*.answers") if p.is_file() and not p.is_symlink()}
-        total = sum(status.st_size for status in files.values())
-        for path in sorted(files, key=lambda path: files[path].st_mtime):
-            if total + size <= max_bytes:
-                return
-            if path not in keep:
-                path.unlink(missing_ok=True)
-                total -= files[path].st_size
-
-
 def _plan(run: Run, teacher: Teacher, mode: Mode, max_bytes: int) -> CachePlan:
     """Raises Refused with the reason why it is not cached."""
     if type(teacher) is not NetTeacher:
@@ -349,7 +257,7 @@ def _open_caches(
     paths = {role: folder / f"{owners[role]:016x}.answers" for role in owners if folder and plans[role].in_file}
     if folder and paths:
         if ranks.local == 0:
-            missing = sum(plans[role].size - _size(path) for role, path in paths.items())
+            missing = sum(plans[role].size - size_of(path) for role, path in paths.items())
             make_room(folder, missing, max_bytes, set(paths.values()))
         ranks.objects(None)  # nobody opens a file before the others have made room
     caches = {}
@@ -397,17 +305,3 @@ def _try(run: Run, plan: CachePlan) -> tuple[int, str]:
         loader.split.labels, loader.batch(spread, 0).x,
     )  # fmt: skip
     return int(owner[:16], 16), ""
-
-
-def _open(path: Path, size: int) -> FileIO:
-    """A file with room for `size` bytes, made if it is missing. Raises OSError."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if shutil.disk_usage(path.parent).free < size - _size(path) + RESERVE:
-        raise OSError("too little of the disk is free")
-    file = open_to_change(path)
-    os.utime(file.fileno())  # in use: `make_room` removes the oldest
-    return file
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.is_file() else 0
