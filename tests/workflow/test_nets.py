@@ -14,8 +14,9 @@ from rkd.data.dataset import fetch
 from rkd.nets.net import Net
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
+from rkd.registry.config import StudentConfig
 from rkd.testing import untouched
-from rkd.workflow.nets import build_net, from_sources, settle
+from rkd.workflow.nets import build_net, from_sources, new_student, settle
 from rkd.workflow.resolve import resolve
 
 
@@ -112,3 +113,29 @@ def test_outputs_in_another_order(catalog: Catalog, tmp_path: Path) -> None:
     assert loaded is not None
     with torch.no_grad():
         assert torch.equal(loaded.eval()(x), net(x)[:, list(order)])
+
+
+def student(table: dict[str, Any], catalog: Catalog) -> tuple[Net, StudentConfig, list[str]]:
+    config, said = StudentConfig(**table), []
+    data = replace(resolve({}, catalog).data, mean=(0.7,), std=(0.1,))
+    return new_student(config, data, catalog, 0, said.append), config, said
+
+
+def test_a_student_that_starts_from_weights(catalog: Catalog, tmp_path: Path) -> None:
+    net, _ = trained(False, catalog)
+    torch.save({"ema": net.arch.state_dict()}, tmp_path / "w.pt")
+    started, config, said = student({"model": "mlp", "weights": str(tmp_path / "w.pt")}, catalog)
+    assert all(torch.equal(a, b) for a, b in zip(started.arch.parameters(), net.arch.parameters(), strict=True))
+    assert config.normalize == "none" and float(started.mean) == 0, "found out, and kept for when the run is repeated"
+    assert "starts from" in said[0] and "normalize=none" in said[1]
+    again, config, _ = student({"model": "mlp", "weights": str(tmp_path / "w.pt"), "normalize": "data"}, catalog)
+    assert config.normalize == "data" and float(again.mean) == pytest.approx(0.7)
+
+
+def test_weights_for_other_classes_leave_the_last_layer_untrained(catalog: Catalog, tmp_path: Path) -> None:
+    arch = catalog.create("model", "mlp")((1, 8, 8), 25)
+    torch.save(arch.state_dict(), tmp_path / "w.pt")
+    started, _, said = student({"model": "mlp", "weights": str(tmp_path / "w.pt"), "normalize": "half"}, catalog)
+    first, last = next(started.arch.parameters()), list(started.arch.parameters())[-1]
+    assert torch.equal(first, next(arch.parameters())) and len(last) == 10
+    assert "untrained stays" in said[1] and float(started.std) == 0.5

@@ -135,7 +135,7 @@ def net_from_file(
         if some_of or (outputs, classes) == (1, 2):
             net = build(outputs)
     normalization, notes = load_file_into(net.arch, file, f"{file.name} (for {model})")
-    if outputs == 1 and classes == 2:
+    if (outputs, classes) == (1, 2) and not some_of:
         net.arch = nn.Sequential(net.arch, TwoLogits())
         notes.append(f"{file.name}: its one logit is taken for class 1, of probability sigmoid(logit)")
     if normalization:

@@ -64,11 +64,13 @@ class DataConfig(Component):
 
 
 class StudentConfig(_WithOptions):
-    """`model` with its options; `conversions` in order, each with its options; `normalize`: with the data's mean and
-    standard deviation, or not at all, as the nets of many papers."""
+    """`model` with its options; `conversions` in order, each with its options; `weights`: FILE or FILE#KEY to start
+    from (a last layer for another number of classes starts untrained); `normalize`: with the data's mean and standard
+    deviation, or not at all (`none`), as the nets of many papers, or as in a teacher's table."""
 
     model: str = "small-cnn"
-    normalize: Literal["data", "none"] = "data"
+    weights: Annotated[str, Field(min_length=1)] | None = None
+    normalize: Normalization = "data"
     conversions: dict[str, Table | Literal[False]] = Field(default_factory=dict)
 
 

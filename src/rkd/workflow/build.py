@@ -28,7 +28,7 @@ from rkd.training.checkpoints import Checkpointer, CheckpointPolicy
 from rkd.training.divergence import DivergenceMonitor
 from rkd.training.validation import Validation
 
-from .nets import build_net
+from .nets import new_student
 from .plan import Plan
 
 SMALL = 10_000_000
@@ -37,15 +37,13 @@ SMALL = 10_000_000
 
 def build(
     plan: Plan, catalog: Catalog, teachers: Mapping[str, Teacher], extensions: Mapping[str, Any] | None = None,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = ALONE, tell: Callable[[str], None] = lambda text: None,
 ) -> Run:  # fmt: skip
-    """The Run of a plan. `extensions` are further configured ones, such as a progress display."""
+    """The Run of a plan. `extensions` are further configured ones, such as a progress display; `tell` is told what the
+    student starts from."""
     config, data = plan.config, plan.data
     device = choose_device(config.device)
-    net = build_net(config.student.model, config.student.options, data, catalog, config.seed)
-    if config.student.normalize == "none":
-        net = Net(net.arch)
-    net.to(device)
+    net = new_student(config.student, data, catalog, config.seed, tell).to(device)
     net.autocast = choose_precision(config.precision, device)
     for one in (net, *(teacher.net for teacher in teachers.values() if isinstance(teacher, NetTeacher))):
         if isinstance(one, Net):

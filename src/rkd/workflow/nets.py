@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,12 @@ from rkd.core.errors import ConfigError, Refused
 from rkd.core.random import forked, key
 from rkd.data.dataset import Dataset, fetch
 from rkd.nets.first_look import Answers, InputNormalization, answers, compare, first_images
-from rkd.nets.fitting import built_for, load_into, without_download
+from rkd.nets.fitting import built_for, load_into, net_from_file, without_download
 from rkd.nets.modes import running
 from rkd.nets.net import Net, Outputs, check_logits
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
+from rkd.registry.config import StudentConfig
 from rkd.registry.normalization import NAMED, normalization
 from rkd.storage.card import Card, read_card
 from rkd.storage.runfolder import RunFolder
@@ -32,6 +33,33 @@ def build_net(
     factory = catalog.create("model", name, options, "student")
     with forked(key(seed, "init")):
         return Net(factory(data.shape, classes or len(data.classes)), data.mean, data.std)
+
+
+def new_student(config: StudentConfig, data: Dataset, catalog: Catalog, seed: int, tell: Callable[[str], None]) -> Net:
+    """An untrained student, or one that starts from weights; `tell` is told of these. What it normalises with is then
+    settled in `config`: a run that is repeated or goes on shall not look again. Raises ConfigError, WeightsError."""
+
+    def build(classes: int | None = None) -> Net:
+        options = without_download(config.options) if config.weights else config.options
+        return build_net(config.model, options, data, catalog, seed, classes)
+
+    net = build()
+    if config.weights:
+        loaded = net_from_file(config.weights, config.model, build, len(data.classes), some_of=True)
+        own, theirs = net.arch.state_dict(), loaded.arch.state_dict()
+        fitting = {name: theirs[name] for name, value in own.items() if value.shape == theirs[name].shape}
+        net.arch.load_state_dict({**own, **fitting})
+        tell(f"the student starts from {config.weights}")
+        if new := [name for name in own if name not in fitting]:
+            tell(f"untrained stays what is for other classes there: {', '.join(new)}")
+        loaded.arch = net.arch
+        reference = TeacherReference(f"{config.model}@{config.weights}", "student", config.model, config.weights)
+        choice = config.normalize if "normalize" in config.model_fields_set else "auto"
+        for note in settle(loaded, reference, choice, data, "--set student.normalize").notes:
+            tell(note)
+        if loaded.settled is not None:
+            config.normalize = loaded.settled.choice
+    return Net(net.arch, *_numbers(config.normalize, data, "student.normalize"))
 
 
 @dataclass(frozen=True)
@@ -92,21 +120,27 @@ def settle(
     settled, name = Settled(list(net.notes) if isinstance(net, Net) else []), reference.text
     if not reference.weights or not isinstance(net, Net):
         return settled
-    try:
-        mean, std = normalization(choice, data.mean, data.std)
-    except ValueError as error:
-        raise ConfigError(f"{setting}: {error}") from None
     if choice != "auto":
+        mean, std = _numbers(choice, data, setting)
         if net.settled is not None and net.settled.choice != choice:
             settled.notes.append(f"{name}: normalize={choice}, as asked, though its file says {net.settled.choice}")
         other = (data.mean, data.std) if choice == "none" else NAMED["none"]
-        net.settle(InputNormalization(tuple(mean), tuple(std), choice, "told", other=other))
+        net.settle(InputNormalization(mean, std, choice, "told", other=other))
     elif net.settled is not None:
         settled.notes.append(f"{name}: normalised as its file says, {net.settled.choice}")
     else:
         settled.answers, note = _compared(net, name, data, setting, must)
         settled.notes.append(note)
     return settled
+
+
+def _numbers(choice: str, data: Dataset, setting: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and std that `choice` says for the data. Raises ConfigError."""
+    try:
+        mean, std = normalization(choice, data.mean, data.std)
+    except ValueError as error:
+        raise ConfigError(f"{setting}: {error}") from None
+    return tuple(mean), tuple(std)
 
 
 def _compared(net: Net, name: str, data: Dataset, setting: str, must: bool) -> tuple[Answers, str]:

@@ -312,7 +312,7 @@ def _check_names(table: Mapping[str, Any], loss: Any, catalog: Catalog, problems
             wanted.append((kind, name, {k: v for k, v in section.items() if k != "name"}, kind))
     student = table.get("student")
     if isinstance(student, Mapping):
-        options = {k: v for k, v in student.items() if k not in ("model", "conversions", "normalize")}
+        options = {k: v for k, v in student.items() if k not in ("model", "conversions", "normalize", "weights")}
         wanted.append(("model", student.get("model"), options, "student"))
         wanted += _named("student", student.get("conversions"), "student.conversions")
     for kind in ("scheduler", "augment", "extension"):

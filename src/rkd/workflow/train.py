@@ -79,11 +79,11 @@ def train_run(
     if any(teacher.missing for teacher in teachers):
         # A mistake in the run itself shall not show after the hours that a teacher may take.
         reporter.doing(f"{title}: trying a training step and the evaluation on a few images")
-        _rehearse(build(plan, catalog, _by_role(teachers)), plan)
+        _rehearse(build(plan, catalog, _by_role(teachers), tell=reporter.message), plan)
         teachers = [
             prepare(t, plan, catalog, reporter, train_run, dry_run, ranks) if t.missing else t for t in teachers
         ]
-    run = build(plan, catalog, _by_role(teachers), extensions=reporter.training(title), ranks=ranks)
+    run = build(plan, catalog, _by_role(teachers), reporter.training(title), ranks, reporter.message)
     if plan.config.validate_.on == "test":
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
     reporter.doing(f"{title}: trying a training step and the evaluation on a few images")

@@ -44,7 +44,8 @@ GROUPS = {
 @click.option("--dataset", metavar="NAME", help="Data set; digits needs no download.", shell_complete=values("dataset"))
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
 @click.option("--download", is_flag=True, help="Allow the data set to be downloaded.")
-@click.option("--student", metavar="NET[+CONVERSION...]", help="Student, such as resnet18 or resnet18+aux-bn.",
+@click.option("--student", metavar="NET[+CONVERSION...][@FILE]", help="Student, such as resnet18 or "
+              "resnet18+aux-bn; with @FILE it starts from those weights.",
               shell_complete=values("model"))  # fmt: skip
 @click.option("--teacher", multiple=True, metavar="[ROLE=]REF", help="Teacher: MODEL@WEIGHTS, a finished run's "
               "folder, or MODEL alone, which is prepared; repeatable.",
@@ -331,7 +332,11 @@ def option_table(options: Mapping[str, Any]) -> Table:
     for option in same:
         put(option, options[option])
     if options["student"] is not None:
-        model, *conversions = _parts("--student", options["student"])
+        net, at_sign, weights = options["student"].partition("@")
+        if at_sign and not weights:
+            raise ConfigError(f"--student {options['student']}: an empty part; expected NET[+CONVERSION...][@FILE]")
+        put("student.weights", weights or None)
+        model, *conversions = _parts("--student", net)
         put("student.model", model)
         for name in conversions:
             put(f"student.conversions.{name}", {})
