@@ -64,7 +64,7 @@ COMMANDS: dict[str, list[str]] = {
               "--out", "{place}", "--name", "sweep"],
     "report": ["report", "{place}/run"],
     "compare": ["compare", "{robust}", "{clean}", "--html", "{place}/compare.html"],
-    "teacher": ["run", "--loss", "rslad", "--teacher", "robust=small-cnn", "--set", "teachers.0.train.epochs=2",
+    "teacher": ["run", "--loss", "rslad", "--teacher", "robust=small-cnn", "--teacher-epochs", "2",
                 *SMALL, "--out", "{place}", "--name", "run"],
 }  # fmt: skip
 """Each writes into a place of its own, with a cache of its own."""

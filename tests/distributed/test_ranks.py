@@ -127,3 +127,15 @@ def test_nothing_is_sent_by_one_alone() -> None:
     ALONE.sum_([tensor])
     assert torch.equal(ALONE.gather(tensor, [3]), torch.ones(3)) and ALONE.objects("a") == ["a"]
     assert ALONE.once(lambda: 3) == 3 and ALONE.from_first(4) == 4 and ALONE.fails_first() and ALONE.first
+
+
+def test_an_error_of_a_lost_connection() -> None:
+    two = Ranks(0, 2)
+    for text in (
+        "[../third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:4711",
+        "Read error [127.0.0.1]:4711: Connection reset by peer",
+        "NCCL communicator was aborted on rank 1",
+    ):
+        assert two.lost(RuntimeError(text))
+        assert not Ranks().lost(RuntimeError(text)) and not two.lost(ValueError(text))
+    assert not two.lost(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import rkd
-from rkd.core.errors import RkdError, Stopped
+from rkd.core.errors import RkdError, Stopped, TrainingFailed
 from rkd.core.hooks import hookimpl
 from rkd.registry.catalog import load_catalog
 from rkd.registry.recipes import read_recipe
@@ -487,7 +487,7 @@ def test_a_training_that_fails_says_so_in_its_manifest(tmp_path: Path) -> None:
     with pytest.raises(RkdError, match="the loss became"):
         train_run(table(optimizer={"lr": 1e25, "schedule": 1.0}), CATALOG, tmp_path / "run")
     folder = RunFolder(tmp_path / "run")
-    assert folder.read_json(folder.manifest)["status"].startswith("failed: TrainingFailed: the loss became")
+    assert folder.read_json(folder.manifest)["status"].startswith("failed: TrainingFailed: the training diverged")
 
 
 def test_an_evaluation_that_cannot_work_is_refused_before_the_training(tmp_path: Path) -> None:
@@ -499,3 +499,13 @@ def test_an_evaluation_that_cannot_work_is_refused_before_the_training(tmp_path:
     with pytest.raises(RkdError, match="its own eps"):
         train_run(table(evaluate=rules), CATALOG, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_learning_rate_that_is_too_large_is_told(tmp_path: Path) -> None:
+    """The loss and the weights are finite, the net's logits are not: it ended in "continue with --resume"."""
+    with pytest.raises(TrainingFailed) as caught:
+        train_run(table(epochs=1, optimizer={"lr": 1e20}), CATALOG, tmp_path / "run")
+    said = str(caught.value)
+    assert "the training diverged at a learning rate of " in said and "it began at 1e+20" in said
+    assert "epoch" in said and "--lr" in said and "clip_gradient" in said

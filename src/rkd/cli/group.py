@@ -109,6 +109,10 @@ def report(error: BaseException, app: App) -> int:
     if isinstance(error, OSError) and error.errno in MENDABLE:
         terminal.error(": ".join(filter(None, (error.strerror, error.filename and str(error.filename)))), notes=notes)
         return 2
+    if app.ranks is not None and app.ranks.lost(error):
+        terminal.error("another process of this run has died (killed, or out of memory?), and this one needs it",
+                       notes=notes)  # fmt: skip
+        return 2
     if _out_of_memory(error):
         terminal.error(f"out of memory ({_first_line(error)}); try a smaller --batch-size", notes=[*TURN_DOWN, *notes])
         return 2

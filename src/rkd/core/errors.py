@@ -37,6 +37,10 @@ class Refused(RkdError):
     """A combination of parts that makes no sense, with the reason."""
 
 
+class NotFinite(RkdError):
+    """A net whose logits are no numbers."""
+
+
 class TrainingFailed(RkdError):
     """Training broke: a loss or a weight that is not finite."""
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import datetime
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
@@ -164,6 +165,12 @@ class Ranks:
         others = self.objects(sums)
         equal = torch.stack([torch.isclose(o, others[0], rtol=0, atol=0, equal_nan=True) for o in others]).all(0)
         return [name for name, same in zip(names, equal.tolist(), strict=True) if not same]
+
+    def lost(self, error: BaseException) -> bool:
+        """Whether an error means that another process has died: gloo and NCCL say that a connection broke."""
+        broken = re.search(r"(closed|reset) by peer|broken pipe|connection.*(closed|refused|timed out)|NCCL",
+                           str(error), re.IGNORECASE)  # fmt: skip
+        return self.size > 1 and isinstance(error, RuntimeError) and broken is not None
 
     def fails_first(self) -> bool:
         """Whether this process is the first to fail: it alone tells of it, the others fail because it did."""

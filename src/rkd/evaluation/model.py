@@ -20,7 +20,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import DataError, Refused, RkdError
+from ..core.errors import DataError, NotFinite, Refused, RkdError
 from ..core.traits import training_flag
 from ..nets.modes import frozen_parameters, running
 from ..nets.net import check_logits, logits_of
@@ -104,7 +104,7 @@ def check_finite(logits: Tensor) -> None:
             "classes out, but the same ones for all images; elsewhere give them a low finite logit, such as the lowest "
             "other one less 1000"
         )
-    raise RkdError("the net's logits for clean images hold NaN or infinity: nothing can be said of such a net")
+    raise NotFinite("the net's logits for clean images hold NaN or infinity: nothing can be said of such a net")
 
 
 def as_float32(net: nn.Module) -> nn.Module:

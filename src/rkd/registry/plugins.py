@@ -123,7 +123,7 @@ def load_plugins(files: Iterable[Path | str] = (), disabled: Iterable[str] | Non
         disabled = os.environ.get("RKD_DISABLE_PLUGINS", "").split(",")
     patterns = [pattern.strip() for pattern in disabled if pattern.strip()]
     plugins = Plugins()
-    for (distribution, version), entry in _entries(plugins):
+    for (distribution, version), entry in installed(plugins):
         plugin = Plugin(entry.name, distribution, version, entry.value)
         if any(fnmatch(entry.name, p) or fnmatch(distribution, p) for p in patterns):
             plugins.plugins[plugin.key] = replace(plugin, disabled=True)
@@ -140,7 +140,7 @@ def load_plugins(files: Iterable[Path | str] = (), disabled: Iterable[str] | Non
     return plugins
 
 
-def _entries(plugins: Plugins) -> list[tuple[tuple[str, str], EntryPoint]]:
+def installed(plugins: Plugins) -> list[tuple[tuple[str, str], EntryPoint]]:
     """All entry points with their distribution and its version, in order. One distribution whose files cannot be read
     is reported as a broken plugin, and the others are asked."""
     found: dict[tuple[str, str], list[EntryPoint]] = {}
@@ -164,6 +164,8 @@ def _identity(distribution: Distribution) -> tuple[str, str]:
 
 
 def _tell_of(plugin: Plugin) -> None:
+    if plugin.module.startswith("rkd.plugins."):  # the first of rkd's own waits for torch
+        return
     print(
         f"still waiting for the plugin {plugin.key} ({plugin.module}); "
         f"RKD_DISABLE_PLUGINS={plugin.name} leaves it out",

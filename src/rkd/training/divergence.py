@@ -27,7 +27,10 @@ batch, or go back to the start of the epoch and halve the learning rate."""
 
 MAX_ROLLBACKS = 5
 
-ADVICE = "Try a smaller learning rate (--lr), or --set optimizer.clip_gradient=1"
+ADVICE = (
+    "Try a smaller learning rate (--lr), one that rises first (--set 'optimizer.schedule=points(0:0, 0.1:1, 1:0)'), or "
+    "--set optimizer.clip_gradient=1; --on-nan rollback halves the rate by itself"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,7 @@ class DivergenceMonitor(Monitor):
         self._settle(run)
         epoch = run.state.epoch
         if run.state.means.steps == 0:
-            raise TrainingFailed(f"every batch of epoch {epoch} was skipped. {ADVICE}")
+            raise TrainingFailed(f"the training diverged: every batch of epoch {epoch} was skipped. {ADVICE}")
         if names := self.ranks.same(run.student.net.state_dict()):
             raise TrainingFailed(
                 f"after epoch {epoch} the processes hold different weights ({', '.join(names[:3])}): a loss, scheduler "
@@ -105,7 +108,7 @@ class DivergenceMonitor(Monitor):
         broken = [] if weights_are_finite else _broken(run.student.net)
         if loss_is_finite and not broken:
             return True
-        problem = _words(step, loss_is_finite, broken)
+        problem = f"{_diverged(run)}: {_words(step, loss_is_finite, broken)}"
         if self.on_nan == "skip" and self._before is not None:
             self._undo(run, self._before, problem)
             return False
@@ -138,6 +141,17 @@ class DivergenceMonitor(Monitor):
             text=f"{problem}: back to the start of epoch {run.state.epoch}, the learning rate halved ({rollbacks}x)",
         )
         raise RestartEpoch
+
+
+def diverged(run: Run, problem: str) -> TrainingFailed:
+    """The error of a training whose net gives no numbers any more, noticed after the steps of an epoch."""
+    epoch = min(run.state.epoch + 1, run.epochs)
+    return TrainingFailed(f"{_diverged(run)}, in epoch {epoch} of {run.epochs}: {problem}{_last_good(run)}. {ADVICE}")
+
+
+def _diverged(run: Run) -> str:
+    rate = run.optimizer.param_groups[0]["lr"]
+    return f"the training diverged at a learning rate of {rate:g} (it began at {run.lr:g})"
 
 
 def copied(value: Any) -> Any:

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 
+from ..core.errors import NotFinite
 from ..core.run import Run
 from ..core.step import AttackPlan
 from ..data.dataset import Split
@@ -16,6 +17,7 @@ from ..evaluation.evaluate import EvalSettings, evaluate
 from ..nets.memory_format import restore
 from ..nets.net import Net
 from ..storage.serialize import to_cpu
+from .divergence import diverged
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,21 +41,20 @@ class Validation:
         if finished % self.every and finished != run.epochs:
             return {}
         net = run.eval_net()
-        result = evaluate(
-            net,
-            self.split,
-            {"adv": self.attack} if self.attack else {},
-            EvalSettings(
-                threat=run.data.threat,
-                classes=len(run.data.classes),
-                seed=run.seed,
-                batch_size=self.batch_size,
-                limit=min(self.limit, len(self.split)) if self.limit else None,
-                device=run.device,
-                progress=lambda *of_batch: run.checkpoints.while_validating(run),
-                ranks=self.ranks,
-            ),
+        settings = EvalSettings(
+            threat=run.data.threat,
+            classes=len(run.data.classes),
+            seed=run.seed,
+            batch_size=self.batch_size,
+            limit=min(self.limit, len(self.split)) if self.limit else None,
+            device=run.device,
+            progress=lambda *of_batch: run.checkpoints.while_validating(run),
+            ranks=self.ranks,
         )
+        try:
+            result = evaluate(net, self.split, {"adv": self.attack} if self.attack else {}, settings)
+        except NotFinite as error:
+            raise diverged(run, str(error)) from None
         score = clean = result.accuracy()
         metrics = {"val.clean": clean}
         if self.attack:

@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +14,7 @@ from rkd.core.errors import ConfigError, RkdError
 from rkd.registry.catalog import load_catalog
 from rkd.registry.config import RunConfig, parse
 from rkd.registry.hooks import Family
-from rkd.registry.plugins import GROUP
+from rkd.registry.plugins import Plugins, installed
 from rkd.registry.recipes import read_recipe
 from rkd.storage.files import write_atomic
 from rkd.storage.runfolder import RunFolder, safe_name
@@ -40,13 +39,11 @@ def cache_folder() -> Path:
 def known_names() -> dict[str, list[str]]:
     """Names of all installed components by kind, examples in place of families: as kept in the cache while the same
     plugins are installed, since to load them takes seconds."""
-    installed: Any = None  # one distribution that cannot be read hides all
-    with contextlib.suppress(Exception):
-        installed = sorted([e.name, e.value, e.dist.version if e.dist else ""] for e in entry_points(group=GROUP))
+    found = [[entry.name, entry.value, version] for (_, version), entry in installed(Plugins())]
     path = cache_folder() / "names.json"
     with contextlib.suppress(OSError, RkdError, ValueError, LookupError, TypeError):
         kept = parse_json(read_text(path))
-        if kept["installed"] == installed:
+        if kept["installed"] == found:
             return {str(kind): [str(name) for name in names] for kind, names in kept["names"].items()}
     names: dict[str, list[str]] = {}
     for entry in load_catalog().all():
@@ -54,7 +51,7 @@ def known_names() -> dict[str, list[str]]:
         names.setdefault(entry.kind, []).extend(entry.component.examples if family else [entry.name])
     with contextlib.suppress(OSError, RkdError):
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(path, json.dumps({"installed": installed, "names": names}).encode())
+        write_atomic(path, json.dumps({"installed": found, "names": names}).encode())
     return names
 
 

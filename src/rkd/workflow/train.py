@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from rkd.core.errors import ConfigError, Refused, RkdError
+from rkd.core.errors import ConfigError, NotFinite, Refused, RkdError
 from rkd.core.interfaces import Teacher
 from rkd.core.run import Run
 from rkd.core.trainer import fit
@@ -30,6 +30,7 @@ from rkd.storage.serialize import to_cpu
 from rkd.storage.text import command, read_text
 from rkd.training.accumulation import Accumulation
 from rkd.training.auto_batch import auto_micro_batches
+from rkd.training.divergence import diverged
 from rkd.training.dry_run import StepCost, dry_step
 from rkd.training.teacher_cache import cached_teachers
 from rkd.training.validation import Validation, chosen_net
@@ -188,7 +189,10 @@ def _finish(
     def evaluated(net: nn.Module, name: str) -> Evaluation:
         return evaluate_plan(net, plan, catalog, reporter.evaluating(name), journal, ranks=ranks)
 
-    evaluation = evaluated(net, title)
+    try:
+        evaluation = evaluated(net, title)
+    except NotFinite as error:
+        raise diverged(run, str(error)) from None
     student = evaluation.summary()
     teachers = []
     for t in resolved:

@@ -235,9 +235,11 @@ def _how_to_go_on(path: Path, error: BaseException, plugins: Sequence[str]) -> l
         if isinstance(error, KeyboardInterrupt):
             return [f"{path} was not begun; teachers that are complete stay in the cache"]
         return []
-    if isinstance(error, TrainingFailed):
-        return [f"{path} holds what there is of the run; a changed setting needs a new one"]
     place = folder.place()
+    if isinstance(error, TrainingFailed):
+        holds = [f"{path} holds what there is of the run; begin a new one with other settings"]
+        onward = f"{command('run', '--resume', path, *plugins, '--accept-changes')} --lr X"
+        return [*holds, *([f"or go on with them after {place_of(*place)}: {onward}"] if place else [])]
     held = f"the state after {place_of(*place)}" if place else "the configuration, no finished epoch yet"
     return [f"{path} holds {held}", f"continue with: {command('run', '--resume', path, *plugins)}"]
 
