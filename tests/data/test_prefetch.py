@@ -76,6 +76,24 @@ def test_a_reader_that_dies_is_told_of() -> None:
         batches(Deadly(), workers=2)
 
 
+class Signalled(OnDisk):
+    """The processes that read images get the signals that reach a whole group of processes."""
+
+    def images(self, index: Tensor) -> Tensor:
+        if 3 in index.tolist():
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+        return super().images(index)
+
+
+@pytest.mark.slow
+def test_readers_outlive_a_signal_to_the_group() -> None:
+    """Their training is to end its step and save: it lost all since the last checkpoint."""
+    expected = batches(OnDisk())
+    found = batches(Signalled(), workers=2)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) and len(found) == len(expected)
+
+
 def test_a_thread_reads_ahead_but_not_far() -> None:
     split = OnDisk()
     stream = Prefetcher(split, CPU).batches(torch.arange(40).split(4))

@@ -5,9 +5,11 @@ Whichever way they come, the same batches come: an image follows from its positi
 
 from __future__ import annotations
 
+import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from types import FrameType
 
 import torch
 from torch import Tensor
@@ -82,6 +84,7 @@ class Prefetcher:
             num_workers=self.workers,
             prefetch_factor=AHEAD,
             pin_memory=self._pin,
+            worker_init_fn=_outlive_signals,
             generator=torch.Generator(),
         )
         try:
@@ -99,6 +102,17 @@ class Prefetcher:
     def _read(self, index: Tensor) -> Tensor:
         raw = pixels(self.split, index)
         return raw.pin_memory() if self._pin else raw
+
+
+def _outlive_signals(number: int) -> None:
+    """Ctrl-C and SIGTERM reach a whole group of processes: the training is to end its step, and needs its images for
+    that. It ends its workers itself; a second SIGTERM ends one that is stuck."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _end_next_time)
+
+
+def _end_next_time(number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 class _Pixels(Dataset[Tensor]):
