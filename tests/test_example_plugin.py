@@ -56,3 +56,11 @@ def test_it_is_about_thirty_lines():
     code = (EXAMPLE / "rkd_hello.py").read_text().split('"""', 2)[2]
     lines = [line for line in code.splitlines() if line.strip() and '"""' not in line]
     assert len(lines) <= 40
+
+
+def test_its_own_tests_pass():
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", str(EXAMPLE), str(EXAMPLE)]
+    done = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(EXAMPLE)}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout

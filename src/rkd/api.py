@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from rkd.core.errors import DataError, RkdError
 from rkd.registry.catalog import Catalog, load_catalog
+from rkd.registry.config import EvalEngine
 from rkd.registry.defaults import default_objective
 from rkd.registry.recipes import merge, read_recipe
 from rkd.workflow.build import choose_device
@@ -22,7 +23,6 @@ from rkd.workflow.plan import ArraySplit, AttackPlan, Dataset, Reporter, Split, 
 from rkd.workflow.train import train_run
 
 Checks = Literal["off", "quick", "full"]
-EngineName = Literal["auto", "bfloat16", "plain"]
 
 NAMED = dict.fromkeys(("loss", "data", "attack", "objective", "optimizer"), "name") | {"student": "model"}
 """Settings that may be a component's name alone: the key of their table that it stands for."""
@@ -78,7 +78,7 @@ def evaluate(
     device: torch.device | str = "cpu",
     rounded: bool = False,
     checks: Checks = "quick",
-    engine: EngineName = "auto",
+    engine: EvalEngine = "auto",
     journal: str | Path | None = None,
 ) -> Evaluation:
     """Clean and attacked accuracy of any module that takes images in [0, 1] and returns logits.
@@ -94,7 +94,7 @@ def evaluate(
     `journal`: a folder; a killed evaluation that is called again goes on there.
     Raises `rkd.RkdError`, `rkd.DataError` for images, labels, radii or nets that are none.
     """
-    for name, given, known in (("checks", checks, get_args(Checks)), ("engine", engine, get_args(EngineName))):
+    for name, given, known in (("checks", checks, get_args(Checks)), ("engine", engine, get_args(EvalEngine))):
         if given not in known:
             raise RkdError(f"{name} is one of {', '.join(known)}; got {given!r}")
     if eps is not None and (not isinstance(eps, Real) or isinstance(eps, bool)):

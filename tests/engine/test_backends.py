@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import get_args
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+from rkd.cli.commands.eval import evaluate as eval_
+from rkd.cli.commands.run import run
 from rkd.engine import backends
-from rkd.engine.backends import Backend, FastCopy, copyable, gradient, make, relative_error, rule
+from rkd.engine.accelerator import NAMES
+from rkd.engine.backends import FORCED, Backend, FastCopy, copyable, gradient, make, relative_error, rule
 from rkd.nets.cpu_bfloat16 import packs
 from rkd.nets.net import Net
 from rkd.nets.resize import Resize
 from rkd.registry.catalog import Catalog
+from rkd.registry.config import EvalEngine, TrainEngine
 from rkd.testing import tiny_batch, tiny_net, untouched
 
 X = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(1))
@@ -40,6 +47,18 @@ def test_the_rule() -> None:
     assert rule("auto", net, cpu) == Backend(fused=packs(), channels_last=not packs(), dtype="bfloat16")
 
 
+def test_names_are_the_same_everywhere() -> None:
+    """The configuration reads them without torch, the command line without pydantic."""
+    for name, backend in FORCED.items():
+        assert rule(name, tiny_net(), torch.device("cpu")) == backend
+    for command, engine, names in (
+        (run, TrainEngine, {"auto", "plain", *FORCED}),
+        (eval_, EvalEngine, set(NAMES) - FORCED.keys()),
+    ):
+        (option,) = [option for option in command.params if option.name == "engine"]
+        assert set(option.type.choices) == set(get_args(engine)) == names
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", [Backend(), Backend(channels_last=True), Backend(fused=True)])
 @pytest.mark.parametrize("name", ["resnet8", "small-cnn", "mobilenetv2", "wrn10-1"])
@@ -48,7 +67,7 @@ def test_logits_and_gradients_are_the_nets(catalog: Catalog, name: str, backend:
         pytest.skip("no kernels for that")
     net = net_of(catalog, name)
     with untouched(net):
-        copy = FastCopy(Backend(backend.fused, backend.channels_last, dtype=dtype), net, None, X)
+        copy = FastCopy(replace(backend, dtype=dtype), net, None, X)
     assert relative_error(copy.logits, X, gradient(net, X), exact=dtype == "float32") <= 1
     logits, slope = gradient(copy.logits, X)
     assert logits.dtype == slope.dtype == torch.float32 and slope.is_contiguous()

@@ -78,6 +78,7 @@ BROKEN = {
     "number": (lambda: module(rkd_losses=lambda: {"fine": 3}), "must name a class, a function or a Family"),
     "unnamed": (lambda: module(rkd_losses=lambda: {3: Fine}), "must name a class"),
     "hook": (lambda: module(rkd_losses=fails(ZeroDivisionError("division by zero"))), "division by zero"),
+    "hook name": (lambda: module(rkd_attack=lambda: {}), "there is no hook 'rkd_attack'. Did you mean rkd_attacks"),
     "hook base": (lambda: module(rkd_losses=fails(GeneratorExit())), "GeneratorExit"),
     "hook exit": (lambda: module(rkd_losses=fails(SystemExit(2))), "SystemExit"),
 }

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -19,9 +18,9 @@ from ..core.attack import Accelerator, Patches, PlainProbe
 from ..core.interfaces import Probe
 from ..core.types import QueryKind, View
 from ..nets.net import autocast_of
-from .backends import CHECKED, Backend, FastNet, Logits, copyable, make, rule
+from .backends import CHECKED, FORCED, Backend, FastNet, Logits, copyable, make, rule
 
-EngineName = Literal["auto", "plain", "bfloat16", "folded", "channels-last", "fused", "compiled"]
+NAMES = ("auto", "plain", "bfloat16", *FORCED)
 """`auto`: the rule. `bfloat16`: besides, in evaluations, in reduced precision what attacks can do with. `plain`: each
 net as it is. The others force one backend."""
 
@@ -32,9 +31,9 @@ class Engine(Accelerator):
     `tell` is told which copy a net got, and why it got none.
     """
 
-    def __init__(self, name: EngineName = "auto", tell: Callable[[str], None] = lambda text: None) -> None:
-        if name not in get_args(EngineName):
-            raise ValueError(f"engine is one of {', '.join(get_args(EngineName))}; got {name!r}")
+    def __init__(self, name: str = "auto", tell: Callable[[str], None] = lambda text: None) -> None:
+        if name not in NAMES:
+            raise ValueError(f"engine is one of {', '.join(NAMES)}; got {name!r}")
         self.name, self.tell = name, tell
         self._copies: dict[tuple[int, View | None, torch.Size, str, Backend], FastNet] = {}
         self._told: set[str] = set()

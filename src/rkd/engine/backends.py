@@ -53,7 +53,7 @@ FORCED = {
     "folded": Backend(), "channels-last": Backend(channels_last=True), "fused": Backend(fused=True),
     "compiled": Backend(channels_last=True, compiled=True),
 }  # fmt: skip
-"""What can be asked for by name."""
+"""What can be asked for by name: `--engine NAME`, `registry/config.py:TrainEngine`."""
 
 
 def rule(name: str, net: nn.Module, device: torch.device, low: bool = False) -> Backend:
@@ -61,8 +61,7 @@ def rule(name: str, net: nn.Module, device: torch.device, low: bool = False) -> 
     half = autocast_of(net) is torch.bfloat16
     dtype = "bfloat16 inside" if low else "bfloat16" if half else "float32"
     if name in FORCED:
-        forced = FORCED[name]
-        return Backend(forced.fused, forced.channels_last, forced.compiled, dtype)
+        return replace(FORCED[name], dtype=dtype)
     if device.type == "cpu" and (packs() if half or low else torch.backends.mkldnn.is_available()):
         return Backend(fused=True, dtype=dtype)
     return Backend(channels_last=half, dtype=dtype)

@@ -26,6 +26,10 @@ def _is_schedule(value: Any) -> Any:
     return value
 
 
+TrainEngine = Literal["auto", "plain", "folded", "channels-last", "fused", "compiled"]
+EvalEngine = Literal["auto", "bfloat16", "plain"]
+"""What `engine` takes in a training and in an evaluation; `rkd.engine` says what each is."""
+
 Normalization = Annotated[str, AfterValidator(known_normalization)]
 Number = Annotated[float, BeforeValidator(parse_number)]
 ScheduleText = Annotated[float | str, BeforeValidator(_is_schedule)]
@@ -150,7 +154,7 @@ class EvaluateConfig(_Section):
     rounded: bool = False
     checks: Literal["off", "quick", "full"] = "quick"
     curve: list[Annotated[Number, Field(gt=0)]] = Field(default_factory=list, max_length=100)
-    engine: Literal["auto", "bfloat16", "plain"] = "auto"
+    engine: EvalEngine = "auto"
     examples: Annotated[int, Field(ge=0, le=64)] = 8
     options: dict[str, Table] = Field(default_factory=dict)
 
@@ -176,7 +180,7 @@ class RunConfig(_Section):
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
     teacher_cache: Literal["auto", "on", "off"] = "auto"
     teacher_cache_gib: Annotated[Number, Field(ge=0)] = 4.0
-    engine: Literal["auto", "plain", "folded", "channels-last", "fused", "compiled"] = "auto"
+    engine: TrainEngine = "auto"
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
     student: StudentConfig = Field(default_factory=StudentConfig)
     data: DataConfig = Field(default_factory=DataConfig)

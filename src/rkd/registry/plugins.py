@@ -23,6 +23,7 @@ from typing import Any
 import pluggy
 
 from rkd.core.errors import RkdError
+from rkd.storage.text import did_you_mean
 
 from .hooks import RegistrationHooks
 
@@ -65,9 +66,17 @@ class Plugins:
     def add(self, plugin: Plugin, load: Callable[[], Any]) -> None:
         """Load and register one plugin; whatever goes wrong becomes its `error`."""
         with self.guarded(plugin):
-            self.manager.register(load(), name=plugin.key)
+            module = load()
+            self._check_hooks(module)
+            self.manager.register(module, name=plugin.key)
             self.manager.check_pending()
             self.plugins[plugin.key] = plugin
+
+    def _check_hooks(self, module: Any) -> None:
+        hooks = [name for name in vars(RegistrationHooks) if name.startswith("rkd_")]
+        for name in dir(module):
+            if name not in hooks and self.manager.parse_hookimpl_opts(module, name):
+                raise RkdError(f"there is no hook {name!r}.{did_you_mean(name, hooks)} Hooks: {', '.join(hooks)}")
 
     @contextmanager
     def guarded(self, plugin: Plugin) -> Iterator[None]:
@@ -91,8 +100,9 @@ class Plugins:
         if self.manager.has_plugin(plugin.key):
             self.manager.unregister(name=plugin.key)
         details = "".join(traceback.format_exception(error))
+        kind = "" if isinstance(error, RkdError) else f"{type(error).__name__}: "
         place = raised_at(error)
-        reason = f"{type(error).__name__}: {error}".strip().replace("\n", " ") + (f" ({place})" if place else "")
+        reason = f"{kind}{error}".strip().replace("\n", " ") + (f" ({place})" if place else "")
         self.plugins[plugin.key] = replace(plugin, error=reason, details=details)
 
 
@@ -167,8 +177,8 @@ def _tell_of(plugin: Plugin) -> None:
     if plugin.module.startswith("rkd.plugins."):  # the first of rkd's own waits for torch
         return
     print(
-        f"still waiting for the plugin {plugin.key} ({plugin.module}); "
-        f"RKD_DISABLE_PLUGINS={plugin.name} leaves it out",
+        f"still waiting for the plugin {plugin.key} ({plugin.module}), or for what it imports first, such as torch; "
+        f"RKD_DISABLE_PLUGINS={plugin.name} leaves the plugin out",
         file=sys.stderr, flush=True,
     )  # fmt: skip
 

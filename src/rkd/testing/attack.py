@@ -190,7 +190,7 @@ def _check_optimum(attack: Attack, threat: ThreatModel, eps: float, optimum: flo
         require(
             least >= optimum - 1e-3,
             f"{who} reaches {least:.0%} of the best possible gain on a linear net ({threat.norm}); "
-            f"{optimum:.0%} was expected",
+            f"{optimum:.0%} was expected: more steps, or `optimum=` for one that is weak on purpose",
         )
     if optimum:
         require((found >= clean - 1e-4).all(), f"{who} makes images less adversarial than they were ({threat.norm})")

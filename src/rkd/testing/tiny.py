@@ -209,7 +209,8 @@ def tiny_run(
     batch_size: int = 8,
     **settings: Any,
 ) -> Run:
-    """A run on `tiny_dataset()` with stub teachers for the loss's roles; `settings` as for `rkd.core.run.Run`."""
+    """A run on `tiny_dataset()` with stub teachers for the loss's roles. A loss that asks for the view `adv` needs an
+    `attack`; `OneStep()` will do. `settings` as for `rkd.core.run.Run`."""
     data = data or tiny_dataset()
     student = NetStudent(tiny_net(shape=data.shape, classes=len(data.classes)))
     if conversion is not None:

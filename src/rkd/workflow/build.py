@@ -15,7 +15,7 @@ from rkd.core.run import Run
 from rkd.data.dataset import hold_out
 from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
-from rkd.engine.accelerator import Engine, EngineName
+from rkd.engine.accelerator import Engine
 from rkd.nets.memory_format import arrange
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.student import NetStudent
@@ -98,7 +98,7 @@ def checkpointer(config: RunConfig, folder: RunFolder | None, ranks: Ranks = ALO
     return Checkpointer(folder, CheckpointPolicy(rules.epochs, rules.minutes or None, rules.keep), ranks, text)
 
 
-def accelerate(run: Run, name: EngineName, tell: Callable[[str], None] = lambda text: None) -> None:
+def accelerate(run: Run, name: str, tell: Callable[[str], None] = lambda text: None) -> None:
     """Let nets run on faster copies: the student while it is attacked, and teachers small enough for a second copy.
     After the dry step, which counts what the nets themselves are asked. `tell` is told which copies nets get."""
     if isinstance(run.student, NetStudent):
