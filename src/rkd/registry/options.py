@@ -143,11 +143,7 @@ def _lenient(hint: Any) -> Any:
     inner = tuple(_lenient(argument) if argument is not Ellipsis else argument for argument in arguments)
     if isinstance(hint, types.UnionType) or get_origin(hint) is typing.Union:
         return typing.Union[inner]  # noqa: UP007 - built at run time
-    return get_origin(hint)[inner] if get_origin(hint) in (list, tuple, dict) else _rebuild(hint, inner)
-
-
-def _rebuild(hint: Any, inner: tuple[Any, ...]) -> Any:
-    return typing.cast(Any, hint).copy_with(inner) if hasattr(hint, "copy_with") else get_origin(hint)[inner]
+    return typing.cast(Any, get_origin(hint))[inner]
 
 
 def _is_function(hint: Any) -> bool:
