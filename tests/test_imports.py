@@ -77,7 +77,6 @@ NO_CAPABILITY = {
     "cli.group: getattr(error, '__notes__', [])": "Python sets it at the first note",
     "registry.catalog: getattr(loaded, '__doc__', None)": "of a module, or of None where it is loaded no more",
     "registry.catalog: getattr(loaded, '__file__', None)": "a module that is made and not read has none",
-    "registry.options: hasattr(hint, 'copy_with')": "typing's own kinds of hints",
     "testing.data: hasattr(augment, 'variants')": "half of `FiniteAugment` is a mistake that an author is told of",
     "testing.data: getattr(images, 'dtype', images)": "whatever a component gave back, for a message",
     "testing.data: getattr(images, 'shape', ())": "whatever a component gave back, for a message",

@@ -1,7 +1,5 @@
 """rkd: adversarially robust knowledge distillation. Public names load on first use, so `import rkd` is cheap."""
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

@@ -6,8 +6,6 @@ Names in `__all__` are kept or deprecated as the policy in CONTRIBUTING.md says;
 itself and `rkd.testing`, is private and may move between two versions.
 """
 
-from __future__ import annotations
-
 from .core import ops
 from .core.attack import Accelerator, Patches, PlainProbe, Target, value_and_grad
 from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError

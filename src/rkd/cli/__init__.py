@@ -1,8 +1,6 @@
 """The command line. One command, one file; torch, rich and the plugins are imported inside the commands, so that
 `rkd --help` and shell completion answer at once."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

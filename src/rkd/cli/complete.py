@@ -3,8 +3,6 @@
 No plugin is imported for it, unless others are installed than the last time: torch takes seconds.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A command in several processes of this machine, by torchrun's launcher."""
 
-from __future__ import annotations
-
 import logging
 import os
 import sys

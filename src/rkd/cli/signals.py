@@ -8,8 +8,6 @@ C code called and whose errors it throws away, and then the run would go on as i
 noted as well, and looked at after each step.
 """
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Callable, Iterator

@@ -3,8 +3,6 @@
 Piped, output is plain text without control characters, and nothing is wrapped: that is left to who reads it.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

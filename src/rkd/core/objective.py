@@ -4,8 +4,6 @@ The order is fixed: the loss's terms `(B,)` -> every scheduler, in order, exactl
 they stand now, in the very step they follow from. Any other value that a scheduler sets is a knob of the next step.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,8 +1,6 @@
 """Per-sample formulas: logits `(B, K)` in, `(B,)` out, and the geometry of balls around images. No reduction over the
 batch is ever implicit."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

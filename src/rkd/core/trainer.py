@@ -1,7 +1,5 @@
 """fit(): one explicit training loop."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

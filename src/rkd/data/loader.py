@@ -4,8 +4,6 @@ A batch is a function of (seed, epoch, position): the order of an epoch is a per
 an augmentation draws from (seed, epoch, index of the image).
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 

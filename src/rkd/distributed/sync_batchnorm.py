@@ -8,8 +8,6 @@ to be converted, a net from timm keeps its fused layers, and what is saved is th
 All processes must run the same forwards in the same order: a search in train mode must not stop early.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any

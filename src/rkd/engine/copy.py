@@ -8,8 +8,6 @@ An attack asks a net whose weights do not move until it is over. So the copy is 
 attack begins, whoever has moved the weights meanwhile: the optimiser, a loaded file, an average.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from typing import Any
 

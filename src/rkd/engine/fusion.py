@@ -3,8 +3,6 @@
 Nodes are taken in only where nothing else reads what lies between them. Same function up to rounding.
 """
 
-from __future__ import annotations
-
 import math
 import operator
 from collections.abc import Mapping

@@ -4,8 +4,6 @@ A convolution adds its bias and a residual and applies its activation in one pas
 Weights are kept in the order that oneDNN reads them in. All take and give planes `(B, C, H, W)` with channels last.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any

@@ -4,8 +4,6 @@ Autograd records each operation and calls each backward apart, which takes time 
 a gradient, since others may hold it. Here each gradient has one owner, so that activations go back in place.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any

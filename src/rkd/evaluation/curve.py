@@ -1,7 +1,5 @@
 """Robust accuracy against the radius."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any

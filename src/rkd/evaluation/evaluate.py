@@ -1,7 +1,5 @@
 """Clean and attacked accuracy, sample by sample."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any

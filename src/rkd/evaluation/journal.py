@@ -1,7 +1,5 @@
 """Finished batches of an evaluation, kept so that a killed one goes on where it was."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

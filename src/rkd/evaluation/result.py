@@ -1,7 +1,5 @@
 """The result of an evaluation, sample by sample, and its measures: intervals, calibration, accuracy by class."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field

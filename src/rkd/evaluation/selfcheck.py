@@ -6,8 +6,6 @@ Adversarial Robustness): one with a larger radius succeeds more often, one witho
 gradients is no weaker than one that does not.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace

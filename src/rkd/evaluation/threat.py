@@ -1,7 +1,5 @@
 """The ball of an attack: its norm and radius, whether images are inside, and its 8-bit images."""
 
-from __future__ import annotations
-
 import math
 from typing import get_args
 

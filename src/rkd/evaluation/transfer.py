@@ -12,8 +12,6 @@ Studies of transfer often take only samples that every net gets right. Here each
 of that net's own evaluation, so that the numbers of one column, and its clean accuracy, can be compared.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any

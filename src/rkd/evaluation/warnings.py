@@ -1,7 +1,5 @@
 """Reasons not to trust a robust accuracy that its numbers themselves show; `selfcheck` runs the net for more."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 import torch

@@ -5,8 +5,6 @@ norm of their own, since their statistics differ; everything else in the net is 
 its place, class and parameter names, and gains copies under `aux.VIEW`: dropping those gives the plain net again.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext

@@ -11,8 +11,6 @@ So does the whole net inside another's `TorchFunctionMode` (synchronised batch n
 traces.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial

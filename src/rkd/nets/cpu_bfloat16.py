@@ -8,8 +8,6 @@
 (torch 2.15, AVX512-BF16; `python benchmarks/engine.py` times both.)
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

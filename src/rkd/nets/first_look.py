@@ -8,8 +8,6 @@ of the paired difference, and the mean log-likelihood by as many.
 **Class order.** A net at chance whose answers become right under a permutation was trained on classes in another order.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any

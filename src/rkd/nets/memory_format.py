@@ -3,8 +3,6 @@
 The same numbers in another order. Sums are taken in another order with it, so results differ in the last digits.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

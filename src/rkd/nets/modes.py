@@ -1,7 +1,5 @@
 """Running a net in a mode, and putting every module's own flags back, also after an error."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain

@@ -1,7 +1,5 @@
 """A net behind its input normalisation, and a teacher around any `nn.Module`."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import chain

@@ -1,7 +1,5 @@
 """Resizing of images before a net that takes no images of their size."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import torch.nn.functional as F

@@ -1,7 +1,5 @@
 """Input normalisations by name, or as `MEAN,.../STD,...`."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -4,8 +4,6 @@ Saved evaluations stand among them. How its net was trained an evaluation does n
 a key of the run's settings (`storage.card`), and those of one key, evaluated alike, are seeds of one another.
 """
 
-from __future__ import annotations
-
 import json
 import statistics
 from collections.abc import Iterable, Mapping, Sequence

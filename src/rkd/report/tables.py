@@ -1,7 +1,5 @@
 """A comparison as JSON, CSV and LaTeX."""
 
-from __future__ import annotations
-
 import csv
 import io
 from typing import Any

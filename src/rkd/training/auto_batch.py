@@ -5,8 +5,6 @@ have, and so can be asked. A CPU's system hands out more than there is and kills
 process itself (`ulimit -v`) are seen.
 """
 
-from __future__ import annotations
-
 import gc
 
 import torch

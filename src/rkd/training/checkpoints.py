@@ -1,7 +1,5 @@
 """When a run's state is written (`rkd.core.run.Run.state_dict` says what it holds), and how a run is asked to stop."""
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The dry step: a run is tried on a few images before it starts, and its cost is counted in forwards and backwards."""
 
-from __future__ import annotations
-
 import copy
 import time
 from collections.abc import Callable, Iterator, Mapping

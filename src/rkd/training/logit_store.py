@@ -1,7 +1,5 @@
 """Logits of images, by row number, in memory or in a file that several processes write without a lock."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import shutil

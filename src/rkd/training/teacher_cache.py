@@ -14,8 +14,6 @@ configuration and the teacher alone, never from what is kept, measured, or free 
 step goes on, and stored by a later step.
 """
 
-from __future__ import annotations
-
 import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass

@@ -1,8 +1,6 @@
 """Evaluating: the net of a plan at the end of a run, a run or a weights file by `rkd eval`, any module by
 `rkd.evaluate`."""
 
-from __future__ import annotations
-
 import math
 import re
 import time

@@ -1,7 +1,5 @@
 """What a training costs: predicted before it starts, from a few dry steps, and measured in full by `rkd bench`."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A run's manifest: when, where, with which software and at what cost it ran; which of it a resumed run shares."""
 
-from __future__ import annotations
-
 import datetime
 import importlib.metadata
 import os

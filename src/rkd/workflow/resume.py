@@ -1,7 +1,5 @@
 """Going on with a run: with the configuration that its checkpoint was made with, unless a change was asked for."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Iterator, Mapping

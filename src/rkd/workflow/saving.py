@@ -1,7 +1,5 @@
 """What `rkd eval --save` keeps: a folder that is there whole or not at all."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ A prepared teacher is an ordinary run in the cache folder, named by a hash of it
 fingerprint. Two processes that want the same one: the first prepares it under a file lock, the second waits.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shlex

@@ -1,7 +1,5 @@
 """`rkd bench`: where the time of a training step goes."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import click

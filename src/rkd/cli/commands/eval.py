@@ -1,7 +1,5 @@
 """`rkd eval`: clean and attacked accuracy of a run's student, or of a weights file."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """`rkd recipes`: the shipped recipes."""
 
-from __future__ import annotations
-
 import click
 
 from rkd.core.errors import UnknownName

@@ -1,7 +1,5 @@
 """`rkd submit`: a run as a job of SLURM."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path

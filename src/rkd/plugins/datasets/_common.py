@@ -1,7 +1,5 @@
 """What several sources of data share: splits, statistics, fingerprints. No hooks."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from pathlib import Path

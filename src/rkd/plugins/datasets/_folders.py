@@ -1,7 +1,5 @@
 """What lies in a folder of images: its parts, classes and files, and what is left out. Not a plugin."""
 
-from __future__ import annotations
-
 import os
 from collections import Counter
 from collections.abc import Iterable, Sequence

@@ -7,8 +7,6 @@ class is the test part, whatever the run's seed.
 References: alpaydin1998optical
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cache
 

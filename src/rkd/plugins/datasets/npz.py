@@ -7,8 +7,6 @@ integers `(N,)` or `(N, 1)`, counted from 0. With `layout=auto` a last axis of 1
 References: harris2020array
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ of the architecture, behind whatever prefix; `rkd.nets.fitting` says what else a
 the file stores (`mean` and `std`, `mu` and `sigma`, or `new_mean` and `new_std`) becomes the teacher's.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

@@ -3,8 +3,6 @@
 Architecture, normalisation and classes come from the run's `student.json`; they are checked against the data.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path

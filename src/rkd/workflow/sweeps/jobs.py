@@ -4,8 +4,6 @@ it was when its time is over.
 submitit's own local executor is not used for the first: it is an extra, and does not deal out GPUs.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

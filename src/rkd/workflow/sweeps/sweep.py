@@ -1,7 +1,5 @@
 """A matrix of runs: its points, the state of each, and the words of `rkd run` that carry it out."""
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json
