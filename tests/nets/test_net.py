@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rkd.core.errors import Refused
-from rkd.nets.net import MICRO_BATCH, Net, NetTeacher, check_logits
+from rkd.nets.net import MICRO_BATCH, Net, NetTeacher, Outputs, check_logits
 from rkd.nets.student import NetStudent
 from rkd.testing import TinyNet, tiny_batch, tiny_net, untouched
 
@@ -191,3 +191,15 @@ def test_logits_among_other_things(around: Callable[[torch.Tensor], Any]) -> Non
 def test_logits_that_could_be_several_things(around: Callable[[torch.Tensor], Any], said: str) -> None:
     with pytest.raises(Refused, match=re.escape(said)):
         Net(Returns(around))(tiny_batch(4).x)
+
+
+def test_outputs_by_the_names_of_classes() -> None:
+    own = ("cat", "dog", "owl")
+    assert Outputs.by_name(own, ("owl", "cat", "dog")) == (2, 0, 1)
+    assert Outputs.by_name(own, ("owl", "dog")) == (2, 1), "a part of them"
+    assert Outputs.by_name(own, ("0", "1", "2")) == (0, 1, 2), "names that say nothing"
+    assert Outputs.by_name(own, ("cat", "fox")) == ()
+    logits = torch.arange(6.0).view(2, 3)
+    assert torch.equal(Outputs((2, 0))(logits), logits[:, [2, 0]])
+    with pytest.raises(Refused, match="no output 5, the net has 3"):
+        Outputs((5,))(logits)

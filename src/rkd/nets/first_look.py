@@ -132,9 +132,9 @@ def compare(a: Answers, b: Answers) -> int:
     return signs.pop() if len(signs) == 1 else 0
 
 
-def doubts(said: Answers, who: str, classes: Sequence[str], expected: float | None, setting: str) -> str | None:
-    """Why a teacher should not be trusted, with likely causes; None where nothing speaks against it. `expected`: the
-    share right that its own results say; `setting`: where its normalisation and order of classes are set."""
+def doubts(said: Answers, who: str, classes: Sequence[str], expected: float | None, section: str) -> str | None:
+    """Why a net should not be trusted, with likely causes; None where nothing speaks against it. `expected`: the share
+    right that its own results say; `section`: the table of settings of a teacher; empty: an evaluated file."""
     n = len(said.labels)
     error = (said.share * (1 - said.share) / n) ** 0.5
     below = expected is not None and said.share < expected - max(0.1, ERRORS * error)
@@ -145,14 +145,15 @@ def doubts(said: Answers, who: str, classes: Sequence[str], expected: float | No
     order = said.order()
     if order is None:
         usual = said.logits.argmax(1).bincount(minlength=len(classes))
-        most = f"{float(usual.max()) / n:.0%} of its answers are {classes[int(usual.argmax())]!r}"
+        normalize = f"--set {section}.normalize=none" if section else "--normalize none"
         return (
-            f"{found}: it teaches next to nothing ({most}). Likely causes: another normalisation of its images "
-            f"({setting}.normalize=none, imagenet, half, ...), another order of its classes, the wrong file"
+            f"{found}; {float(usual.max()) / n:.0%} of its answers are {classes[int(usual.argmax())]!r}. Likely "
+            f"causes: another normalisation of its images ({normalize}, imagenet, half, ...), another order of its "
+            "classes, the wrong file"
         )
     share = Answers(said.logits[:, order], said.labels).share
     moved = [f"{name!r} is its output {output}" for (place, name), output in zip(enumerate(classes), order, strict=True)
              if place != output]  # fmt: skip
     shown = ", ".join(moved[:8]) + (", ..." if len(moved) > 8 else "")
-    typed = f"--set {setting}.classes={str(order).replace(' ', '')}" if len(order) <= 100 else f"{setting}.classes"
-    return f"{found}: its classes are in another order, in which {share:.1%} are right: {shown}. Put right by {typed}"
+    text = f"{found}: its classes are in another order, in which {share:.1%} are right: {shown}"
+    return f"{text}. Put right by --set {section}.classes={str(order).replace(' ', '')}" if section else text

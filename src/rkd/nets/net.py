@@ -79,6 +79,14 @@ class Outputs(nn.Module):
         super().__init__()
         self.places = list(places)
 
+    @staticmethod
+    def by_name(own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
+        """The outputs for the classes `wanted`: by name where all are among a net's `own`; as they are where there are
+        as many; none otherwise."""
+        if set(wanted) <= set(own):
+            return tuple(own.index(name) for name in wanted)
+        return tuple(range(len(own))) if len(own) == len(wanted) else ()
+
     def forward(self, logits: Tensor) -> Tensor:
         if max(self.places) >= logits.shape[1]:
             raise Refused(f"classes: there is no output {max(self.places)}, the net has {logits.shape[1]}")

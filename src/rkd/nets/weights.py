@@ -222,7 +222,9 @@ def _chosen(content: Any, key: str, path: Path) -> dict[str, State]:
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> State:
     """The tensors whose names begin with `prefix`, without it."""
-    return {name[len(prefix) :]: value for name, value in state.items() if str(name).startswith(prefix)}
+    return {
+        name[len(prefix) :]: value for name, value in state.items() if isinstance(name, str) and name.startswith(prefix)
+    }
 
 
 def _distinct(states: Mapping[str, State]) -> dict[str, State]:

@@ -29,7 +29,7 @@ from rkd.evaluation.selfcheck import full_checks, margin_slope, other_normalizat
 from rkd.evaluation.transfer import transfer_matrix
 from rkd.evaluation.warnings import find_warnings
 from rkd.nets.first_look import answers, doubts, first_images
-from rkd.nets.net import Net
+from rkd.nets.net import Net, Outputs
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig, parse
@@ -211,6 +211,10 @@ def _of_run(request: EvalRequest, catalog: Catalog, text: str | None = None) -> 
             f"{folder.path} is for images {card.shape} and {len(card.classes)} classes; data set {plan.data.name!r} "
             f"has {tuple(plan.data.shape)} and {len(plan.data.classes)}"
         )
+    places = Outputs.by_name(card.classes, plan.data.classes)
+    if places != tuple(range(len(places))):
+        loaded.net.arch = nn.Sequential(loaded.net.arch, Outputs(places))
+        plan.notes.append(f"{folder.path}: its outputs are taken in the order of the data's classes, by name: {places}")
     trained = {
         "method": _name_in(config.get("loss")), "epochs": config.get("epochs"), "seed": config.get("seed"),
         "data": _name_in(config.get("data")), "threat": asdict(card.threat), "settings": training_key(config),
@@ -236,7 +240,7 @@ def _of_file(request: EvalRequest, catalog: Catalog, reporter: Reporter) -> Subj
     for note in settled.notes:
         reporter.message(note)
     said = settled.answers or answers(net, first_images(data.train, "cpu", CHECKED))
-    if doubt := doubts(said, request.net, data.classes, None, "the net's"):
+    if doubt := doubts(said, request.net, data.classes, None, ""):
         reporter.warning(doubt)
     return Subject(request.net, model, net.eval().requires_grad_(False), plan, options)
 

@@ -3,7 +3,7 @@
 Architecture, normalisation and classes come from the run's `student.json`; they are checked against the data.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,7 +33,7 @@ class RunTeacher:
             return None
         folder = RunFolder.open(reference.text)
         card = read_card(folder)
-        places = reference.classes or _places(card.classes, data.classes)
+        places = reference.classes or Outputs.by_name(card.classes, data.classes)
         if card.shape != tuple(data.shape) or not places:
             raise WeightsError(
                 f"the run {folder.path} is for images {card.shape} and {len(card.classes)} classes; "
@@ -50,14 +50,6 @@ class RunTeacher:
         elif not reference.classes and tuple(card.classes) != tuple(data.classes):
             net.notes = (f"{folder.path}: its classes have other names than the data's; they are taken in their order",)
         return net
-
-
-def _places(own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:
-    """The outputs for the classes `wanted`: by name where all are among the net's `own`; as they are where there are as
-    many; none otherwise."""
-    if set(wanted) <= set(own):
-        return tuple(own.index(name) for name in wanted)
-    return tuple(range(len(own))) if len(own) == len(wanted) else ()
 
 
 @hookimpl
