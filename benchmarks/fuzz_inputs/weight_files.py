@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import gzip
 import io
 import json
@@ -12,11 +13,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save
 
-from rkd.nets.fitting import load_into
-from rkd.nets.weights import read_weights
+from rkd.nets.fitting import load_file_into, load_into
+from rkd.nets.weights import open_weights, read_weights
 from rkd.testing import TinyNet
 
 from .strange import Evil, mutated, scribbled, special, weights
@@ -88,6 +90,10 @@ def torch_file(rng: random.Random, folder: Path) -> None:
         {"w": Evil(folder)},
         {"w": torch.ones(2, requires_grad=True)},
         {"w": torch.nn.Parameter(torch.ones(2))},
+        {"state_dict": weights(), "state_dict_ema": weights(), 3: weights(), "optimizer": {"state": {0: weights()}}},
+        {**{f"module.model.{name}": value for name, value in weights().items()}, "mean": torch.ones(3), "x": weights()},
+        {"model": weights(), "args": argparse.Namespace(a=[Path()]), "best": np.float64(3), "at": np.arange(3)},
+        {f"{prefix}conv.weight": torch.ones(1) for prefix in ("", ".", "..", "a.b.", "conv.weight.")},
     ]
     out = io.BytesIO()
     torch.save(rng.choice(odd), out, _use_new_zipfile_serialization=rng.random() < 0.6)
@@ -106,7 +112,9 @@ def torch_file(rng: random.Random, folder: Path) -> None:
     file.write_bytes(content)
     if rng.random() < 0.04:
         special(rng, file)
-    load_into(TinyNet(), read_weights(file), str(file))
+    key = rng.choice(("", "", "#state_dict", "#model", "#state_dict_ema.conv", "#", "#.", "#3", "#x.y.z"))
+    strip = rng.choice(("", "", "module.", "x"))
+    load_file_into(TinyNet(), open_weights(f"{file}{key}", strip), str(file))
 
 
 def _repacked(rng: random.Random, content: bytes) -> bytes:
