@@ -53,7 +53,10 @@ def validate(component: Any, given: Mapping[str, Any], where: str) -> dict[str, 
         for name in given
         if name not in fields
     ]
-    given = {name: _merge_default(fields[name], value) for name, value in given.items() if name in fields}
+    given = {name: value for name, value in given.items() if name in fields}
+    for name, value in given.items():
+        if isinstance(value, Mapping) and isinstance(default := _default(fields[name]), Mapping):
+            given[name] = {**default, **value}
     try:
         checked = _model(component)(**given) if fields else None
     except ValidationError as error:
@@ -111,13 +114,6 @@ def _hints(component: Any) -> dict[str, Any]:
             f"the options of {component.__module__}.{component.__qualname__} cannot be read: {error}; its module must "
             "import at run time what their annotations name"
         ) from None
-
-
-def _merge_default(field: dataclasses.Field[Any], value: Any) -> Any:
-    default = _default(field)
-    if isinstance(value, Mapping) and isinstance(default, Mapping):
-        return {**default, **value}
-    return value
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:

@@ -136,17 +136,22 @@ def begin(x: Tensor, target: Target) -> FooledImages:
     return result
 
 
+def runs(result: FooledImages, target: Target, restarts: int, *name: object) -> Iterator[tuple[Tensor, Target, int]]:
+    """The runs of an attack until every sample is fooled: positions of the remaining samples, the target for them, with
+    random numbers that follow from `name`, and which restart it is."""
+    for restart in range(restarts):
+        remaining = result.remaining()
+        if not len(remaining):
+            return
+        yield remaining, for_samples(target, remaining, *name, restart), restart
+
+
 def targeted_runs(
     result: FooledImages, target: Target, classes: Tensor, restarts: int, name: str
 ) -> Iterator[tuple[Tensor, Target, Tensor, int]]:
-    """The runs of a targeted attack, towards each of `classes (B, T)` and as often as there are restarts, until every
-    sample is fooled: positions of the remaining samples, the target for them, their classes, which restart."""
+    """The runs of a targeted attack towards each of `classes (B, T)`: as `runs`, with the samples' classes."""
     for rank in range(classes.shape[1]):
-        for restart in range(restarts):
-            remaining = result.remaining()
-            if not len(remaining):
-                return
-            selected = for_samples(target, remaining, name, rank, restart)
+        for remaining, selected, restart in runs(result, target, restarts, name, rank):
             yield remaining, selected, classes[remaining, rank], restart
 
 

@@ -46,10 +46,10 @@ from ._early_stop import (
     ActiveSamples,
     FooledImages,
     begin,
-    for_samples,
     is_check_step,
     misclassified,
     note_fewer_targets,
+    runs,
     target_classes,
     targeted_runs,
 )
@@ -87,11 +87,8 @@ class ApgdCe:
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
         result = begin(x, target) if self.stop else FooledImages(x)
-        for restart in range(self.restarts):
-            remaining = result.remaining()
-            if not len(remaining):
-                break
-            selected = for_samples(target.low_precision("gradient"), remaining, "apgd", self.traits.objective, restart)
+        fast = target.low_precision("gradient")
+        for remaining, selected, _ in runs(result, fast, self.restarts, "apgd", self.traits.objective):
             run = climb(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
             result.add_better(remaining, run.images, run.fooled, run.score)
         return result.images

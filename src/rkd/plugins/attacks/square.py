@@ -54,7 +54,7 @@ from rkd.plugin import (
     ops,
 )
 
-from ._early_stop import ActiveSamples, FooledImages, begin, finite_margin, for_samples
+from ._early_stop import ActiveSamples, FooledImages, begin, finite_margin, runs
 from ._options import attacker, check_search
 
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -92,11 +92,7 @@ class Square:
         x = x.detach()
         threat = attacker(target, self.eps, self.norm)
         result = begin(x, target)
-        for restart in range(self.restarts):
-            remaining = result.remaining()
-            if not len(remaining):
-                break
-            selected = for_samples(target.low_precision("forward"), remaining, "square", restart)
+        for remaining, selected, _ in runs(result, target.low_precision("forward"), self.restarts, "square"):
             run = search(x[remaining], selected, threat, self.queries, self.p_init)
             result.add_better(remaining, run.images, run.fooled, run.score)
         return result.images
@@ -121,7 +117,11 @@ def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init:
     """One random search, `queries` + 1 forwards long, scored by how low the margin is."""
     result = FooledImages(x)
     shared = Noise(key(target.noise.key, "windows"), torch.zeros(1, dtype=torch.int64))  # drawn without a device
-    start = _stripes(x, target, threat.eps) if threat.norm == "Linf" else _tiles(x, target, threat.eps, shared)
+    if threat.norm == "Linf":  # each column of each channel up or down
+        signs = _signs(target, x.shape[1], x.shape[3]).reshape(len(x), x.shape[1], 1, -1)
+        start = (x + threat.eps * signs).clamp_(0, 1)
+    else:
+        start = _tiles(x, target, threat.eps, shared)
     margin = finite_margin(target.logits(start), target.y)
     patches = target.patches(start)
     active = _Search.of(
@@ -181,11 +181,6 @@ def _try(active: _Search, rows: slice, columns: slice, new: Tensor) -> None:
     better = margin < active.margin
     active.patches.settle(better)
     active.margin = torch.where(better, margin, active.margin)
-
-
-def _stripes(x: Tensor, target: Target, eps: float) -> Tensor:
-    """The start in Linf: each column of each channel up or down."""
-    return (x + eps * _signs(target, x.shape[1], x.shape[3]).reshape(len(x), x.shape[1], 1, -1)).clamp_(0, 1)
 
 
 def _tiles(x: Tensor, target: Target, eps: float, shared: Noise) -> Tensor:
