@@ -55,12 +55,10 @@ class FiniteAugment(Augment, Protocol):
 
     def variants(self, shape: Shape) -> int:
         """How many versions of an image of `shape` there are."""
-        ...
 
     def variant(self, noise: Noise, shape: Shape) -> Tensor:
         """Which of them, `(B,)` int64 from 0 on, `__call__` makes of each sample with the same noise. Samples of equal
         images and equal numbers become equal images."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,7 +25,6 @@ class Split(Protocol):
 
     def images(self, index: Tensor) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1] of the images at `index (B,)`."""
-        ...
 
 
 @runtime_checkable
@@ -37,7 +36,6 @@ class StoredSplit(Split, Protocol):
 
     def pixels(self, index: Tensor) -> Tensor:
         """`(B, C, H, W)` uint8, or float32 in [0, 1], of the images at `index (B,)`."""
-        ...
 
 
 class ArraySplit:

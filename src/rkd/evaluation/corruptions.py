@@ -62,7 +62,6 @@ class Corruption(Protocol):
         `severity` from 1 to 5: the higher, the farther from `x`; raises RkdError for any other. Every random number
         comes from `noise`, so that an image's result does not depend on the rest of the batch. `x` stays as it is.
         """
-        ...
 
 
 def at_severity(values: Sequence[T], severity: int) -> T:

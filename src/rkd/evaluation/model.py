@@ -158,7 +158,7 @@ class WithoutGraph(_Wrapper):
         return logits
 
 
-class NoGradient(_Wrapper):
+class NoGradient(WithoutGraph):
     """`net`, of which no gradient by the images can be taken: asking for one raises Refused with `reason`."""
 
     def __init__(self, net: nn.Module, reason: str) -> None:
@@ -168,9 +168,7 @@ class NoGradient(_Wrapper):
     def forward(self, x: Tensor) -> Tensor:
         if x.requires_grad and torch.is_grad_enabled():
             raise Refused(f"{self.reason}. Attacks that need none can do with it: square, noise, transfer")
-        with torch.no_grad():
-            logits: Tensor = self.net(x)
-        return logits
+        return super().forward(x)
 
 
 class _Float32(_Wrapper):

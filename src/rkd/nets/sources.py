@@ -60,4 +60,3 @@ class TeacherSource(Protocol):
         `build(NAME, options={}, classes=None)` makes an untrained `rkd.nets.net.Net` of that model, normalised for
         `data` and with its classes, or so many.
         """
-        ...

@@ -103,7 +103,6 @@ class HasParts(Protocol):
 
     def assemble(self, parts: Parts) -> None:
         """Take the parts: called once, when the options are checked, before anything runs. Raises RkdError."""
-        ...
 
 
 @runtime_checkable
@@ -129,8 +128,6 @@ class Parts(Protocol):
         `normalize`, for weights files that do not say it: `data`, `none`, or `auto` for whichever is right on more
         training images; `options`: those of MODEL. Raises RkdError.
         """
-        ...
 
     def attack(self, name: str, options: Mapping[str, Any] | None = None) -> Attack:
         """An attack by its name, with checked options, itself assembled. Raises RkdError."""
-        ...
