@@ -9,9 +9,9 @@ References: alpaydin1998optical
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from rkd.plugin import ArraySplit, Dataset, ThreatModel, hookimpl
 
@@ -30,7 +30,9 @@ class Digits:
     download: bool = False
 
     def __call__(self) -> Dataset:
-        images, labels = _read()
+        bunch = _load()
+        images = torch.tensor(bunch.images / 16, dtype=torch.float32).unsqueeze(1)  # (1797, 1, 8, 8)
+        labels = torch.tensor(bunch.target, dtype=torch.int64)
         fit, held = stratified(labels, 0.2)
         train, test = ArraySplit(images[fit], labels[fit]), ArraySplit(images[held], labels[held])
         shape = (1, 8, 8)
@@ -40,7 +42,7 @@ class Digits:
             train=train,
             test=test,
             shape=shape,
-            classes=tuple("0123456789"),
+            classes=tuple(str(name) for name in bunch.target_names),
             mean=mean,
             std=std,
             threat=ThreatModel("Linf", 38 / 255, 9.5 / 255),
@@ -58,14 +60,11 @@ class Digits:
         )
 
 
-@cache  # unpacking takes longer than all else, and nothing changes the tensors: splits are copies
-def _read() -> tuple[Tensor, Tensor]:
-    """Images `(1797, 1, 8, 8)` in [0, 1] and labels."""
+@cache  # unpacking takes longer than all else
+def _load() -> Any:
     from sklearn.datasets import load_digits  # here: it takes a second to import
 
-    bunch = load_digits()
-    images = torch.tensor(bunch.images / 16, dtype=torch.float32).unsqueeze(1)
-    return images, torch.tensor(bunch.target, dtype=torch.int64)
+    return load_digits()
 
 
 @hookimpl
