@@ -19,6 +19,7 @@ from .core.traits import AttackTraits, traits_of
 from .core.types import Batch, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View, at
 from .data.augment import Augment, FiniteAugment
 from .data.dataset import ArraySplit, Dataset, DatasetSource, Split, check_images
+from .data.prefetch import free_memory
 from .evaluation.corruptions import Corruption, at_severity
 from .evaluation.model import Finite
 from .evaluation.transfer import identity
@@ -97,6 +98,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Split",
     "at_severity",
     "check_images",
+    "free_memory",
     # Models, conversions, sources of teachers
     "Conversion",
     "Model",

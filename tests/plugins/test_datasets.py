@@ -822,3 +822,32 @@ def test_arrays_of_medmnist_and_others(tmp_path):
         Npz(str(tmp_path / "own.npz"))()
     with pytest.raises(ConfigError, match="four names"):
         Npz(str(tmp_path / "own.npz"), arrays=["a"])
+
+
+@pytest.mark.parametrize("layout", ["NHWC", "NCHW"])
+def test_images_that_do_not_fit_into_memory_stay_in_their_file(layout: str, tmp_path, monkeypatch) -> None:
+    images = np.random.default_rng(0).integers(0, 255, (8, 3, 6, 5), np.uint8)
+    stored = images.transpose(0, 2, 3, 1) if layout == "NHWC" else images
+    arrays = {"x_train": stored, "y_train": np.arange(8) % 2, "x_test": stored[:4], "y_test": np.arange(4) % 2}
+    np.savez(tmp_path / "d.npz", **arrays)
+    np.savez_compressed(tmp_path / "small.npz", **arrays)
+    np.savez(tmp_path / "floats.npz", **arrays | {"x_train": stored / 255, "x_test": stored[:4] / 255})
+    usual = Npz(str(tmp_path / "d.npz"), layout=layout)()
+    monkeypatch.setattr(npz, "free_memory", lambda: 400)
+    mapped = Npz(str(tmp_path / "d.npz"), layout=layout)()
+    index = torch.tensor([3, 0, 7])
+    assert torch.equal(mapped.train.images(index), usual.train.images(index))
+    assert (mapped.fingerprint, mapped.mean) == (usual.fingerprint, usual.mean)
+    for name, words in (("small.npz", "numpy.savez, which does not compress"), ("floats.npz", "uint8")):
+        with pytest.raises(DataError, match=words):
+            Npz(str(tmp_path / name), layout=layout)()
+
+
+def test_a_folder_is_kept_in_half_of_the_free_memory(tmp_path, monkeypatch) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for number in range(3):
+            Image.new("RGB", (8, 8), number).save(tmp_path / name / f"{number}.png")
+    assert ImageFolder(str(tmp_path))().train.in_memory
+    monkeypatch.setattr(imagefolder, "free_memory", lambda: 2 * 6 * 3 * 64 - 2)
+    assert not ImageFolder(str(tmp_path))().train.in_memory

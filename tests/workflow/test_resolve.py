@@ -267,3 +267,20 @@ def test_parts_of_a_batch_need_two_images_each(catalog: Catalog) -> None:
     assert resolve({"batch_size": 8, "grad_accumulation": 4}, catalog).config.grad_accumulation == 4
     with pytest.raises(ConfigError, match="at most 4 are possible"):
         resolve({"batch_size": 8, "grad_accumulation": 5}, catalog)
+
+
+@pytest.mark.parametrize(("changes", "size"), [({}, 128), ({"batch_size": 512}, 256), ({"batch_size": 32}, 64),
+                                               ({"batch_size": 256, "grad_accumulation": 8}, 64),
+                                               ({"batch_size": 8, "evaluate": {"batch_size": 300}}, 300)])  # fmt: skip
+def test_the_evaluations_batches_follow_the_trainings_downwards(changes: dict[str, Any], size: int, catalog) -> None:
+    table = {"loss": {"name": "ce"}, "data": {"name": "digits"}, **changes}
+    assert resolve(table, catalog).config.evaluate.batch_size == size
+
+
+def test_data_beyond_the_memory(catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    def beyond(self: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("rkd.plugins.datasets.digits.Digits.__call__", beyond)
+    with pytest.raises(ConfigError, match=r"do not fit into memory\. Batch by batch are read: a folder of images"):
+        resolve({"loss": {"name": "ce"}, "data": {"name": "digits"}}, catalog)

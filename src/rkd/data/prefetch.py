@@ -9,6 +9,8 @@ import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from pathlib import Path
 from types import FrameType
 
 import torch
@@ -157,6 +159,20 @@ def _kept(split: Split, device: torch.device) -> Tensor | None:
     if one.nbytes * len(split) > SHARE * free_bytes(device):
         return None
     return pixels(split, torch.arange(len(split))).to(device)
+
+
+def free_memory() -> int:
+    """Bytes of memory that are free, of the machine and of the control group that a container or a batch system has put
+    this process into; 4 GiB where the system tells of neither."""
+    found = []
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        found.append(next(int(line.split()[1]) << 10 for line in lines if line.startswith("MemAvailable:")))
+    for limit, used in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+        with suppress(OSError, ValueError):  # "max": no limit
+            group = Path("/sys/fs/cgroup") / ("memory" if "_in_" in limit else "")
+            found.append(int((group / limit).read_text()) - int((group / used).read_text()))
+    return max(0, min(found)) if found else 4 << 30
 
 
 def free_bytes(device: torch.device) -> float:

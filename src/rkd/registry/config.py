@@ -142,7 +142,8 @@ class ValidateConfig(_Section):
 
 
 class EvaluateConfig(_Section):
-    """The attacks of the final evaluation, on at most `limit` test images (none: all). `rounded`: also the accuracy
+    """The attacks of the final evaluation, on at most `limit` test images (none: all), `batch_size` at a time (none:
+    256, or fewer where the training's batches are small). `rounded`: also the accuracy
     after rounding to 8 bits; `checks`: self-checks of the numbers (`full` runs attacks with a known outcome); `curve`:
     radii of the accuracy against eps; `examples`: images kept for the report's gallery; `engine`: whether searches
     that confirm what they find (autoattack and its parts) may run on a faster copy of the net, and in `bfloat16`
@@ -150,7 +151,7 @@ class EvaluateConfig(_Section):
 
     attacks: list[str] = Field(default_factory=lambda: ["fgsm", "pgd-sat", "cw"], max_length=100)
     limit: Annotated[int, Field(ge=1, le=MOST)] | None = None
-    batch_size: Annotated[int, Field(ge=1, le=MOST)] = 256
+    batch_size: Annotated[int, Field(ge=1, le=MOST)] | None = None
     rounded: bool = False
     checks: Literal["off", "quick", "full"] = "quick"
     curve: list[Annotated[Number, Field(gt=0)]] = Field(default_factory=list, max_length=100)

@@ -62,7 +62,7 @@ def build(
         micro_batch = -(-min(config.batch_size, len(train)) // config.grad_accumulation)
         rules = config.validate_
         validate = Validation(
-            held_out, plan.validation_attack, rules.every, rules.limit, rules.select, max(micro_batch, 128), ranks
+            held_out, plan.validation_attack, rules.every, rules.limit, rules.select, max(micro_batch, 16), ranks
         )
     half = net.autocast is torch.float16
     schedule = parse_schedule(config.optimizer.schedule)

@@ -108,7 +108,7 @@ def settings_of(plan: Plan, **more: Any) -> EvalSettings:
     """What a plan says of its evaluation, whatever is evaluated; `more`: fields of EvalSettings."""
     rules, data = plan.config.evaluate, plan.data
     return EvalSettings(
-        threat=data.threat, classes=len(data.classes), seed=plan.config.seed, batch_size=rules.batch_size,
+        threat=data.threat, classes=len(data.classes), seed=plan.config.seed, batch_size=rules.batch_size or 256,
         limit=rules.limit, device=choose_device(plan.config.device), **more,
     )  # fmt: skip
 

@@ -7,6 +7,7 @@ import torch
 
 from rkd.core.run import Run
 from rkd.distributed.ranks import ALONE, Ranks
+from rkd.nets.modes import frozen_parameters, running
 from rkd.profiling.bench import bench, peak_bytes, peaks
 from rkd.registry.catalog import Catalog
 from rkd.training.dry_run import StepCost, dry_step
@@ -34,10 +35,22 @@ def predict(run: Run, plan: Plan, card: StepCost, ranks: Ranks = ALONE) -> tuple
     while samples < micro_batch and seconds < 1:
         samples = min(4 * samples, micro_batch)
         seconds = dry_step(run, samples).seconds
+    _attack_once(run, max(1, samples * (plan.config.evaluate.batch_size or 1) // micro_batch))
     memory = before + (peak_bytes(run.device) - before) * micro_batch // samples
     seconds = min(seconds, dry_step(run, samples).seconds)
     images = run.epochs * len(run.loader.split) + _validation_images(run, plan, card)
     return seconds / samples * images / ranks.size, memory
+
+
+def _attack_once(run: Run, images: int) -> None:
+    """A gradient of an attack in an evaluation, whose batches may take more memory than a training's."""
+    index = torch.arange(min(images, len(run.loader.split)))
+    net = run.student.deployed()
+    with running(net, "eval"), frozen_parameters(net):
+        x = run.loader.batch(index, 0).x.detach().requires_grad_()
+        logits = net(x)
+        if logits.requires_grad:
+            torch.autograd.grad(logits.sum(), x, allow_unused=True)
 
 
 def _validation_images(run: Run, plan: Plan, card: StepCost) -> float:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from rkd.core.errors import ConfigError, RkdError
+from rkd.core.errors import ConfigError, DataError, RkdError
 from rkd.core.interfaces import Attack
 from rkd.core.step import AttackPlan
 from rkd.core.traits import LossTraits, declared, traits_of
@@ -165,10 +165,22 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     )  # fmt: skip
 
 
+def evaluation_batch(config: RunConfig) -> int:
+    """Images of a batch of the evaluation, unless given: 256, or twice those that the training computes at once if that
+    is less, so that who takes smaller batches to save memory is not caught out at the end."""
+    return min(256, max(16, 2 * -(-config.batch_size // config.grad_accumulation)))
+
+
 def load_data(config: RunConfig, catalog: Catalog) -> Dataset:
     """The data set of a configuration."""
     source = catalog.create("dataset", config.data.name, config.data.options, "data")
-    return source()
+    try:
+        return source()
+    except MemoryError:
+        raise DataError(
+            f"the images of {config.data.name} do not fit into memory. Batch by batch are read: a folder of images "
+            "(imagefolder:PATH with --set data.memory_mib=0), and uint8 images in a file of numpy.savez (npz:PATH)"
+        ) from None
 
 
 def _load_data(config: RunConfig | None, table: Mapping[str, Any], catalog: Catalog) -> Dataset:
@@ -281,6 +293,7 @@ def _fill_in(
     factory = catalog.create("model", config.student.model, config.student.options, "student")
     config.student.set_options(values_of(factory, entry.fixed))
     config.optimizer.schedule = plain(config.optimizer.schedule)
+    config.evaluate.batch_size = config.evaluate.batch_size or evaluation_batch(config)
 
 
 def _all_options(section: Mapping[str, Any], instances: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,7 +41,7 @@ from .folders import cache_folder
 from .forecast import duration, predict
 from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
 from .plan import Plan, Reporter, Silent, tell_data
-from .resolve import resolve
+from .resolve import evaluation_batch, resolve
 from .resume import continue_run, digest
 from .saving import save_gallery
 from .teachers import ResolvedTeacher, load_teachers, prepare
@@ -156,8 +156,9 @@ def _choose_parts(run: Run, plan: Plan, reporter: Reporter, ranks: Ranks) -> Non
     plan.config.auto_batch = False
     if isinstance(run.backward, Accumulation):
         run.backward.micro_batches = parts
+    plan.config.evaluate.batch_size = min(plan.config.evaluate.batch_size or 256, evaluation_batch(plan.config))
     if isinstance(run.validate, Validation):
-        run.validate = replace(run.validate, batch_size=max(-(-run.loader.batch_size // parts), 128))
+        run.validate = replace(run.validate, batch_size=max(-(-run.loader.batch_size // parts), 16))
     how = "whole" if parts == 1 else f"in {parts} parts (--grad-accumulation {parts})"
     reporter.message(f"a batch of {run.loader.batch_size} fits into the memory of {run.device} {how}")
 

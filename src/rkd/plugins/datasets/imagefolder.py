@@ -27,7 +27,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, Split, hookimpl, read_text
+from rkd.plugin import (
+    ArraySplit,
+    ConfigError,
+    DataError,
+    Dataset,
+    Family,
+    Shape,
+    Split,
+    free_memory,
+    hookimpl,
+    read_text,
+)
 
 from ._common import customary_threat, fingerprint, locate, spread, statistics
 from ._folders import find_images
@@ -60,7 +71,8 @@ class ImageFolder:
     resize: what the shorter side is resized to before the square is cut, such as 256 for 224; by default size.
     exif: whether images are turned as their EXIF orientation says.
     classes: the classes in order, by the names of their folders, or a file with one a line; by default all, sorted.
-    memory_mib: up to this size the decoded images are kept in memory; 0 decodes every batch from the files.
+    memory_mib: up to this size the decoded images are kept in memory (by default half of what is free); 0 decodes every
+        batch from the files.
     dir: the folder in which a relative path is looked up.
     download: not used.
     """
@@ -70,7 +82,7 @@ class ImageFolder:
     resize: int | None = None
     exif: bool = False
     classes: list[str] | str | None = None
-    memory_mib: int = 2048
+    memory_mib: int | None = None
     dir: str | None = None
     download: bool = False
 
@@ -98,7 +110,8 @@ class ImageFolder:
         channels = 1 if all(_header(file)[0] in GREY for file in files) else 3
         width, height = (self.size, self.size) if self.size else _header(files[0])[1]
         shape: Shape = (channels, height, width)
-        in_memory = len(files) * channels * height * width <= self.memory_mib * 2**20
+        room = free_memory() // 2 if self.memory_mib is None else self.memory_mib * 2**20
+        in_memory = len(files) * channels * height * width <= room
         if not in_memory and self.size is None:
             _check_sizes(files, (width, height))
         splits: dict[str, Split] = {}

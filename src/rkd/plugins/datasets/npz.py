@@ -7,17 +7,18 @@ integers `(N,)` or `(N, 1)`, counted from 0. With `layout=auto` a last axis of 1
 References: harris2020array
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
-from zipfile import ZipInfo
+from zipfile import ZIP_STORED, ZipInfo
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, check_images, hookimpl
+from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, check_images, free_memory, hookimpl
 
 from ._common import compact, customary_threat, fingerprint_of, locate, statistics
 
@@ -145,14 +146,34 @@ def _read(file: Path, names: list[str] | None) -> dict[str, np.ndarray]:
         arrays = {}
         for key, name in zip(NAMES, called, strict=True):
             try:
-                if content.zip is not None:
-                    _check_size(content.zip.getinfo(f"{name}.npy"), file)
-                arrays[key] = content[name]
+                arrays[key] = _array(content, name, file)
             except DataError:
                 raise
             except Exception as error:  # a cut-off or damaged member, or one with pickled objects
                 raise DataError(f"{file}: {name} cannot be read: {_first_line(error)}") from error
     return arrays
+
+
+def _array(content: np.lib.npyio.NpzFile, name: str, file: Path) -> np.ndarray:
+    """An array in memory; one that would take more than half of what is free stays in the file, and is mapped."""
+    member = content.zip.getinfo(f"{name}.npy")  # type: ignore[union-attr]
+    _check_size(member, file)
+    free = free_memory()
+    if member.file_size <= free // 2:
+        return content[name]
+    if member.compress_type != ZIP_STORED:
+        raise DataError(
+            f"{file}: {name} unpacks to {member.file_size >> 20:,} MiB, and {free >> 20:,} MiB of memory are free; "
+            "write the file with numpy.savez, which does not compress, and it is read batch by batch"
+        )
+    with open(file, "rb") as opened:
+        opened.seek(member.header_offset)
+        head = opened.read(30)
+        opened.seek(int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little"), os.SEEK_CUR)
+        version = np.lib.format.read_magic(opened)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, by_columns, dtype = read(opened)
+        return np.memmap(file, dtype, "c", opened.tell(), shape, "F" if by_columns else "C")
 
 
 def _check_size(member: ZipInfo, file: Path) -> None:
@@ -194,9 +215,15 @@ def _images(array: np.ndarray, layout: str, what: str) -> Tensor:
         array = array.transpose(0, 3, 1, 2)
     if array.size == 0:
         raise DataError(f"{what} holds no pixels: {_describe(array)}")
+    mapped = isinstance(array, np.memmap)
     if array.dtype != np.uint8:
+        if mapped:
+            raise DataError(
+                f"{what}: {array.nbytes >> 20:,} MiB of floats do not fit into memory; kept as uint8 (0 to 255) in a "
+                "file of numpy.savez, images are read batch by batch"
+            )
         array = array.astype(np.float32)
-    images = torch.from_numpy(np.ascontiguousarray(array))
+    images = torch.from_numpy(array if mapped else np.ascontiguousarray(array))
     try:
         if images.dtype != torch.uint8:
             check_images(images)
