@@ -42,6 +42,8 @@ class _Observed:
     index: Tensor
     loss: Tensor
     terms: dict[str, Tensor]
+    rate: float
+    """The learning rate."""
     finite: HostCopy
     """`(2,)` bool: the loss, the weights."""
 
@@ -100,7 +102,7 @@ class DivergenceMonitor(Monitor):
         size = nn.utils.get_total_norm(_floats(run.student.net))
         loss = run.loss_value.detach().reshape(()).to(size.device)
         flags = torch.stack([loss.isfinite(), size.isfinite()])
-        return _Observed(run.state.epoch, run.state.batch, batch.index, loss, run.terms, HostCopy(flags))
+        return _Observed(run.state.epoch, run.state.batch, batch.index, loss, run.terms, _rate(run), HostCopy(flags))
 
     def _judge(self, run: Run, step: _Observed) -> bool:
         """Whether a step stands. Raises TrainingFailed, RestartEpoch."""
@@ -108,7 +110,7 @@ class DivergenceMonitor(Monitor):
         broken = [] if weights_are_finite else _broken(run.student.net)
         if loss_is_finite and not broken:
             return True
-        problem = f"{_diverged(run)}: {_words(step, loss_is_finite, broken)}"
+        problem = f"{_diverged(run, step.rate)}: {_words(step, loss_is_finite, broken)}"
         if self.on_nan == "skip" and self._before is not None:
             self._undo(run, self._before, problem)
             return False
@@ -146,11 +148,16 @@ class DivergenceMonitor(Monitor):
 def diverged(run: Run, problem: str) -> TrainingFailed:
     """The error of a training whose net gives no numbers any more, noticed after the steps of an epoch."""
     epoch = min(run.state.epoch + 1, run.epochs)
-    return TrainingFailed(f"{_diverged(run)}, in epoch {epoch} of {run.epochs}: {problem}{_last_good(run)}. {ADVICE}")
+    return TrainingFailed(
+        f"{_diverged(run, _rate(run))}, in epoch {epoch} of {run.epochs}: {problem}{_last_good(run)}. {ADVICE}"
+    )
 
 
-def _diverged(run: Run) -> str:
-    rate = run.optimizer.param_groups[0]["lr"]
+def _rate(run: Run) -> float:
+    return float(run.optimizer.param_groups[0]["lr"])
+
+
+def _diverged(run: Run, rate: float) -> str:
     return f"the training diverged at a learning rate of {rate:g} (it began at {run.lr:g})"
 
 
