@@ -132,9 +132,12 @@ def compare(a: Answers, b: Answers) -> int:
     return signs.pop() if len(signs) == 1 else 0
 
 
-def doubts(said: Answers, who: str, classes: Sequence[str], expected: float | None, section: str) -> str | None:
+def doubts(
+    said: Answers, who: str, classes: Sequence[str], expected: float | None, section: str, outputs: Sequence[int] = ()
+) -> str | None:
     """Why a net should not be trusted, with likely causes; None where nothing speaks against it. `expected`: the share
-    right that its own results say; `section`: the table of settings of a teacher; empty: an evaluated file."""
+    right that its own results say; `section`: the table of settings of a teacher; empty: an evaluated file; `outputs`:
+    those of the net that are taken for the classes, where they are not taken as they come."""
     n = len(said.labels)
     error = (said.share * (1 - said.share) / n) ** 0.5
     below = expected is not None and said.share < expected - max(0.1, ERRORS * error)
@@ -152,6 +155,7 @@ def doubts(said: Answers, who: str, classes: Sequence[str], expected: float | No
             "classes, the wrong file"
         )
     share = Answers(said.logits[:, order], said.labels).share
+    order = [outputs[place] for place in order] if outputs else order
     moved = [f"{name!r} is its output {output}" for (place, name), output in zip(enumerate(classes), order, strict=True)
              if place != output]  # fmt: skip
     shown = ", ".join(moved[:8]) + (", ..." if len(moved) > 8 else "")

@@ -189,7 +189,7 @@ def _load(
     if not missing:
         said = settled.answers or answers(net, first_images(plan.data.train, device, LOOKED_AT))
         own = folder if source.startswith("prepared") else Path(reference.text)
-        if doubt := doubts(said, who, plan.data.classes, _stated(own), setting):
+        if doubt := doubts(said, who, plan.data.classes, _stated(own), setting, reference.classes):
             reporter.warning(doubt)
     return ResolvedTeacher(NetTeacher(net, reference.role), reference, source, results, missing)
 
