@@ -182,6 +182,21 @@ def test_stays_in_the_ball_and_among_images(norm: str, start: str, clip: str) ->
             assert all(seen.min() >= 0 and seen.max() <= 1 for seen in target.seen)
 
 
+def test_the_start_of_the_papers_scripts() -> None:
+    """x + 0.001 randn as it is, then steps into the ball and [0, 1]: what TRADES, RSLAD, AdaAD and MTARD do."""
+    x, net = images().round(), small_net()
+    target = FakeTarget(net, labels(net, x))
+    x_adv = Pgd(start_clip=False)(x, target)
+    first = target.seen[0]
+    assert (
+        torch.equal(first, x + 0.001 * Noise(7, torch.arange(len(x))).normal(x.shape[1:]))
+        and first.min() < 0
+        and first.max() > 1
+    )
+    assert all(seen.min() >= 0 and seen.max() <= 1 for seen in target.seen[1:])
+    assert (x_adv - x).abs().amax() <= LINF.eps + 1e-6 and x_adv.min() >= 0 and x_adv.max() <= 1
+
+
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("threat", [LINF, L2, ThreatModel("Linf", 1.0, 0.25), ThreatModel("L2", 40.0, 10.0)])
 def test_every_attack_stays_in_the_data_sets_ball(name: str, threat: ThreatModel) -> None:

@@ -5,8 +5,8 @@
 Terms `adv` and `clean`, each `(B,)`; the teacher sees clean images only. alpha = 5/6, T = 1.
 
 The official script averages its KL over classes on both CIFAR data sets (`reduction="mean"`, on CIFAR-100 with
-`scale=10`), adds 1e-5 inside one logarithm, which shifts the value by 2e-5 and no gradient, and starts the search from
-0.001 randn without clipping the start to [0, 1].
+`scale=10`), adds 1e-5 inside one logarithm, which shifts the value by 1.0e-5 and no gradient, and starts the search
+from 0.001 randn without clipping the start to [0, 1]: `--set attack.start_clip=false` does so here (see `pgd`).
 
 References: zi2021revisiting
 """

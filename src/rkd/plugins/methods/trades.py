@@ -6,7 +6,8 @@ The clean side of the outer KL is not detached: gradients flow through both. Ter
 
 The official code uses eps 0.031 and steps of 0.007, and forwards the clean batch in every attack step and twice in
 the loss; here each is forwarded once, which gives the same values, except that the running statistics of batch norm
-see the clean batch once a step instead of twice.
+see the clean batch once a step instead of twice. It does not clip the search's start to [0, 1], which changes the
+gradients of a batch: `--set attack.start_clip=false` reproduces that (see `pgd`).
 
 References: zhang2019theoretically
 """
