@@ -209,6 +209,18 @@ def test_settings_that_are_no_table(tmp_path: Path) -> None:
         rkd.train(settings=[1], out=tmp_path / "it")  # type: ignore[arg-type]
 
 
+def test_a_quantised_net_is_not_sent_to_attacks_by_gradients() -> None:
+    class Quantised(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x.flatten(1)[:, :5] * 8).round()
+
+    net = Quantised()
+    found = rkd.evaluate(net, (X, net(X).argmax(1)), ["fgsm", "pgd"], eps=EPS, checks="full")
+    doubts = {warning.check: warning.advice for warning in found.warnings}
+    assert {"zero-gradient", "unbounded"} <= doubts.keys()
+    assert not [check for check, advice in doubts.items() if "autoattack" in advice or "cw" in advice]
+
+
 def test_a_component_by_its_name_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[dict] = []
     monkeypatch.setattr("rkd.api.train_run", lambda table, *more, **settings: asked.append(table) or {})

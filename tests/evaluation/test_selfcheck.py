@@ -160,6 +160,8 @@ def test_a_gradient_that_is_cut_off() -> None:
 
     assert checks(Rounded().eval()) == ["zero-gradient"]
     assert checks(Detached().eval()) == ["zero-gradient"]
+    (doubt,) = quick_checks(Rounded().eval(), split(), EvalSettings(threat=THREAT))
+    assert "square" in doubt.advice and "autoattack" not in doubt.advice, "no attack by gradients sees more"
 
 
 def test_a_net_in_another_precision() -> None:

@@ -31,6 +31,9 @@ from .warnings import missed_by
 ALIKE = 0.1
 """Shares of a few images that differ by no more are taken for equal; twice as much is a difference under attack."""
 
+BLACK_BOX = "no attack by gradients finds more: use square, and transfer from the net before it was quantised"
+"""What to do about a net through which no gradient comes."""
+
 TINY = 1e-20
 """A largest gradient entry below this is one that float32 arithmetic does not carry through an attack."""
 
@@ -322,12 +325,15 @@ def _gradients(net: nn.Module, x: Tensor, y: Tensor, logits: Tensor) -> Iterator
     gap = float((top[:, 0] - top[:, -1]).median())
     if gap > 30:
         reason = f"the logits are {gap:.0f} apart (median), so that the softmax is 0 or 1 in float32"
+        advice = (
+            "use attacks on the logits (cw, apgd-dlr, autoattack), or divide the logits by the training's temperature"
+        )
     else:
-        reason = "somewhere in the net the gradient is cut off"
+        reason, advice = "somewhere in the net the gradient is cut off, as by rounding in a quantised one", BLACK_BOX
     yield EvaluationWarning(
         "zero-gradient" if zero else "vanishing-gradient",
         f"{tiny / len(x):.0%} of the images that are right have a gradient of cross-entropy below {TINY:g} "
         f"({zero} of {len(x)} exactly 0)",
         f"FGSM, PGD and JSMA see nothing to follow there: {reason}",
-        "use attacks on the logits (cw, apgd-dlr, autoattack), or divide the logits by the training's temperature",
+        advice,
     )

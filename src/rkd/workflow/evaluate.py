@@ -6,7 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from rkd.evaluation.evaluate import evaluate, rehearse
 from rkd.evaluation.journal import MONTH, Journal
 from rkd.evaluation.result import Evaluation, EvaluationWarning
 from rkd.evaluation.samples import EvalSettings
-from rkd.evaluation.selfcheck import full_checks, margin_slope, other_normalization, quick_checks
+from rkd.evaluation.selfcheck import BLACK_BOX, full_checks, margin_slope, other_normalization, quick_checks
 from rkd.evaluation.transfer import transfer_matrix
 from rkd.evaluation.warnings import find_warnings
 from rkd.nets.first_look import answers, doubts, first_images
@@ -87,6 +87,8 @@ def evaluate_and_check(
         own = find_warnings(result, margin_slope(net, split, settings))
     known = {warning.check for warning in warnings}
     result.warnings = warnings + [warning for warning in own if warning.check not in known]
+    if any(warning.advice == BLACK_BOX for warning in warnings):  # what else is advised would use gradients, too
+        result.warnings = [replace(w, advice=BLACK_BOX) if "autoattack" in w.advice else w for w in result.warnings]
     if radii:
         name = curve_attack(attacks)
         result.extra["curve"] = curve(net, split, name, attacks[name], radii, settings)
