@@ -29,7 +29,6 @@ def test_all_problems_at_once() -> None:
         ({"optimizer": {"learning_rate": 1}}, "optimizer.learning_rate: there is no such setting"),
         ({"optimizer": {"lrr": 1}}, "Here there is: name, lr, schedule"),
         ({"validate": {"selct": 1}}, "Did you mean select?"),
-        ({"teachers": [{"role": "robust"}]}, "teachers.0.reference: is required"),
         ({"teachers": [{"reference": "a", "rol": "b"}]}, "Did you mean role?"),
         ({"loss": "rslad"}, "did you mean loss.name=rslad?"),
         ({"student": "resnet18"}, "did you mean student.model=resnet18?"),
