@@ -272,6 +272,7 @@ def test_every_count_of_a_component_has_a_limit(
 
 def test_a_fifo_among_images(tmp_path: Path) -> None:
     (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
     os.mkfifo(tmp_path / "a" / "1.png")
     with pytest.raises(DataError, match="FIFO"):
         imagefolder.ImageFolder(path=str(tmp_path))()

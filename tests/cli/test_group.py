@@ -183,3 +183,10 @@ TURN_DOWN = (
 def test_errors_that_are_no_bugs(rkd, tmp_path: Path, error: str, code: int, words: str) -> None:
     said = crash(rkd, tmp_path, error)
     assert (said.exit_code, said.stderr) == (code, words)
+
+
+@pytest.mark.parametrize("words", [["run", "--loss", ""], ["run", "--dataset="], ["info", ""]])
+def test_an_empty_value_is_an_error(rkd, words: list[str]) -> None:
+    """`--loss "$LOSS"` with LOSS unset trained the default method."""
+    said = rkd(*words)
+    assert said.exit_code == 2 and "is empty (is a variable of the shell unset?)" in said.output
