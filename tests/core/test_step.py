@@ -112,11 +112,22 @@ def test_fresh_computes_student_logits_anew_and_keeps_the_rest() -> None:
     assert again.image("adv") is images
     assert again.teacher() is answer
     assert step.student("adv") is before
-    other = step.fresh(NetStudent(tiny_net(seed=7)))
-    assert not torch.equal(other.student("adv"), again.student("adv"))
+    other = step.fresh()
+    other.student("adv")
     other.detach()
     assert not other.student("adv").requires_grad and before.requires_grad
     assert (attack.runs, teachers["robust"].asked) == (1, 1)
+
+
+def test_the_same_samples_once_more_leave_running_statistics_alone() -> None:
+    step = tiny_step()
+    norm = next(m for m in step._student.net.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    again = step.fresh()
+    again.again = True
+    before = norm.running_mean.clone()
+    logits = again.student()
+    assert torch.equal(norm.running_mean, before) and norm.training and logits.requires_grad
+    assert torch.equal(step.student(), logits) and not torch.equal(norm.running_mean, before)
 
 
 def test_views_of_an_augmentation_are_taken_as_they_are() -> None:

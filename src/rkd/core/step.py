@@ -79,6 +79,8 @@ class Step:
         self._on_query_others = on_query_others
         self.synchronised = False
         """Whether batch norms in train mode wait for other processes: then all must ask the net equally often."""
+        self.again = False
+        """Whether the same samples have gone through the student in train mode: running statistics stay."""
         self.searching: tuple[View, Mode] | None = None
         """View and mode of the search that is running, if one is."""
         self._open: tuple[View, ...] = ()
@@ -125,7 +127,8 @@ class Step:
             )
         missing = {view: self.image(view) for view in views if (view, mode) not in self._student_logits}
         if missing:
-            for view, logits in self._student.logits(missing, mode).items():
+            run_in: Mode = "frozen" if self.again and mode == "train" else mode
+            for view, logits in self._student.logits(missing, run_in).items():
                 self._student_logits[view, mode] = logits
         if mode == "train":
             self.used.trained.update(views)
@@ -152,11 +155,10 @@ class Step:
         self.used.knobs.add(name)
         return self._knobs.get(name, default)
 
-    def fresh(self, student: Student | None = None) -> Step:
-        """A second look at this step: the student's logits are computed anew, by `student` if one is given (None: by
-        this step's own, whose weights have moved). Images and teachers' logits are shared with this step."""
+    def fresh(self) -> Step:
+        """A second look at this step: the student's logits are computed anew, with its weights as they are. Images and
+        teachers' logits are shared with this step."""
         other = copy.copy(self)
-        other._student = student or self._student
         other._student_logits = {}
         return other
 
@@ -201,8 +203,8 @@ class Step:
         """Inside, this step in the middle of its search, and the probe, with `net` in the student's place. No attack
         makes further views."""
         view = self.searching[0] if self.searching else "adv"
-        other = self.fresh(self._student.stand_in(net))
-        other.searching = view, mode
+        other = self.fresh()
+        other._student, other.searching = self._student.stand_in(net), (view, mode)
         other._attacks, other._probed = {}, {}
         other._images, other._teacher_logits = dict(self._images), dict(self._teacher_logits)
         if not self._on_query_others:

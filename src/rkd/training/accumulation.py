@@ -12,17 +12,16 @@ one more forward of the student on each of the loss's views.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import pairwise
 from typing import Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..core.errors import Refused
-from ..core.interfaces import Probe, Student
 from ..core.objective import loss_terms, scheduled, weighted
 from ..core.random import forked, key
 from ..core.run import Backward, Run, clip_gradients
@@ -117,9 +116,10 @@ class Accumulation(Backward):
 
     def _look(self, run: Run, step: Step, samples: int) -> None:
         """Ask the schedulers, who see the batch as one."""
-        student, looks, all_terms = FrozenStatistics(run.student), [], []
+        looks, all_terms = [], []
         for number, part in enumerate(self._steps):
-            look = part.fresh(student)
+            look = part.fresh()
+            look.again = True
             all_terms.append(detached(self._terms(run, look, number)))
             look.detach()
             looks.append(look)
@@ -178,26 +178,6 @@ def micro_batches(step: Step, count: int) -> list[Step]:
     size, more = divmod(len(step.batch), count)
     edges = [number * size + min(number, more) for number in range(count + 1)]
     return [step.select(slice(*pair)) for pair in pairwise(edges)]
-
-
-class FrozenStatistics:
-    """A student whose running statistics do not move: the same samples come once more."""
-
-    def __init__(self, student: Student) -> None:
-        self.student = student
-        self.net, self.routed = student.net, student.routed
-
-    def logits(self, images: Mapping[View, Tensor], mode: Mode) -> Mapping[View, Tensor]:
-        return self.student.logits(images, "frozen" if mode == "train" else mode)
-
-    def attacked(self, view: View, mode: Mode) -> AbstractContextManager[Probe]:
-        return self.student.attacked(view, mode)
-
-    def deployed(self) -> nn.Module:
-        return self.student.deployed()
-
-    def stand_in(self, net: nn.Module) -> Student:
-        return self.student.stand_in(net)
 
 
 class GatheredStep(Step):
