@@ -1,7 +1,5 @@
 """rkd from Python: train, evaluate, load. `import rkd` hands these out."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from functools import cache
 from numbers import Real

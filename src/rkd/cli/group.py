@@ -1,7 +1,5 @@
 """The group of commands: asks plugins for commands it does not know, and turns errors into messages and exit codes."""
 
-from __future__ import annotations
-
 import errno
 import re
 import sys

@@ -4,8 +4,6 @@
 what there is, and what to type.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 

@@ -1,7 +1,5 @@
 """Data sets: images and labels by position, in memory or behind an index."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable

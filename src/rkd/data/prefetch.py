@@ -3,8 +3,6 @@
 Whichever way they come, the same batches come: an image follows from its position alone.
 """
 
-from __future__ import annotations
-
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence

@@ -9,8 +9,6 @@ loss whose mean is over the whole batch though parts may be of unequal size. DDP
 backward and divides by the number of processes (pytorch/pytorch#62474, #175024).
 """
 
-from __future__ import annotations
-
 import datetime
 import os
 import re

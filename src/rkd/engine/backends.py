@@ -1,7 +1,5 @@
 """How a copy of a net runs, in which layout and precision, and whether it is the same function."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any

@@ -11,8 +11,6 @@ Hendrycks and Dietterich, ICLR 2019 (`rkd cite gaussian-noise`). Their mCE on Im
 by AlexNet's; for CIFAR the mean is not normalised, and 1 - `mean` is what is called mCE there.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

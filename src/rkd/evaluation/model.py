@@ -13,8 +13,6 @@ without gradients can run on it. A net that loses the batch dimension of a singl
 leave that fool the net, and come to one.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import torch

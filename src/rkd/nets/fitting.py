@@ -6,8 +6,6 @@ is looked up in a list: a prefix is whatever stands before the net's own names. 
 and differ, the user has to choose.
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping

@@ -4,8 +4,6 @@ On the CPU every step is looked at when it is done. On a GPU that would make the
 `stop` the answer is fetched one step later, when it is there anyway, and always before a checkpoint is written.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field

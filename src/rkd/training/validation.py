@@ -1,7 +1,5 @@
 """Validation after an epoch, on images that are held out from training: it chooses the weights that are kept."""
 
-from __future__ import annotations
-
 import copy
 from dataclasses import dataclass
 from typing import Any

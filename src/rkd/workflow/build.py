@@ -1,7 +1,5 @@
 """From a Plan to a Run: nets, optimiser, loader, on their device."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any
 

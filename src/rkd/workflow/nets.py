@@ -1,7 +1,5 @@
 """Nets by name and weights: untrained, of a finished run, of a weights file, or from an installed source."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path

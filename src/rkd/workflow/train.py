@@ -1,7 +1,5 @@
 """Carry out a configuration: teachers, training, evaluation, and everything that belongs into the run's folder."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Mapping
