@@ -189,4 +189,4 @@ def test_errors_that_are_no_bugs(rkd, tmp_path: Path, error: str, code: int, wor
 def test_an_empty_value_is_an_error(rkd, words: list[str]) -> None:
     """`--loss "$LOSS"` with LOSS unset trained the default method."""
     said = rkd(*words)
-    assert said.exit_code == 2 and "is empty (is a variable of the shell unset?)" in said.output
+    assert said.exit_code == 2 and "is empty (is a variable of the shell unset?)" in said.stderr
