@@ -56,7 +56,7 @@ def test_a_watched_probe_tells_of_each_query_once() -> None:
 
     batch, net = tiny_batch(), tiny_net().eval()
     told: list[Tensor] = []
-    probe = WatchedProbe(Rounded(net), told.append)
+    probe = WatchedProbe(Rounded(net), torch.arange(len(batch)), lambda rows, logits: told.append(logits))
     assert isinstance(probe, Probe)
     logits = probe(batch.x.clone().requires_grad_())
     assert len(told) == 1 and torch.equal(told[0], logits) and not told[0].requires_grad

@@ -22,7 +22,8 @@ def test_hooks_are_called_in_order() -> None:
             calls.append("start")
 
         @hookimpl
-        def rkd_attack_query(self, step, view, logits):
+        def rkd_attack_query(self, step, view, rows, query, logits):
+            assert len(rows) == len(logits) == len(step.batch) and query == 0
             calls.append(f"query {view}")
 
         @hookimpl

@@ -242,10 +242,38 @@ def test_select_is_the_step_of_a_part(keep: Tensor) -> None:
 
 def test_listeners_hear_every_forward_of_a_search() -> None:
     heard = []
-    step = tiny_step(attacks={"adv": plan()}, on_query=lambda step, view, logits: heard.append((view, logits)))
+    step = tiny_step(attacks={"adv": plan()}, on_query=lambda *told: heard.append(told))
     step.students("adv", "clean")
-    assert [view for view, _ in heard] == ["adv"]
-    assert not heard[0][1].requires_grad
+    ((told, view, rows, query, logits),) = heard
+    assert (told, view, query) == (step, "adv", 0) and rows.tolist() == list(range(len(step.batch)))
+    assert not logits.requires_grad
+
+
+def test_listeners_hear_which_samples_were_asked_about() -> None:
+    """Samples that leave a search left its listeners with logits of unknown rows."""
+    heard = []
+
+    class Leaving(Counting):
+        def __call__(self, x: Tensor, target: Target) -> Tensor:
+            left, rest = torch.arange(len(x)) % 2 == 1, torch.tensor([1])
+            target.score(x)
+            some = target.select(left)
+            some.logits(x[left])
+            some.select(rest).low_precision("forward").logits(x[left][rest])
+            some.logits(torch.cat([x, x]))
+            patches = some.patches(x[left])
+            patches.select(rest)
+            patches.ask(slice(0, 1), slice(0, 1), x[:1, :, :1, :1])
+            return x
+
+    step = tiny_step(attacks={"adv": plan(Leaving())}, on_query=lambda *told: heard.append(told))
+    step.image("adv")
+    count = len(step.batch)
+    odd = list(range(1, count, 2))
+    assert [rows if rows is None else rows.tolist() for _, _, rows, _, _ in heard] == [
+        list(range(count)), odd, [odd[1]], None, [odd[1]]
+    ]  # fmt: skip
+    assert [query for *_, query, _ in heard] == [0, 1, 2, 3, 4]
 
 
 def test_an_objective_may_look_at_another_view() -> None:

@@ -71,23 +71,43 @@ class PlainProbe:
 
 
 class WatchedProbe(PlainProbe):
-    """`probe`, with the logits of each query told to `tell`; those of `reference` are none."""
+    """`probe` for the samples at `rows (B,)`, with each query told to `tell`, rows and logits; those of `reference` are
+    none. The rows are None where an attack asks about another number of images than it has."""
 
-    def __init__(self, probe: Probe, tell: Callable[[Tensor], None]) -> None:
+    def __init__(self, probe: Probe, rows: Tensor, tell: Callable[[Tensor | None, Tensor], None]) -> None:
         super().__init__(probe)
-        self._probe, self._tell = probe, tell
+        self._probe, self._rows, self._tell = probe, rows, tell
 
     def __call__(self, x: Tensor) -> Tensor:
         logits = self._probe(x)
-        self._tell(logits.detach())
+        self._tell(self._rows if len(self._rows) == len(logits) else None, logits.detach())
         return logits
+
+    def select(self, keep: Tensor) -> WatchedProbe:
+        """The probe for the samples at `keep` (a mask or positions) alone."""
+        return WatchedProbe(self._probe, self._rows[keep], self._tell)
+
+    def patches(self, x: Tensor) -> Patches:
+        return _WatchedPatches(self, x)
 
     def reference(self, x: Tensor) -> Tensor:
         return self._probe.reference(x)
 
     def low_precision(self, kind: QueryKind) -> Probe:
         probe = self._probe.low_precision(kind)
-        return self if probe is self._probe else WatchedProbe(probe, self._tell)
+        return self if probe is self._probe else WatchedProbe(probe, self._rows, self._tell)
+
+
+class _WatchedPatches(Patches):
+    """Patches whose queries tell of the rows that are left."""
+
+    def __init__(self, probe: WatchedProbe, x: Tensor) -> None:
+        super().__init__(probe, x)
+        self._watched = probe
+
+    def select(self, rows: Tensor) -> None:
+        super().select(rows)
+        self.logits = self._watched = self._watched.select(rows)
 
 
 class Accelerator:
@@ -167,7 +187,8 @@ class Target:
                 "with --sync-bn, an attack in train mode must run the same queries in every process, and this one lets "
                 "samples leave early: type --set attack.mode=eval, or take --sync-bn out"
             )
-        return Target(self._step.select(keep), self._objective, self._probe, self.noise.select(keep))
+        probe = self._probe.select(keep) if isinstance(self._probe, WatchedProbe) else self._probe
+        return Target(self._step.select(keep), self._objective, probe, self.noise.select(keep))
 
     @contextmanager
     def on(self, net: nn.Module, mode: Mode = "eval") -> Iterator[Target]:

@@ -35,8 +35,9 @@ class RunHooks:
         """Training is about to begin."""
 
     @hookspec
-    def rkd_attack_query(self, step: Step, view: str, logits: Tensor) -> None:
-        """An attack has run the student once on its current images."""
+    def rkd_attack_query(self, step: Step, view: str, rows: Tensor | None, query: int, logits: Tensor) -> None:
+        """An attack has run the student on the samples at `rows (b,)` of the step, its query number `query` from 0 on:
+        `logits (b, K)`; `step.y[rows]` are their labels. None: on another number of images than it has samples left."""
 
     @hookspec(firstresult=True)
     def rkd_backward(self, step: Step) -> bool | None:

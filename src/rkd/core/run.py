@@ -258,8 +258,11 @@ class Run:
 
     def step(self, batch: Batch, listen: bool = True) -> Step:
         """The Step of a batch at the run's present state. `listen`: tell extensions of attacks' queries."""
-        tell = self.hooks.hook.rkd_attack_query
-        queried = listen and tell.get_hookimpls()
+        hook = self.hooks.hook.rkd_attack_query
+
+        def tell(step: Step, view: View, rows: Tensor | None, query: int, logits: Tensor) -> None:
+            hook(step=step, view=view, rows=rows, query=query, logits=logits)
+
         return Step(
             batch,
             self.student,
@@ -271,7 +274,7 @@ class Run:
             progress=self.progress,
             lr_scale=self.lr_scale,
             noise_key=key(self.seed, "step", self.state.epoch, self.state.batch),
-            on_query=(lambda step, view, logits: tell(step=step, view=view, logits=logits)) if queried else None,
+            on_query=tell if listen and hook.get_hookimpls() else None,
         )
 
     def total_loss(self, step: Step, again: bool = False) -> Tensor:

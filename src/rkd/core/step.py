@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -45,7 +46,7 @@ class Step:
 
     Views: `clean` is the batch's images, a view that an augmentation made is taken as it is, any other is made
     by the attack of that name on first request. `noise_key` names the step: all its random numbers follow from it.
-    `on_query` is told of each forward of a search, with step, view and logits: of the student's, and if
+    `on_query` is told of each forward of a search, with step, view, rows, number and logits: of the student's, and if
     `on_query_others` also of those of another net that it runs on (`transfer`).
     """
 
@@ -61,7 +62,7 @@ class Step:
         progress: float = 1.0,
         lr_scale: float = 1.0,
         noise_key: int = 0,
-        on_query: Callable[[Step, View, Tensor], None] | None = None,
+        on_query: Callable[[Step, View, Tensor | None, int, Tensor], None] | None = None,
         on_query_others: bool = False,
     ) -> None:
         self.batch = batch = _ordinary(batch)
@@ -214,8 +215,11 @@ class Step:
 
     def _watched(self, probe: Probe, view: View) -> Probe:
         """`probe`, a net under attack, with each of its forwards told to `on_query`."""
-        on_query = self._on_query
-        return probe if on_query is None else WatchedProbe(probe, lambda logits: on_query(self, view, logits))
+        on_query, numbers = self._on_query, itertools.count()
+        if on_query is None:
+            return probe
+        rows = torch.arange(len(self.y), device=self.y.device)
+        return WatchedProbe(probe, rows, lambda rows, logits: on_query(self, view, rows, next(numbers), logits))
 
     def _role(self, role: str | None) -> str:
         given = ", ".join(self._teachers) or "none"

@@ -252,7 +252,9 @@ def rehearse(net: nn.Module, split: Split, attacks: Mapping[str, AttackPlan], se
     for name, plan in attacks.items():
         queries: list[str] = []
 
-        def stop(step: Step, view: str, logits: Tensor, queries: list[str] = queries) -> None:
+        def stop(
+            step: Step, view: str, rows: Tensor | None, query: int, logits: Tensor, queries: list[str] = queries
+        ) -> None:
             queries.append(view)
             if len(queries) > 1:
                 raise _Enough
