@@ -19,10 +19,11 @@ from rkd.core.run import Run
 from rkd.core.step import Step
 from rkd.core.trainer import fit
 from rkd.core.types import Batch
+from rkd.distributed.ranks import Ranks
 from rkd.plugins.extensions.ema import Ema
 from rkd.plugins.schedulers.anl import AdaptiveNormalization
 from rkd.storage.runfolder import RunFolder
-from rkd.testing import tiny_run
+from rkd.testing import tiny_batch, tiny_run
 from rkd.training.checkpoints import Checkpointer
 from rkd.training.divergence import MAX_ROLLBACKS, DivergenceMonitor, OnNan, copied
 
@@ -245,3 +246,19 @@ def test_it_goes_on_exactly_all_the_same(on_nan: OnNan, tmp_path: Path) -> None:
         assert [{k: v for k, v in line.items() if k not in drop} for line in rest.state.history] == [
             {k: v for k, v in line.items() if k not in drop} for line in whole.state.history
         ]
+
+
+def test_values_that_differ_between_processes() -> None:
+    """Class weights of an extension that each process computes of its own samples went on without an error."""
+
+    class Apart(Ranks):
+        def objects(self, mine: Any) -> list[Any]:
+            return [mine, {"class_weights": torch.tensor([2.0, 1.0])}]
+
+    run, _ = make(at(), "loss")
+    monitor = DivergenceMonitor(ranks=Apart(0, 2))
+    run.state.knobs["class_weights"] = torch.tensor([2.0, 1.0])
+    monitor.after(run, tiny_batch())
+    run.state.knobs["class_weights"] = torch.tensor([1.0, 2.0])
+    with pytest.raises(TrainingFailed, match="different values of class_weights"):
+        monitor.after(run, tiny_batch())

@@ -69,6 +69,8 @@ class DivergenceMonitor(Monitor):
             })  # fmt: skip
 
     def after(self, run: Run, batch: Batch) -> bool:
+        if run.state.batch == 0:
+            self._check_knobs(run)
         previous, self._pending = self._pending, self._observe(run, batch)
         if self.on_nan == "stop" and run.device.type != "cpu":
             if previous is not None:
@@ -81,6 +83,7 @@ class DivergenceMonitor(Monitor):
 
     def end_epoch(self, run: Run) -> None:
         self._settle(run)
+        self._check_knobs(run)
         epoch = run.state.epoch
         if run.state.means.steps == 0:
             raise TrainingFailed(f"the training diverged: every batch of epoch {epoch} was skipped. {ADVICE}")
@@ -89,6 +92,19 @@ class DivergenceMonitor(Monitor):
                 f"after epoch {epoch} the processes hold different weights ({', '.join(names[:3])}): a loss, scheduler "
                 "or extension uses something that differs among them, or the net keeps statistics that are no norm's"
             )
+
+    def _check_knobs(self, run: Run) -> None:
+        """Gradients are summed over the processes: weights stay the same, whatever each of them weighs samples by."""
+        if self.ranks.size == 1:
+            return
+        mine = {name: torch.as_tensor(value).detach().cpu() for name, value in run.state.knobs.items()}
+        for other in self.ranks.objects(mine):
+            differing = [n for n in mine | other if n not in mine or n not in other or not mine[n].equal(other[n])]
+            if differing:
+                raise TrainingFailed(
+                    f"the processes hold different values of {', '.join(differing[:3])}: a scheduler or extension that "
+                    "sets them must add up what it sees over the processes (run.backward.ranks.sum_)"
+                )
 
     def _settle(self, run: Run) -> bool:
         step, self._pending = self._pending, None
