@@ -238,6 +238,7 @@ def test_every_room_is_in_the_table() -> None:
         "rkd.registry.plugins",
         "rkd.registry.catalog",
         "rkd.core.interfaces",
+        "rkd.core.traits",
         "rkd.core.hooks",
         "rkd.registry.schedules",
         "rkd.core.errors",

@@ -124,7 +124,9 @@ def test_a_run_goes_on_elsewhere(
         rkd.train(settings=settings | {"device": first}, out=run, reporter=Stopping(steps))
     text = (run / "config.toml").read_text()
     (run / "config.toml").write_text(text.replace(f'device = "{first}"', f'device = "{second}"'))
-    result = CliRunner().invoke(cli, ["run", "--resume", str(run), "--no-report"], catch_exceptions=False)
+    result = CliRunner().invoke(
+        cli, ["run", "--resume", str(run), "--accept-changes", "--no-report"], catch_exceptions=False
+    )
     assert result.exit_code == 0, result.output
     assert f"device {first} -> {second}" in result.output
     assert_same_runs(run, expected)
