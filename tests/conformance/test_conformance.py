@@ -33,7 +33,7 @@ OPTIONS = {
     # The same code as with the standard numbers of steps.
     "cw-l2": {"steps": 60, "searches": 3},
     "square": {"queries": 500},
-    "autoattack": {"steps": 20, "queries": 500},
+    "autoattack": {"steps": 20, "queries": 200},
     "autoattack-reference": {"queries": 50},
     **{name: {"steps": 20} for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},
 }
