@@ -96,8 +96,10 @@ def test_a_weights_file(rkd, finished, weights: Path) -> None:
     assert said.exit_code == 0, said.stderr
     assert said.json["attacks"] == first.json["student"]["attacks"]
     assert "normalize" not in said.stderr
+    assert said.json["normalization"]["choice"] == "data"
     said = rkd("eval", weights, *FILE, "--json")
-    assert re.search(r"training images right with normalize=(data|none)", said.stderr)
+    assert said.exit_code == 2 and "cannot be told: of 512 training images" in said.stderr, "the net is a poor one"
+    assert "type --normalize=none, or --normalize=data" in said.stderr
 
 
 def test_a_weights_file_does_not_say_what_it_is(rkd, weights: Path) -> None:
