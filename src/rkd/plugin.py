@@ -7,7 +7,7 @@ itself and `rkd.testing`, is private and may move between two versions.
 """
 
 from .core import ops
-from .core.attack import Accelerator, Patches, PlainProbe, Target, value_and_grad
+from .core.attack import Patches, PlainProbe, Target, value_and_grad
 from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError
 from .core.hooks import hookimpl
 from .core.interfaces import Attack, HasNotes, Loss, Objective, Probe, Scheduler, Student, Teacher
@@ -25,7 +25,7 @@ from .evaluation.model import Finite
 from .evaluation.transfer import identity
 from .nets.batchnorm import Router, add_auxiliary
 from .nets.fitting import built_for, load_into, net_from_file, take_normalization, without_download
-from .nets.net import Net, Outputs
+from .nets.net import Accelerator, Net, Outputs
 from .nets.resize import Resize
 from .nets.sources import Conversion, Model, TeacherReference, TeacherSource
 from .nets.student import NetStudent

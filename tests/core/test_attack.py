@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 from rkd.core import ops
-from rkd.core.attack import PLAIN, Accelerator, Patches, PlainProbe, Target, WatchedProbe, value_and_grad
+from rkd.core.attack import Patches, PlainProbe, Target, WatchedProbe, value_and_grad
 from rkd.core.interfaces import Probe
 from rkd.core.random import Noise
 from rkd.core.types import ThreatModel
+from rkd.nets.net import PLAIN, Accelerator
 from rkd.testing import tiny_batch, tiny_net, tiny_step
 from rkd.testing.tiny import cross_entropy
 

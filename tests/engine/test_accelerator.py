@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rkd.core.attack import Accelerator, Patches, PlainProbe
+from rkd.core.attack import Patches, PlainProbe
 from rkd.core.interfaces import Probe
 from rkd.core.step import AttackPlan, Step
 from rkd.core.types import Batch, ThreatModel
@@ -23,7 +23,7 @@ from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.samples import EvalSettings
 from rkd.nets.batchnorm import Router, add_auxiliary
 from rkd.nets.cpu_bfloat16 import packs
-from rkd.nets.net import Net, NetTeacher
+from rkd.nets.net import Accelerator, Net, NetTeacher
 from rkd.nets.student import NetStudent
 from rkd.plugins.attacks.apgd import ApgdCe
 from rkd.plugins.attacks.fab import FabT

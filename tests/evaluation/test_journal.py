@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rkd.core.attack import PLAIN, Accelerator, PlainProbe
+from rkd.core.attack import PlainProbe
 from rkd.core.errors import RkdError
 from rkd.core.step import AttackPlan
 from rkd.core.traits import AttackTraits
@@ -21,6 +21,7 @@ from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.journal import MONTH, Journal, fingerprint
 from rkd.evaluation.result import Evaluation
 from rkd.evaluation.samples import EvalSettings
+from rkd.nets.net import PLAIN, Accelerator
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
 from rkd.testing import tiny_batch, tiny_net

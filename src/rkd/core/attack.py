@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .errors import Refused
 from .interfaces import Objective, Probe
 from .random import Noise, forked, key
-from .types import Mode, QueryKind, View
+from .types import Mode, QueryKind
 
 if TYPE_CHECKING:  # a step makes targets, and a target asks its step
     from .step import Step
@@ -46,6 +46,8 @@ class Patches:
     def select(self, rows: Tensor) -> None:
         """Go on with the images at `rows`, a mask or positions, alone."""
         self.x = self.x[rows]
+        if isinstance(self.logits, WatchedProbe):
+            self.logits = self.logits.select(rows)
 
     def _answer(self, rows: slice, columns: slice) -> Tensor:
         return self.logits(self.x)
@@ -87,49 +89,12 @@ class WatchedProbe(PlainProbe):
         """The probe for the samples at `keep` (a mask or positions) alone."""
         return WatchedProbe(self._probe, self._rows[keep], self._tell)
 
-    def patches(self, x: Tensor) -> Patches:
-        return _WatchedPatches(self, x)
-
     def reference(self, x: Tensor) -> Tensor:
         return self._probe.reference(x)
 
     def low_precision(self, kind: QueryKind) -> Probe:
         probe = self._probe.low_precision(kind)
         return self if probe is self._probe else WatchedProbe(probe, self._rows, self._tell)
-
-
-class _WatchedPatches(Patches):
-    """Patches whose queries tell of the rows that are left."""
-
-    def __init__(self, probe: WatchedProbe, x: Tensor) -> None:
-        super().__init__(probe, x)
-        self._watched = probe
-
-    def select(self, rows: Tensor) -> None:
-        super().select(rows)
-        self.logits = self._watched = self._watched.select(rows)
-
-
-class Accelerator:
-    """What makes nets run faster while they are attacked. This one runs each net as it is."""
-
-    name = "plain"
-    """What it is called among options: an evaluation goes on with the one it began with."""
-
-    @contextmanager
-    def probe(self, net: nn.Module, view: View | None, plain: Callable[[Tensor], Tensor]) -> Iterator[Probe]:
-        """Inside, `net` as a probe, for as long as its weights do not move.
-
-        `plain`: the net as it runs without this, in eval mode, its routed batch norms as `view` sees them.
-        """
-        yield PlainProbe(plain)
-
-    def choices(self) -> list[str]:
-        """How nets have run so far, in words; `plain` for as they are."""
-        return []
-
-
-PLAIN = Accelerator()
 
 
 class Target:

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..core.attack import Accelerator, Patches, PlainProbe
+from ..core.attack import Patches, PlainProbe
 from ..core.interfaces import Probe
 from ..core.types import QueryKind, View
-from ..nets.net import autocast_of
+from ..nets.net import Accelerator, autocast_of
 from .backends import CHECKED, FORCED, Backend, FastNet, Logits, copyable, make, rule
 
 NAMES = ("auto", "plain", "bfloat16", *FORCED)

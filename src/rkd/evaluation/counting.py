@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..core.attack import PLAIN, Accelerator, Patches
+from ..core.attack import Patches
 from ..core.interfaces import Probe
 from ..core.step import AttackPlan, Step
 from ..core.types import Batch, Mode, QueryKind, ThreatModel, View
+from ..nets.net import PLAIN, Accelerator
 from ..nets.student import NetStudent
 
 

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from ..core import ops
-from ..core.attack import PLAIN
 from ..core.errors import DataError, Refused, RkdError
 from ..core.interfaces import HasNotes
 from ..core.random import key
@@ -17,6 +16,7 @@ from ..core.traits import name_of, traits_of
 from ..core.types import ThreatModel
 from ..data.dataset import Split, check_images, fetch
 from ..nets.modes import running
+from ..nets.net import PLAIN
 from ..storage.text import fraction
 from .counting import CountingModel
 from .journal import fingerprint

@@ -10,12 +10,12 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from ..core.attack import PLAIN, Accelerator
 from ..core.errors import DataError, RkdError
 from ..core.random import key
 from ..core.types import ThreatModel
 from ..data.dataset import Split
 from ..distributed.ranks import ALONE, Ranks
+from ..nets.net import PLAIN, Accelerator
 from .journal import Journal
 
 Progress = Callable[[str, int, int], None]

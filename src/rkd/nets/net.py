@@ -1,16 +1,17 @@
 """A net behind its input normalisation, and a teacher around any `nn.Module`."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from itertools import chain
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
-from ..core.attack import PLAIN, Accelerator
+from ..core.attack import PlainProbe
 from ..core.errors import Refused
 from ..core.interfaces import Probe
+from ..core.types import View
 from .checkpointing import checkpointed
 from .cpu_bfloat16 import OnCpu
 from .first_look import InputNormalization
@@ -18,6 +19,28 @@ from .first_look import InputNormalization
 HALF_SCALE = 1024.0
 """What a search's gradients are multiplied with on their way through a net in float16, whose smallest number is 6e-8.
 They come out as they were. (The weights' gradients are scaled by the training loop.)"""
+
+
+class Accelerator:
+    """What makes nets run faster while they are attacked. This one runs each net as it is."""
+
+    name = "plain"
+    """What it is called among options: an evaluation goes on with the one it began with."""
+
+    @contextmanager
+    def probe(self, net: nn.Module, view: View | None, plain: Callable[[Tensor], Tensor]) -> Iterator[Probe]:
+        """Inside, `net` as a probe, for as long as its weights do not move.
+
+        `plain`: the net as it runs without this, in eval mode, its routed batch norms as `view` sees them.
+        """
+        yield PlainProbe(plain)
+
+    def choices(self) -> list[str]:
+        """How nets have run so far, in words; `plain` for as they are."""
+        return []
+
+
+PLAIN = Accelerator()
 
 
 class Net(nn.Module):

@@ -8,11 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ..core.attack import PLAIN, Accelerator
 from ..core.interfaces import Probe
 from ..core.types import Mode, View
 from .batchnorm import Router, drop_auxiliary
 from .modes import frozen_parameters, running
+from .net import PLAIN, Accelerator
 
 
 class NetStudent:

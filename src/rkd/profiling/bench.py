@@ -13,13 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.attack import PLAIN
 from ..core.interfaces import Attack, Teacher
 from ..core.run import Run
 from ..core.trainer import advance
 from ..core.traits import traits_of
 from ..core.types import Batch
-from ..nets.net import NetTeacher
+from ..nets.net import PLAIN, NetTeacher
 from ..nets.student import NetStudent
 
 PARTS = ("data", "teachers", "attacks", "student", "optimiser")

@@ -23,7 +23,6 @@ from typing import Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from ..core.attack import PLAIN
 from ..core.errors import Refused
 from ..core.interfaces import Teacher
 from ..core.random import forked
@@ -33,7 +32,7 @@ from ..data.augment import Variants, expected_repeats
 from ..data.loader import Loader
 from ..data.prefetch import HostCopy, send
 from ..evaluation.journal import fingerprint
-from ..nets.net import NetTeacher, TensorVersions
+from ..nets.net import PLAIN, NetTeacher, TensorVersions
 from .accumulation import Accumulation
 from .logit_store import LogitStore, Rows, answer_bytes, make_room, size_of
 
