@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from rkd.plugins.datasets.torchvision import Cifar10, Cifar100, Published
 from rkd.registry.normalization import known_normalization, normalization
 
 CIFAR = "0.4914,0.4822,0.4465/0.2471,0.2435,0.2616"
@@ -18,6 +19,11 @@ def test_names_and_numbers() -> None:
     assert normalization("cifar10", *data) == normalization(CIFAR, *data)
     assert normalization("0.5/0.5", *data) == normalization("half", *data)
     assert normalization("imagenet", *data)[0][0] == 0.485
+
+
+@pytest.mark.parametrize("data", [Cifar10, Cifar100])
+def test_a_name_is_what_the_data_set_says(data: type[Published]) -> None:
+    assert normalization(data.name, data.facts["mean"], data.facts["std"]) == (data.facts["mean"], data.facts["std"])
 
 
 @pytest.mark.parametrize(
