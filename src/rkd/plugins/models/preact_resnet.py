@@ -85,8 +85,8 @@ class PreActResNet18:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.width < 1:
-            problems.append(f"width = {self.width}: a ResNet needs at least 1 plane (64 in the papers)")
+        if not 1 <= self.width <= 4096:
+            problems.append(f"width = {self.width}: a ResNet needs 1 to 4096 planes (64 in the papers)")
         if self.shortcut not in ("activated", "raw"):
             problems.append(f"shortcut = {self.shortcut!r}: it takes the 'activated' or the 'raw' input")
         if problems:

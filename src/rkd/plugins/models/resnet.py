@@ -107,8 +107,8 @@ class ResNet18:
     blocks: ClassVar[tuple[int, ...]] = (2, 2, 2, 2)
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ConfigError(f"width = {self.width}: a ResNet needs at least 1 plane (64 in the papers)")
+        if not 1 <= self.width <= 4096:
+            raise ConfigError(f"width = {self.width}: a ResNet needs 1 to 4096 planes (64 in the papers)")
 
     def __call__(self, shape: Shape, classes: int) -> nn.Module:
         return ResNet(self.block, self.blocks, shape[0], classes, self.width)

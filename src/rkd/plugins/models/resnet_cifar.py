@@ -100,8 +100,10 @@ class AnyDepth:
         problems = depth_problems(self.depth, 2, "CIFAR ResNet")
         if self.shortcut not in ("A", "B"):
             problems.append(f"shortcut = {self.shortcut!r}: there are A (zero padding) and B (1x1 convolution)")
-        if self.width < 2 or self.width % 2:
-            problems.append(f"width = {self.width}: a CIFAR ResNet needs an even number of planes (16 in the paper)")
+        if not 2 <= self.width <= 4096 or self.width % 2:
+            problems.append(
+                f"width = {self.width}: a CIFAR ResNet needs 2 to 4096 planes, an even number (16 in the paper)"
+            )
         if problems:
             raise ConfigError(problems)
 

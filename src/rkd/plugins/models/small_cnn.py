@@ -58,10 +58,10 @@ class SmallCNN:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.width < 1:
-            problems.append(f"width = {self.width}: small-cnn needs at least 1 plane (16 by default)")
-        if self.blocks < 1:
-            problems.append(f"blocks = {self.blocks}: small-cnn needs at least 1 convolution a stage")
+        if not 1 <= self.width <= 65_536:
+            problems.append(f"width = {self.width}: small-cnn needs 1 to 65536 planes (16 by default)")
+        if not 1 <= self.blocks <= 1000:
+            problems.append(f"blocks = {self.blocks}: small-cnn needs 1 to 1000 convolutions a stage")
         if problems:
             raise ConfigError(problems)
 
@@ -133,10 +133,10 @@ class MLP:
 
     def __post_init__(self) -> None:
         problems = []
-        if self.hidden < 1:
-            problems.append(f"hidden = {self.hidden}: a hidden layer needs at least 1 unit")
-        if self.layers < 0:
-            problems.append(f"layers = {self.layers}: there cannot be fewer than 0 hidden layers")
+        if not 1 <= self.hidden <= 65_536:
+            problems.append(f"hidden = {self.hidden}: a hidden layer needs 1 to 65536 units")
+        if not 0 <= self.layers <= 1000:
+            problems.append(f"layers = {self.layers}: a perceptron has 0 to 1000 hidden layers")
         if problems:
             raise ConfigError(problems)
 
