@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -54,57 +53,34 @@ def compare(
 
         comparison = report.compare([RunFolder.open_results(path) for path in folders], attack)
         written = report.write_comparison(comparison, Path(html)) if html else []
-    if app.json:
-        app.terminal.json(report.to_json(comparison) | {"written": [str(path) for path in written]})
-    elif as_csv or as_latex:
+    if as_csv or as_latex:
         app.terminal.result((report.to_csv(comparison) if as_csv else report.to_latex(comparison)).rstrip("\n"))
     else:
-        _show(comparison, app)
+        show_comparison(comparison, app, {"written": [str(path) for path in written]})
     for warning in comparison.warnings:
         app.terminal.warning(warning)
     if written:
         app.terminal.message(f"wrote {', '.join(map(str, written))}")
 
 
-def show_comparison(paths: Sequence[Path], app: App) -> None:
-    """The table of runs that are known to be finished, with its warnings; one JSON object with --json."""
-    from rkd.workflow.folders import RunFolder
-
-    with app.terminal.guarded():
-        from rkd import report
-
-        comparison = report.compare([RunFolder.open(path) for path in paths])
-    if app.json:
-        app.terminal.json(report.to_json(comparison))
-    else:
-        _show(comparison, app)
-    for warning in comparison.warnings:
-        app.terminal.warning(warning)
-
-
-def _show(comparison: Comparison, app: App) -> None:
-    """The table; in a terminal that is too narrow for it without the intervals, which --csv has."""
-    from rkd.report import basis, where
+def show_comparison(comparison: Comparison, app: App, more: dict[str, Any]) -> None:
+    """The table, in a terminal that is too narrow for it without the intervals; one JSON object, with `more`, with
+    --json."""
+    from rkd.report import basis, cells, to_json, where
 
     from ..terminal import fits
 
+    if app.json:
+        app.terminal.json(to_json(comparison) | more)
+        return
     title = f"Accuracy in % on {where(comparison)}{basis(comparison)}"
-    columns, rows = _table(comparison)
-    if not fits(columns, rows, app.terminal.out.width):
-        columns, short = _table(comparison, intervals=False)
-        if short != rows:
-            title += "; too narrow for 95 % intervals: --csv has them"
-        rows = short
-    app.terminal.table(columns, rows, title)
-
-
-def _table(comparison: Comparison, intervals: bool = True) -> tuple[list[Column], list[list[str]]]:
-    from rkd.report import cells
-
-    titles, rows = cells(comparison, intervals)
+    titles, rows = cells(comparison)
     several = len(comparison.runs) > len(comparison.groups)
-    columns: list[Column] = ["", *([("seeds", "right")] if several else []), *((title, "right") for title in titles)]
-    return columns, [
-        [group.name, *([str(len(group.runs))] if several else []), *row]
-        for group, row in zip(comparison.groups, rows, strict=True)
-    ]
+    names = [[group.name, *([str(len(group.runs))] if several else [])] for group in comparison.groups]
+    columns: list[Column] = ["", *((text, "right") for text in [*(["seeds"] if several else []), *titles])]
+    whole = [[*name, *row] for name, row in zip(names, rows, strict=True)]
+    if not fits(columns, whole, app.terminal.out.width):
+        _, short = cells(comparison, intervals=False)
+        title += "; too narrow for 95 % intervals: --csv has them" if short != rows else ""
+        whole = [[*name, *row] for name, row in zip(names, short, strict=True)]
+    app.terminal.table(columns, whole, title)

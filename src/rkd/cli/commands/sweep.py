@@ -179,7 +179,16 @@ def _send(
 
 
 def _compared(paths: Sequence[Path], app: App) -> None:
+    from rkd.workflow.folders import RunFolder
+
     from .compare import show_comparison
 
-    if paths:
-        show_comparison(paths, app)
+    if not paths:
+        return
+    with app.terminal.guarded():
+        from rkd import report
+
+        comparison = report.compare([RunFolder.open(path) for path in paths])
+    show_comparison(comparison, app, {})
+    for warning in comparison.warnings:
+        app.terminal.warning(warning)
