@@ -7,6 +7,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import pytest
 from click.testing import CliRunner
 
 from rkd.cli import cli
@@ -58,6 +59,21 @@ def test_every_command_has_help():
     for name in cli.list_commands(None):
         result = CliRunner().invoke(cli, [name, "--help"])
         assert result.exit_code == 0 and result.output.startswith("Usage:"), name
+
+
+@pytest.mark.parametrize(
+    "page", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda page: page.name
+)
+def test_files_and_tests_that_a_page_names_exist(page):
+    text = page.read_text()
+    missing = [
+        name
+        for name in re.findall(r"\b(?:tests|benchmarks|examples|src)/[\w/-]+\.py", text)
+        if not (ROOT / name).exists()
+    ]
+    tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
+    missing += [name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in tests]
+    assert missing == []
 
 
 def test_the_architecture_names_files_and_functions_that_exist():

@@ -23,8 +23,9 @@ from .tape import Tape, taped
 Logits = Callable[[Tensor], Tensor]
 """Images `(B, C, H, W)` to logits `(B, K)`, float32."""
 
-MICRO_BATCH = 32
-"""Images that a CPU takes at once: their activations stay in the processor's caches."""
+MICRO_BATCH, MICRO_NUMBERS = 32, 1 << 19
+"""Images that a CPU takes at once, so that their activations stay in the processor's caches; more of them where the
+largest activation of all has no more numbers than the second says (as that of 32 images in a ResNet-20)."""
 
 CHECKED = 16
 """Images on which a copy is compared with its net."""
@@ -105,6 +106,8 @@ class FastCopy(FastNet):
             graph = FusedGraph(arch, channels_last(self.run.prepared(x[:2])))
             self.layers = graph.layers if self.copy.folded or graph.gains else []
             if self.layers:
+                if micro_batch:
+                    self.run.micro_batch = max(micro_batch, MICRO_NUMBERS // graph.widest)
                 self.tape = taped(graph.net)
                 self.run.net = self.tape or graph.net
         inside = backend.dtype == "bfloat16 inside" and self.tape is not None and self.tape.keep_ends(torch.bfloat16)
@@ -138,7 +141,7 @@ class FastCopy(FastNet):
     def patches(self, x: Tensor) -> Patches:
         if self.tape is None or self.run.resize:
             return super().patches(x)
-        return TapePatches(self.logits, x, self.tape, self.run.prepared, MICRO_BATCH)
+        return TapePatches(self.logits, x, self.tape, self.run.prepared, self.run.micro_batch or MICRO_BATCH)
 
 
 class Run(nn.Module):

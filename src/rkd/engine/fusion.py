@@ -39,6 +39,8 @@ class FusedGraph:
         self.net = fx.GraphModule(arch, tracer.trace(arch))
         self.modules = dict(self.net.named_modules())
         self.shapes = shapes_of(self.net, example)
+        self.widest = max(math.prod(shape[1:]) for shape in self.shapes.values() if shape is not None)
+        """Numbers of the largest activation of an image."""
         self.layers: list[FusedConv | PooledHead] = []
         for number, node in enumerate(list(self.net.graph.nodes)):
             layer = self._module(node)
