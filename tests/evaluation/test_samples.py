@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import Queue
@@ -159,9 +160,13 @@ def test_processes_share_what_stands_beside_an_evaluation(what: str) -> None:
     split = ArraySplit(batch.x, batch.y)
     attack = {"curve": Pgd(steps=2), "transfer": Pgd(steps=2), "nearest": CwL2(steps=2, searches=1)}.get(what)
     plan = AttackPlan(attack, cross_entropy)
+    original = Asked().eval()  # drawn once: threads share torch's random state
 
     def run(ranks: Ranks) -> tuple[Any, int]:
-        net, settings = Asked().eval(), EvalSettings(ranks=ranks, batch_size=8, threat=ThreatModel("L2", 0.5, 0.1))
+        net, settings = (
+            copy.deepcopy(original),
+            EvalSettings(ranks=ranks, batch_size=8, threat=ThreatModel("L2", 0.5, 0.1)),
+        )
         if what == "corruptions":
             found = corrupted_accuracy(net, split, {"darker": darker}, settings)
         elif what == "transfer":

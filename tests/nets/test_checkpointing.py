@@ -53,8 +53,8 @@ class Blocks(nn.Module):
         return [block.forwards for block in self.blocks]
 
 
-def cifar(name):
-    return lambda: catalog().create("model", name)((3, 16, 16), 5)
+def cifar(name, **options):
+    return lambda: catalog().create("model", name, options)((3, 16, 16), 5)
 
 
 NETS = {
@@ -67,7 +67,7 @@ NETS = {
     "resnet20": cifar("resnet20"),
     "mobilenetv2": cifar("mobilenetv2"),
     "wrn16-2": cifar("wrn16-2"),
-    "preact-resnet18": cifar("preact-resnet18"),
+    "preact-resnet18": cifar("preact-resnet18", width=16),
 }
 
 
