@@ -41,7 +41,7 @@ onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="to
 
 
 def student_of(catalog: Catalog, name: str = "resnet8") -> NetStudent:
-    options = {"width": 16} if name == "preact-resnet18" else {"width": 0.5} if name == "mobilenetv2" else {}
+    options = {"width": 16} if name == "preact-resnet18" else {"width": 0.25} if name == "mobilenetv2" else {}
     net = Net(catalog.create("model", name, options)((3, 16, 16), 10), [0.5] * 3, [0.25] * 3)
     train(net)
     return NetStudent(net)

@@ -65,7 +65,7 @@ NETS = {
     "no running statistics": lambda: Blocks(track_running_stats=False),
     "dropout": lambda: Blocks(dropout=0.3),
     "resnet20": cifar("resnet20"),
-    "mobilenetv2": cifar("mobilenetv2"),
+    "mobilenetv2": cifar("mobilenetv2", width=0.5),
     "wrn16-2": cifar("wrn16-2"),
     "preact-resnet18": cifar("preact-resnet18", width=16),
 }
