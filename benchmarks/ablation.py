@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ablation_features import ATTACK, CACHE, FEATURES, FILES, STEP
-from speed import answer, make_images, measure, rkd_step, timed
+from in_turn import answer, make_images, measure, timed
+from speed import rkd_step
 
 ON = "everything on"
 ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -201,7 +202,7 @@ def main() -> None:
             for group in (names[i : i + arguments.group] for i in range(0, len(names), arguments.group)):
                 jobs = jobs_of(row, group, arguments)
                 file = f"{row},{arguments.precision},{group[0]}"
-                measure(file, jobs, arguments.rounds, arguments.out, arguments.warm_up, __file__)
+                measure(file, jobs, arguments.rounds, arguments.out, __file__, arguments.warm_up)
     write(arguments)
 
 

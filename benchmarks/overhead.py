@@ -19,7 +19,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from speed import machine, make_images, rkd_step
+from in_turn import machine, make_images
+from speed import rkd_step
 
 NETS = (("mobilenetv2", 64), ("resnet20", 128), ("resnet18", 32))
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from rkd.core.errors import WeightsError
-from rkd.nets.fitting import load_file_into, net_from_file
+from rkd.nets.fitting import load_file_into, load_into, net_from_file, take_normalization
 from rkd.nets.net import Net
 from rkd.nets.weights import open_weights
 from rkd.testing import TinyNet
@@ -128,6 +128,18 @@ def test_a_normalisation_of_images_up_to_255(tmp_path: Path) -> None:
     content = {**under("model.", state(1)), "mean": torch.tensor([123.7]), "std": torch.tensor([58.4])}
     with pytest.raises(WeightsError, match=r"not for images in \[0, 1\]"):
         loaded(content, tmp_path)
+
+
+def test_a_normalisation_is_split_off() -> None:
+    """What a source of teachers of a third party calls; `load_into` takes the rest."""
+    numbers = {"0.mean": NORM.expand(3, 1, 1), "0.std": (NORM / 2).expand(3, 1, 1)}
+    rest, found = take_normalization(numbers | under("1.", state()), TinyNet())
+    assert found == ([0.5] * 3, [0.25] * 3)
+    net = TinyNet()
+    load_into(net, rest, "a file")
+    assert same(net, state())
+    untouched, nothing = take_normalization(state(), TinyNet())
+    assert nothing is None and untouched.keys() == state().keys()
 
 
 def test_one_logit_for_two_classes(tmp_path: Path) -> None:

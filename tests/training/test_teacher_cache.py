@@ -194,8 +194,8 @@ def test_a_teacher_whose_weights_move_is_asked_anew(how: str) -> None:
     assert notices == ["the weights of the teacher 'robust' move: from here on it is asked in each step"]
 
 
-def test_weights_that_move_unseen_are_told_of() -> None:
-    run = a_run(teacher=(net := tiny_net(seed=4)))
+def notices_of(run: Run) -> list[str]:
+    """Where the notices of the run will be."""
     notices: list[str] = []
 
     class Listener:
@@ -204,6 +204,12 @@ def test_weights_that_move_unseen_are_told_of() -> None:
             notices.append(text)
 
     run.hooks.register(Listener())
+    return notices
+
+
+def test_weights_that_move_unseen_are_told_of() -> None:
+    run = a_run(teacher=(net := tiny_net(seed=4)))
+    notices = notices_of(run)
     with cached(run):
         fit(run)
     assert notices == []
@@ -215,14 +221,7 @@ def test_weights_that_move_unseen_are_told_of() -> None:
 def test_weights_of_a_fast_copy_that_move_unseen_are_told_of() -> None:
     """Also where no answer is kept: the copy was made of the weights as they were."""
     run = a_run(teacher=(net := tiny_net(seed=4)))
-    notices: list[str] = []
-
-    class Listener:
-        @hookimpl
-        def rkd_notice(self, run: Run, text: str) -> None:
-            notices.append(text)
-
-    run.hooks.register(Listener())
+    notices = notices_of(run)
     run.teachers["robust"].accelerator = Engine("auto")
     with cached(run, "off"):
         next(net.parameters()).data.mul_(0.5)

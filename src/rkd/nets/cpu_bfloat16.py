@@ -70,12 +70,6 @@ class _Relu(torch.autograd.Function):
         return relu_backward(g, y)
 
 
-def relu_again_(x: Tensor) -> Tensor:
-    """ReLU in place, in bfloat16, of numbers whose ReLU was taken before: by their bits, a NaN may come out as 0."""
-    x.view(torch.int16).clamp_(min=0)
-    return x
-
-
 def relu_backward(g: Tensor, y: Tensor, out: Tensor | None = None) -> Tensor:
     """The gradient `g` of ReLU's outputs `y`, both bfloat16, where these are positive; into `out` if it is given."""
     bits, seen = g.view(torch.int16), y.view(torch.int16)
