@@ -20,9 +20,9 @@ What official scripts do, and what is done here:
   the usual evaluations draw uniformly from the ball (`uniform`). These training scripts do not clamp the
   start to [0, 1], so that the first gradient is one outside the images. Here the start goes through P as
   well, and the net sees nothing but images. With `gaussian` the start differs by some thousandths, in pixels
-  near 0 and 1, but the signs of the first gradient differ with it: on real images the weights' gradients of
-  one batch differ by 4 to 16 %. `start_clip = false` starts from x + noise as it is, for an exact reproduction
-  of these scripts; the steps after it go through P as usual.
+  near 0 and 1, but the signs of the first gradient differ with it, and so the gradients of the weights.
+  `start_clip = false` starts from x + noise as it is, for an exact reproduction of these scripts; the steps
+  after it go through P as usual.
 - RSLAD and MTARD call `loss.backward()` in their evaluation attack, which piles up weight gradients; here
   the gradient is taken by the images alone.
 - Mode: TRADES, RSLAD, MTARD and AdaAD attack the net in eval mode; ARD and IAD in train mode (`mode =

@@ -8,8 +8,8 @@ lets the adaptive normalization loss (scheduler `anl`) balance them. A scheduler
 
 The official scripts average the KL over classes on both CIFAR data sets (`reduction="mean"`, on CIFAR-100 with
 `scale=10`) and add 1e-5 inside one logarithm, which shifts the value by 1e-5 and no gradient. The weights of `anl`
-depend on ratios of losses: no constant factor changes them, and that shift does so in the fourth to fifth digit (by
-5.6e-5 to 2.4e-4). They start the search outside [0, 1], too: see `start_clip` of `pgd`.
+depend on ratios of losses: no constant factor changes them, and that shift does so in the fourth to fifth digit.
+They start the search outside [0, 1], too: see `start_clip` of `pgd`.
 
 References: zhao2022enhanced
 """
