@@ -155,13 +155,17 @@ def installed(plugins: Plugins) -> list[tuple[tuple[str, str], EntryPoint]]:
     is reported as a broken plugin, and the others are asked."""
     found: dict[tuple[str, str], list[EntryPoint]] = {}
     for distribution in distributions():
-        name, version = _identity(distribution)
-        if any(name == known for known, _ in found) and name != UNKNOWN:
-            continue  # another copy of it, later on the path
         try:
-            found.setdefault((name, version), []).extend(distribution.entry_points.select(group=GROUP))
+            entries = distribution.entry_points.select(group=GROUP)
         except Exception as error:  # not UTF-8, not of its form
+            name, version = _identity(distribution)
             plugins.fail(Plugin("entry_points.txt", name, version, str(distribution.locate_file(""))), error)
+            continue
+        if not entries:
+            continue  # before it is asked for its name: that parses a file of some hundred lines
+        name, version = _identity(distribution)
+        if name == UNKNOWN or all(name != known for known, _ in found):  # else: another copy of it, later on the path
+            found.setdefault((name, version), []).extend(entries)
     pairs = [(identity, entry) for identity, entries in found.items() for entry in entries]
     return sorted(pairs, key=lambda pair: (pair[0][0], pair[1].name))
 
