@@ -66,6 +66,7 @@ def test_under_callers_that_want_no_gradients(around) -> None:
     assert result.warnings == expected.warnings
 
 
+@pytest.mark.slow
 def test_full_checks_flag_a_defended_net() -> None:
     class Rounded(nn.Module):
         def __init__(self) -> None:

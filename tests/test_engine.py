@@ -72,6 +72,7 @@ def moved(run: Run) -> Tensor:
     return torch.cat([(b - a).flatten() for a, b in zip(before, after, strict=True)]).detach()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", ATTACKED)
 def test_every_method_moves_its_weights_alike(loss: str, weights: dict[str, Tensor]) -> None:
     plain = moved(run_of(loss, "plain", weights))

@@ -102,6 +102,7 @@ def test_code_in_weights_is_not_run(tmp_path: Path) -> None:
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 def test_no_net_is_built_that_its_weights_cannot_be_for(catalog: Catalog) -> None:
     state = {"w": torch.ones(100)}
     for name, options in (("wrn1996-1", {}), ("small-cnn", {"width": 20_000})):

@@ -254,6 +254,7 @@ def test_without_torch(modules: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_training_imports_no_compiler() -> None:
     """Triton and dynamo take some 150 MiB and seconds: what needs them imports them when it does."""
     code = "import sys, rkd.api, rkd.workflow.train; print({'triton', 'torch._dynamo'} & set(sys.modules) or 'none')"

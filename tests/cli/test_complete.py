@@ -19,6 +19,7 @@ def offered(*words: str) -> list[str]:
     return [item.value for item in items if item.type != "file"]
 
 
+@pytest.mark.slow
 def test_values_of_options() -> None:
     assert offered("run", "--loss", "rs") == ["rslad"]
     assert offered("run", "--student", "resnet18+a") == ["resnet18+aux-bn"]

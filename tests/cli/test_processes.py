@@ -51,12 +51,14 @@ def test_a_mistake_is_told_once(finished: tuple[Path, Said], tmp_path: Path) -> 
     assert done.stderr.count("error:") == 1 and "is not a run's folder" in done.stderr and not done.stdout
 
 
+@pytest.mark.slow
 def test_when_one_fails_the_others_are_ended(monkeypatch: pytest.MonkeyPatch) -> None:
     script = "import os, time\nif os.environ['RANK'] == '1': raise SystemExit(3)\ntime.sleep(60)"
     monkeypatch.setattr(processes, "COMMAND", (sys.executable, "-c", script))
     assert in_processes(["x"], 3) == 3
 
 
+@pytest.mark.slow
 def test_each_knows_its_rank_and_its_share_of_the_cores(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "tells.py"
     script.write_text(

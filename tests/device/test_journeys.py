@@ -132,6 +132,7 @@ def test_a_run_goes_on_elsewhere(
     assert_same_runs(run, expected)
 
 
+@pytest.mark.slow
 def test_rkd_eval(settings: dict[str, Any], expected: Path, device: torch.device) -> None:
     """The command line's evaluation, with what it can add."""
     teacher = settings["teachers"][0]["reference"]

@@ -41,6 +41,7 @@ def test_attacks_that_training_uses(attack: str, device: torch.device) -> None:
     train_on_both(device, "pgd-at", attack={"name": attack, **short(attack)})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -62,6 +63,7 @@ def test_what_surrounds_a_loss(settings: dict[str, Any], device: torch.device) -
     train_on_both(device, "mtard-anl", **settings)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augments", [{}, {"flip": {}}])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_cached_teachers(augments: dict[str, Any], parts: int, device: torch.device) -> None:

@@ -20,6 +20,9 @@ from rkd.storage.serialize import load_state
 
 from .distributed_cases import METHODS, end, everything, to_be_continued
 
+# Every test here looks at one run of four processes.
+pytestmark = pytest.mark.slow
+
 PROCESSES = 4
 ROOT = Path(__file__).parents[2]
 
@@ -70,7 +73,6 @@ CASES = [f"{kind} {method}" for kind in ("linear", "sync") for method in METHODS
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_four_processes_are_one(case: str, alone: dict[str, Any], many: list[dict[str, Any]]) -> None:
     close(alone[case], many[0][case], case)

@@ -119,6 +119,7 @@ def test_images_are_the_plain_nets_while_weights_move(catalog: Catalog, name: st
     assert known(student, engine) is fast, "brought up to date, not made again"
 
 
+@pytest.mark.slow
 def test_weights_that_are_replaced_are_seen(catalog: Catalog) -> None:
     student, engine = student_of(catalog), Engine("folded")
     close(student, engine)
@@ -146,6 +147,7 @@ def test_a_net_that_changes_its_modules_is_copied_again(catalog: Catalog) -> Non
     assert known(student, engine) is after
 
 
+@pytest.mark.slow
 def test_routed_norms_have_a_copy_for_each_view(catalog: Catalog) -> None:
     student = routed(catalog)
     engine = Engine()
@@ -157,6 +159,7 @@ def test_routed_norms_have_a_copy_for_each_view(catalog: Catalog) -> None:
         torch.testing.assert_close(probe(X), plain, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_a_query_goes_through_in_micro_batches(catalog: Catalog, monkeypatch) -> None:
     """And back: gradients of each part where they belong."""
     student = student_of(catalog)
@@ -171,6 +174,7 @@ def test_a_query_goes_through_in_micro_batches(catalog: Catalog, monkeypatch) ->
     assert set(sizes) == {4, 5} and len(sizes) == 10 * 5
 
 
+@pytest.mark.slow
 def test_the_same_bits_whenever_it_is_made(catalog: Catalog) -> None:
     """After few images, after many, for the first time or again: what was asked before has no say."""
     student = student_of(catalog)
@@ -196,6 +200,7 @@ def test_no_clock_is_asked(catalog: Catalog, monkeypatch) -> None:
     assert student.accelerator.choices() != ["plain"]
 
 
+@pytest.mark.slow
 def test_the_net_itself_where_a_copy_would_not_do(catalog: Catalog, monkeypatch) -> None:
     student = student_of(catalog)
     told: list[str] = []
@@ -259,6 +264,7 @@ def test_a_net_without_gradient_is_left_alone() -> None:
     assert engine.choices() == ["plain"]
 
 
+@pytest.mark.slow
 def test_compiled_is_torchs_compiler(catalog: Catalog, monkeypatch) -> None:
     """With a compiler of one's own: torch's takes long, and may be missing."""
     student = student_of(catalog)
@@ -393,6 +399,7 @@ def test_the_verdict_is_the_plain_nets(catalog: Catalog, kind: str) -> None:
     assert "folded" in found.outcomes["apgd"].about["engine"]
 
 
+@pytest.mark.slow
 @onednn
 def test_square_asks_about_patches(catalog: Catalog, monkeypatch) -> None:
     """And counts as many queries as on whole images."""
@@ -447,6 +454,7 @@ CONVOLUTIONS = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["auto", "plain"])
 def test_a_query_passes_few_frames_in_a_training(catalog: Catalog, kind: str) -> None:
     student, teacher = student_of(catalog, "resnet20"), NetTeacher(student_of(catalog).net, "robust")
@@ -460,6 +468,7 @@ def test_a_query_passes_few_frames_in_a_training(catalog: Catalog, kind: str) ->
     assert 1 <= len(frames.names) <= 10, frames.names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["auto", "plain"])
 def test_a_query_passes_few_frames_in_an_evaluation(catalog: Catalog, kind: str) -> None:
     net = student_of(catalog, "resnet20").net.eval()

@@ -59,6 +59,7 @@ def test_names_are_the_same_everywhere() -> None:
         assert set(option.type.choices) == set(get_args(engine)) == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("backend", [Backend(), Backend(channels_last=True), Backend(fused=True)])
 @pytest.mark.parametrize("name", ["resnet8", "small-cnn", "mobilenetv2", "wrn10-1"])

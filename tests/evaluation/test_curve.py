@@ -80,6 +80,7 @@ def test_it_never_rises() -> None:
     assert found["accuracy"] == sorted(found["accuracy"], reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("threat", [THREAT, ThreatModel("L2", 0.3, 0.1)], ids=["Linf", "L2"])
 def test_one_search_serves_all_radii(threat: ThreatModel) -> None:
     """Of an attack whose nearest images are the same at every radius: the points are those of a search at each."""

@@ -103,6 +103,7 @@ def same(one, other):
     assert [name for name in one if not torch.equal(one[name], other[name])] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("autocast", [None, torch.bfloat16])
 @pytest.mark.parametrize("name", NETS)
@@ -143,6 +144,7 @@ def held(net):
     return sum(event.self_cpu_memory_usage for event in seen.key_averages())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mobilenetv2", "resnet20"])
 def test_less_is_kept(name, monkeypatch):
     net = made(NETS[name], channels_last=True)

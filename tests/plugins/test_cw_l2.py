@@ -31,6 +31,7 @@ def problem(distance: float):
     return net, type(batch)(x + side * ahead * slope / slope.norm(), batch.y, batch.index)
 
 
+@pytest.mark.slow
 def test_keeps_the_promises_of_an_attack() -> None:
     check_attack(CwL2(searches=3, steps=30), optimum=0)
 

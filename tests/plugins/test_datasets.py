@@ -146,6 +146,7 @@ def write_svhn(root: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, np.ndar
     return content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "folder"), [("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")])
 def test_mnist_in_the_original_order(tmp_path, name, folder):
     content = write_mnist(tmp_path, folder)

@@ -436,6 +436,7 @@ def test_block_of_a_wide_resnet(inputs):
     assert torch.allclose(block(x), around + F.conv2d(inner, block.conv2.weight, padding=1), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "component"), [("resnet18", ResNet18), ("resnet50", ResNet50)])
 def test_resnet_is_torchvisions_behind_another_stem(name, component):
     from torchvision import models
@@ -582,6 +583,7 @@ def test_timm_nets_work_on_small_and_usual_images(name):
         check_net(make(name)(shape, classes), shape, classes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "mobilenet_v3_small", "googlenet", "shufflenet_v2_x0_5"])
 def test_torchvision_nets_work_on_small_and_usual_images(name):
     for shape, classes in ((DIGITS, 10), ((5, 32, 32), 7)):

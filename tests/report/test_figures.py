@@ -41,6 +41,7 @@ def test_the_inline_form_takes_colours_and_font_from_the_page() -> None:
     assert "width" not in root.attrib and root.get("viewBox") == "0 0 345.6 216"
 
 
+@pytest.mark.slow
 def test_ids_are_the_pictures_own() -> None:
     first, second = epochs.losses(HISTORY), epochs.accuracies(HISTORY)
     assert first is not None and second is not None

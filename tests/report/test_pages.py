@@ -25,6 +25,7 @@ def test_files(folder: RunFolder, html: str) -> None:
     assert there == {f"{name}.{ending}" for name in names for ending in ("svg", "png")}
 
 
+@pytest.mark.slow
 def test_nothing_comes_from_elsewhere(page: Page, html: str) -> None:
     for tag, attrs in page.tags:
         assert tag not in {"script", "iframe", "object", "embed", "base", "form"}
@@ -101,6 +102,7 @@ def test_an_unfinished_run(tmp_path: Path) -> None:
     assert (folder.path / "plots" / "losses.png").is_file()
 
 
+@pytest.mark.slow
 def test_a_run_without_a_single_epoch(tmp_path: Path) -> None:
     report = build_report(make_run(tmp_path / "a", finished=False, epochs=0))
     assert report.pictures == [] and "training" not in Page(report.html).texts
@@ -167,6 +169,7 @@ def hostile(path: Path) -> RunFolder:
     return folder
 
 
+@pytest.mark.slow
 def test_a_hostile_folder_injects_nothing(tmp_path: Path) -> None:
     folder = hostile(tmp_path / "a<b>&'\"")
     html = write_report(folder, {POISON: f"@misc{{{POISON}}}"}).read_text(encoding="utf-8")
@@ -199,6 +202,7 @@ def test_numbers_without_sense_do_not_stop_the_page(tmp_path: Path) -> None:
     assert any(line.startswith("the student's clean:") for line in report.left_out)
 
 
+@pytest.mark.slow
 def test_other_peoples_places_are_not_written_to(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "a", student=net(), epochs=1, examples=False)
     elsewhere = tmp_path / "elsewhere"

@@ -42,6 +42,7 @@ def test_what_was_evaluated(page: Page) -> None:
     assert "359 test images under 2 attacks seed 5 3 min 20 s" in page.text("top")
 
 
+@pytest.mark.slow
 def test_results_and_a_closer_look(page: Page, html: str) -> None:
     text = page.text("results")
     assert "net 95 % interval" in text and "FGSM 76.3 [72.3–79.3] 87.1 85.7 75.0" in text
@@ -119,6 +120,7 @@ def test_links_out_of_the_folder_are_refused(tmp_path: Path) -> None:
         read_run(folder)
 
 
+@pytest.mark.slow
 def test_a_hostile_folder_injects_nothing(tmp_path: Path) -> None:
     folder = make_evaluation(tmp_path / "a<b>&'\"")
     transfer = TRANSFER | {"accuracy": {POISON: {POISON: 0.5}}, "clean": {POISON: 0.5}}

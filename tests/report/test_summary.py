@@ -11,6 +11,7 @@ from rkd.report import build_report
 from .folders import Page, full_net, make_run, net, search
 
 
+@pytest.mark.slow
 def test_tiles_and_warnings(page: Page) -> None:
     top = page.text("top")
     for words in (

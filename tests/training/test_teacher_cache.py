@@ -88,6 +88,7 @@ TRIALS = 9
 """Blocks that a teacher is asked about before the training: does it depend on more than the image?"""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("augments", [[], [Crop(padding=1), Flip()], [Flip(), Crop(padding=1)], [Flip()]])
 @pytest.mark.parametrize("parts", [1, 2])
 def test_a_training_is_the_same_with_and_without(augments, parts: int) -> None:

@@ -58,6 +58,7 @@ def test_a_plan_and_a_module_get_the_same_numbers(catalog: Catalog, tmp_path: Pa
     assert "curve" not in same.extra
 
 
+@pytest.mark.slow
 def test_checks(catalog: Catalog) -> None:
     split = ArraySplit(torch.rand(24, 1, 8, 8), torch.arange(24) % 3)
     threat = ThreatModel("Linf", 0.1, 0.02)

@@ -50,6 +50,7 @@ def reference(name: str = "mlp@w.pt") -> TeacherReference:
     return TeacherReference(name, "clean", "mlp", "w.pt")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("normalised", [True, False])
 def test_the_better_normalisation_is_found(normalised: bool, catalog: Catalog) -> None:
     net, data = trained(normalised, catalog)
@@ -64,6 +65,7 @@ def test_the_better_normalisation_is_found(normalised: bool, catalog: Catalog) -
     assert known.shares is not None and known.shares[choice] > known.shares[other] + 0.05
 
 
+@pytest.mark.slow
 def test_what_cannot_be_told_is_refused(catalog: Catalog) -> None:
     """A published MNIST net that wants [0, 1]: three of 512 images decided for the data's normalisation, under which
     an attack of the same radius is three times as strong."""
@@ -80,6 +82,7 @@ def test_what_cannot_be_told_is_refused(catalog: Catalog) -> None:
     assert loaded.settled is not None and loaded.settled.known == "open"
 
 
+@pytest.mark.slow
 def test_a_normalisation_that_was_asked_for(catalog: Catalog) -> None:
     net, data = trained(True, catalog)
     for choice, expected in (("data", data.mean[0]), ("none", 0.0), ("half", 0.5), ("0.1/0.3", 0.1)):
@@ -91,6 +94,7 @@ def test_a_normalisation_that_was_asked_for(catalog: Catalog) -> None:
         settle(net, reference(), "imagenet", data, "--normalize")
 
 
+@pytest.mark.slow
 def test_a_file_that_says_its_normalisation(catalog: Catalog, tmp_path: Path) -> None:
     net, data = trained(True, catalog)
     inside = {"normalizer.new_mean": torch.tensor([0.3]), "normalizer.new_std": torch.tensor([0.4])}
@@ -103,6 +107,7 @@ def test_a_file_that_says_its_normalisation(catalog: Catalog, tmp_path: Path) ->
     assert float(loaded.mean) == 0
 
 
+@pytest.mark.slow
 def test_outputs_in_another_order(catalog: Catalog, tmp_path: Path) -> None:
     net, data = trained(True, catalog)
     torch.save(net.arch.state_dict(), tmp_path / "w.pt")
@@ -121,6 +126,7 @@ def student(table: dict[str, Any], catalog: Catalog) -> tuple[Net, StudentConfig
     return new_student(config, data, catalog, 0, said.append), config, said
 
 
+@pytest.mark.slow
 def test_a_student_that_starts_from_weights(catalog: Catalog, tmp_path: Path) -> None:
     net, _ = trained(False, catalog)
     torch.save({"ema": net.arch.state_dict()}, tmp_path / "w.pt")

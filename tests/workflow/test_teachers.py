@@ -65,6 +65,7 @@ def ready(listener: Listener, **changes: Any) -> ResolvedTeacher:
     return prepare(found, plan, CATALOG, listener, train_run) if found.missing else found
 
 
+@pytest.mark.slow
 def test_a_teacher_is_prepared_once(cache: Path) -> None:
     listener = Listener()
     plan, missing = find(listener)
@@ -119,6 +120,7 @@ def test_what_makes_another_teacher(changes: dict, same: bool, cache: Path, monk
     assert (places[0] == places[1]) is same
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_no_teacher(cache: Path) -> None:
     listener = Listener()
     ready(listener)
@@ -276,6 +278,7 @@ def taught(listener: Listener, path: Path, **more: Any) -> ResolvedTeacher:
     return find(listener, teachers=[{"reference": f"mlp@{path}", **more}])[1]
 
 
+@pytest.mark.slow
 def test_a_good_teacher_is_not_doubted(good: tuple[Path, dict]) -> None:
     listener = Warned()
     taught(listener, good[0], normalize="none")

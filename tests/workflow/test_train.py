@@ -54,6 +54,7 @@ def weights(path: Path) -> bytes:
     return (path / "student.safetensors").read_bytes()
 
 
+@pytest.mark.slow
 def test_what_it_returns_and_leaves(finished) -> None:
     path, results = finished
     assert (results["run"], results["seed"], results["epochs"]) == (str(path), 0, 3)
@@ -277,6 +278,7 @@ def test_two_processes_and_one_run(tmp_path: Path) -> None:
         train_run(config, CATALOG, path, resume=True)
 
 
+@pytest.mark.slow
 def test_other_data_is_no_continuation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import numpy as np
 
@@ -392,6 +394,7 @@ def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(
     assert weights(path) == weights(finished[0])
 
 
+@pytest.mark.slow
 def test_a_folder_that_is_deleted_meanwhile(tmp_path: Path) -> None:
     path = tmp_path / "run"
     with pytest.raises(RkdError, match=r"cannot write .*run is gone \(deleted or moved in the meantime\?\)"):
@@ -412,6 +415,7 @@ def test_a_folder_that_becomes_read_only(finished, tmp_path: Path) -> None:
     assert weights(path) == weights(finished[0])
 
 
+@pytest.mark.slow
 def test_an_image_that_is_truncated_meanwhile(tmp_path: Path) -> None:
     from PIL import Image
 

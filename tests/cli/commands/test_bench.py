@@ -32,6 +32,7 @@ def test_as_a_table(rkd, empty_folder: Path) -> None:
     assert lines[9].startswith("the machine itself: matrix product ") and "images a second" in lines[10]
 
 
+@pytest.mark.slow
 def test_what_says_nothing_about_a_step_is_no_option(rkd, empty_folder: Path) -> None:
     assert rkd(*BENCH, "--resume", "x").exit_code == 2
     assert rkd("bench", "--seconds", "-1").exit_code == 2

@@ -29,6 +29,7 @@ def test_cite_names_each_paper_once(rkd) -> None:
     assert found.count("madry2018towards") == 1
 
 
+@pytest.mark.slow
 def test_cite_a_run(rkd, finished) -> None:
     run, _ = finished
     found = keys(rkd("cite", run).stdout)

@@ -52,6 +52,7 @@ def test_csv_and_latex(rkd, runs: list[Path]) -> None:
     assert said.exit_code == 2 and "give one of them" in said.stderr
 
 
+@pytest.mark.slow
 def test_a_page(rkd, runs: list[Path], tmp_path: Path) -> None:
     said = rkd("compare", *runs, "--html", tmp_path / "all.html", "--json")
     names = ["all.html", "all-trade-off.svg", "all-trade-off.png"]

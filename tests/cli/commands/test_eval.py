@@ -34,6 +34,7 @@ def test_a_run_gives_its_numbers_again(rkd, finished) -> None:
     assert said.json["parameters"] == student["parameters"]
 
 
+@pytest.mark.slow
 def test_table(rkd, finished) -> None:
     run, _ = finished
     said = rkd("eval", run)
@@ -205,6 +206,7 @@ def test_a_setting_that_nobody_typed_keeps_its_name(rkd, finished, tmp_path: Pat
 # Beyond the table
 
 
+@pytest.mark.slow
 def test_everything_that_can_be_asked(rkd, finished) -> None:
     run, _ = finished
     words = ("eval", run, "--rounded", "--curve", "--per-class", "--corruptions", "--transfer", run, "--limit", "30")
@@ -414,6 +416,7 @@ def test_further_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -
     assert problem in refused(rkd, run, "--limit", "30", *(word.format(run=run) for word in words))
 
 
+@pytest.mark.slow
 def test_a_killed_evaluation_may_be_saved_in_its_folder_the_next_time(
     rkd, finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -446,6 +449,7 @@ def test_how_the_net_runs_in_a_search_can_be_said(rkd, finished, engine: str, mo
     assert (ran == "plain") is (engine == "plain")
 
 
+@pytest.mark.slow
 def test_the_reference_without_its_extra_is_one_message(rkd, finished, monkeypatch) -> None:
     monkeypatch.setattr("rkd.plugins.attacks.autoattack.find_spec", lambda name: None)
     run, _ = finished

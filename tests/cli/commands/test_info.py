@@ -29,6 +29,7 @@ def test_info_as_json(rkd) -> None:
     assert found["traits"]["objective"] == "ce" and not found["traits"]["own_objective"]
 
 
+@pytest.mark.slow
 def test_info_of_an_attack_lists_its_traits(rkd) -> None:
     said = rkd("info", "cw-l2").stdout
     assert "traits: objective = margin, measure = L2, own_objective, seeks_nearest, any_radius" in said

@@ -32,6 +32,7 @@ def strangers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return site
 
 
+@pytest.mark.slow
 def test_one_line_a_component(rkd, monkeypatch: pytest.MonkeyPatch) -> None:
     said = rkd("list-plugins")
     assert said.exit_code == 0
@@ -54,6 +55,7 @@ def test_one_kind(rkd) -> None:
     assert all(line.startswith("  ") for line in lines)
 
 
+@pytest.mark.slow
 def test_strangers_come_first(rkd, strangers: Path) -> None:
     lines = rkd("list-plugins").stdout.splitlines()
     assert lines[:3] == ["loss from rkd-strange 1.2", "  hello  Says hello.", ""] and lines[3] == "model"

@@ -510,6 +510,7 @@ def test_ctrl_c_on_a_terminal(cache: Path, empty_folder: Path) -> None:
 # The report at the end
 
 
+@pytest.mark.slow
 def test_a_run_ends_with_its_report(rkd) -> None:
     words = [word for word in RUN if word != "--no-report"]
     said = rkd(*words, "--name", "told")
@@ -520,6 +521,7 @@ def test_a_run_ends_with_its_report(rkd) -> None:
     assert list(Path("runs/told/plots").glob("*.svg"))
 
 
+@pytest.mark.slow
 def test_a_report_that_fails_does_not_make_the_run_fail(rkd, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*arguments: object) -> None:
         raise OSError("no fonts")
