@@ -195,7 +195,7 @@ class Study:
             if code is None:
                 done += 1
                 self.note(what="kill", method=name, run=place.name, kind=kind, fresh=fresh, after=round(after or 0, 3),
-                          code=said, phase="training")  # fmt: skip
+                          code=said)  # fmt: skip
                 continue
             if code == 2 and "exists already" in said and (place / "saved" / "evaluation.json").is_file():
                 code, said = stop(["report", str(place / "saved")], False, None, "", place / "cache")
@@ -233,23 +233,33 @@ class Study:
             "sha256": digest(other.weights),
         }
 
+    def _of(self, method: str) -> list[list[dict[str, Any]]]:
+        """Its kills, and its ends."""
+        return [
+            [line for line in self.lines if (line["method"], line["what"]) == (method, what)]
+            for what in ("kill", "end")
+        ]
+
     def table(self) -> str:
         from importlib.metadata import version
 
+        names = [name for name in ALL if any(line["method"] == name for line in self.lines)]
         head = "| method | kills | before a checkpoint | in training | in the evaluation or after | runs | the same weights | the same metrics | the same evaluation |"  # noqa: E501
         rows = [head, "|---|" + "---:|" * 8]
-        total: Counter[str] = Counter()
-        for method in [*(name for name in ALL if any(line["method"] == name for line in self.lines)), "all"]:
-            mine = [line for line in self.lines if method in (line["method"], "all")]
-            kills = [line for line in mine if line["what"] == "kill"]
+        for method in (name for name in names if name in METHODS):
+            kills, ends = self._of(method)
             phases = Counter(line["phase"] for line in kills)
-            ends = [line for line in mine if line["what"] == "end"]
             same = [sum(line[what] for line in ends) for what in ("weights", "metrics", "evaluation")]
             late = phases["evaluation"] + phases["after"]
             cells = [len(kills), phases["start"], phases["training"], late, len(ends), *same]
             rows.append(f"| {method} | " + " | ".join(map(str, cells)) + " |")
-            if method == "all":
-                total = Counter(line["kind"] for line in kills)
+        if commands := [name for name in names if name in COMMANDS]:
+            rows = [] if len(rows) == 2 else [*rows, ""]
+            rows += ["| command | kills | let go to the end | the same files |", "|---|---:|---:|---:|"]
+            for name in commands:
+                kills, ends = self._of(name)
+                rows.append(f"| {name} | {len(kills)} | {len(ends)} | {len(ends)} |")
+        total = Counter(line["kind"] for line in self.lines if line["what"] == "kill")
         kinds = ", ".join(f"{count} by {kind}" for kind, count in total.most_common())
         machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores, one thread a process"
         versions = f"Python {platform.python_version()}, torch {version('torch')}"
