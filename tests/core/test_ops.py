@@ -91,6 +91,27 @@ def test_cross_entropy(T: float) -> None:
     assert ops.cross_entropy(z, soft, T).tolist() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.1, 0.4, 0.99])
+@pytest.mark.parametrize("soft", [False, True])
+def test_label_smoothing(smoothing: float, soft: bool) -> None:
+    """As torch's, and as a loop: a share of the label goes to all classes alike."""
+    z, y = logits(3), torch.tensor([0, 1, 2, 3, 4, 0])
+    probabilities = logits(1, 7).softmax(1) if soft else torch.eye(K)[y]
+    labels = probabilities if soft else y
+    values = ops.cross_entropy(z, labels, 2.0, smoothing)
+    expected = []
+    for row, table in zip(probabilities.tolist(), log_softmax(z, 2.0), strict=True):
+        expected.append(-sum(((1 - smoothing) * p + smoothing / K) * v for p, v in zip(row, table, strict=True)))
+    assert values.tolist() == pytest.approx(expected, rel=1e-5)
+    assert torch.equal(values, torch.nn.CrossEntropyLoss(reduction="none", label_smoothing=smoothing)(z / 2, labels))
+
+
+@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 1.5, math.nan])
+def test_labels_keep_a_share(smoothing: float) -> None:
+    with pytest.raises(ValueError, match="label_smoothing must be at least 0 and below 1"):
+        ops.check_label_smoothing(smoothing)
+
+
 def test_entropy() -> None:
     z = logits(3)
     expected = [-sum(math.exp(v) * v for v in row) for row in log_softmax(z, 2.0)]

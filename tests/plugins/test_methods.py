@@ -238,6 +238,42 @@ def test_advprop() -> None:
     s.expect(values, rows)
 
 
+HARD = {
+    CrossEntropy: {"ce": "clean"},
+    KnowledgeDistillation: {"ce": "clean"},
+    Ard: {"ce": "clean"},
+    AdversarialTraining: {"adv": "adv"},
+    Trades: {"clean": "clean"},
+    AdvProp: {"clean": "clean", "adv": "adv"},
+}
+"""Terms with hard labels, and the views they look at."""
+
+
+@pytest.mark.parametrize("method", HARD)
+def test_label_smoothing_of_terms_with_hard_labels(method) -> None:
+    attack = "attack" in method.defaults
+    plain, smooth = Setting(method(), attack), Setting(method(label_smoothing=0.4), attack)
+    assert smooth.run.terms.keys() == plain.run.terms.keys()
+    for name, term in smooth.run.terms.items():
+        if name in HARD[method]:
+            q = [softmax(z) for z in smooth.student(HARD[method][name])]
+            target = [[0.6 * p + 0.4 / CLASSES for p in onehot(y)] for y in smooth.y]
+            pairs = zip(target, q, strict=True)
+            values = [-sum(p * math.log(v) for p, v in zip(a, b, strict=True)) for a, b in pairs]
+            assert term.tolist() == pytest.approx(values, rel=1e-5)
+        else:
+            assert torch.equal(term, plain.run.terms[name])
+    if attack:
+        assert torch.equal(smooth.images["adv"], plain.images["adv"]), "the search has an objective of its own"
+
+
+@pytest.mark.parametrize("method", HARD)
+@pytest.mark.parametrize("value", [1.0, -0.1])
+def test_label_smoothing_leaves_the_label_a_share(method, value: float) -> None:
+    with pytest.raises(ValueError, match="label_smoothing"):
+        method(label_smoothing=value)
+
+
 @pytest.mark.parametrize("method", [KnowledgeDistillation, Ard, Rslad, AdaAD, Mtard, MtardAnl])
 def test_mean_is_one_over_the_number_of_classes(method) -> None:
     values = {}

@@ -27,6 +27,7 @@ class AdvProp:
     """AdvProp (Xie et al., 2020): cross-entropy on clean and adversarial images, batch norms apart."""
 
     views: tuple[str, ...] = ("adv",)
+    label_smoothing: float = 0.0
 
     roles: ClassVar = ()
     defaults: ClassVar = {
@@ -37,9 +38,15 @@ class AdvProp:
         "student.conversions": {"aux-bn": {}},
     }
 
+    def __post_init__(self) -> None:
+        ops.check_label_smoothing(self.label_smoothing)
+
     def __call__(self, step: Step) -> dict[str, Tensor]:
         views = ("clean", *self.views)
-        return {view: ops.cross_entropy(z, step.y) for view, z in zip(views, step.students(*views), strict=True)}
+        return {
+            view: ops.cross_entropy(z, step.y, label_smoothing=self.label_smoothing)
+            for view, z in zip(views, step.students(*views), strict=True)
+        }
 
 
 @hookimpl

@@ -30,11 +30,13 @@ class Ard:
     T: Schedule = 30.0
     alpha: Schedule = 1.0
     reduction: Reduction = "batchmean"
+    label_smoothing: float = 0.0
 
     roles: ClassVar = ("robust",)
     defaults: ClassVar = {"attack": "pgd", "attack.mode": "train", "attack.start": "uniform", "objective": "ce"}
 
     def __post_init__(self) -> None:
+        ops.check_label_smoothing(self.label_smoothing)
         check_range("T", self.T, 1e-3)
         check_range("alpha", self.alpha, 0, 1)
 
@@ -46,7 +48,10 @@ class Ard:
         T = at(self.T, step.progress)
         soft = step.teacher()  # before the student, whose graph takes memory from then on
         adv, clean = step.students("adv", "clean")
-        return {"kd": T**2 * ops.kl(adv, soft, T, self.reduction), "ce": ops.cross_entropy(clean, step.y)}
+        return {
+            "kd": T**2 * ops.kl(adv, soft, T, self.reduction),
+            "ce": ops.cross_entropy(clean, step.y, label_smoothing=self.label_smoothing),
+        }
 
 
 @hookimpl

@@ -23,17 +23,19 @@ class CrossEntropy:
 
     T: float = 1.0
     rescale: bool = True
+    label_smoothing: float = 0.0
 
     roles: ClassVar = ()
     defaults: ClassVar = {"validate.select": "clean"}
 
     def __post_init__(self) -> None:
+        ops.check_label_smoothing(self.label_smoothing)
         if self.T <= 0:
             raise ValueError(f"T must be positive, got {self.T:g}")
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
         scale = self.T if self.rescale else 1.0
-        return {"ce": scale * ops.cross_entropy(step.student("clean"), step.y, self.T)}
+        return {"ce": scale * ops.cross_entropy(step.student("clean"), step.y, self.T, self.label_smoothing)}
 
 
 @hookimpl

@@ -24,11 +24,13 @@ class KnowledgeDistillation:
     T: Schedule = 4.0
     alpha: Schedule = 0.9
     reduction: Reduction = "batchmean"
+    label_smoothing: float = 0.0
 
     roles: ClassVar = ("clean",)
     defaults: ClassVar = {"validate.select": "clean"}
 
     def __post_init__(self) -> None:
+        ops.check_label_smoothing(self.label_smoothing)
         check_range("T", self.T, 1e-3)
         check_range("alpha", self.alpha, 0, 1)
 
@@ -40,7 +42,10 @@ class KnowledgeDistillation:
         T = at(self.T, step.progress)
         soft = step.teacher()  # before the student, whose graph takes memory from then on
         student = step.student("clean")
-        return {"kd": T**2 * ops.kl(student, soft, T, self.reduction), "ce": ops.cross_entropy(student, step.y)}
+        return {
+            "kd": T**2 * ops.kl(student, soft, T, self.reduction),
+            "ce": ops.cross_entropy(student, step.y, label_smoothing=self.label_smoothing),
+        }
 
 
 @hookimpl

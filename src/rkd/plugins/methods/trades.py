@@ -26,11 +26,13 @@ class Trades:
 
     beta: Schedule = 6.0
     reduction: Reduction = "batchmean"
+    label_smoothing: float = 0.0
 
     roles: ClassVar = ()
     defaults: ClassVar = {"attack": "pgd", "objective": "kl-student"}
 
     def __post_init__(self) -> None:
+        ops.check_label_smoothing(self.label_smoothing)
         check_range("beta", self.beta, 0)
 
     @property
@@ -40,7 +42,10 @@ class Trades:
     def __call__(self, step: Step) -> dict[str, Tensor]:
         step.image("adv")  # the attack comes before the batch moves the running statistics
         clean, adv = step.students("clean", "adv")
-        return {"clean": ops.cross_entropy(clean, step.y), "robust": ops.kl(adv, clean, reduction=self.reduction)}
+        return {
+            "clean": ops.cross_entropy(clean, step.y, label_smoothing=self.label_smoothing),
+            "robust": ops.kl(adv, clean, reduction=self.reduction),
+        }
 
 
 @hookimpl
