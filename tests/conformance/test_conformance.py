@@ -41,6 +41,7 @@ ATTACKS = {
     "square": {"optimum": 0.1},  # random: no gradient leads it
     "cw-l2": {"optimum": 0},  # looks for the nearest image, not for the worst one of a ball
     "jsma": {"optimum": 0, "eps": math.inf},  # counts pixels: its ball is neither Linf nor L2
+    "n-fgsm": {"optimum": 0, "eps": math.inf},  # noise twice as large as the step, and no ball
     "noise": {"optimum": 0},
     "transfer": {"optimum": 0},  # looks for the worst image for another net
 }

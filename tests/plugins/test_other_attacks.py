@@ -1,4 +1,4 @@
-"""MI-FGSM, DeepFool and noise: plain loops, known optima, and the promises of the interface."""
+"""MI-FGSM, N-FGSM, DeepFool and noise: plain loops, known optima, and the promises of the interface."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from torch import Tensor, nn
 
 from rkd.core import ops
 from rkd.core.interfaces import Attack
+from rkd.core.random import Noise, key
+from rkd.core.traits import traits_of
 from rkd.core.types import Batch, ThreatModel
 from rkd.plugins.attacks import deepfool, mifgsm, noise
 from rkd.plugins.attacks.deepfool import DeepFool
 from rkd.plugins.attacks.mifgsm import MiFgsm
+from rkd.plugins.attacks.nfgsm import NFgsm
 from rkd.plugins.attacks.noise import UniformNoise
 from rkd.registry.catalog import reference_keys
 from rkd.testing import LinearNet, check_attack, tiny_batch, tiny_net
@@ -64,6 +67,39 @@ def test_mifgsm_is_the_textbook_loop() -> None:
         momentum = 0.9 * momentum + gradient / gradient.abs().sum((1, 2, 3), keepdim=True)
         x_adv = (x_adv.detach() + eps / 10 * momentum.sign()).clamp(batch.x - eps, batch.x + eps).clamp(0, 1)
     assert torch.allclose(run_attack(MiFgsm(momentum=0.9), net, batch, LINF), x_adv, atol=1e-6)
+
+
+@pytest.mark.parametrize(("threat", "k"), [(LINF, 2.0), (LINF, 0.0), (L2, 2.0)])
+def test_nfgsm_is_the_published_step(threat: ThreatModel, k: float) -> None:
+    """Noise of k eps, one step of eps from there, each clamped to [0, 1] and to nothing else."""
+    net, batch = tiny_net().requires_grad_(False).eval(), tiny_batch()
+    draws = Noise(key(5, "adv"), batch.index)  # as `run_attack` names its step
+    noise = ops.uniform_in_ball(batch.x, draws, k * threat.eps, threat.norm)
+    start = (batch.x + noise).clamp(0, 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(net(start), batch.y, reduction="sum"), start)
+    step = gradient.sign() if threat.norm == "Linf" else gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+    expected = (start.detach() + threat.eps * step).clamp(0, 1)
+    found = run_attack(NFgsm(noise=k), net, batch, threat)
+    assert torch.allclose(found, expected, atol=1e-6)
+    farthest = float(ops.image_norm(found - batch.x, threat.norm).max())
+    assert farthest <= (k + 1) * threat.eps + 1e-6
+    assert (farthest > 1.2 * threat.eps) == (k > 0), "nothing brings it back into the ball"
+
+
+def test_nfgsm_promises_no_ball_and_takes_one_gradient() -> None:
+    check_attack(NFgsm(), optimum=0, eps=float("inf"))
+    assert not traits_of(NFgsm()).bounded
+    asked = []
+    net = tiny_net()
+    net.register_forward_pre_hook(lambda *_: asked.append(1))
+    run_attack(NFgsm(), net, tiny_batch())
+    assert len(asked) == 1
+
+
+@pytest.mark.parametrize("noise", [-1.0, float("inf"), float("nan")])
+def test_nfgsm_refuses_noise_that_is_none(noise: float) -> None:
+    with pytest.raises(ValueError, match="noise must be at least 0"):
+        NFgsm(noise=noise)
 
 
 def test_mifgsm_sees_gradients_of_a_saturated_net() -> None:
