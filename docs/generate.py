@@ -34,8 +34,8 @@ def reference() -> str:
         "",
         "Every built-in component with its options. Made by `python docs/generate.py`; `rkd info NAME` shows the same",
         "with the method's formula and paper, for installed plugins too. A number may be written `8/255`; where it",
-        "says schedule, `ramp(0, 0.3, until=0.4)`, `cosine(1, 0)`, `drops(1, 0.5, 0.75)` and `points(0:0, 0.3:1, 1:0)`",
-        "as well.",
+        "says schedule, `ramp(0, 0.3, until=0.4)`, `cosine(1, 0)`, `drops(1, 0.5, 0.75)`, `points(0:0, 0.3:1, 1:0)`",
+        "and `onecycle(1, pct_start=0.3)` as well.",
     ]
     assert set(TITLES) == set(KINDS)
     for kind, title in TITLES.items():

@@ -6,11 +6,12 @@ import math
 import re
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rkd.core.types import ThreatModel, at
-from rkd.registry.schedules import Cosine, Drops, Points, Ramp, check_range, parse_number, parse_schedule
+from rkd.registry.schedules import Cosine, Drops, OneCycle, Points, Ramp, check_range, parse_number, parse_schedule
 from rkd.storage.text import fraction
 
 VALUES = st.one_of(
@@ -29,7 +30,10 @@ def spans(draw) -> tuple[float, float]:
 
 @st.composite
 def schedules(draw):
-    kind = draw(st.sampled_from([Ramp, Cosine, Drops, Points]))
+    kind = draw(st.sampled_from([Ramp, Cosine, Drops, Points, OneCycle]))
+    if kind is OneCycle:
+        steps = draw(st.none() | st.integers(2, 100_000).map(float))
+        return OneCycle(draw(VALUES), draw(SHARES), draw(st.floats(0.1, 1e6)), draw(st.floats(0.1, 1e6)), steps)
     if kind is Drops:
         return Drops(draw(VALUES), tuple(sorted(draw(st.lists(SHARES, max_size=4)))), draw(VALUES))
     if kind is Points:
@@ -67,6 +71,9 @@ def test_it_is_written_as_people_write_it() -> None:
         ("drops(2, 0.5, factor=0.5)", {0.4: 2, 0.6: 1}),
         ("points(0:0, 0.3:1, 1:0)", {0: 0, 0.15: 0.5, 0.3: 1, 0.65: 0.5, 1: 0}),
         ("points(0.2:3, 0.4:5)", {0: 3, 0.2: 3, 0.3: 4, 1: 5}),
+        ("onecycle(1)", {0: 1 / 25, 0.15: (1 + 1 / 25) / 2, 0.3: 1, 0.65: (1 + 4e-6) / 2, 1: 4e-6}),
+        ("onecycle(2, pct_start=0)", {0: 2, 0.5: 1 + 4e-6, 1: 8e-6}),
+        ("onecycle(2, pct_start=1)", {0: 0.08, 1: 2}),
         ("8/255", {0: 8 / 255, 1: 8 / 255}),
         (0.25, {0.5: 0.25}),
     ],
@@ -75,6 +82,25 @@ def test_values(text, values: dict[float, float]) -> None:
     schedule = parse_schedule(text)
     for progress, value in values.items():
         assert at(schedule, progress) == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize("options", [{}, {"pct_start": 0.25}, {"div_factor": 10.0, "final_div_factor": 100.0}])
+@pytest.mark.parametrize("steps", [100, 391, 7])
+def test_onecycle_is_torchs(options: dict[str, float], steps: int) -> None:
+    """At each of its steps, and with the rate set once an epoch of several batches."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 1.0)
+    torchs = torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.2, steps, cycle_momentum=False, **options)
+    options_text = "".join(f", {name}={value}" for name, value in options.items())
+    ours = parse_schedule(f"onecycle(0.2, steps={steps}{options_text})")
+    endless = parse_schedule(f"onecycle(0.2{options_text})")
+    for step in range(steps):
+        (rate,) = torchs.get_last_lr()
+        for part in (0, 1 / 3, 0.99):
+            assert at(ours, (step + part) / steps) == pytest.approx(rate, rel=1e-9)
+        neighbours = at(endless, step / steps), at(endless, (step + 1) / steps), 0.2
+        assert min(neighbours) * (1 - 1e-9) <= rate <= max(neighbours) * (1 + 1e-9)
+        optimizer.step()
+        torchs.step()
 
 
 def test_drops_fall_on_the_epoch() -> None:
@@ -102,6 +128,13 @@ def test_drops_fall_on_the_epoch() -> None:
         ("points(0:1, 0:2)", "grow"),
         ("points(0:0, 30:1)", "0 to 1"),
         ("points(0:1, a=2)", "progress:value"),
+        ("onecycle()", "expected a number"),
+        ("onecycle(0, 1)", "one value"),
+        ("onecycle(1, pct_start=1.5)", "pct_start is a share"),
+        ("onecycle(1, div_factor=0)", "above 0"),
+        ("onecycle(1, steps=1)", "whole number from 2"),
+        ("onecycle(1, steps=2.5)", "whole number from 2"),
+        ("onecycle(1, anneal=linear)", "expected a number"),
         ("ramp(0, 1", "expected a number"),
         ("", "expected a number"),
         ("ten", "expected a number"),

@@ -7,11 +7,12 @@ Any number option may be a schedule, a function of the progress in [0, 1]:
     cosine(1, 0)                     half a cosine from 1 to 0 (also since=..., until=...)
     drops(1, 0.5, 0.75, factor=0.1)  1, times 0.1 at 50 % and again at 75 %
     points(0:0, 0.3:1, 1:0)          straight lines through the points progress:value
+    onecycle(1, pct_start=0.3)       half a cosine from 1/25 to 1 over the first 30 %, then one down to 1/250000
 """
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 
 from ..core.types import Schedule, at
@@ -84,6 +85,41 @@ class Points:
         return f"points({', '.join(f'{_show(p)}:{_show(v)}' for p, v in self.points)})"
 
 
+@dataclass(frozen=True, slots=True)
+class OneCycle:
+    """The learning rate of torch's `OneCycleLR` with two phases of cosines: from `peak` / `div_factor` up to `peak` at
+    `pct_start` of the training, then down to `peak` / `div_factor` / `final_div_factor` (Smith and Topin, 2019).
+
+    With `steps` it is torch's with as many `total_steps`, constant in each of them: the epochs, for scripts that set
+    the rate once an epoch. Without, it is continuous, the limit of many steps. torch moves the momentum against the
+    rate unless it is told not to (`cycle_momentum=False`); here the momentum stays.
+    """
+
+    peak: float
+    pct_start: float = 0.3
+    div_factor: float = 25.0
+    final_div_factor: float = 1e4
+    steps: float | None = None
+
+    def __call__(self, progress: float) -> float:
+        place, top, last = progress, self.pct_start, 1.0
+        if self.steps:
+            # As in `Drops`, a hair of slack: epoch 29 of 100 must not count as the one before.
+            place, top, last = math.floor(progress * self.steps + 1e-6), self.pct_start * self.steps - 1, self.steps - 1
+        start = self.peak / self.div_factor
+        if place <= top:
+            return Cosine(start, self.peak)(_share(place, 0, top))
+        return Cosine(self.peak, start / self.final_div_factor)(_share(place, top, last))
+
+    def __str__(self) -> str:
+        options = [
+            f", {option.name}={_show(value)}"
+            for option in fields(self)[1:]
+            if (value := getattr(self, option.name)) != option.default
+        ]
+        return f"onecycle({_show(self.peak)}{''.join(options)})"
+
+
 def parse_number(text: str | float | int) -> float:
     """A finite number from `0.3`, `"0.3"` or `"8/255"`. Raises ValueError with what was expected."""
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
@@ -152,11 +188,25 @@ def _points(plain: list[str], named: dict[str, str]) -> Schedule:
     return Points(points)
 
 
+def _onecycle(plain: list[str], named: dict[str, str]) -> Schedule:
+    if len(plain) != 1:
+        raise ValueError("expected one value, the peak")
+    schedule = OneCycle(parse_number(plain[0]), **{key: parse_number(value) for key, value in named.items()})
+    if not 0 <= schedule.pct_start <= 1:
+        raise ValueError(f"pct_start is a share of the training in [0, 1], got {schedule.pct_start:g}")
+    if schedule.div_factor <= 0 or schedule.final_div_factor <= 0:
+        raise ValueError("div_factor and final_div_factor must be above 0")
+    if schedule.steps is not None and not (schedule.steps >= 2 and schedule.steps.is_integer()):
+        raise ValueError(f"steps is a whole number from 2 on, got {schedule.steps:g}")
+    return schedule
+
+
 _FORMS = {
     "ramp": lambda plain, named: _line(Ramp, plain, named),
     "cosine": lambda plain, named: _line(Cosine, plain, named),
     "drops": _drops,
     "points": _points,
+    "onecycle": _onecycle,
 }
 
 
