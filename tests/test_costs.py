@@ -20,6 +20,7 @@ STUDENT = {
     "defensive": (1, 1),
     "pgd-at": (11, 11),
     "trades": (13, 12),  # ten steps, the clean answer they start from, two in the loss
+    "mart": (12, 12),
     "ard": (12, 12),
     "rslad": (12, 12),
     "adaad": (12, 12),
@@ -36,7 +37,7 @@ TEACHERS = {
     "mtard": {"robust": (1, 0), "clean": (1, 0)},
     "mtard-anl": {"robust": (1, 0), "clean": (1, 0)},
 }
-TWO_VIEWS = ["trades", "ard", "rslad", "adaad", "mtard", "mtard-anl", "advprop"]
+TWO_VIEWS = ["trades", "mart", "ard", "rslad", "adaad", "mtard", "mtard-anl", "advprop"]
 
 
 def cost(catalog: Catalog, loss: str, **table) -> StepCost:
