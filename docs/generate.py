@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from pathlib import Path
 
-from rkd.cli.commands.info import traits_text
+from rkd.cli.commands.info import defaults_texts, traits_text
 from rkd.registry.catalog import Catalog, Entry, attack_traits
 from rkd.registry.hooks import KINDS, Family
 from rkd.registry.options import describe, plain
@@ -54,7 +54,7 @@ def _entry(entry: Entry) -> list[str]:
         lines.append(f"  - teachers: {', '.join(roles)}")
     defaults = getattr(component, "defaults", None)
     if isinstance(defaults, dict) and defaults:
-        lines.append(f"  - brings: {', '.join(f'`{key} = {value}`' for key, value in defaults.items())}")
+        lines.append(f"  - brings: {', '.join(f'`{text}`' for text in defaults_texts(defaults))}")
     if entry.kind == "attack":
         lines.append(f"  - traits: {traits_text(attack_traits(component))}")
     fixed = _fixed(entry)

@@ -26,6 +26,7 @@ STUDENT = {
     "adaad": (12, 12),
     "mtard": (12, 12),
     "mtard-anl": (12, 12),
+    "b-mtard": (12, 12),
     "advprop": (7, 7),
 }
 TEACHERS = {
@@ -36,8 +37,9 @@ TEACHERS = {
     "adaad": {"robust": (12, 10)},  # the search differentiates the teacher
     "mtard": {"robust": (1, 0), "clean": (1, 0)},
     "mtard-anl": {"robust": (1, 0), "clean": (1, 0)},
+    "b-mtard": {"robust": (1, 0), "clean": (1, 0)},
 }
-TWO_VIEWS = ["trades", "mart", "ard", "rslad", "adaad", "mtard", "mtard-anl", "advprop"]
+TWO_VIEWS = ["trades", "mart", "ard", "rslad", "adaad", "mtard", "mtard-anl", "b-mtard", "advprop"]
 
 
 def cost(catalog: Catalog, loss: str, **table) -> StepCost:

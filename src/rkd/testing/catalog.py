@@ -40,8 +40,10 @@ def check_method(catalog: Catalog, name: str, *, cited: bool = True) -> None:
     loss = catalog.create("loss", name)
     for kind in ("attack", "objective", "scheduler"):
         if kind in loss.defaults:
+            names = loss.defaults[kind]
             try:
-                catalog.find(kind, loss.defaults[kind])
+                for each in [names] if isinstance(names, str) else names:
+                    catalog.find(kind, each)
             except RkdError as error:
                 raise AssertionError(f"{who}: defaults[{kind!r}]: {error}") from None
     options = {key.removeprefix("attack."): v for key, v in loss.defaults.items() if key.startswith("attack.")}

@@ -233,7 +233,9 @@ def _update(scheduler: Scheduler, place: int, names: Sequence[str], who: str) ->
     raw = {name: torch.rand(8, generator=generator).requires_grad_() for name in names}
     terms = {name: 2 * value for name, value in raw.items()}
     before = {name: term.detach().clone() for name, term in terms.items()}
-    step = tiny_step(roles=("robust", "clean"), progress=place / 10, lr_scale=0.1 if place > 3 else 1.0)
+    attacks = {"adv": AttackPlan(OneStep(), cross_entropy)}
+    lr_scale = 0.1 if place > 3 else 1.0
+    step = tiny_step(roles=("robust", "clean"), attacks=attacks, progress=place / 10, lr_scale=lr_scale)
     random = torch.get_rng_state()
     values = scheduler.update(step, terms)
     require(torch.equal(random, torch.get_rng_state()), f"{who} must not touch the global random state")

@@ -57,8 +57,7 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
     if item["roles"]:
         terminal.result(f"\nteachers, by role: {', '.join(item['roles'])}")
     if item["defaults"]:
-        defaults = ", ".join(f"{key} = {value}" for key, value in item["defaults"].items())
-        terminal.result(f"\nthe method's defaults: {defaults}", wrap=True)
+        terminal.result(f"\nthe method's defaults: {', '.join(defaults_texts(item['defaults']))}", wrap=True)
     if item["traits"]:
         terminal.result(f"\ntraits: {traits_text(item['traits'])}", wrap=True)
     if item["options"]:
@@ -95,6 +94,12 @@ def _default(option: Mapping[str, Any]) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={inner}" for key, inner in value.items()) or "-"
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def defaults_texts(defaults: Mapping[str, Any]) -> list[str]:
+    """`attack = pgd`, `scheduler = anl + entropy-balance`: a method's defaults, one by one."""
+    texts = {key: " + ".join(value) if isinstance(value, (list, tuple)) else value for key, value in defaults.items()}
+    return [f"{key} = {value}" for key, value in texts.items()]
 
 
 def traits_text(traits: Mapping[str, Any]) -> str:
