@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import click
@@ -59,3 +61,26 @@ def test_a_plugin_file_that_does_not_load_is_an_error_where_it_was_asked_for(tmp
     with pytest.raises(RkdError, match=r"broken\.py could not be loaded: ValueError: no"):
         app.catalog()
     assert app.catalog(broken_files=True).plugins.broken
+
+
+WITHOUT_TORCH = """
+import sys
+from click.testing import CliRunner
+
+class NoTorch:
+    def find_spec(self, name, *rest):
+        if name == "torch":
+            raise ImportError("torch is not here")
+
+sys.meta_path.insert(0, NoTorch())
+from rkd.cli import cli
+for words in ("run", "eval NET", "sweep seed=0", "bench", "submit -- run", "list-plugins", "info pgd", "cite pgd"):
+    result = CliRunner().invoke(cli, ["--debug", *words.split()])
+    assert result.output.startswith("loading torch and the plugins\\n"), (words, result.output)
+    assert "torch is not here" in result.output, (words, result.output)
+"""
+
+
+def test_every_command_says_that_it_loads_torch_before_it_does() -> None:
+    """It takes seven seconds on a loaded machine."""
+    subprocess.run([sys.executable, "-c", WITHOUT_TORCH], check=True)

@@ -43,14 +43,18 @@ class App:
         """The local plugin files as options, for a command that needs the same ones."""
         return [word for file in self.files for word in ("--plugin", file)]
 
-    def doing_imports(self) -> None:
-        """Say that torch and the plugins are loaded, which takes seconds, before they are."""
+    def load_torch(self) -> None:
+        """Import torch, which takes seconds: not before it is said."""
         if "torch" not in sys.modules:
             self.terminal.doing("loading torch and the plugins", at_once=True)
+            try:
+                import rkd.workflow.plan  # noqa: F401
+            finally:
+                self.terminal.still()
 
     def meet(self) -> Ranks:
         """Meet the other processes, if torchrun started any. All but the first are silent from then on."""
-        self.doing_imports()
+        self.load_torch()
         from rkd.workflow.plan import join
 
         self.ranks = join()
@@ -67,9 +71,10 @@ class App:
 
     def catalog(self, broken_files: bool = False) -> Catalog:
         """Everything that the plugins provide. A local file that does not load is an error: it was asked for."""
-        self.doing_imports()
+        self.load_torch()
         from rkd.registry.catalog import load_catalog
 
+        self.terminal.doing("loading the plugins")
         try:
             catalog = load_catalog(dict.fromkeys(self.files))
         finally:

@@ -26,6 +26,7 @@ def bench(app: Any, recipe: str | None, sets: tuple[str, ...], seconds: float, *
 
     RECIPE and options are those of `rkd run`. Nothing is trained to the end, prepared or written.
     """
+    app.load_torch()
     from rkd.workflow.forecast import measure
 
     from ..progress import Display

@@ -65,6 +65,7 @@ def evaluate(
 
     Attacks, radius and test images are a run's own unless given, so that its numbers come out again.
     """
+    app.load_torch()
     from rkd.registry.normalization import known_normalization
     from rkd.workflow.evaluate import EvalRequest, evaluate_request
     from rkd.workflow.folders import RUNS, RunFolder, file_of

@@ -88,6 +88,7 @@ def submit(context: click.Context, app: App, wait: bool, **options: Any) -> None
     words = context.meta.get("rkd.words", [])
     if not words or words[0] != "run":
         raise RkdError("what is to be submitted? Type it after --, as in: rkd submit --minutes 600 -- run --loss rslad")
+    app.load_torch()
     from rkd.workflow.sweeps.jobs import Job
     from rkd.workflow.sweeps.jobs import submit as send
 

@@ -46,6 +46,7 @@ def sweep(app: App, words: tuple[str, ...], grid: tuple[str, ...], sets: tuple[s
     What is finished is skipped and what was begun is continued: after whatever killed it, type the same again, or
     `rkd sweep FOLDER`. A run that fails does not stop the others.
     """
+    app.load_torch()
     from rkd.workflow.sweeps.jobs import LocalRuns
     from rkd.workflow.sweeps.sweep import begin, state_of
 
