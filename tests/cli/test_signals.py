@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from rkd.cli.signals import Interrupts
+from rkd.cli.signals import Interrupts, Terminated
 from rkd.storage.runfolder import RunFolder
 
 from .conftest import TINY, digest
@@ -55,6 +55,25 @@ def test_other_threads_get_no_signals() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_a_further_sigterm_says_nothing_new() -> None:
+    """torchrun's agent sends two: the second one stopped at once, with the work since the last checkpoint lost."""
+    before = signal.getsignal(signal.SIGTERM)
+    told = []
+    interrupts = Interrupts(lambda: told.append(True))
+    interrupts.gentle = True
+    try:
+        with pytest.raises(Terminated), interrupts.noted():
+            for _ in range(3):
+                os.kill(os.getpid(), signal.SIGTERM)
+                signal.getsignal(signal.SIGTERM)  # some bytecode, as in `press`
+            assert told == [True]
+            interrupts.check()
+        os.kill(os.getpid(), signal.SIGTERM)  # while the last message is written
+        signal.getsignal(signal.SIGTERM)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_a_run_whose_interrupt_was_swallowed_ends_after_the_step(rkd) -> None:
@@ -157,10 +176,11 @@ def test_killed_terminated_and_interrupted_it_ends_where_it_would_have(rkd, tmp_
     process = start(*run, "--resume", "runs/part")
     until(process, further(5))
     process.terminate()
+    process.terminate()
     assert process.wait(timeout=300) == 143, said()
     place = folder.place()
     assert place is not None and place[1] > 0, "it has saved within the epoch"
-    assert "stopping after this step; once more stops at once" in said()
+    assert "stopping after this step; Ctrl-C once more stops at once" in said()
     assert said().endswith(
         f"error: terminated\n  runs/part holds the state after step {place[1]}/21 of epoch {place[0] + 1}\n"
         f"  continue with: rkd run --resume runs/part --plugin {plugin}\n"

@@ -1,7 +1,8 @@
 """Ctrl-C and SIGTERM that are not lost.
 
-In a training the first one lets the step end and the state be saved; a second one stops at once. Elsewhere each stops
-at once: there is nothing to save, or (in an evaluation) each batch is kept as it is done.
+In a training the first one lets the step end and the state be saved; Ctrl-C once more stops at once. Elsewhere the
+first one stops at once: there is nothing to save, or (in an evaluation) each batch is kept as it is done. A further
+SIGTERM says nothing new: torchrun sends two, and a sweep's runs may get the group's and the sweep's.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. Now and then that is inside a callback that some
 C code called and whose errors it throws away, and then the run would go on as if nothing had been asked. So the wish is
@@ -53,12 +54,16 @@ class Interrupts:
                 raise Terminated(*error.args) from error
             raise
         finally:
+            if self.asked and self.signal == signal.SIGTERM:
+                del before[signal.SIGTERM]  # the process ends, and a further one shall not cut its last words
             for number, handler in before.items():
                 # None stands for a handler that was not set from Python, which cannot be put back.
                 usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
                 signal.signal(number, usual if handler is None else handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.asked and number == signal.SIGTERM:
+            return
         first, self.asked, self.signal = not self.asked, True, number
         if first and self.gentle:
             self.tell()

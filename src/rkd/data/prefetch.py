@@ -3,13 +3,16 @@
 Whichever way they come, the same batches come: an image follows from its position alone.
 """
 
+import multiprocessing
+import os
 import signal
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
+from multiprocessing.synchronize import Event
 from pathlib import Path
-from types import FrameType
 
 import torch
 from torch import Tensor
@@ -76,6 +79,7 @@ class Prefetcher:
                     future.cancel()
 
     def _by_workers(self, indices: Sequence[Tensor]) -> Iterator[Tensor]:
+        ending = multiprocessing.Event()
         # A generator of its own: DataLoader would draw its workers' seeds from the global one.
         loader = DataLoader(
             _Pixels(self.split),
@@ -84,7 +88,7 @@ class Prefetcher:
             num_workers=self.workers,
             prefetch_factor=AHEAD,
             pin_memory=self._pin,
-            worker_init_fn=_outlive_signals,
+            worker_init_fn=partial(_outlive_signals, ending),
             generator=torch.Generator(),
         )
         try:
@@ -98,21 +102,19 @@ class Prefetcher:
                 f"a process that reads images died (killed, or out of memory?): {first}; "
                 "continue with fewer of them (rkd run --resume RUN --accept-changes --set data.workers=1) or none (0)"
             ) from None
+        finally:
+            ending.set()
 
     def _read(self, index: Tensor) -> Tensor:
         raw = pixels(self.split, index)
         return raw.pin_memory() if self._pin else raw
 
 
-def _outlive_signals(number: int) -> None:
-    """Ctrl-C and SIGTERM reach a whole group of processes: the training is to end its step, and needs its images for
-    that. It ends its workers itself; a second SIGTERM ends one that is stuck."""
+def _outlive_signals(ending: Event, number: int) -> None:
+    """Ctrl-C and SIGTERM reach a whole group of processes, some of them twice: the training is to end its step, and
+    needs its images for that. It ends its workers itself, and by SIGTERM one that is stuck."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _end_next_time)
-
-
-def _end_next_time(number: int, frame: FrameType | None) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if ending.is_set() else None)
 
 
 class _Pixels(Dataset[Tensor]):

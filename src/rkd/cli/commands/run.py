@@ -141,7 +141,9 @@ def run_command(
 
     terminal = app.terminal
     began = resume or not path.exists()
-    interrupts = Interrupts(lambda: terminal.message("stopping after this step; once more stops at once", always=True))
+    interrupts = Interrupts(
+        lambda: terminal.message("stopping after this step; Ctrl-C once more stops at once", always=True)
+    )
     try:
         with interrupts.noted(), terminal.guarded():
             results = train_run(
