@@ -163,6 +163,20 @@ def test_a_run_of_two_processes_goes_on_in_one(empty_folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_whoever_outlives_a_killed_process_says_that_another_died(rank: int, empty_folder: Path) -> None:
+    """Really killed, as by a system that is out of memory; torchrun's agent then ends whoever is left, too."""
+    killed = DIES.replace("run.rank == 1", f"run.rank == {rank}")
+    killed = killed.replace('raise RkdError("the disk of the last process is full")', "os.kill(os.getpid(), 9)")
+    Path("dies.py").write_text(f"import os\n{killed}")
+    done = torchrun(*RUN, "--plugin", "dies.py", "--with", "dies", "--name", "it")
+    assert done.returncode != 0
+    assert "error: another process of this run has died" in done.stderr
+    assert "continue with: rkd run --resume runs/it --plugin dies.py" in done.stderr
+    assert "this is a bug" not in done.stderr
+
+
+@pytest.mark.slow
 def test_a_batch_must_be_large_enough_for_the_processes(empty_folder: Path) -> None:
     done = torchrun("run", "--loss", "pgd-at", "--batch-size", "3")
     assert done.returncode != 0
