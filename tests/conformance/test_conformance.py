@@ -25,7 +25,12 @@ from rkd.training.dry_run import counting
 
 CATALOG = load_catalog()
 HEAVY = {"resnet101", "resnet152"}  # the same code as resnet50, at three times the cost
-LIGHT = {"wrnDEPTH-WIDTH": "wrn10-1", "wrnDEPTH-WIDTH-swish": "wrn10-1-swish", "timm:NAME": "timm:resnet10t"}
+LIGHT = {
+    "wrnDEPTH-WIDTH": "wrn10-1",
+    "dm-wrnDEPTH-WIDTH": "dm-wrn10-1",
+    "wrnDEPTH-WIDTH-swish": "wrn10-1-swish",
+    "timm:NAME": "timm:resnet10t",
+}
 CITES_NOTHING = {"ce"}
 OPTIONS = {
     "mixup": {"classes": 4},

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from rkd.core.errors import ConfigError, Refused, UnknownName, WeightsError
+from rkd.nets.fitting import net_from_file
+from rkd.nets.net import Net
 from rkd.plugins.models import _resized, resnet_cifar
 from rkd.plugins.models import torchvision as torchvision_plugin
 from rkd.plugins.models.mobilenet_v2 import MobileNetV2Small
@@ -200,6 +202,9 @@ def test_rectangular_and_odd_sizes_keep_shortcuts_aligned():
         ("wrn16-8", CIFAR, 10, 10_961_370),
         ("wrn28-10-swish", CIFAR, 10, 36_479_194),
         ("wrn70-16-swish", CIFAR, 10, 266_796_506),
+        ("dm-wrn28-10", CIFAR, 10, 36_479_194),
+        ("dm-wrn70-16", CIFAR, 10, 266_796_506),
+        ("dm-wrn28-10", CIFAR, 100, 36_536_884),
         ("preact-resnet18", CIFAR, 10, 11_171_146),
         ("preact-resnet18-bn", CIFAR, 10, 11_172_170),
         ("mobilenetv2", CIFAR, 10, 2_296_922),
@@ -266,6 +271,26 @@ def test_all_keys_of_the_usual_students_and_teachers():
     assert sorted(on_meta(WRN(34, 10)).state_dict()) == sorted(wrn_keys(5))
     assert sorted(on_meta(WRN(16, 2)).state_dict()) == sorted(wrn_keys(2))
     assert sorted(on_meta(SwishWRN(70, 16)).state_dict()) == sorted(swish_keys(11))
+
+
+@pytest.mark.parametrize("layout", ["robustbench", "wang"])
+def test_robustbenchs_and_wangs_files_of_deepminds_nets(layout, tmp_path):
+    """RobustBench: mean and std beside the weights. Wang et al.: two nets, each below `module.0.`, as wrapped there."""
+    torch.manual_seed(0)
+    net = make("dm-wrn10-1")(CIFAR, 10).eval()
+    weights = net.state_dict()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in ((0.4914, 0.4822, 0.4465), (0.2471, 0.2435, 0.2616)))
+    if layout == "robustbench":
+        content, key = {**weights, "mean": mean, "std": std}, ""
+    else:
+        averaged, last = ({f"module.0.{k}": v * s for k, v in weights.items()} for s in (1, 2))
+        content = {"model_state_dict": averaged, "unaveraged_model_state_dict": last}
+        key = "#model_state_dict"
+        mean, std = torch.zeros(3, 1, 1), torch.ones(3, 1, 1)  # not in the file: a setting of the teacher
+    torch.save(content, tmp_path / "w.pt")
+    built = net_from_file(f"{tmp_path / 'w.pt'}{key}", "dm-wrn10-1", lambda k: Net(make("dm-wrn10-1")(CIFAR, k)), 10)
+    x = torch.rand(2, *CIFAR)
+    assert torch.equal(built.eval()(x), net((x - mean) / std))
 
 
 @pytest.mark.parametrize(
@@ -497,6 +522,8 @@ def test_dropout_acts_in_training_alone():
         ("wrn16-2", {"depth": 16, "width": 2, "dropout": 0.0}),
         ("wrn70-16-swish", {"depth": 70, "width": 16}),
         ("wrn28-swish", {"depth": 28, "width": 10}),
+        ("dm-wrn28-10", {"depth": 28, "width": 10}),
+        ("dm-wrn34", {"depth": 34, "width": 10}),
         ("resnet56-B", {"depth": 56, "shortcut": "B", "width": 16}),
         ("timm:resnet18", {"name": "resnet18", "pretrained": False, "resize": None}),
         (

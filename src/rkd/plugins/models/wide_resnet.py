@@ -7,11 +7,14 @@ and in one detail of the arithmetic:
   `bn1`, `fc`), which ARD, RSLAD, MTARD, LBGAT, AWP, LTD and RobustBench's `WideResNet` share. Their nets take
   plain [0, 1] images, mostly. Many of their files hold a second copy of the first stage, `sub_block1`, that
   no forward ever ran (`ignored_keys`).
-- `wrn28-10-swish` (SiLU): DeepMind's layout (`init_conv`, `layer.0.block.0.batchnorm_0`, `batchnorm`,
-  `logits`) of the Gowal2020, Rebuffi2021, Pang2022 and Wang2023 checkpoints. RSLAD's and MTARD's teachers on
-  CIFAR-100 are `wrn70-16-swish` and, clean, `wrn22-6-swish`. A convolution of stride 2 pads behind only, as
-  TensorFlow does (`SAME`). These nets normalise inside; RobustBench's files hold the two numbers as `mean`
-  and `std` (`normalization_keys`). RSLAD's script normalises CIFAR-100 images with the numbers of CIFAR-10,
+- `dm-wrn28-10` (SiLU), also called `wrn28-10-swish`: DeepMind's layout (`init_conv`,
+  `layer.0.block.0.batchnorm_0`, `batchnorm`, `logits`) of the Gowal2020, Rebuffi2021, Pang2022 and Wang2023
+  checkpoints, RobustBench's `DMWideResNet`. RSLAD's and MTARD's teachers on CIFAR-100 are `dm-wrn70-16` and, clean,
+  `dm-wrn22-6`. A convolution of stride 2 pads behind only, as TensorFlow does (`SAME`). These nets normalise inside:
+  RobustBench's files hold the numbers as `mean` and `std`, which are read; Wang2023's own files hold none
+  (`--set teachers.robust.normalize=data` on CIFAR, `half` on SVHN,
+  `0.4802,0.4481,0.3975/0.2302,0.2265,0.2262` on Tiny ImageNet) and two sets of weights, of which
+  `FILE#model_state_dict` is the averaged one. RSLAD's script normalises CIFAR-100 images with the numbers of CIFAR-10,
   RobustBench with those of CIFAR-100.
 
 torchvision's `wide_resnet50_2` is a bottleneck ResNet for large images, another net. Any image size works
@@ -124,9 +127,6 @@ class SwishStage(nn.Module):
 class SwishWideResNet(nn.Module):
     """DeepMind's wide ResNet with the parameter names of their PyTorch model zoo."""
 
-    normalization_keys: ClassVar[tuple[str, str]] = ("mean", "std")
-    """Keys in RobustBench's files of what the net normalises with, which lies outside of the net here."""
-
     def __init__(self, blocks: int, channels: int, classes: int, width: int) -> None:
         super().__init__()
         self.init_conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
@@ -200,6 +200,9 @@ def rkd_models():
     return {
         "wrnDEPTH-WIDTH": Family(
             r"wrn(?P<depth>\d+)(-(?P<width>\d+))?", WRN, ("wrn34", "wrn34-10", "wrn28-10", "wrn16-2")
+        ),
+        "dm-wrnDEPTH-WIDTH": Family(
+            r"dm-wrn(?P<depth>\d+)(-(?P<width>\d+))?", SwishWRN, ("dm-wrn28-10", "dm-wrn70-16")
         ),
         "wrnDEPTH-WIDTH-swish": Family(
             r"wrn(?P<depth>\d+)(-(?P<width>\d+))?-swish", SwishWRN, ("wrn28-10-swish", "wrn22-6-swish")
