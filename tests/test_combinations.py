@@ -45,6 +45,8 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
         found.append("attack")
     if scheduler == "anl" and TERMS.get(loss, 2) < 2:
         found.append("anl")
+    if scheduler == "class-temperature" and loss != "absld":
+        found += ["class_T", "attack"]
     if scheduler == "entropy-balance" and not {"robust", "clean"} <= set(component.roles):
         found.append("teacher")
     if conversion == "aux-bn" and (not attacks or loss == "pgd-at"):

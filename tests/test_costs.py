@@ -23,6 +23,7 @@ STUDENT = {
     "mart": (12, 12),
     "ard": (12, 12),
     "rslad": (12, 12),
+    "absld": (12, 12),
     "adaad": (12, 12),
     "mtard": (12, 12),
     "mtard-anl": (12, 12),
@@ -34,12 +35,13 @@ TEACHERS = {
     "defensive": {"initial": (1, 0)},
     "ard": {"robust": (1, 0)},
     "rslad": {"robust": (1, 0)},
+    "absld": {"robust": (1, 0)},
     "adaad": {"robust": (12, 10)},  # the search differentiates the teacher
     "mtard": {"robust": (1, 0), "clean": (1, 0)},
     "mtard-anl": {"robust": (1, 0), "clean": (1, 0)},
     "b-mtard": {"robust": (1, 0), "clean": (1, 0)},
 }
-TWO_VIEWS = ["trades", "mart", "ard", "rslad", "adaad", "mtard", "mtard-anl", "b-mtard", "advprop"]
+TWO_VIEWS = ["trades", "mart", "ard", "rslad", "absld", "adaad", "mtard", "mtard-anl", "b-mtard", "advprop"]
 
 
 def cost(catalog: Catalog, loss: str, **table) -> StepCost:
