@@ -49,6 +49,7 @@ def test_attacks_that_training_uses(attack: str, device: torch.device) -> None:
         {"student": {"model": "small-cnn", "width": 4, "conversions": {"aux-bn": {"joint": True}}}},
         {"extensions": {"ema": {}}},
         {"extensions": {"awp": {}}},
+        {"extensions": {"swa": {"since": 0}}},
         {"grad_accumulation": 3},
         {"augments": {"crop": {}, "flip": {}, "cutout": {}}},
         {"optimizer": {"clip_gradient": 0.1}},
@@ -61,6 +62,15 @@ def test_attacks_that_training_uses(attack: str, device: torch.device) -> None:
 )
 def test_what_surrounds_a_loss(settings: dict[str, Any], device: torch.device) -> None:
     train_on_both(device, "mtard-anl", **settings)
+
+
+def test_statistics_of_averaged_weights(device: torch.device) -> None:
+    kept = []
+    for where in (CPU, device):
+        run = run_on(where, "ce", extensions={"swa": {"since": 0}})
+        train_an_epoch(run)
+        kept.append({name: value.cpu() for name, value in run.eval_net().state_dict().items()})
+    assert_same(*kept)
 
 
 @pytest.mark.slow

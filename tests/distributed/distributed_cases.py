@@ -26,6 +26,7 @@ from rkd.nets.student import NetStudent
 from rkd.plugins.augments.mixup import Mixup
 from rkd.plugins.extensions.awp import Awp
 from rkd.plugins.extensions.ema import Ema
+from rkd.plugins.extensions.swa import Swa
 from rkd.plugins.methods.ce import CrossEntropy
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.storage.serialize import save_state
@@ -86,6 +87,8 @@ def trainings(ranks: Ranks) -> dict[str, Any]:
         found[f"schedulers, {parts} parts"] = end(run) | {"seen": seen.seen}
     awp = {"awp": Awp(0.05), "ema": Ema(0.5)}
     found["awp and ema"] = end(a_run(ranks, TwoTerms(), extensions=awp, micro_batches=2, schedulers={"s": Balanced()}))
+    swa = {"swa": Swa(since=0.0)}
+    found["swa"] = end(a_run(ranks, TwoTerms(), net=TinyNet, sync_bn=True, extensions=swa))
     found["mixup"] = end(a_run(ranks, CrossEntropy(), augments=[Mixup(classes=4)]))
     found["clipped"] = end(a_run(ranks, CrossEntropy(), clip_gradient=0.01))
     auxiliary = a_run(ranks, TwoTerms(), net=TinyNet, aux_bn=True, sync_bn=True)

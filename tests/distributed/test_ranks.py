@@ -68,8 +68,8 @@ def close(one: Any, other: Any, where: str, rtol: float = 1e-4, atol: float = 1e
 
 
 CASES = [f"{kind} {method}" for kind in ("linear", "sync") for method in METHODS] + [
-    "schedulers, 1 parts", "schedulers, 2 parts", "awp and ema", "mixup", "clipped", "auxiliary norms", "validation",
-    "uninterrupted", "interrupted",
+    "schedulers, 1 parts", "schedulers, 2 parts", "awp and ema", "swa", "mixup", "clipped", "auxiliary norms",
+    "validation", "uninterrupted", "interrupted",
 ]  # fmt: skip
 
 

@@ -9,15 +9,15 @@ follows the weights.
 References: gowal2020uncovering
 """
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import nn
 
-from rkd.plugin import Run, Student, hookimpl
+from rkd.plugin import Run, hookimpl
+
+from ._average import Average
 
 
 @dataclass
@@ -27,8 +27,7 @@ class Ema:
     decay: float = 0.995
     since: float = 0.0
 
-    _average: Student | None = field(default=None, init=False, repr=False)
-    _loaded: Mapping[str, Any] | None = field(default=None, init=False, repr=False)
+    _average: Average = field(default_factory=Average, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.decay < 1:
@@ -38,32 +37,21 @@ class Ema:
 
     @hookimpl
     def rkd_run_start(self, run: Run) -> None:
-        self._average = copy.deepcopy(run.student)
-        if self._loaded is not None:
-            self._average.net.load_state_dict(self._loaded)
+        self._average.start(run)
 
     @hookimpl
     def rkd_after_update(self, run: Run) -> None:
-        if self._average is None:
-            return
-        decay = self.decay if run.progress >= self.since else 0.0
-        with torch.no_grad():
-            for mean, weight in zip(self._average.net.parameters(), run.student.net.parameters(), strict=True):
-                mean.lerp_(weight, 1 - decay)
-            for kept, buffer in zip(self._average.net.buffers(), run.student.net.buffers(), strict=True):
-                kept.copy_(buffer)
+        self._average.follow(run, 1 - self.decay if run.progress >= self.since else 1.0)
 
     @hookimpl
     def rkd_eval_net(self, run: Run) -> nn.Module | None:
-        return self._average.deployed() if self._average else None
+        return self._average.deployed()
 
     def state_dict(self) -> dict[str, Any]:
-        return {"average": self._average.net.state_dict() if self._average else None}
+        return {"average": self._average.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self._loaded = state["average"]
-        if self._average is not None and self._loaded is not None:  # amid a training: a rollback
-            self._average.net.load_state_dict(self._loaded)
+        self._average.load_state_dict(state["average"])
 
 
 @hookimpl
