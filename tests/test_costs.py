@@ -25,6 +25,7 @@ STUDENT = {
     "rslad": (12, 12),
     "absld": (12, 12),
     "adaad": (12, 12),
+    "dgad": (12, 12),
     "mtard": (12, 12),
     "mtard-anl": (12, 12),
     "b-mtard": (12, 12),
@@ -37,11 +38,12 @@ TEACHERS = {
     "rslad": {"robust": (1, 0)},
     "absld": {"robust": (1, 0)},
     "adaad": {"robust": (12, 10)},  # the search differentiates the teacher
+    "dgad": {"robust": (12, 10)},
     "mtard": {"robust": (1, 0), "clean": (1, 0)},
     "mtard-anl": {"robust": (1, 0), "clean": (1, 0)},
     "b-mtard": {"robust": (1, 0), "clean": (1, 0)},
 }
-TWO_VIEWS = ["trades", "mart", "ard", "rslad", "absld", "adaad", "mtard", "mtard-anl", "b-mtard", "advprop"]
+TWO_VIEWS = ["trades", "mart", "ard", "rslad", "absld", "adaad", "dgad", "mtard", "mtard-anl", "b-mtard", "advprop"]
 
 
 def cost(catalog: Catalog, loss: str, **table) -> StepCost:
