@@ -95,7 +95,7 @@ def test_every_objective(loss: str, objective: str) -> None:
 @pytest.mark.parametrize("augment", CATALOG.names("augment"))
 def test_every_augmentation(loss: str, augment: str) -> None:
     """Soft labels go everywhere, or are refused."""
-    options = {"classes": 10} if augment == "mixup" else {}
+    options = {"classes": 10} if augment in ("mixup", "cutmix") else {}
     plan = resolve(table(loss, None, None, None) | {"augments": {augment: options}}, CATALOG)
     run = build(plan, CATALOG, tiny_teachers(plan.loss.roles, (1, 8, 8), 10))
     try:

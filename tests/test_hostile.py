@@ -267,6 +267,7 @@ def test_nets_without_end_are_refused_before_they_are_built(name: str, catalog: 
         ("model", "resnet20", {"width": 10**6}, "2 to 4096"),
         ("augment", "crop", {"padding": 10**9}, "from 0 to 1024"),
         ("augment", "mixup", {"classes": 10**9}, "from 1 to 100,000"),
+        ("augment", "cropshift", {"high": 10**9}, "high <= 1024"),
     ],
 )
 def test_every_count_of_a_component_has_a_limit(

@@ -34,6 +34,7 @@ LIGHT = {
 CITES_NOTHING = {"ce"}
 OPTIONS = {
     "mixup": {"classes": 4},
+    "cutmix": {"classes": 4},
     "transfer": {"source": "another net", "options": {"steps": 3}},
     # The same code as with the standard numbers of steps.
     "cw-l2": {"steps": 60, "searches": 3},

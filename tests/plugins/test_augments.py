@@ -11,14 +11,20 @@ from rkd.core.random import Noise
 from rkd.core.types import Batch
 from rkd.data.dataset import ArraySplit
 from rkd.data.loader import Loader
-from rkd.plugins.augments import crop, cutout, flip, mixup
+from rkd.plugins.augments import autoaugment, crop, cropshift, cutmix, cutout, flip, idbh, mixup, random_erasing
 
 ALL = {
     "crop": crop.Crop(),
     "flip": flip.Flip(),
     "cutout": cutout.Cutout(length=4),
     "mixup": mixup.Mixup(classes=10),
+    "cutmix": cutmix.CutMix(classes=10),
+    "cropshift": cropshift.CropShift(),
+    "random-erasing": random_erasing.RandomErasing(),
+    "idbh": idbh.Idbh(),
+    "autoaugment": autoaugment.AutoAugment(),
 }
+MIXES = {"mixup", "cutmix"}
 
 
 def make(count: int = 64, height: int = 9, width: int = 12, channels: int = 3) -> Batch:
@@ -50,7 +56,7 @@ def test_images_stay_images_and_the_rest_stays(name):
     assert torch.equal(batch.x, before), "the input was changed in place"
     assert torch.equal(out.index, batch.index)
     assert torch.equal(out.views["weak"], batch.views["weak"])
-    if name != "mixup":
+    if name not in MIXES:
         assert torch.equal(out.y, batch.y)
 
 
@@ -68,7 +74,7 @@ def test_only_the_noise_decides(name):
     assert torch.equal(torch.get_rng_state(), state), "the global generator was used"
 
 
-@pytest.mark.parametrize("name", ["crop", "flip", "cutout"])
+@pytest.mark.parametrize("name", sorted(ALL.keys() - MIXES))
 def test_an_image_gets_the_same_in_any_batch(name):
     batch = make()
     whole = ALL[name](batch, noise(batch)).x
