@@ -18,7 +18,7 @@ ATTACKS = [None, *(name for name in CATALOG.names("attack") if name not in EVALU
 SHORT = {"steps": 2, "queries": 4, "targets": 1, "searches": 1, "candidates": 2, "fraction": 0.02}
 SCHEDULERS = [None, *CATALOG.names("scheduler")]
 CONVERSIONS = [None, *CATALOG.names("student")]
-TERMS = {"ce": 1, "defensive": 1, "pgd-at": 1}  # of the built-in losses; two otherwise
+TERMS = {"ce": 1, "defensive": 1, "pgd-at": 1, "ltd-at": 1}  # of the built-in losses; two otherwise
 
 
 def table(loss: str, attack: str | None, conversion: str | None, scheduler: str | None) -> dict:
@@ -49,7 +49,7 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
         found += ["class_T", "attack"]
     if scheduler == "entropy-balance" and not {"robust", "clean"} <= set(component.roles):
         found.append("teacher")
-    if conversion == "aux-bn" and (not attacks or loss == "pgd-at"):
+    if conversion == "aux-bn" and (not attacks or loss in ("pgd-at", "ltd-at")):
         found.append("batch norm")
     return found
 

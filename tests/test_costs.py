@@ -27,6 +27,8 @@ STUDENT = {
     "adaad": (12, 12),
     "dgad": (12, 12),
     "mtard": (12, 12),
+    "ltd": (13, 12),  # as trades
+    "ltd-at": (11, 11),
     "mtard-anl": (12, 12),
     "b-mtard": (12, 12),
     "advprop": (7, 7),
@@ -40,10 +42,25 @@ TEACHERS = {
     "adaad": {"robust": (12, 10)},  # the search differentiates the teacher
     "dgad": {"robust": (12, 10)},
     "mtard": {"robust": (1, 0), "clean": (1, 0)},
+    "ltd": {"clean": (1, 0)},
+    "ltd-at": {"clean": (1, 0)},
     "mtard-anl": {"robust": (1, 0), "clean": (1, 0)},
     "b-mtard": {"robust": (1, 0), "clean": (1, 0)},
 }
-TWO_VIEWS = ["trades", "mart", "ard", "rslad", "absld", "adaad", "dgad", "mtard", "mtard-anl", "b-mtard", "advprop"]
+TWO_VIEWS = [
+    "trades",
+    "mart",
+    "ard",
+    "rslad",
+    "absld",
+    "adaad",
+    "dgad",
+    "mtard",
+    "ltd",
+    "mtard-anl",
+    "b-mtard",
+    "advprop",
+]
 
 
 def cost(catalog: Catalog, loss: str, **table) -> StepCost:
