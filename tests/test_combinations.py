@@ -18,6 +18,8 @@ ATTACKS = [None, *(name for name in CATALOG.names("attack") if name not in EVALU
 SHORT = {"steps": 2, "queries": 4, "targets": 1, "searches": 1, "candidates": 2, "fraction": 0.02}
 SCHEDULERS = [None, *CATALOG.names("scheduler")]
 CONVERSIONS = [None, *CATALOG.names("student")]
+ATTACKED_ALONE = {"pgd-at", "ltd-at", "akd2", "kd-swa"}
+"""Losses that train on attacked images alone: auxiliary norms would take all of them."""
 TERMS = {"ce": 1, "defensive": 1, "pgd-at": 1, "ltd-at": 1}  # of the built-in losses; two otherwise
 
 
@@ -47,9 +49,9 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
         found.append("anl")
     if scheduler == "class-temperature" and loss != "absld":
         found += ["class_T", "attack"]
-    if scheduler == "entropy-balance" and not {"robust", "clean"} <= set(component.roles):
-        found.append("teacher")
-    if conversion == "aux-bn" and (not attacks or loss in ("pgd-at", "ltd-at")):
+    if scheduler == "entropy-balance" and "mtard" not in loss:
+        found += ["teacher", "T.robust"]
+    if conversion == "aux-bn" and (not attacks or loss in ATTACKED_ALONE):
         found.append("batch norm")
     return found
 

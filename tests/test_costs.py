@@ -21,6 +21,8 @@ STUDENT = {
     "pgd-at": (11, 11),
     "trades": (13, 12),  # ten steps, the clean answer they start from, two in the loss
     "mart": (12, 12),
+    "akd2": (11, 11),
+    "kd-swa": (11, 11),
     "ard": (12, 12),
     "rslad": (12, 12),
     "absld": (12, 12),
@@ -36,6 +38,8 @@ STUDENT = {
 TEACHERS = {
     "kd": {"clean": (1, 0)},
     "defensive": {"initial": (1, 0)},
+    "akd2": {"robust": (1, 0), "clean": (1, 0)},
+    "kd-swa": {"robust": (1, 0), "clean": (1, 0)},
     "ard": {"robust": (1, 0)},
     "rslad": {"robust": (1, 0)},
     "absld": {"robust": (1, 0)},
@@ -47,7 +51,7 @@ TEACHERS = {
     "mtard-anl": {"robust": (1, 0), "clean": (1, 0)},
     "b-mtard": {"robust": (1, 0), "clean": (1, 0)},
 }
-ONE_VIEW = {"ce", "kd", "defensive", "pgd-at", "ltd-at"}
+ONE_VIEW = {"ce", "kd", "defensive", "pgd-at", "akd2", "kd-swa", "ltd-at"}
 TWO_VIEWS = [loss for loss in STUDENT if loss not in ONE_VIEW]
 
 
