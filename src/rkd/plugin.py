@@ -15,7 +15,7 @@ from .core.ops import Reduction
 from .core.random import Noise, forked, key
 from .core.run import Run
 from .core.step import Step
-from .core.traits import AttackTraits, traits_of
+from .core.traits import AttackTraits, Companion, DerivedView, traits_of
 from .core.types import Batch, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View, at
 from .data.augment import Augment, FiniteAugment
 from .data.dataset import ArraySplit, Dataset, DatasetSource, Split, check_images
@@ -64,6 +64,8 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "did_you_mean",
     "shown",
     # Losses, schedulers, extensions
+    "Companion",
+    "DerivedView",
     "Loss",
     "Reduction",
     "Run",

@@ -117,7 +117,7 @@ class Dies:
 
     @hookimpl
     def rkd_epoch_end(self, run, metrics):
-        if run.rank == 1 and run.backward.ranks.attempt == 0 and run.state.epoch == 2:
+        if run.ranks.rank == 1 and run.backward.ranks.attempt == 0 and run.state.epoch == 2:
             raise RkdError("the disk of the last process is full")
 
 @hookimpl

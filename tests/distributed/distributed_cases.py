@@ -52,7 +52,7 @@ def a_run(ranks: Ranks, loss: Any, net: Any = LinearNet, mode: str = "eval", **s
     attack.mode = mode
     return tiny_run(
         loss, attack=attack if "attack" in getattr(loss, "defaults", {}) else None, data=DATA, student=student,
-        loader=Loader(DATA.train, 16, 0, augments, ranks=ranks), rank=ranks.rank,
+        loader=Loader(DATA.train, 16, 0, augments, ranks=ranks), ranks=ranks,
         backward=Accumulation(settings.pop("micro_batches", 1), ranks, settings.pop("sync_bn", False)),
         monitor=DivergenceMonitor(ranks=ranks), checkpoints=Checkpointer(ranks=ranks),
         optimizer=torch.optim.SGD(student.net.parameters(), 0.05, momentum=0.9), **settings,
@@ -106,7 +106,7 @@ class StopsInTheSecondEpoch:
 
     @hookimpl
     def rkd_stop(self, run: Run) -> bool:
-        return (run.state.epoch, run.state.batch) == (1, 2) and run.rank == run.backward.ranks.size - 1
+        return (run.state.epoch, run.state.batch) == (1, 2) and run.ranks.rank == run.backward.ranks.size - 1
 
 
 def to_be_continued(ranks: Ranks, **settings: Any) -> Run:

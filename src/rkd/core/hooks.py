@@ -39,10 +39,19 @@ class RunHooks:
         """An attack has run the student on the samples at `rows (b,)` of the step, its query number `query` from 0 on:
         `logits (b, K)`; `step.y[rows]` are their labels. None: on another number of images than it has samples left."""
 
+    @hookspec
+    def rkd_attack_end(self, step: Step, view: str, images: Tensor) -> None:
+        """An attack has found the images `(B, C, H, W)` of a view."""
+
     @hookspec(firstresult=True)
     def rkd_backward(self, step: Step) -> bool | None:
         """Compute the gradients of the whole batch, set `run.loss_value`, and return True. `run.backward(run, step)`
-        computes them in micro-batches and over processes, as the run is set up."""
+        computes them in micro-batches and over processes, as the run is set up. One extension of a run may do so."""
+
+    @hookspec
+    def rkd_gradient(self, run: Run, step: Step) -> None:
+        """The gradients are computed, whoever did, and the optimiser comes next: change each parameter's `.grad` in
+        place. In float16 they are still multiplied by the scale of the run's scaler."""
 
     @hookspec
     def rkd_after_update(self, run: Run) -> None:
@@ -68,9 +77,14 @@ class RunHooks:
     def rkd_run_end(self, run: Run, results: dict[str, Any]) -> None:
         """Training and evaluation are over."""
 
+    @hookspec
+    def rkd_run_stopped(self, run: Run, error: BaseException) -> None:
+        """The run ends in another way: stopped by its user, failed."""
+
 
 def run_hooks(extensions: Mapping[str, Any] | None = None) -> pluggy.PluginManager:
-    """A manager of run-time hooks with these configured extensions. Raises RkdError for a hook that does not exist."""
+    """A manager of run-time hooks with these configured extensions, and schedulers that listen too. Raises RkdError for
+    a hook that does not exist, or where two want to compute the gradients."""
     manager = pluggy.PluginManager("rkd")
     manager.add_hookspecs(RunHooks)
     for name, extension in (extensions or {}).items():
@@ -79,4 +93,9 @@ def run_hooks(extensions: Mapping[str, Any] | None = None) -> pluggy.PluginManag
             manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise RkdError(f"extension {name}: {error}") from None
+    if len(owners := [hook.plugin_name for hook in manager.hook.rkd_backward.get_hookimpls()]) > 1:
+        raise RkdError(
+            f"extensions {' and '.join(owners)} both compute the gradients (rkd_backward), which one of a run can do: "
+            "take one of them out, or let it change the gradients that are there (rkd_gradient)"
+        )
     return manager

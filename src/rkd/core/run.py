@@ -17,6 +17,7 @@ from .interfaces import Loss, Scheduler, Stateful, Student, Teacher
 from .objective import loss_terms, scheduled, weight_of, weighted
 from .random import key
 from .step import AttackPlan, Step
+from .traits import LossTraits, declared
 from .types import Batch, Schedule, Shape, ThreatModel, View, at
 
 
@@ -56,6 +57,18 @@ class Batches(Protocol):
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from number `start` on."""
+
+
+class Processes:
+    """The processes that train together. This one is alone; `rkd.distributed.ranks` has others."""
+
+    rank = 0
+    """This process's number: its dropout draws other numbers than the others'."""
+
+    def sum(self, mine: Tensor) -> Tensor:
+        """The sum over all processes, who must all ask for it: what a scheduler counts is counted in its own part of
+        each batch."""
+        return mine
 
 
 class Backward:
@@ -227,11 +240,12 @@ class Run:
     clip_gradient: float | None = None
     """The gradient's largest norm; None: any."""
     teachers: dict[str, Teacher] = field(default_factory=dict)
+    companions: dict[str, Student] = field(default_factory=dict)
+    """Nets beside the student; the optimiser has the weights of those that learn."""
     attacks: dict[View, AttackPlan] = field(default_factory=dict)
     schedulers: dict[str, Scheduler] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    rank: int = 0
-    """The number of this process among those that train together: its dropout draws other numbers."""
+    ranks: Processes = field(default_factory=Processes)
 
     backward: Backward = field(default_factory=Backward)
     monitor: Monitor = field(default_factory=Monitor)
@@ -245,6 +259,11 @@ class Run:
     """The loss's terms of the last step, `(B,)` each, detached."""
     loss_value: Tensor = field(default_factory=lambda: torch.zeros(()))
     """The loss of the last step, a scalar, detached."""
+
+    @property
+    def nets(self) -> dict[str, nn.Module]:
+        """The nets that a step may change: the student's, and the companions' by name."""
+        return {"student": self.student.net, **{name: companion.net for name, companion in self.companions.items()}}
 
     @property
     def progress(self) -> float:
@@ -263,11 +282,16 @@ class Run:
         def tell(step: Step, view: View, rows: Tensor | None, query: int, logits: Tensor) -> None:
             hook(step=step, view=view, rows=rows, query=query, logits=logits)
 
+        def tell_end(step: Step, view: View, images: Tensor) -> None:
+            self.hooks.hook.rkd_attack_end(step=step, view=view, images=images)
+
         return Step(
             batch,
             self.student,
             self.teachers,
             self.attacks,
+            companions=self.companions,
+            views=declared(self.loss, LossTraits).views,
             threat=self.data.threat,
             # A copy: values set during this step act in the next one, also if the loss is computed again (AWP).
             knobs=dict(self.state.knobs),
@@ -275,6 +299,7 @@ class Run:
             lr_scale=self.lr_scale,
             noise_key=key(self.seed, "step", self.state.epoch, self.state.batch),
             on_query=tell if listen and hook.get_hookimpls() else None,
+            on_end=tell_end if listen else None,
         )
 
     def total_loss(self, step: Step, again: bool = False) -> Tensor:
@@ -312,6 +337,7 @@ class Run:
             "batches": len(self.loader),
             **self.state.state_dict(),
             "student": self.student.net.state_dict(),
+            "companions": {name: companion.net.state_dict() for name, companion in self.companions.items()},
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.backward.state_dict(),
             **{kind: {n: dict(p.state_dict()) for n, p in parts.items()} for kind, parts in self._stateful().items()},
@@ -327,7 +353,8 @@ class Run:
         if state["batches"] != len(self.loader):
             raise ValueError(f"an epoch had {state['batches']} steps then, and has {len(self.loader)} now")
         self.state.load_state_dict(state, self.device)
-        self.student.net.load_state_dict(state["student"])
+        for name, net in self.nets.items():
+            net.load_state_dict(state["student"] if net is self.student.net else state["companions"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.backward.load_state_dict(state["scaler"])
         for kind, parts in self._stateful().items():
@@ -336,7 +363,9 @@ class Run:
 
     def _stateful(self) -> dict[str, dict[str, Stateful]]:
         kinds: dict[str, Mapping[str, Any]]
-        kinds = {"schedulers": self.schedulers, "extensions": dict(self.hooks.list_name_plugin())}
+        own = {id(scheduler) for scheduler in self.schedulers.values()}  # some of them listen, too
+        extensions = {n: p for n, p in self.hooks.list_name_plugin() if id(p) not in own}
+        kinds = {"schedulers": self.schedulers, "extensions": extensions}
         return {kind: {n: p for n, p in parts.items() if isinstance(p, Stateful)} for kind, parts in kinds.items()}
 
     def _progress_at(self, batch: int) -> float:
@@ -347,6 +376,7 @@ class Run:
 
 
 def clip_gradients(run: Run) -> None:
-    """Scale the gradient down to the norm `run.clip_gradient`, if it is longer."""
+    """Scale each net's gradient down to the norm `run.clip_gradient`, if it is longer."""
     if run.clip_gradient is not None:
-        nn.utils.clip_grad_norm_(run.student.net.parameters(), run.clip_gradient)
+        for net in run.nets.values():
+            nn.utils.clip_grad_norm_(net.parameters(), run.clip_gradient)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from .attack import Target, WatchedProbe
 from .errors import Refused, RkdError
 from .interfaces import Attack, CachingTeacher, Objective, Probe, Student, Teacher
 from .random import Noise, forked, key
-from .traits import name_of, traits_of
+from .traits import DerivedView, name_of, traits_of
 from .types import Batch, Mode, ThreatModel, View
 
 
@@ -39,13 +39,15 @@ class Used:
     """Roles of teachers whose answers to the clean images were asked for."""
     trained: set[View] = field(default_factory=set)
     """Views that the student ran on in train mode."""
+    companions: set[str] = field(default_factory=set)
 
 
 class Step:
     """One batch, with everything that can be asked about it.
 
-    Views: `clean` is the batch's images, a view that an augmentation made is taken as it is, any other is made
-    by the attack of that name on first request. `noise_key` names the step: all its random numbers follow from it.
+    Views: `clean` is the batch's images, a view that an augmentation made is taken as it is, one of `views` follows
+    from others, any other is made by the attack of that name on first request. `companions`: further nets, asked as the
+    student is, or as teachers are. `noise_key` names the step: all its random numbers follow from it.
     `on_query` is told of each forward of a search, with step, view, rows, number and logits: of the student's, and if
     `on_query_others` also of those of another net that it runs on (`transfer`).
     """
@@ -57,6 +59,8 @@ class Step:
         teachers: Mapping[str, Teacher] | None = None,
         attacks: Mapping[View, AttackPlan] | None = None,
         *,
+        companions: Mapping[str, Student] | None = None,
+        views: Mapping[View, DerivedView] | None = None,
         threat: ThreatModel | None = None,
         knobs: Mapping[str, Any] | None = None,
         progress: float = 1.0,
@@ -64,6 +68,7 @@ class Step:
         noise_key: int = 0,
         on_query: Callable[[Step, View, Tensor | None, int, Tensor], None] | None = None,
         on_query_others: bool = False,
+        on_end: Callable[[Step, View, Tensor], None] | None = None,
     ) -> None:
         self.batch = batch = _ordinary(batch)
         self.y = batch.y
@@ -73,11 +78,14 @@ class Step:
         self.used = Used()
         self._student = student
         self._teachers = teachers or {}
+        self._companions = companions or {}
         self._attacks = attacks or {}
+        self._views = views or {}
         self._knobs: Mapping[str, float | Tensor] = knobs or {}
         self.noise_key = noise_key
         self._on_query = on_query
         self._on_query_others = on_query_others
+        self._on_end = on_end
         self.synchronised = False
         """Whether batch norms in train mode wait for other processes: then all must ask the net equally often."""
         self.again = False
@@ -85,13 +93,15 @@ class Step:
         self.searching: tuple[View, Mode] | None = None
         """View and mode of the search that is running, if one is."""
         self._open: tuple[View, ...] = ()
-        if twice := [view for view in batch.views if view in self._attacks]:
-            raise Refused(
-                f"an augmentation and an attack both make the view {twice[0]!r}: take one of them out, or give the "
-                "attack another view"
-            )
+        for view in {**self._attacks, **self._views}:
+            makers = [("an augmentation", batch.views), ("an attack", self._attacks), ("the loss", self._views)]
+            if len(twice := [maker for maker, views in makers if view in views]) > 1:
+                raise Refused(
+                    f"{' and '.join(twice)} both make the view {view!r}: take one of them out, or give the attack "
+                    "another view"
+                )
         self._images: dict[View, Tensor] = {"clean": batch.x, **batch.views}
-        self._student_logits: dict[tuple[View, Mode], Tensor] = {}
+        self._logits: dict[tuple[str, View, Mode], Tensor] = {}  # of companions by their names, of the student by ""
         self._teacher_logits: dict[tuple[str, View], Tensor] = {}
         self._probed: dict[tuple[View, Mode], Tensor] = {}
 
@@ -110,7 +120,7 @@ class Step:
     def image(self, view: View = "clean") -> Tensor:
         """The images of a view, `(B, C, H, W)` in [0, 1]. That view's attack runs on the first request."""
         if view not in self._images:
-            self._images[view] = self._search(view)
+            self._images[view] = self._made(view)
         if view != "clean":
             self.used.views.add(view)
         return self._images[view]
@@ -126,28 +136,45 @@ class Step:
                 "an objective asked for the student's logits in the middle of an attack, where its weights are frozen; "
                 "use step.probe_logits(view)"
             )
-        missing = {view: self.image(view) for view in views if (view, mode) not in self._student_logits}
-        if missing:
-            run_in: Mode = "frozen" if self.again and mode == "train" else mode
-            for view, logits in self._student.logits(missing, run_in).items():
-                self._student_logits[view, mode] = logits
         if mode == "train":
             self.used.trained.update(views)
-        return tuple(self._student_logits[view, mode] for view in views)
+        return self._answers("", views, mode)
+
+    def companion(self, name: str, view: View = "clean", mode: Mode = "train") -> Tensor:
+        """A companion's logits `(B, K)` on a view; gradients flow to its weights if it learns. `teacher(name, view)`
+        gives its answer in eval mode, without gradient; so does this one while an attack runs."""
+        if self.searching:
+            return self.teacher(name, view)
+        if name not in self._companions:
+            raise Refused(f"there is no companion {name!r} (companions: {', '.join(self._companions) or 'none'})")
+        self.used.companions.add(name)
+        return self._answers(name, (view,), mode)[0]
+
+    def _answers(self, name: str, views: Sequence[View], mode: Mode) -> tuple[Tensor, ...]:
+        missing = {view: self.image(view) for view in views if (name, view, mode) not in self._logits}
+        if missing:
+            net = self._companions[name] if name else self._student
+            run_in: Mode = "frozen" if self.again and mode == "train" else mode
+            for view, logits in net.logits(missing, run_in).items():
+                self._logits[name, view, mode] = logits
+        return tuple(self._logits[name, view, mode] for view in views)
 
     def teacher(self, role: str | None = None, view: View = "clean") -> Tensor:
-        """A teacher's logits `(B, K)` on a view, without gradient. No role: the only teacher."""
+        """A teacher's logits `(B, K)` on a view, without gradient. No role: the only teacher. A companion's name: its
+        logits in eval mode."""
         role = self._role(role)
         if (role, view) not in self._teacher_logits:
-            teacher, x = self._teachers[role], self.image(view)
-            if view == "clean" and isinstance(teacher, CachingTeacher):
+            teacher, x = self._teachers.get(role), self.image(view)
+            if teacher is None:
+                with torch.no_grad():
+                    logits = self._companions[role].logits({view: x}, "eval")[view].detach()
+            elif view == "clean" and isinstance(teacher, CachingTeacher):
                 logits = teacher.clean_logits(self.batch)
             else:
                 with torch.no_grad():
                     logits = teacher.logits(x).detach()
             self._teacher_logits[role, view] = logits
-        self.used.roles.add(role)
-        if view == "clean":
+        if view == "clean" and role in self._teachers:
             self.used.clean.add(role)
         return self._teacher_logits[role, view]
 
@@ -160,12 +187,12 @@ class Step:
         """A second look at this step: the student's logits are computed anew, with its weights as they are. Images and
         teachers' logits are shared with this step."""
         other = copy.copy(self)
-        other._student_logits = {}
+        other._logits = {}
         return other
 
     def detach(self) -> None:
-        """Keep the student's logits and let their graphs go."""
-        self._student_logits = {asked: logits.detach() for asked, logits in self._student_logits.items()}
+        """Keep the logits of student and companions, and let their graphs go."""
+        self._logits = {asked: logits.detach() for asked, logits in self._logits.items()}
 
     # What objectives need
 
@@ -176,10 +203,12 @@ class Step:
         return self._role(role)
 
     def ask(self, role: str | None, x: Tensor) -> Tensor:
-        """A teacher's logits on any images, differentiable in them (AdaAD). Not memoised."""
+        """A teacher's, or a companion's, logits on any images, differentiable in them (AdaAD). Not memoised."""
         role = self._role(role)
-        self.used.roles.add(role)
-        return self._teachers[role].logits(x)
+        if role in self._teachers:
+            return self._teachers[role].logits(x)
+        with self._companions[role].attacked("clean", "eval") as probe:
+            return probe(x)
 
     def probe_logits(self, view: View = "clean") -> Tensor:
         """The attacked student's logits on a view in the attack's own mode, without gradient, once per mode."""
@@ -225,30 +254,55 @@ class Step:
         given = ", ".join(self._teachers) or "none"
         if role is None:
             if len(self._teachers) == 1:
-                return next(iter(self._teachers))
+                return self._role(next(iter(self._teachers)))
             problem = "a teacher is needed" if not self._teachers else "there are several teachers"
             raise Refused(f"{problem}, and none was named (teachers given: {given}); type --teacher ROLE=MODEL")
-        if role not in self._teachers:
+        if role in self._teachers:
+            self.used.roles.add(role)
+        elif role in self._companions:
+            self.used.companions.add(role)
+        else:
             raise Refused(f"a teacher with the role {role!r} is needed (given: {given}); type --teacher {role}=MODEL")
         return role
 
-    def _search(self, view: View) -> Tensor:
+    def _made(self, view: View) -> Tensor:
+        """The images of a view that nobody has asked for yet."""
+        if view in self._open:
+            maker = "attack" if view in self._attacks else "loss"
+            hint = ": its objective must use the images it is given" if maker == "attack" else ""
+            raise Refused(f"the {maker} that makes the view {view!r} asks for that very view{hint}")
+        self._open = (*self._open, view)
+        try:
+            if view not in self._views:
+                who, images = self._search(view)
+            else:
+                with torch.no_grad():
+                    who, images = f"what the loss calls {view!r}", self._views[view].make(self)
+        finally:
+            self._open = self._open[:-1]
+        x = self.batch.x
+        if not isinstance(images, Tensor):
+            raise Refused(f"{who} returned {type(images).__name__}, not images")
+        if images.shape != x.shape or images.dtype != x.dtype:
+            raise Refused(
+                f"{who} returned {images.dtype} images {tuple(images.shape)} for {x.dtype} ones {tuple(x.shape)}"
+            )
+        if self._on_end is not None and view in self._attacks:
+            self._on_end(self, view, images.detach())
+        return images.detach()
+
+    def _search(self, view: View) -> tuple[str, Tensor]:
+        """The attack's name, in words, and what it found."""
         if view not in self._attacks:
-            views = ", ".join(["clean", *self.batch.views, *self._attacks])
+            views = ", ".join(["clean", *self.batch.views, *self._attacks, *self._views])
             raise Refused(
                 f"nothing makes the view {view!r} (there is {views}); type --attack {view}=NAME"
                 if view != "adv"
                 else f"an attack is needed for the view 'adv' (there is {views}); type --attack NAME"
             )
-        if view in self._open:
-            raise Refused(
-                f"the attack that makes the view {view!r} asks for that very view: its objective must use the images "
-                "it is given"
-            )
         plan = self._attacks[view]
         mode, who = traits_of(plan.attack).mode, f"the attack {name_of(plan.attack)}"
         outer, self.searching = self.searching, (view, mode)
-        self._open = (*self._open, view)
         noise = Noise(key(self.noise_key, view), self.batch.index)
         # Only a train-mode search (dropout) may touch the global generator: leave it as it was.
         random = forked(key(self.noise_key, view, "net"), self.y.device) if mode != "eval" else nullcontext()
@@ -262,14 +316,7 @@ class Step:
             raise
         finally:
             self.searching = outer
-            self._open = self._open[:-1]
-        if not isinstance(images, Tensor):
-            raise Refused(f"{who} returned {type(images).__name__}, not images")
-        if images.shape != x.shape or images.dtype != x.dtype:
-            raise Refused(
-                f"{who} returned {images.dtype} images {tuple(images.shape)} for {x.dtype} ones {tuple(x.shape)}"
-            )
-        return images.detach()
+        return who, images
 
 
 def _ordinary(batch: Batch) -> Batch:

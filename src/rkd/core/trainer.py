@@ -56,15 +56,16 @@ def train_step(run: Run, batch: Batch) -> Tensor:
     scalar, detached."""
     state, rate = run.state, run.lr * run.lr_scale
     for group in run.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group.get("share", 1.0)  # companions' groups have one
     # Dropout and its like draw from the global generator: here it follows from (seed, epoch, batch) too.
     # Each process has other samples, and so other numbers.
-    process = (run.rank,) if run.rank else ()
+    process = (run.ranks.rank,) if run.ranks.rank else ()
     with forked(key(run.seed, "net", state.epoch, state.batch, *process), run.device):
         step = run.step(batch)
         run.optimizer.zero_grad(set_to_none=True)
         run.loss_value = torch.zeros(())
         if not run.hooks.hook.rkd_backward(step=step):
             run.loss_value = run.backward(run, step)
+        run.hooks.hook.rkd_gradient(run=run, step=step)
         run.backward.update(run)
     return run.loss_value

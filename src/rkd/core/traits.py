@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .types import Mode, Norm, Schedule
+from .types import Mode, Norm, Schedule, View
 
 if TYPE_CHECKING:  # the registry reads these without torch
-    from torch import nn
+    from torch import Tensor, nn
+
+    from .step import Step
 
 T = TypeVar("T", "LossTraits", "AugmentTraits", "NetTraits")
 
@@ -56,18 +58,48 @@ class AttackTraits:
 
 
 @dataclass(frozen=True, slots=True)
+class DerivedView:
+    """A view that follows from others, such as 2x - x': `make(step)` returns its images `(B, C, H, W)`, each from that
+    sample alone. They lie in [0, 1] unless `bounded` is false."""
+
+    make: Callable[[Step], Tensor]
+    bounded: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A net beside the student, which is not kept: it learns, or it follows the student.
+
+    `of`: `student` for its architecture with weights of its own (a recipe or user may choose another one:
+    `companions.NAME.model`), or a teacher's role for that very net, which goes on learning from there. `lr`: its
+    learning rate as a share of the student's. `follows`: it learns nothing and is the moving average
+    c <- follows c + (1 - follows) s of the student's weights; buffers are copied.
+    """
+
+    of: str = "student"
+    lr: float = 1.0
+    follows: Schedule | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class LossTraits:
     """What a loss may declare beside its terms, each as an attribute of its own."""
 
     roles: Sequence[str] | None = None
     """Teacher roles it needs, in the order in which `--teacher` fills them; None: it takes the teachers it is given."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
-    """The rest of the method: `attack`, `objective`, `scheduler` by name, and single options such as
-    `attack.mode`, which hold as long as the attack they belong to is the default one."""
+    """The rest of the method: `attack`, `objective`, `scheduler`, `extension` by name (of the last two also several),
+    and single options such as `attack.mode`, which hold as long as the attack they belong to is the default one."""
     weights: Mapping[str, Schedule] = field(default_factory=dict)
     """Weight of each term; a term that is not named weighs 1."""
     prepare: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """By role, the recipe that prepares a missing teacher; its `student` may be `same`: the student's architecture."""
+    auxiliary: bool = False
+    """It is a term for other losses (`--loss rslad+igdm`), which takes whatever attack these have."""
+    views: Mapping[View, DerivedView] = field(default_factory=dict)
+    """Views that follow from others, by name."""
+    companions: Mapping[str, Companion] = field(default_factory=dict)
+    """Nets beside the student, by name."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
 from ..core.errors import RkdError
+from ..core.run import Processes
 
 T = TypeVar("T")
 
@@ -33,7 +34,7 @@ PATIENCE = datetime.timedelta(hours=2)
 
 
 @dataclass(frozen=True)
-class Ranks:
+class Ranks(Processes):
     """This process among those that work together. Every method that sends must be called by all of them alike."""
 
     rank: int = 0
@@ -81,6 +82,12 @@ class Ranks:
         parts = [torch.empty_like(padded) for _ in sizes]
         dist.all_gather(parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
+
+    def sum(self, mine: Tensor) -> Tensor:
+        """The sum over the processes; `mine` stays as it is."""
+        total = mine.clone()
+        self.sum_([total])
+        return total
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Replace each tensor by its sum over the processes, many at once."""
@@ -135,20 +142,21 @@ class Ranks:
 
     # Nets
 
-    def share_step(self, net: nn.Module, share: float, loss: Tensor) -> Tensor:
-        """After the backward of each process's part: sum the gradients, average the running statistics by `share`,
-        this process's part of the batch. Returns the sum of the losses."""
+    def share_step(self, nets: Iterable[nn.Module], share: float, loss: Tensor) -> Tensor:
+        """After the backward of each process's part: sum the gradients of `nets`, average their running statistics by
+        `share`, this process's part of the batch. Returns the sum of the losses."""
         if self.size == 1:
             return loss
         gradients = []
-        for parameter in net.parameters():
+        nets = list(nets)
+        for parameter in (parameter for net in nets for parameter in net.parameters()):
             if parameter.requires_grad:
                 if parameter.grad is None:
                     # Sent as zeros, so that all send alike; it stays None where no process has one (see `same`).
                     gradients.append(torch.zeros_like(parameter))
                 else:
                     gradients.append(parameter.grad)
-        statistics = [buffer.mul_(share) for buffer in _running(net)]
+        statistics = [buffer.mul_(share) for net in nets for buffer in _running(net)]
         loss = loss.reshape(1).clone()
         with torch.no_grad():
             self.sum_([*gradients, *statistics, loss])

@@ -169,7 +169,8 @@ class RunConfig(_Section):
     others force one kind of copy. `on_nan`: what to do about a step whose loss or weights are not finite: `stop` the
     run, `skip` the batch, or `rollback` to the start of the epoch with half the learning rate. `teacher_cache`: `auto`
     keeps teachers' answers to clean images that come again, where that pays; `on` wherever it is exact;
-    `teacher_cache_gib`: the most that the answers to augmented images may take."""
+    `teacher_cache_gib`: the most that the answers to augmented images may take. `companions`: nets beside the student
+    that the loss declares, each a table like the student's; without a model, the student's own."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -184,6 +185,7 @@ class RunConfig(_Section):
     engine: TrainEngine = "auto"
     loss: Component = Field(default_factory=lambda: Component(name="mtard-anl"))
     student: StudentConfig = Field(default_factory=StudentConfig)
+    companions: dict[str, StudentConfig] = Field(default_factory=dict)
     data: DataConfig = Field(default_factory=DataConfig)
     teachers: list[TeacherConfig] = Field(default_factory=list, max_length=100)
     attack: AttackConfig | None = None
@@ -220,8 +222,8 @@ def section(model: type[M], table: Mapping[str, Any], where: str = "") -> M:
 
 
 _TABLES = {
-    "loss", "student", "data", "attack", "attacks", "objective", "threat", "schedulers", "augments", "extensions",
-    "optimizer", "validate", "evaluate",
+    "loss", "student", "companions", "data", "attack", "attacks", "objective", "threat", "schedulers", "augments",
+    "extensions", "optimizer", "validate", "evaluate",
 }  # fmt: skip
 
 
@@ -240,7 +242,8 @@ def sound(table: Mapping[str, Any]) -> Table:
             return True
         if not isinstance(value, Mapping) or not isinstance(value.get("name", ""), str):
             return False
-        inner = value.values() if key in ("attacks", "schedulers", "augments", "extensions") else ()
+        tables = ("attacks", "schedulers", "augments", "extensions", "companions")
+        inner = value.values() if key in tables else ()
         return all(isinstance(options, Mapping) or options is False for options in inner)
 
     return {key: value for key, value in table.items() if fits(key, value)}

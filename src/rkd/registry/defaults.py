@@ -8,6 +8,7 @@ from rkd.core.traits import LossTraits, declared, traits_of
 
 from .catalog import Catalog
 from .config import RunConfig
+from .losses import SEVERAL, LossSum, loss_class, names
 from .options import describe
 from .recipes import Table, merge, nested
 
@@ -15,9 +16,11 @@ from .recipes import Table, merge, nested
 def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Table:
     """What a loss brings along, as far as the user's table leaves it in force.
 
-    Options of the default attack hold only as long as that attack is used; default schedulers only if none is named.
-    An attack with a goal of its own (`cw`: the margin), chosen by the user, keeps it.
+    Options of the default attack hold only as long as that attack is used; default schedulers, and likewise extensions,
+    only if none is named that is not among them. An attack with a goal of its own (`cw`: the margin), chosen by the
+    user, keeps it. Raises ConfigError where losses side by side bring contradictory settings and the user is silent.
     """
+    _check_clashes(loss, table)
     defaults = dict(declared(loss, LossTraits).defaults)
     wanted: Table = {}
     default_attack = defaults.pop("attack", None)
@@ -32,23 +35,39 @@ def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Ta
         objective = objective if goal == "ce" else goal
     if objective:
         wanted["objective"] = {"name": objective}
-    schedulers = default_schedulers(loss)
-    defaults.pop("scheduler", None)
-    if schedulers and set(table.get("schedulers") or {}) <= set(schedulers):
-        wanted["schedulers"] = {name: {} for name in schedulers}
+    for kind in SEVERAL:
+        brought = names(defaults.pop(kind, ()))
+        options = {key: defaults.pop(key) for key in list(defaults) if key.startswith(f"{kind}s.")}
+        given = set(table.get(f"{kind}s") or {})
+        if brought and (kind == "extension" or given <= set(brought)):
+            wanted[f"{kind}s"] = merge({name: {} for name in brought}, nested(options).get(f"{kind}s", {}))
     return merge(wanted, nested(defaults))
 
 
 def default_schedulers(loss: Any) -> list[str]:
-    """The schedulers that a loss brings along: `scheduler` among its defaults, one name or several."""
-    names = declared(loss, LossTraits).defaults.get("scheduler", ())
-    return [names] if isinstance(names, str) else list(names)
+    """The schedulers that a loss brings along."""
+    return names(declared(loss, LossTraits).defaults.get("scheduler"))
+
+
+def _check_clashes(loss: Any, table: Mapping[str, Any]) -> None:
+    if not isinstance(loss, LossSum):
+        return
+    problems = []
+    for key, wanted in loss.clashes.items():
+        setting = f"{key}.name" if key in ("attack", "objective") else key
+        section, _, option = setting.partition(".")
+        given = table.get(section)
+        if not (isinstance(given, Mapping) and option in given):
+            said = " and ".join(f"{value or 'none'} ({name})" for name, value in wanted.items())
+            problems.append(f"{key}: the losses side by side want {said}; choose with --set {setting}=...")
+    if problems:
+        raise ConfigError(problems)
 
 
 def loss_of(table: Mapping[str, Any], catalog: Catalog) -> Any:
     """The component of the loss that a table names, or None where there is none."""
     try:
-        return catalog.find("loss", str(name_of(table.get("loss")) or RunConfig().loss.name)).component
+        return loss_class(catalog, str(name_of(table.get("loss")) or RunConfig().loss.name))
     except RkdError:
         return None  # told with all other problems, when the run is resolved
 

@@ -1,5 +1,6 @@
 """Nets, images and runs that are small enough to try everything on them."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from rkd.core.traits import LossTraits, declared
 from rkd.core.types import Batch, Mode, Shape, ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.data.loader import Loader
+from rkd.nets.companions import Following, check_companions, learning, make_companion
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog
@@ -181,6 +183,21 @@ def tiny_teachers(roles: Sequence[str], shape: Shape = SHAPE, classes: int = CLA
     return {role: StubTeacher(role, 10 + place, shape, classes) for place, role in enumerate(roles)}
 
 
+def tiny_companions(loss: Loss, student: NetStudent, teachers: Mapping[str, Teacher]) -> dict[str, NetStudent]:
+    """The companions that a loss declares, for `student`: of other weights, of its own average, of teachers."""
+
+    def new(name: str) -> NetStudent:
+        net = copy.deepcopy(student.net)
+        with forked(30), torch.no_grad():
+            for weight in net.parameters():
+                weight.add_(0.1 * torch.randn_like(weight))
+        return NetStudent(net)
+
+    companions = declared(loss, LossTraits).companions
+    check_companions(companions, teachers)
+    return {name: make_companion(name, one, student, teachers, new) for name, one in companions.items()}
+
+
 def tiny_step(
     batch: Batch | None = None,
     net: nn.Module | None = None,
@@ -209,29 +226,35 @@ def tiny_run(
     batch_size: int = 8,
     **settings: Any,
 ) -> Run:
-    """A run on `tiny_dataset()` with stub teachers for the loss's roles. A loss that asks for the view `adv` needs an
-    `attack`; `OneStep()` will do. `settings` as for `rkd.core.run.Run`."""
+    """A run on `tiny_dataset()` with stub teachers for the loss's roles, and its companions. A loss that asks for the
+    view `adv` needs an `attack`; `OneStep()` will do. `settings` as for `rkd.core.run.Run`."""
     data = data or tiny_dataset()
-    student = NetStudent(tiny_net(shape=data.shape, classes=len(data.classes)))
+    student = settings.pop("student", None) or NetStudent(tiny_net(shape=data.shape, classes=len(data.classes)))
     if conversion is not None:
         student = conversion(student)
     attacks = {}
     if attack is not None:
         attacks["adv"] = AttackPlan(attack, objective or cross_entropy)
     lr = settings.pop("lr", 0.05)
+    optimizer = settings.pop("optimizer", None) or torch.optim.SGD(student.net.parameters(), lr, momentum=0.9)
+    teachers = tiny_teachers(declared(loss, LossTraits).roles or (), data.shape, len(data.classes))
+    companions = tiny_companions(loss, student, teachers)
+    for one in learning(companions).values():
+        optimizer.add_param_group({"params": list(one.net.parameters())})
     return Run(
         **{
             "student": student,
             "loss": loss,
             "loader": Loader(data.train, batch_size, seed=0),
             "data": data,
-            "optimizer": torch.optim.SGD(student.net.parameters(), lr, momentum=0.9),
+            "optimizer": optimizer,
             "epochs": 1,
             "lr": lr,
-            "teachers": tiny_teachers(declared(loss, LossTraits).roles or (), data.shape, len(data.classes)),
+            "teachers": teachers,
+            "companions": companions,
             "attacks": attacks,
             "schedulers": dict(schedulers or {}),
-            "hooks": run_hooks(extensions),
+            "hooks": run_hooks({"companions": Following(), **(schedulers or {}), **(extensions or {})}),
             "monitor": DivergenceMonitor(),
             "checkpoints": Checkpointer(),
             **settings,

@@ -21,11 +21,23 @@ from rkd.core.step import AttackPlan, Step
 from rkd.core.trainer import fit, train_step
 from rkd.core.traits import LossTraits, declared
 from rkd.core.types import Batch, at
+from rkd.nets.student import NetStudent
 from rkd.storage.serialize import load_state, save_state
 from rkd.training.dry_run import dry_step
 
 from .state import promise, require, untouched
-from .tiny import LinearNet, OneStep, Scaled, cross_entropy, tiny_batch, tiny_net, tiny_run, tiny_step, tiny_teachers
+from .tiny import (
+    LinearNet,
+    OneStep,
+    Scaled,
+    cross_entropy,
+    tiny_batch,
+    tiny_companions,
+    tiny_net,
+    tiny_run,
+    tiny_step,
+    tiny_teachers,
+)
 
 
 @promise
@@ -49,6 +61,12 @@ def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool 
     require(torch.equal(batch.x, kept.x) and torch.equal(batch.y, kept.y), f"{who} must not change the batch")
     unknown = set(declared(loss, LossTraits).weights) - set(terms)
     require(not unknown, f"{who}.weights names {sorted(unknown)}, but the terms are {sorted(terms)}")
+    for view, derived in declared(loss, LossTraits).views.items():
+        images = step.image(view)
+        inside = bool(((images >= 0) & (images <= 1)).all())
+        require(inside or not derived.bounded, f"{who}.views: {view!r} leaves [0, 1], so it needs bounded=False")
+    if idle := set(declared(loss, LossTraits).companions) - step.used.companions:
+        require(False, f"{who} never asks the companions {sorted(idle)} that it declares")
     if "attack" not in declared(loss, LossTraits).defaults:
         require(not step.used.views, f"{who} asks for the view {step.used.views}, but its defaults name no attack")
     gradient = _gradient(loss, terms, net)
@@ -71,7 +89,7 @@ def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool 
 def check_scheduler(scheduler: Scheduler, *, terms: Sequence[str] = ("adv", "clean")) -> None:
     """Raise AssertionError unless `scheduler` keeps the promises of `rkd.core.interfaces.Scheduler`.
 
-    `terms`: the loss terms of the trial.
+    `terms`: the loss terms of the trial. One that listens to an attack's queries is told of one in each step.
     """
     who = type(scheduler).__name__
     fresh = copy.deepcopy(scheduler)  # the dry step before a training does that too
@@ -159,9 +177,12 @@ class _Plain:
 def _step(
     loss: Loss, batch: Batch, net: nn.Module, views: Sequence[str], teachers: Mapping[str, Teacher] | None = None
 ) -> Step:
+    traits = declared(loss, LossTraits)
     plans = {view: AttackPlan(OneStep(), cross_entropy) for view in views}
+    teachers = tiny_teachers(traits.roles or ()) if teachers is None else teachers
+    companions = tiny_companions(loss, NetStudent(net), teachers)
     return tiny_step(
-        batch, net, roles=declared(loss, LossTraits).roles or (), teachers=teachers, attacks=plans, progress=0.5
+        batch, net, teachers=teachers, attacks=plans, progress=0.5, companions=companions, views=traits.views
     )
 
 
@@ -233,9 +254,15 @@ def _update(scheduler: Scheduler, place: int, names: Sequence[str], who: str) ->
     raw = {name: torch.rand(8, generator=generator).requires_grad_() for name in names}
     terms = {name: 2 * value for name, value in raw.items()}
     before = {name: term.detach().clone() for name, term in terms.items()}
-    attacks = {"adv": AttackPlan(OneStep(), cross_entropy)}
-    lr_scale = 0.1 if place > 3 else 1.0
-    step = tiny_step(roles=("robust", "clean"), attacks=attacks, progress=place / 10, lr_scale=lr_scale)
+    hook = run_hooks({"it": scheduler}).hook
+    step = tiny_step(
+        roles=("robust", "clean"), progress=place / 10, lr_scale=0.1 if place > 3 else 1.0,
+        attacks={"adv": AttackPlan(OneStep(), cross_entropy)},
+        on_query=lambda step, view, rows, query, logits: hook.rkd_attack_query(
+            step=step, view=view, rows=rows, query=query, logits=logits
+        ),
+    )  # fmt: skip
+    step.image("adv")
     random = torch.get_rng_state()
     values = scheduler.update(step, terms)
     require(torch.equal(random, torch.get_rng_state()), f"{who} must not touch the global random state")

@@ -29,6 +29,7 @@ from ..core.step import Step
 from ..core.types import Batch, Mode, View
 from ..distributed.ranks import ALONE, Ranks
 from ..distributed.sync_batchnorm import synchronised
+from ..nets.companions import learning
 from ..nets.memory_format import follow
 
 SMALLEST = 2
@@ -65,7 +66,8 @@ class Accumulation(Backward):
                 loss = self._at_once(run, step, samples, again)
             else:
                 loss = self._one_by_one(run, step, samples, again)
-        return self.ranks.share_step(run.student.net, sizes[self.ranks.rank] / sum(sizes), loss)
+        nets = [run.student.net, *(companion.net for companion in learning(run.companions).values())]
+        return self.ranks.share_step(nets, sizes[self.ranks.rank] / sum(sizes), loss)
 
     def update(self, run: Run) -> None:
         self._steps = []
@@ -189,8 +191,9 @@ class GatheredStep(Step):
 
     def __init__(self, step: Step, parts: Sequence[Step], ranks: Ranks = ALONE, sizes: Sequence[int] = ()) -> None:
         super().__init__(
-            step.batch, step._student, step._teachers, step._attacks, threat=step.threat, knobs=step._knobs,
-            progress=step.progress, lr_scale=step.lr_scale, noise_key=step.noise_key, on_query=step._on_query,
+            step.batch, step._student, step._teachers, step._attacks, companions=step._companions, views=step._views,
+            threat=step.threat, knobs=step._knobs, progress=step.progress, lr_scale=step.lr_scale,
+            noise_key=step.noise_key, on_query=step._on_query,
         )  # fmt: skip
         self.used = step.used
         self._parts = list(parts)
@@ -206,11 +209,11 @@ class GatheredStep(Step):
             self._images[view] = self._gather(lambda part: part.image(view))
         return self._images[view]
 
-    def students(self, *views: View, mode: Mode = "train") -> tuple[Tensor, ...]:
+    def _answers(self, name: str, views: Sequence[View], mode: Mode) -> tuple[Tensor, ...]:
         for view in views:
-            if (view, mode) not in self._student_logits:
-                self._student_logits[view, mode] = self._gather(partial(Step.student, view=view, mode=mode))
-        return tuple(self._student_logits[view, mode] for view in views)
+            if (name, view, mode) not in self._logits:
+                self._logits[name, view, mode] = self._gather(partial(_answer, name=name, view=view, mode=mode))
+        return tuple(self._logits[name, view, mode] for view in views)
 
     def teacher(self, role: str | None = None, view: View = "clean") -> Tensor:
         role = self._role(role)
@@ -225,6 +228,10 @@ class GatheredStep(Step):
 
     def _gather(self, ask: Callable[[Step], Tensor]) -> Tensor:
         return self._ranks.gather(torch.cat([ask(part).detach() for part in self._parts]), self._sizes)
+
+
+def _answer(part: Step, name: str, view: View, mode: Mode) -> Tensor:
+    return part._answers(name, (view,), mode)[0]
 
 
 class _GatheredBatch:

@@ -71,7 +71,7 @@ def _try(run: Run, samples: int, count: int) -> None:
     trial = trial_of(run, Accumulation(count))
     if run.device.type == "cuda":
         total = torch.cuda.get_device_properties(run.device).total_memory
-        weights = sum(p.numel() * p.element_size() for p in run.student.net.parameters())
+        weights = sum(p.numel() * p.element_size() for net in run.nets.values() for p in net.parameters())
         # The trial has a copy of the weights more, a training the optimiser's one or two and what extensions keep.
         kept = torch.empty(int(RESERVE * total) + 2 * weights, dtype=torch.uint8, device=run.device)
     else:

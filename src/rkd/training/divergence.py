@@ -62,7 +62,7 @@ class DivergenceMonitor(Monitor):
     def before(self, run: Run) -> None:
         if self.on_nan == "skip":
             self._before = copy.deepcopy({
-                "student": run.student.net.state_dict(),
+                "nets": {name: net.state_dict() for name, net in run.nets.items()},
                 "optimizer": run.optimizer.state_dict(),
                 "schedulers": {name: dict(scheduler.state_dict()) for name, scheduler in run.schedulers.items()},
                 "knobs": run.state.knobs,
@@ -87,7 +87,10 @@ class DivergenceMonitor(Monitor):
         epoch = run.state.epoch
         if run.state.means.steps == 0:
             raise TrainingFailed(f"the training diverged: every batch of epoch {epoch} was skipped. {ADVICE}")
-        if names := self.ranks.same(run.student.net.state_dict()):
+        state = {
+            f"{net}.{name}": value for net, module in run.nets.items() for name, value in module.state_dict().items()
+        }
+        if names := self.ranks.same(state):
             raise TrainingFailed(
                 f"after epoch {epoch} the processes hold different weights ({', '.join(names[:3])}): a loss, scheduler "
                 "or extension uses something that differs among them, or the net keeps statistics that are no norm's"
@@ -113,7 +116,7 @@ class DivergenceMonitor(Monitor):
     def _observe(self, run: Run, batch: Batch) -> _Observed:
         # The fastest number that no NaN or infinity leaves finite: 2 ms for 11 million weights on one core, 150 for the
         # largest of them. It overflows for huge finite weights too, so an alarm is checked (`_judge`).
-        size = nn.utils.get_total_norm(_floats(run.student.net))
+        size = nn.utils.get_total_norm([tensor for net in run.nets.values() for tensor in _floats(net)])
         loss = run.loss_value.detach().reshape(()).to(size.device)
         flags = torch.stack([loss.isfinite(), size.isfinite()])
         return _Observed(run.state.epoch, run.state.batch, batch.index, loss, run.terms, _rate(run), HostCopy(flags))
@@ -121,7 +124,7 @@ class DivergenceMonitor(Monitor):
     def _judge(self, run: Run, step: _Observed) -> bool:
         """Whether a step stands. Raises TrainingFailed, RestartEpoch."""
         loss_is_finite, weights_are_finite = step.finite.get().tolist()
-        broken = [] if weights_are_finite else _broken(run.student.net)
+        broken = [] if weights_are_finite else _broken(run.nets)
         if loss_is_finite and not broken:
             return True
         problem = f"{_diverged(run, step.rate)}: {_words(step, loss_is_finite, broken)}"
@@ -133,7 +136,8 @@ class DivergenceMonitor(Monitor):
         raise TrainingFailed(f"{problem}{_last_good(run)}. {ADVICE}")
 
     def _undo(self, run: Run, before: Mapping[str, Any], problem: str) -> None:
-        run.student.net.load_state_dict(before["student"])
+        for name, net in run.nets.items():
+            net.load_state_dict(before["nets"][name])
         run.optimizer.load_state_dict(before["optimizer"])
         for name, state in before["schedulers"].items():
             run.schedulers[name].load_state_dict(state)
@@ -186,9 +190,14 @@ def copied(value: Any) -> Any:
     return value
 
 
-def _broken(net: nn.Module) -> list[str]:
-    """Names of weights and running statistics that are not finite."""
-    return [n for n, t in [*net.named_parameters(), *net.named_buffers()] if not finite({n: t.detach()})]
+def _broken(nets: Mapping[str, nn.Module]) -> list[str]:
+    """Names of weights and running statistics that are not finite; a companion's with its name before them."""
+    return [
+        n if one == "student" else f"{n} of the companion {one}"
+        for one, net in nets.items()
+        for n, t in [*net.named_parameters(), *net.named_buffers()]
+        if not finite({n: t.detach()})
+    ]
 
 
 def _words(step: _Observed, loss_is_finite: bool, broken: list[str]) -> str:

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from ..core.errors import DataError, Refused
 from ..core.hooks import run_hooks
 from ..core.random import forked, key
-from ..core.run import Backward, Checkpoints, Monitor, Run, TrainState
+from ..core.run import Backward, Checkpoints, Monitor, Processes, Run, TrainState
 from ..core.step import Step
+from ..core.traits import LossTraits, declared
 from ..core.types import Batch
 from ..data.dataset import check_images
 from ..nets.net import NetTeacher, check_logits
@@ -70,14 +71,16 @@ def _counter(count: Count) -> Callable[[nn.Module, object, Tensor], None]:
 def trial_of(run: Run, backward: Backward | None = None) -> Run:
     """A run of the same parts on copies of everything that a step changes, in this process alone, without extensions
     and collaborators. `backward`: how it computes gradients (None: plainly)."""
-    student = copy.deepcopy(run.student)
+    student, companions = copy.deepcopy((run.student, run.companions))
+    nets = [student.net, *(companion.net for companion in companions.values())]
     return replace(
         run,
         student=student,
+        companions=companions,
         schedulers=copy.deepcopy(run.schedulers),
-        optimizer=torch.optim.SGD(student.net.parameters(), lr=0.0),
+        optimizer=torch.optim.SGD([weight for net in nets for weight in net.parameters()], lr=0.0),
         hooks=run_hooks(),
-        rank=0,
+        ranks=Processes(),
         backward=backward or Backward(),
         monitor=Monitor(),
         checkpoints=Checkpoints(),
@@ -97,6 +100,7 @@ def dry_step(run: Run, samples: int = 2) -> StepCost:
     _check_nets(trial, batch)
     nets: dict[str, nn.Module] = {"student": trial.student.net}
     nets |= {f"teacher {role}": t.net for role, t in run.teachers.items() if isinstance(t, NetTeacher)}
+    nets |= {f"companion {name}": companion.net for name, companion in trial.companions.items()}
     started = time.perf_counter()
     with forked(key(run.seed, "dry"), run.device), counting(nets) as counts:
         step = trial.step(batch, listen=False)
@@ -107,7 +111,8 @@ def dry_step(run: Run, samples: int = 2) -> StepCost:
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
     seconds = time.perf_counter() - started
-    for view in sorted(step.used.views):
+    unbounded = {view for view, derived in declared(run.loss, LossTraits).views.items() if not derived.bounded}
+    for view in sorted(step.used.views - unbounded):
         try:
             check_images(step.image(view))
         except DataError as error:
@@ -116,7 +121,8 @@ def dry_step(run: Run, samples: int = 2) -> StepCost:
         raise Refused(
             f"the loss is {float(loss.detach()):g} on the first images, before any training{_infinite(trial, batch)}"
         )
-    if not finite({str(n): p.grad for n, p in enumerate(trial.student.net.parameters()) if p.grad is not None}):
+    weights = [weight for net in trial.nets.values() for weight in net.parameters()]
+    if not finite({str(n): p.grad for n, p in enumerate(weights) if p.grad is not None}):
         raise Refused("a gradient is not finite on the first images, though the loss is: it cannot be trained")
     _check_used(trial, step)
     return StepCost(counts, len(batch), seconds, clean=frozenset(step.used.clean))
@@ -143,10 +149,16 @@ def _check_nets(run: Run, batch: Batch) -> None:
         check_logits(logits, 1, classes, "the student")
         for role, teacher in run.teachers.items():
             check_logits(teacher.logits(batch.x[:1]), 1, classes, f"the teacher {role!r}")
+        for name, companion in run.companions.items():
+            logits = companion.logits({"clean": batch.x[:1]}, "eval")["clean"]
+            check_logits(logits, 1, classes, f"the companion {name!r}")
 
 
 def _check_used(run: Run, step: Step) -> None:
-    idle = [f"the teacher {role!r}" for role in run.teachers if role not in step.used.roles]
+    traits = declared(run.loss, LossTraits)
+    used = step.used.roles | {companion.of for companion in traits.companions.values()}
+    idle = [f"the teacher {role!r}" for role in run.teachers if role not in used]
+    idle += [f"the companion {name!r}" for name in run.companions if name not in step.used.companions]
     idle += [f"the attack that makes the view {view!r}" for view in run.attacks if view not in step.used.views]
     idle += [f"the batch norm of the view {view!r}" for view in run.student.routed if view not in step.used.trained]
     known = ("weight.", "class_weights")

@@ -9,16 +9,19 @@ from torch import nn
 from rkd.core.errors import RkdError
 from rkd.core.hooks import run_hooks
 from rkd.core.interfaces import Teacher
+from rkd.core.random import key
 from rkd.core.run import Run
+from rkd.core.traits import LossTraits, declared
 from rkd.data.dataset import hold_out
 from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.engine.accelerator import Engine
+from rkd.nets.companions import Follower, Following, check_companions, learning, make_companion
 from rkd.nets.memory_format import arrange
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog
-from rkd.registry.config import RunConfig
+from rkd.registry.config import RunConfig, StudentConfig
 from rkd.registry.schedules import parse_schedule
 from rkd.storage.runfolder import RunFolder
 from rkd.training.accumulation import Accumulation
@@ -41,17 +44,37 @@ def build(
     student starts from."""
     config, data = plan.config, plan.data
     device = choose_device(config.device)
-    net = new_student(config.student, data, catalog, config.seed, tell).to(device)
-    net.autocast = choose_precision(config.precision, device)
-    for one in (net, *(teacher.net for teacher in teachers.values() if isinstance(teacher, NetTeacher))):
-        if isinstance(one, Net):
-            arrange(one, data.shape, device)
-    student = NetStudent(net)
-    for name, options in config.student.conversions.items():
-        if options is False:
-            continue
-        student = catalog.create("student", name, options, f"student.conversions.{name}")(student)
-    student.net.to(device)
+    for teacher in teachers.values():
+        if isinstance(teacher, NetTeacher) and isinstance(teacher.net, Net):
+            arrange(teacher.net, data.shape, device)
+
+    def student_of(wanted: StudentConfig, seed: int, tell: Callable[[str], None]) -> NetStudent:
+        net = new_student(wanted, data, catalog, seed, tell).to(device)
+        net.autocast = choose_precision(config.precision, device)
+        arrange(net, data.shape, device)
+        student = NetStudent(net)
+        for name, options in wanted.conversions.items():
+            if options is not False:
+                student = catalog.create("student", name, options, f"student.conversions.{name}")(student)
+        student.net.to(device)
+        return student
+
+    student = student_of(config.student, config.seed, tell)
+    declarations = declared(plan.loss, LossTraits).companions
+    check_companions(declarations, teachers)
+
+    def new(name: str) -> NetStudent:
+        return student_of(config.companions[name], key(config.seed, "companion", name), lambda text: None)
+
+    companions = {
+        name: make_companion(name, companion, student, teachers, new) for name, companion in declarations.items()
+    }
+    optimizer = _optimizer(config, student.net)
+    for name, companion in learning(companions).items():
+        optimizer.add_param_group({"params": list(companion.net.parameters()), "share": declarations[name].lr})
+    listeners = {f"scheduler {name}": scheduler for name, scheduler in plan.schedulers.items()} | plan.extensions
+    if any(isinstance(companion, Follower) for companion in companions.values()):
+        listeners["companions"] = Following()
     train, held_out = hold_out(data.train, config.data.validation, config.seed)
     if config.validate_.on == "test":
         held_out = data.test
@@ -62,25 +85,26 @@ def build(
         validate = Validation(
             held_out, plan.validation_attack, rules.every, rules.limit, rules.select, max(micro_batch, 16), ranks
         )
-    half = net.autocast is torch.float16
+    half = choose_precision(config.precision, device) is torch.float16
     schedule = parse_schedule(config.optimizer.schedule)
     return Run(
         student=student,
         loss=plan.loss,
         loader=Loader(train, config.batch_size, config.seed, plan.augments, device, ranks, config.data.workers),
         data=data,
-        optimizer=_optimizer(config, student.net),
+        optimizer=optimizer,
         epochs=config.epochs,
         seed=config.seed,
         lr=config.optimizer.lr,
         lr_schedule=schedule,
         clip_gradient=config.optimizer.clip_gradient,
         teachers=dict(teachers),
+        companions=dict(companions),
         attacks=plan.attacks,
         schedulers=plan.schedulers,
-        hooks=run_hooks({**plan.extensions, **(extensions or {})}),
+        hooks=run_hooks({**listeners, **(extensions or {})}),
         device=device,
-        rank=ranks.rank,
+        ranks=ranks,
         backward=Accumulation(
             config.grad_accumulation, ranks, config.sync_bn, torch.amp.GradScaler(device.type) if half else None
         ),

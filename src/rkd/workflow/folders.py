@@ -166,7 +166,7 @@ def _evaluated(folder: RunFolder) -> Iterator[tuple[str, str]]:
 def _configured(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for kind in ("loss", "attack", "objective"):
         if kind in config:
-            yield kind, config[kind]["name"]
+            yield from ((kind, name) for name in config[kind]["name"].split("+" if kind == "loss" else None))
     for attack in config.get("attacks", {}).values():
         yield "attack", attack["name"]
     for kind in ("scheduler", "augment", "extension"):

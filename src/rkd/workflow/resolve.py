@@ -19,6 +19,7 @@ from rkd.registry.catalog import Catalog
 from rkd.registry.config import AttackConfig, Component, RunConfig, parse, section, sound
 from rkd.registry.defaults import data_defaults, method_defaults, name_of, named_attacks, with_names
 from rkd.registry.hooks import HasParts
+from rkd.registry.losses import create_loss, loss_class, loss_options
 from rkd.registry.options import plain, values_of
 from rkd.registry.recipes import merge
 
@@ -113,17 +114,17 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     name = name_of(table.get("loss")) or "mtard-anl"
     given = table.get("loss")
     options = {k: v for k, v in given.items() if k != "name"} if isinstance(given, Mapping) else {}
-    loss = problems.catch(catalog.create, "loss", name, options, "loss")
+    loss = problems.catch(create_loss, catalog, name, options)
     if loss is None:  # with wrong options its class still says what belongs to the method
-        entry = problems.catch(catalog.find, "loss", name)
-        loss = entry.component if entry else None
+        loss = problems.catch(loss_class, catalog, name)
     if data is None or loss is None or first is None:
         _check_names(table, loss, catalog, problems)
         problems.stop()
-    method = method_defaults(loss, table, catalog)
+    method = problems.catch(method_defaults, loss, table, catalog) or {}
     table = merge(data_defaults(data.defaults, method, table), method, table)
     table.setdefault("loss", {})
     table["loss"]["name"] = name
+    table["companions"] = problems.catch(_companions, table, loss)
     for part in ("attack", "objective"):
         if isinstance(table.get(part), Mapping) and "name" not in table[part]:
             given_options = ", ".join(f"{part}.{option}" for option in table[part])
@@ -153,6 +154,9 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     conversions = _components("student", config.student.conversions, catalog, problems)
     problems.catch(catalog.create, "model", config.student.model, config.student.options, "student")
     teachers = problems.catch(teacher_references, config, loss, data, catalog) or []
+    for companion, wanted in config.companions.items():
+        problems.catch(catalog.create, "model", wanted.model, wanted.options, f"companions.{companion}")
+        _components("student", wanted.conversions, catalog, problems)
     if config.preparation_epochs and not any(teacher.model and not teacher.weights for teacher in teachers):
         problems.add("preparation_epochs: no teacher of this run is prepared, so there is nothing to set")
     evaluation = _evaluation(config, data, resolver, problems)
@@ -163,6 +167,20 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
         config, data, loss, attacks, schedulers, list(augments.values()), extensions, teachers, evaluation, validation,
         resolver.notes,
     )  # fmt: skip
+
+
+def _companions(table: Mapping[str, Any], loss: Any) -> dict[str, Any]:
+    """The tables of companions that get an architecture: the student's, unless another is given. Raises ConfigError."""
+    given = table.get("companions") or {}
+    declarations = declared(loss, LossTraits).companions
+    own = [name for name, one in declarations.items() if one.of == "student" and one.follows is None]
+    if strange := [name for name in given if name not in own]:
+        known = f"its companions with an architecture to choose: {', '.join(own) or 'none'}"
+        raise ConfigError(
+            [f"companions.{name}: the loss {name_of(table['loss'])!r} has none; {known}" for name in strange]
+        )
+    same = {key: value for key, value in table.get("student", {}).items() if key not in ("weights", "normalize")}
+    return {name: wanted if "model" in (wanted := given.get(name, {})) else merge(same, wanted) for name in own}
 
 
 def evaluation_batch(config: RunConfig) -> int:
@@ -278,7 +296,7 @@ def _fill_in(
     augments: Mapping[str, Any], extensions: Mapping[str, Any], conversions: Mapping[str, Any], catalog: Catalog,
 ) -> None:  # fmt: skip
     """Write every option's value into the configuration: a run's config.toml holds no hidden defaults."""
-    config.loss.set_options(values_of(loss))
+    config.loss.set_options(loss_options(loss))
     if config.attack:
         config.attack.set_options(values_of(attacks["adv"].attack))
         config.objective = config.objective or Component(name=traits_of(attacks["adv"].attack).objective)
@@ -289,9 +307,9 @@ def _fill_in(
     config.augments = _all_options(config.augments, augments)
     config.extensions = _all_options(config.extensions, extensions)
     config.student.conversions = _all_options(config.student.conversions, conversions)
-    entry = catalog.find("model", config.student.model)
-    factory = catalog.create("model", config.student.model, config.student.options, "student")
-    config.student.set_options(values_of(factory, entry.fixed))
+    for net in (config.student, *config.companions.values()):
+        entry = catalog.find("model", net.model)
+        net.set_options(values_of(catalog.create("model", net.model, net.options, "student"), entry.fixed))
     config.optimizer.schedule = plain(config.optimizer.schedule)
     config.evaluate.batch_size = config.evaluate.batch_size or evaluation_batch(config)
 
@@ -310,7 +328,7 @@ def check_names(table: Mapping[str, Any], catalog: Catalog) -> None:
     table = sound(table)
     section = table.get("loss")
     options = {k: v for k, v in section.items() if k != "name"} if isinstance(section, Mapping) else {}
-    loss = problems.catch(catalog.create, "loss", name_of(section) or "mtard-anl", options, "loss")
+    loss = problems.catch(create_loss, catalog, name_of(section) or "mtard-anl", options)
     _check_names(table, loss, catalog, problems)
     problems.stop()
 

@@ -132,6 +132,7 @@ def train_run(
             stopped = isinstance(error, KeyboardInterrupt)
             status = "interrupted" if stopped else f"failed: {type(error).__name__}: {error}"
             try_to_write(folder, manifest | {"status": status, "seconds": time.perf_counter() - started})
+            run.hooks.hook.rkd_run_stopped(run=run, error=error)
             raise
         manifest |= {"engine": engine_of(run)}
         folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})

@@ -41,13 +41,14 @@ class Awp:
         if run is None:
             return False
         net = run.student.net
-        buffers = [buffer.clone() for buffer in net.buffers()]
+        statistics = [buffer for one in run.nets.values() for buffer in one.buffers()]
+        buffers = [buffer.clone() for buffer in statistics]
         loss = run.backward(run, step)
         moved = [p for p in net.parameters() if p.requires_grad and p.ndim > 1 and p.grad is not None]
         kept = [p.detach().clone() for p in moved]
         gamma = at(self.gamma, step.progress)
         with torch.no_grad():
-            for buffer, before in zip(net.buffers(), buffers, strict=True):
+            for buffer, before in zip(statistics, buffers, strict=True):
                 buffer.copy_(before)
             for weight in moved:
                 assert weight.grad is not None
