@@ -291,7 +291,7 @@ class Run:
             self.teachers,
             self.attacks,
             companions=self.companions,
-            views=declared(self.loss, LossTraits).views,
+            views=declared(self.loss, LossTraits).derived_views,
             threat=self.data.threat,
             # A copy: values set during this step act in the next one, also if the loss is computed again (AWP).
             knobs=dict(self.state.knobs),

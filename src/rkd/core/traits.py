@@ -96,7 +96,7 @@ class LossTraits:
     """By role, the recipe that prepares a missing teacher; its `student` may be `same`: the student's architecture."""
     auxiliary: bool = False
     """It is a term for other losses (`--loss rslad+igdm`), which takes whatever attack these have."""
-    views: Mapping[View, DerivedView] = field(default_factory=dict)
+    derived_views: Mapping[View, DerivedView] = field(default_factory=dict)
     """Views that follow from others, by name."""
     companions: Mapping[str, Companion] = field(default_factory=dict)
     """Nets beside the student, by name."""

@@ -38,7 +38,7 @@ class LossSum:
         if None not in roles:
             self.roles = list(dict.fromkeys(role for one in roles for role in one or ()))
         self.prepare = _united({name: one.prepare for name, one in traits.items()}, "prepare teachers for the role")
-        self.views = _united({name: one.views for name, one in traits.items()}, "make the view")
+        self.derived_views = _united({name: one.derived_views for name, one in traits.items()}, "make the view")
         self.companions = _united({name: one.companions for name, one in traits.items()}, "declare the companion")
         self.auxiliary = all(one.auxiliary for one in traits.values())
         self.clashes: dict[str, dict[str, Any]] = {}

@@ -61,10 +61,12 @@ def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool 
     require(torch.equal(batch.x, kept.x) and torch.equal(batch.y, kept.y), f"{who} must not change the batch")
     unknown = set(declared(loss, LossTraits).weights) - set(terms)
     require(not unknown, f"{who}.weights names {sorted(unknown)}, but the terms are {sorted(terms)}")
-    for view, derived in declared(loss, LossTraits).views.items():
+    for view, derived in declared(loss, LossTraits).derived_views.items():
         images = step.image(view)
         inside = bool(((images >= 0) & (images <= 1)).all())
-        require(inside or not derived.bounded, f"{who}.views: {view!r} leaves [0, 1], so it needs bounded=False")
+        require(
+            inside or not derived.bounded, f"{who}.derived_views: {view!r} leaves [0, 1], so it needs bounded=False"
+        )
     if idle := set(declared(loss, LossTraits).companions) - step.used.companions:
         require(False, f"{who} never asks the companions {sorted(idle)} that it declares")
     if "attack" not in declared(loss, LossTraits).defaults:
@@ -182,7 +184,7 @@ def _step(
     teachers = tiny_teachers(traits.roles or ()) if teachers is None else teachers
     companions = tiny_companions(loss, NetStudent(net), teachers)
     return tiny_step(
-        batch, net, teachers=teachers, attacks=plans, progress=0.5, companions=companions, views=traits.views
+        batch, net, teachers=teachers, attacks=plans, progress=0.5, companions=companions, views=traits.derived_views
     )
 
 

@@ -111,7 +111,7 @@ def dry_step(run: Run, samples: int = 2) -> StepCost:
     if run.device.type == "cuda":
         torch.cuda.synchronize(run.device)
     seconds = time.perf_counter() - started
-    unbounded = {view for view, derived in declared(run.loss, LossTraits).views.items() if not derived.bounded}
+    unbounded = {view for view, derived in declared(run.loss, LossTraits).derived_views.items() if not derived.bounded}
     for view in sorted(step.used.views - unbounded):
         try:
             check_images(step.image(view))
