@@ -15,8 +15,8 @@ from .core.ops import Reduction
 from .core.random import Noise, forked, key
 from .core.run import Run
 from .core.step import Step
-from .core.traits import AttackTraits, Companion, DerivedView, traits_of
-from .core.types import Batch, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View, at
+from .core.traits import AttackTraits, traits_of
+from .core.types import Batch, Companion, DerivedView, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View, at
 from .data.augment import Augment, FiniteAugment
 from .data.dataset import ArraySplit, Dataset, DatasetSource, Split, check_images
 from .data.prefetch import free_memory

@@ -8,6 +8,7 @@ import torch
 from rkd.core.errors import RkdError
 from rkd.core.hooks import hookimpl, run_hooks
 from rkd.core.trainer import fit, train_step
+from rkd.plugins.extensions.awp import Awp
 from rkd.testing import OneStep, tiny_batch, tiny_run
 
 from .losses import Adversarial, Clean, weights
@@ -66,3 +67,43 @@ def test_a_hook_that_does_not_exist() -> None:
     for extension in (Misspelt(), WrongArgument()):
         with pytest.raises(RkdError, match="extension it"):
             run_hooks({"it": extension})
+
+
+def test_the_end_of_an_attack_is_told_and_gradients_may_be_changed() -> None:
+    told = []
+
+    class Halves:
+        @hookimpl
+        def rkd_attack_end(self, step, view, images):
+            told.append((view, images.shape, images.requires_grad))
+
+        @hookimpl
+        def rkd_gradient(self, run, step):
+            for weight in run.student.net.parameters():
+                if weight.grad is not None:
+                    weight.grad.mul_(0.5)
+
+    halved = tiny_run(Adversarial(), attack=OneStep(), extensions={"it": Halves()}, lr=0.1)
+    plain = tiny_run(Adversarial(), attack=OneStep(), lr=0.05)
+    for run in (halved, plain):
+        train_step(run, next(run.loader.batches(0)))
+    assert told == [("adv", halved.loader.batch(torch.arange(8), 0).x.shape, False)]
+    torch.testing.assert_close(weights(halved), weights(plain))
+
+
+def test_gradients_of_a_perturbed_step_may_be_changed_too() -> None:
+    class Clears:
+        @hookimpl
+        def rkd_gradient(self, run, step):
+            run.optimizer.zero_grad()
+
+    run = tiny_run(Adversarial(), attack=OneStep(), extensions={"awp": Awp(), "it": Clears()})
+    before = weights(run)
+    run.hooks.hook.rkd_run_start(run=run)
+    train_step(run, next(run.loader.batches(0)))
+    assert torch.equal(weights(run), before)
+
+
+def test_one_extension_alone_computes_the_gradients() -> None:
+    with pytest.raises(RkdError, match=r"extensions two and one both compute the gradients .* take one of them out"):
+        run_hooks({"one": Awp(), "two": Awp()})

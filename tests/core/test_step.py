@@ -14,6 +14,7 @@ from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack, Student, Teacher
 from rkd.core.random import Noise, key
 from rkd.core.step import AttackPlan, Step
+from rkd.core.types import DerivedView
 from rkd.nets.student import NetStudent
 from rkd.testing import OneStep, StubTeacher, tiny_batch, tiny_net, tiny_step, tiny_teachers, untouched
 from rkd.testing.tiny import cross_entropy
@@ -395,3 +396,27 @@ def test_the_stubs_are_what_the_core_expects() -> None:
     assert isinstance(StubTeacher("robust"), Teacher)
     assert isinstance(NetStudent(tiny_net()), Student)
     assert isinstance(OneStep(), Attack)
+
+
+def test_a_view_that_follows_from_others() -> None:
+    attack = Counting(by=0.1)
+    mirror = DerivedView(lambda step: 2 * step.image() - step.image("adv"), bounded=False)
+    step = tiny_step(attacks={"adv": AttackPlan(attack, cross_entropy)}, views={"mirror": mirror})
+    images = step.image("mirror")
+    torch.testing.assert_close(images, 2 * step.image() - step.image("adv"))
+    assert step.image("mirror") is images and attack.runs == 1 and {"mirror", "adv"} <= step.used.views
+    part = step.select(slice(2, 5))
+    torch.testing.assert_close(part.image("mirror"), images[2:5])
+    assert step.student("mirror").requires_grad
+
+
+def test_views_that_ask_for_themselves_or_have_two_makers() -> None:
+    own = DerivedView(lambda step: step.image("own"))
+    with pytest.raises(Refused, match="the loss that makes the view 'own' asks for that very view"):
+        tiny_step(views={"own": own}).image("own")
+    with pytest.raises(Refused, match="an attack and the loss both make the view 'adv'"):
+        tiny_step(attacks={"adv": AttackPlan(Counting(by=0.1), cross_entropy)}, views={"adv": own})
+    with pytest.raises(Refused, match="an augmentation and the loss both make the view 'weak'"):
+        tiny_step(dataclasses.replace(tiny_batch(), views={"weak": tiny_batch().x}), views={"weak": own})
+    with pytest.raises(Refused, match=r"what the loss calls 'flat' returned .* images \(8, 3\)"):
+        tiny_step(views={"flat": DerivedView(lambda step: step.image()[:, :, 0, 0])}).image("flat")

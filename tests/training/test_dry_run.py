@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from rkd.core.errors import Refused
 from rkd.core.run import Run
 from rkd.core.step import Step
 from rkd.core.trainer import fit
+from rkd.core.types import DerivedView
 from rkd.data.dataset import ArraySplit
 from rkd.data.loader import Loader
 from rkd.nets.student import NetStudent
@@ -155,3 +157,20 @@ def test_a_student_of_another_kind_of_object() -> None:
     run.student = NetStudent(torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4)))
     run.optimizer = torch.optim.SGD(run.student.net.parameters(), 0.1)
     check_trains(run)
+
+
+def test_a_view_may_leave_the_images_only_if_it_says_so() -> None:
+    @dataclass
+    class Beyond:
+        bounded: bool
+
+        @property
+        def derived_views(self) -> dict[str, DerivedView]:
+            return {"beyond": DerivedView(lambda step: 2 * step.image(), self.bounded)}
+
+        def __call__(self, step: Step) -> dict[str, Tensor]:
+            return {"ce": ops.cross_entropy(step.student("beyond"), step.y)}
+
+    dry_step(tiny_run(Beyond(False)))
+    with pytest.raises(Refused, match="what makes the view 'beyond' is at fault"):
+        dry_step(tiny_run(Beyond(True)))

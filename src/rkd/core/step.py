@@ -16,8 +16,8 @@ from .attack import Target, WatchedProbe
 from .errors import Refused, RkdError
 from .interfaces import Attack, CachingTeacher, Objective, Probe, Student, Teacher
 from .random import Noise, forked, key
-from .traits import DerivedView, name_of, traits_of
-from .types import Batch, Mode, ThreatModel, View
+from .traits import name_of, traits_of
+from .types import Batch, DerivedView, Mode, ThreatModel, View
 
 
 @dataclass(frozen=True, slots=True)

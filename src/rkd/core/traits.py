@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from .types import Mode, Norm, Schedule, View
+from .types import Companion, DerivedView, Mode, Norm, Schedule, View
 
 if TYPE_CHECKING:  # the registry reads these without torch
-    from torch import Tensor, nn
-
-    from .step import Step
+    from torch import nn
 
 T = TypeVar("T", "LossTraits", "AugmentTraits", "NetTraits")
 
@@ -55,30 +53,6 @@ class AttackTraits:
     """A radius of its own; None: the target's."""
     norm: Norm | None = None
     """A norm of its own; None: the target's."""
-
-
-@dataclass(frozen=True, slots=True)
-class DerivedView:
-    """A view that follows from others, such as 2x - x': `make(step)` returns its images `(B, C, H, W)`, each from that
-    sample alone. They lie in [0, 1] unless `bounded` is false."""
-
-    make: Callable[[Step], Tensor]
-    bounded: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Companion:
-    """A net beside the student, which is not kept: it learns, or it follows the student.
-
-    `of`: `student` for its architecture with weights of its own (a recipe or user may choose another one:
-    `companions.NAME.model`), or a teacher's role for that very net, which goes on learning from there. `lr`: its
-    learning rate as a share of the student's. `follows`: it learns nothing and is the moving average
-    c <- follows c + (1 - follows) s of the student's weights; buffers are copied.
-    """
-
-    of: str = "student"
-    lr: float = 1.0
-    follows: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True)

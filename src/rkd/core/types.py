@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:  # recipes and options are read without torch
     from torch import Tensor
@@ -58,6 +58,30 @@ class Batch:
         if version is not None:
             version = version[keep if isinstance(keep, slice) else keep.to(version.device)]
         return Batch(self.x[keep], self.y[keep], self.index[keep], views, version)
+
+
+@dataclass(frozen=True, slots=True)
+class DerivedView:
+    """A view that follows from others, such as 2x - x': `make(step)` returns its images `(B, C, H, W)`, each from that
+    sample alone. They lie in [0, 1] unless `bounded` is false."""
+
+    make: Callable[[Any], Tensor]
+    bounded: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Companion:
+    """A net beside the student, which is not kept: it learns, or it follows the student.
+
+    `of`: `student` for its architecture with weights of its own (a recipe or user may choose another one:
+    `companions.NAME.model`), or a teacher's role for that very net, which goes on learning from there. `lr`: its
+    learning rate as a share of the student's. `follows`: it learns nothing and is the moving average
+    c <- follows c + (1 - follows) s of the student's weights; buffers are copied.
+    """
+
+    of: str = "student"
+    lr: float = 1.0
+    follows: Schedule | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,12 +20,12 @@ from rkd.core.traits import LossTraits, declared
 from rkd.core.types import Batch, Mode, Shape, ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.data.loader import Loader
-from rkd.nets.companions import Following, check_companions, learning, make_companion
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog
 from rkd.registry.hooks import HasParts
 from rkd.training.checkpoints import Checkpointer
+from rkd.training.companions import Following, check_companions, learning, make_companion
 from rkd.training.divergence import DivergenceMonitor
 
 SHAPE: Shape = (3, 8, 8)

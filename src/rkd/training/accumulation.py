@@ -29,8 +29,8 @@ from ..core.step import Step
 from ..core.types import Batch, Mode, View
 from ..distributed.ranks import ALONE, Ranks
 from ..distributed.sync_batchnorm import synchronised
-from ..nets.companions import learning
 from ..nets.memory_format import follow
+from .companions import learning
 
 SMALLEST = 2
 """Samples of a micro-batch: of one alone, batch norm has no variance."""

@@ -16,7 +16,6 @@ from rkd.data.dataset import hold_out
 from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.engine.accelerator import Engine
-from rkd.nets.companions import Follower, Following, check_companions, learning, make_companion
 from rkd.nets.memory_format import arrange
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.student import NetStudent
@@ -26,6 +25,7 @@ from rkd.registry.schedules import parse_schedule
 from rkd.storage.runfolder import RunFolder
 from rkd.training.accumulation import Accumulation
 from rkd.training.checkpoints import Checkpointer, CheckpointPolicy
+from rkd.training.companions import Follower, Following, check_companions, learning, make_companion
 from rkd.training.divergence import DivergenceMonitor
 from rkd.training.validation import Validation
 

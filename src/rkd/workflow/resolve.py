@@ -124,7 +124,7 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     table = merge(data_defaults(data.defaults, method, table), method, table)
     table.setdefault("loss", {})
     table["loss"]["name"] = name
-    table["companions"] = problems.catch(_companions, table, loss)
+    table["companions"] = problems.catch(_companions, table, loss) or {}
     for part in ("attack", "objective"):
         if isinstance(table.get(part), Mapping) and "name" not in table[part]:
             given_options = ", ".join(f"{part}.{option}" for option in table[part])

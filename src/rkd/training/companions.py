@@ -10,10 +10,9 @@ from ..core.errors import ConfigError, Refused
 from ..core.hooks import hookimpl
 from ..core.interfaces import Student, Teacher
 from ..core.run import Run
-from ..core.traits import Companion
-from ..core.types import Mode, Schedule, View, at
-from .net import NetTeacher
-from .student import NetStudent
+from ..core.types import Companion, Mode, Schedule, View, at
+from ..nets.net import NetTeacher
+from ..nets.student import NetStudent
 
 
 class Follower(NetStudent):
