@@ -25,6 +25,7 @@ from PIL import Image
 from rkd.core.errors import ConfigError, DataError
 from rkd.data.dataset import ArraySplit, Dataset, DatasetSource, Split
 from rkd.plugins.datasets import _common, digits, imagefolder, npz
+from rkd.plugins.datasets._common import HELD_OUT
 from rkd.plugins.datasets import torchvision as plugin
 from rkd.plugins.datasets.imagefolder import ImageFolder
 from rkd.plugins.datasets.npz import Npz
@@ -318,7 +319,9 @@ def test_a_folder_with_both_parts(tmp_path, test):
 def test_test_wins_over_val(tmp_path):
     write_parts(tmp_path, "test")
     write_folder(tmp_path / "val", count=1)
-    assert len(ImageFolder(str(tmp_path))().test) == 6
+    data = ImageFolder(str(tmp_path))()
+    assert len(data.test) == 6
+    assert data.notes == (f"{tmp_path}: left out, beside train/ and test/: val; {HELD_OUT}",)
 
 
 def test_a_folder_of_classes_is_split_the_same_way_every_time(tmp_path):
@@ -816,7 +819,9 @@ def test_arrays_of_medmnist_and_others(tmp_path):
     images, labels = np.zeros((6, 4, 4), np.uint8), np.arange(6)[:, None].astype(np.uint8) % 2
     parts = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
     np.savez(tmp_path / "med.npz", val_images=images, val_labels=labels, **parts)
-    assert len(Npz(str(tmp_path / "med.npz"))().train) == 6
+    data = Npz(str(tmp_path / "med.npz"))()
+    assert len(data.train) == 6
+    assert data.notes == (f"{tmp_path}/med.npz: left out: val_images, val_labels; {HELD_OUT}",)
     np.savez(tmp_path / "own.npz", a=images, b=labels, c=images, d=labels)
     assert Npz(str(tmp_path / "own.npz"), arrays=["a", "b", "c", "d"])().classes == ("0", "1")
     with pytest.raises(DataError, match=r"lacks x_train.*--set data\.arrays"):

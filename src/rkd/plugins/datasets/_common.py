@@ -9,6 +9,9 @@ from torch import Tensor
 
 from rkd.plugin import Noise, Shape, Split, ThreatModel, expanded, key
 
+HELD_OUT = "validation takes a part of the training images (data.validation)"
+"""What a user who has validation images should know: they are not used."""
+
 
 def locate(path: str, dir: str | None) -> Path:
     """`path` with `~` resolved; a relative one is looked up in `dir` where that is given."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from rkd.plugin import DataError
 
-from ._common import stratified
+from ._common import HELD_OUT, stratified
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 SPLITS = {
@@ -62,7 +62,8 @@ def find_images(root: Path, wanted: Sequence[str] | None) -> Found:
     _, test_files, test_labels = _class_files(test, classes, left, lenient=True)
     notes = _left_out(root, left)
     if others:
-        notes.append(f"{root}: left out, beside {splits['train'].name}/ and {test.name}/: {', '.join(others[:5])}")
+        beside = f"beside {splits['train'].name}/ and {test.name}/"
+        notes.append(f"{root}: left out, {beside}: {', '.join(others[:5])}; {HELD_OUT}")
     return Found(classes, {"train": (files, labels), "test": (test_files, test_labels)}, notes)
 
 

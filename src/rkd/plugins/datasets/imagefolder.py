@@ -1,6 +1,6 @@
 """Any folder of images with one folder per class, in torchvision's `ImageFolder` layout.
 
-    PATH/train/CLASS/*.jpg  and  PATH/test/CLASS/*.jpg  (or PATH/val/...; test wins where both are there)
+    PATH/train/CLASS/*.jpg  and  PATH/test/CLASS/*.jpg  (or PATH/val/..., which is left out where both are there)
     PATH/CLASS/*.jpg        a fixed fifth of each class becomes the test part, whatever the run's seed
 
 Parts may be called training, testing, valid, validation or dev, too, in any case. Classes are the sorted names of the

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, check_images, free_memory, hookimpl
 
-from ._common import compact, customary_threat, fingerprint_of, locate, statistics
+from ._common import HELD_OUT, compact, customary_threat, fingerprint_of, locate, statistics
 
 ANY_SIZE = 1 << 30
 """Bytes that an array may always unpack to."""
@@ -67,7 +67,7 @@ class Npz:
 
     def __call__(self) -> Dataset:
         file = locate(self.path, self.dir)
-        arrays = _read(file, self.arrays)
+        arrays, others = _read(file, self.arrays)
         labels = {part: _labels(arrays[f"y_{part}"], f"{file}: y_{part}") for part in ("train", "test")}
         images = {part: _images(arrays[f"x_{part}"], self.layout, f"{file}: x_{part}") for part in ("train", "test")}
         for part in ("train", "test"):
@@ -95,6 +95,7 @@ class Npz:
             # No augmentation: nothing is known of what the images show.
             defaults={"epochs": 30, "batch_size": 128},
             fingerprint=fingerprint_of(train, test),
+            notes=(f"{file}: left out: {', '.join(others[:5])}; {HELD_OUT}",) if others else (),
         )
 
     def _class_names(self, file: Path, labels: Mapping[str, Tensor]) -> tuple[str, ...]:
@@ -122,8 +123,8 @@ class Npz:
         return names
 
 
-def _read(file: Path, names: list[str] | None) -> dict[str, np.ndarray]:
-    """The four arrays of the file, called `names` there, by NAMES."""
+def _read(file: Path, names: list[str] | None) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The four arrays of the file, called `names` there, by NAMES; and the names of all others."""
     if not file.is_file():
         what = "is a folder, not an .npz file" if file.is_dir() else "does not exist"
         raise DataError(f"data set npz: {file} {what}. Write npz:PATH with the path of a file, or give --data-dir DIR")
@@ -151,7 +152,7 @@ def _read(file: Path, names: list[str] | None) -> dict[str, np.ndarray]:
                 raise
             except Exception as error:  # a cut-off or damaged member, or one with pickled objects
                 raise DataError(f"{file}: {name} cannot be read: {_first_line(error)}") from error
-    return arrays
+    return arrays, [name for name in content.files if name not in called]
 
 
 def _array(content: np.lib.npyio.NpzFile, name: str, file: Path) -> np.ndarray:
