@@ -25,8 +25,8 @@ from PIL import Image
 from rkd.core.errors import ConfigError, DataError
 from rkd.data.dataset import ArraySplit, Dataset, DatasetSource, Split
 from rkd.plugins.datasets import _common, digits, imagefolder, npz
-from rkd.plugins.datasets._common import HELD_OUT
 from rkd.plugins.datasets import torchvision as plugin
+from rkd.plugins.datasets._common import HELD_OUT
 from rkd.plugins.datasets.imagefolder import ImageFolder
 from rkd.plugins.datasets.npz import Npz
 from rkd.registry.hooks import Family
