@@ -28,6 +28,12 @@ def test_brackets_are_no_markup(screen) -> None:
     assert "[bold]x" in plain(stream)[-1]
 
 
+def test_the_line_under_headings_is_no_longer_than_the_terminal(screen) -> None:
+    terminal, stream = screen(60)
+    terminal.table(["broken", ("why", "wrap")], [["a", f"in {'/folder' * 20}"]])
+    assert plain(stream)[1] == "─" * 60
+
+
 def test_a_dumb_terminal_gets_lines(screen, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "dumb")
     terminal, _ = screen(80)

@@ -10,6 +10,7 @@ import hashlib
 import os
 import pickle
 import re
+import shlex
 import shutil
 import struct
 import subprocess
@@ -714,9 +715,15 @@ def test_the_real_cifar10_as_jpegs(tmp_path):
 
 
 def test_a_folder_one_level_too_high_is_refused(tmp_path):
-    write_folder(tmp_path / "zip" / "dataset")
-    with pytest.raises(DataError, match=r"one folder, dataset/.*blue, green, red look like.*imagefolder:.*zip/dataset"):
-        ImageFolder(str(tmp_path / "zip"))()
+    write_folder(tmp_path / "my zip" / "dataset")
+    with pytest.raises(DataError, match=r"one folder, dataset/.*blue, green, red look like") as said:
+        ImageFolder("my zip", dir=str(tmp_path))()
+    option, name = shlex.split(str(said.value).partition("type ")[2])
+    assert option == "--dataset" and ImageFolder(name.partition(":")[2], dir=str(tmp_path))().classes
+    for part in ("train", "test"):
+        write_folder(tmp_path / "parts" / part / "dataset")
+    with pytest.raises(DataError, match=r"move them to .*parts/train$"):  # its path would leave the test images out
+        ImageFolder(str(tmp_path / "parts"))()
 
 
 @pytest.mark.parametrize("names", [("Train", "Test"), ("training", "testing"), ("train", "valid"), ("TRAIN", "dev")])

@@ -71,7 +71,7 @@ class Terminal:
                 self.result()
             self.result(heading)
             if self.out.is_terminal:
-                self.result("─" * max(map(cell_len, (heading, *lines))))
+                self.result("─" * min(self.out.width, max(map(cell_len, (heading, *lines)))))
             for line in lines:
                 self.result(line)
 

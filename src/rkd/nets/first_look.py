@@ -8,6 +8,7 @@ of the paired difference, and the mean log-likelihood by as many.
 **Class order.** A net at chance whose answers become right under a permutation was trained on classes in another order.
 """
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -160,4 +161,5 @@ def doubts(
              if place != output]  # fmt: skip
     shown = ", ".join(moved[:8]) + (", ..." if len(moved) > 8 else "")
     text = f"{found}: its classes are in another order, in which {share:.1%} are right: {shown}"
-    return f"{text}. Put right by --set {section}.classes={str(order).replace(' ', '')}" if section else text
+    setting = shlex.quote(f"{section}.classes={order}".replace(" ", ""))
+    return f"{text}. Put right by --set {setting}" if section else text

@@ -10,7 +10,7 @@ from rkd.core.run import Run
 from rkd.distributed.ranks import Ranks
 from rkd.registry.recipes import read_recipe
 from rkd.storage.runfolder import RunFolder
-from rkd.storage.text import parse_toml, read_text
+from rkd.storage.text import command, parse_toml, read_text
 from rkd.training.checkpoints import Checkpointer, place_of
 
 from .manifest import differences, earlier_manifest
@@ -26,13 +26,20 @@ def check_config(folder: RunFolder, accept: bool = False) -> None:
     `accept`: it may differ. A change that was accepted and killed on its way into the file is brought to its end.
     """
     checkpoint = folder.peek() or {}
-    text, old = read_text(folder.config), checkpoint.get("config")
+    old, kept = checkpoint.get("config"), folder.checkpoints / "config.toml"
+    try:
+        text, now = read_text(folder.config), read_recipe(folder.config)
+    except RkdError as error:
+        if isinstance(old, str):
+            folder.write_text(kept, old)
+            error.add_note(f"the one that the last checkpoint was made with is kept as {kept}")
+        raise
     if digest(text) == checkpoint.get("replaces"):
         folder.write_config(str(old))
         return
     if accept:
         return
-    go_on = f"go on with what it says now: rkd run --resume {folder.path} --accept-changes"
+    go_on = f"go on with what it says now: {command('run', '--resume', folder.path, '--accept-changes')}"
     if not isinstance(old, str):  # no checkpoint yet, or one of an earlier version
         if earlier_manifest(folder).get("config", digest(text)) != digest(text):
             raise RkdError(f"{folder.config} has changed since the run began. Put the old one back, or {go_on}")
@@ -41,9 +48,8 @@ def check_config(folder: RunFolder, accept: bool = False) -> None:
         before = parse_toml(old)
     except ValueError as error:
         raise RkdError(f"{folder.last} holds no configuration that can be read ({error}); {go_on}") from None
-    if changes := _changes(before, read_recipe(folder.config)):
+    if changes := _changes(before, now):
         more = f" and {len(changes) - SHOWN} more settings" if len(changes) > SHOWN else ""
-        kept = folder.checkpoints / "config.toml"
         folder.write_text(kept, old)
         raise RkdError(
             f"{folder.config} has changed since the last checkpoint: {', '.join(changes[:SHOWN])}{more}. Put the old "

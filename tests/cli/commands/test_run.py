@@ -433,6 +433,10 @@ def test_resume_notices_a_changed_configuration(rkd, stop: tuple[str, ...], monk
         said = rkd(*resume)
         assert said.exit_code == 2 and words in said.stderr and "--accept-changes" in said.stderr
         assert Path("runs/part/checkpoints/config.toml").read_text() == text
+    config.write_bytes(bytes(500))  # as a loss of power may leave it
+    said = rkd(*resume)
+    assert said.exit_code == 2 and "is kept as runs/part/checkpoints/config.toml" in said.stderr
+    config.write_text(text.replace("lr = 0.1", "lr = 0.3"))
     assert rkd(*resume, "--accept-changes", "--epochs", "2", "-q").exit_code == 0
     kept = tomllib.loads(config.read_text())
     assert (kept["epochs"], kept["optimizer"]["lr"]) == (2, 0.3)

@@ -1,6 +1,7 @@
 """What lies in a folder of images: its parts, classes and files, and what is left out. Not a plugin."""
 
 import os
+import shlex
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -120,7 +121,10 @@ def _check_level(folder: Path, found: Sequence[Path]) -> None:
     inner = [tuple(path.name for path in _folders(one)) for one in found]
     bare = not any(entry.suffix.lower() in SUFFIXES for one in found for entry in one.iterdir())
     if len(found) == 1:
-        below = f"; its folders {', '.join(inner[0][:5])} look like the classes: type --dataset imagefolder:{found[0]}"
+        # Absolute: --data-dir is where a relative one starts.
+        name = f"--dataset {shlex.quote(f'imagefolder:{found[0].absolute()}')}"
+        todo = f"move them to {folder}" if folder.name.lower() in SPLITS else f"type {name}"
+        below = f"; its folders {', '.join(inner[0][:5])} look like the classes: {todo}"
         raise DataError(
             f"{folder} holds one folder, {found[0].name}/, which makes one class{below if inner[0] else ''}"
         )
