@@ -105,5 +105,5 @@ def test_gradients_of_a_perturbed_step_may_be_changed_too() -> None:
 
 
 def test_one_extension_alone_computes_the_gradients() -> None:
-    with pytest.raises(RkdError, match=r"extensions two and one both compute the gradients .* take one of them out"):
+    with pytest.raises(RkdError, match=r"extensions one and two both compute the gradients .* take one of them out"):
         run_hooks({"one": Awp(0.01), "two": Awp(0.02)})
