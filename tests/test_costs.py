@@ -24,6 +24,9 @@ STUDENT = {
     "akd2": (11, 11),
     "kd-swa": (11, 11),
     "ard": (12, 12),
+    "iad": (12, 12),
+    "iad2": (12, 12),
+    "adaiad": (12, 12),
     "rslad": (12, 12),
     "absld": (12, 12),
     "adaad": (12, 12),
@@ -41,6 +44,9 @@ TEACHERS = {
     "akd2": {"robust": (1, 0), "clean": (1, 0)},
     "kd-swa": {"robust": (1, 0), "clean": (1, 0)},
     "ard": {"robust": (1, 0)},
+    "iad": {"robust": (2, 0)},  # its clean answer, and its confidence on the attacked images
+    "iad2": {"robust": (1, 0), "clean": (1, 0)},
+    "adaiad": {"robust": (11, 10)},
     "rslad": {"robust": (1, 0)},
     "absld": {"robust": (1, 0)},
     "adaad": {"robust": (12, 10)},  # the search differentiates the teacher

@@ -1,4 +1,4 @@
-"""MART: adversarial training that asks more of the images which the net classifies wrongly while they are clean.
+"""MART: adversarial training with more weight on images that are misclassified while they are clean.
 
     L = BCE(S(x'), y) + beta (1 - p_y(x)) KL(S(x) ‖ S(x')),    x' = argmax CE(S(x'), y)
 
