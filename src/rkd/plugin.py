@@ -18,7 +18,7 @@ from .core.step import Step
 from .core.traits import AttackTraits, traits_of
 from .core.types import Batch, Companion, DerivedView, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View, at
 from .data.augment import Augment, FiniteAugment
-from .data.dataset import ArraySplit, Dataset, DatasetSource, Split, check_images
+from .data.dataset import ArraySplit, Dataset, DatasetSource, MixedSplit, Split, check_images
 from .data.prefetch import free_memory
 from .evaluation.corruptions import Corruption, at_severity
 from .evaluation.model import Finite
@@ -97,6 +97,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Dataset",
     "DatasetSource",
     "FiniteAugment",
+    "MixedSplit",
     "Split",
     "at_severity",
     "check_images",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rkd.core.errors import DataError
-from rkd.data.dataset import ArraySplit, Split, Subset, check_images, fetch, hold_out
+from rkd.data.dataset import ArraySplit, MixedSplit, Split, StoredSplit, Subset, check_images, fetch, hold_out
 from rkd.testing import tiny_batch, tiny_dataset
 
 
@@ -43,6 +43,53 @@ def test_hold_out_of_nothing_and_of_everything() -> None:
     assert hold_out(data, 0.01, 0) == (data, None)
     with pytest.raises(DataError, match="leaves none"):
         hold_out(data, 0.99, 0)
+
+
+def mixed(real: int = 23, generated: int = 40, fraction: float = 0.7) -> MixedSplit:
+    images = torch.arange(generated, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, *tiny_batch(1).x.shape[1:])
+    return MixedSplit(split(real), ArraySplit(images.contiguous(), torch.arange(generated) % 3), fraction)
+
+
+def test_a_mixed_split_has_the_real_images_and_behind_them_the_generated_ones() -> None:
+    data = mixed()
+    assert isinstance(data, StoredSplit) and len(data) == 63
+    index = torch.tensor([62, 3, 23, 0, 3])
+    images = data.images(index)
+    assert torch.equal(images[[1, 3, 4]], data.real.images(torch.tensor([3, 0, 3])))
+    assert torch.equal(images[[0, 2]], data.generated.images(torch.tensor([39, 0])))
+    assert torch.equal(data.labels[index], torch.tensor([39 % 3, 3, 0, 0, 3]))
+    assert data.images(index[:0]).shape == (0, *images.shape[1:])
+    bytes_ = ArraySplit(torch.zeros(5, 1, 2, 2, dtype=torch.uint8), torch.arange(5))
+    assert MixedSplit(bytes_, bytes_, 0.5).pixels(torch.tensor([7, 1])).dtype == torch.uint8
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.3, 0.7, 1.0])
+def test_each_batch_of_a_mixed_epoch_has_its_share(fraction: float) -> None:
+    data = mixed(fraction=fraction)
+    order = data.epoch(10, seed=3)
+    assert torch.equal(order, data.epoch(10, seed=3)) and not torch.equal(order, data.epoch(10, seed=4))
+    assert len(order) == 23
+    for batch, size in zip(order.split(10), (10, 10, 3), strict=True):
+        assert int((batch >= 23).sum()) == int(fraction * size + 1e-9)
+    assert len(order.unique()) == 23, "none comes twice while there are enough"
+    if 0 < fraction < 1:
+        firsts = torch.cat([data.epoch(10, seed)[:5] for seed in range(40)])
+        assert 0.5 * fraction < float((firsts >= 23).float().mean()) < 1.5 * fraction, "they stand anywhere in a batch"
+
+
+def test_too_few_generated_images_come_again() -> None:
+    order = mixed(generated=5).epoch(10, seed=0)
+    made = order[order >= 23] - 23
+    assert sorted(made.bincount(minlength=5).tolist()) == [3, 3, 3, 3, 4]
+
+
+def test_real_images_alone_are_held_out() -> None:
+    data = mixed(40)
+    train, held = hold_out(data, 0.25, 7)
+    plain, same = hold_out(data.real, 0.25, 7)
+    assert torch.equal(held.positions, same.positions)
+    assert isinstance(train, MixedSplit) and torch.equal(train.real.positions, plain.positions)
+    assert (len(train), train.fraction) == (30 + 40, 0.7)
 
 
 def test_fetch() -> None:

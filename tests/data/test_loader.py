@@ -9,7 +9,7 @@ import torch
 
 from rkd.core.random import Noise
 from rkd.core.types import Batch
-from rkd.data.dataset import ArraySplit
+from rkd.data.dataset import ArraySplit, MixedSplit
 from rkd.data.loader import Loader
 from rkd.testing import tiny_batch, untouched
 
@@ -48,6 +48,18 @@ def test_batches_hold_the_images_of_their_index() -> None:
     for batch in Loader(data, 8, seed=0).batches(0):
         assert torch.equal(batch.x, data.images(batch.index))
         assert torch.equal(batch.y, data.labels[batch.index])
+
+
+def test_batches_of_a_mixed_split() -> None:
+    """As many as of the real images, each with its share of generated ones, whichever way they are read."""
+    data = MixedSplit(split(), split(50), 0.5)
+    loader = Loader(data, 8, seed=0)
+    batches = list(loader.batches(2))
+    assert [len(b) for b in batches] == [loader.size(n) for n in range(len(loader))] == [8, 8, 7]
+    for batch in batches:
+        assert int((batch.index >= 23).sum()) == len(batch) // 2
+        assert torch.equal(batch.x, data.images(batch.index)) and torch.equal(batch.y, data.labels[batch.index])
+    assert torch.equal(next(loader.batches(2, start=1)).index, batches[1].index)
 
 
 @dataclasses.dataclass

@@ -25,7 +25,7 @@ from PIL import Image
 
 from rkd.core.errors import ConfigError, DataError
 from rkd.data.dataset import ArraySplit, Dataset, DatasetSource, Split
-from rkd.plugins.datasets import _common, digits, imagefolder, npz
+from rkd.plugins.datasets import _common, digits, generated, imagefolder, npz
 from rkd.plugins.datasets import torchvision as plugin
 from rkd.plugins.datasets._common import HELD_OUT
 from rkd.plugins.datasets.imagefolder import ImageFolder
@@ -649,10 +649,20 @@ def test_npz_files_that_are_none(tmp_path):
 
 def test_the_hooks_give_described_components():
     found = {}
-    for module in (digits, plugin, imagefolder, npz):
+    for module in (digits, plugin, generated, imagefolder, npz):
         found |= module.rkd_datasets()
     assert sorted(found) == [
-        *("cifar10", "cifar100", "digits", "fashion-mnist", "imagefolder:PATH", "mnist", "npz:PATH", "svhn"),
+        *(
+            "cifar10",
+            "cifar100",
+            "digits",
+            "fashion-mnist",
+            "generated:PATH",
+            "imagefolder:PATH",
+            "mnist",
+            "npz:PATH",
+            "svhn",
+        ),
     ]
     for name, component in found.items():
         if isinstance(component, Family):
@@ -676,7 +686,7 @@ def test_a_constant_channel_does_not_divide_by_zero():
 @pytest.mark.slow
 def test_plugins_are_cheap_to_import():
     """Naming the data sets may not cost the import of torchvision, scikit-learn or PIL."""
-    names = "digits, torchvision, imagefolder, npz"
+    names = "digits, torchvision, generated, imagefolder, npz"
     code = (
         f"from rkd.plugins.datasets import {names}\nimport sys\n"
         "sys.exit(' '.join(m for m in ('torchvision', 'sklearn', 'PIL', 'scipy') if m in sys.modules) or 0)"

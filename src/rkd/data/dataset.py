@@ -90,6 +90,48 @@ class Subset:
         return pixels(self.split, self.positions[index])
 
 
+class MixedSplit:
+    """`real` images and behind them `generated` ones, of which each training batch holds a share, `fraction`.
+
+    An epoch shows as many images as `real` has, each of either kind once at most while there are enough.
+    """
+
+    in_memory = False
+
+    def __init__(self, real: Split, generated: Split, fraction: float) -> None:
+        self.real, self.generated, self.fraction = real, generated, fraction
+        self.labels = torch.cat([real.labels, generated.labels])
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def pixels(self, index: Tensor) -> Tensor:
+        own = index < len(self.real)
+        parts = pixels(self.real, index[own]), pixels(self.generated, index[~own] - len(self.real))
+        if parts[0].dtype != parts[1].dtype:
+            parts = as_images(parts[0]), as_images(parts[1])
+        found = parts[0].new_empty((len(index), *parts[0].shape[1:]))
+        found[own], found[~own] = parts
+        return found
+
+    def images(self, index: Tensor) -> Tensor:
+        return as_images(self.pixels(index))
+
+    def epoch(self, batch_size: int, seed: int) -> Tensor:
+        """Positions `(len(real),)` in the order in which an epoch's batches take them, which follows from `seed`.
+
+        Of a batch of B images `floor(fraction * B)` are generated, and stand anywhere in it: processes and
+        micro-batches, which take a part each, get both kinds.
+        """
+        count = len(self.real)
+        sizes = [min(batch_size, count - start) for start in range(0, count, batch_size)]
+        made = [int(self.fraction * size + 1e-9) for size in sizes]
+        real = _drawn(count, count - sum(made), seed).split([a - b for a, b in zip(sizes, made, strict=True)])
+        generated = (count + _drawn(len(self.generated), sum(made), key(seed, "generated"))).split(made)
+        batches = [torch.cat(parts) for parts in zip(real, generated, strict=True)]
+        return torch.cat([b[permutation(len(b), key(seed, number))] for number, b in enumerate(batches)])
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Training and test images with what one must know about them.
@@ -184,6 +226,9 @@ def check_images(images: Tensor) -> None:
 
 def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split | None]:
     """`split` without, and only with, a share of its samples, drawn from `seed` alone. No share: (split, None)."""
+    if isinstance(split, MixedSplit):  # generated images are no measure of anything
+        real, held_out = hold_out(split.real, share, seed)
+        return MixedSplit(real, split.generated, split.fraction), held_out
     count = round(share * len(split))
     if count == 0:
         return split, None
@@ -225,3 +270,9 @@ def permutation(count: int, seed: int) -> Tensor:
     """The numbers 0 to count - 1 in an order that follows from `seed`, `(count,)` int64."""
     generator = torch.Generator().manual_seed(seed)
     return torch.randperm(count, generator=generator)
+
+
+def _drawn(count: int, wanted: int, seed: int) -> Tensor:
+    """So many of the numbers 0 to count - 1, all of them before any comes again."""
+    rounds = range(-(-wanted // count))
+    return torch.cat([torch.arange(0), *(permutation(count, key(seed, number)) for number in rounds)])[:wanted]

@@ -15,7 +15,7 @@ from ..core.traits import AugmentTraits, declared
 from ..core.types import Batch
 from ..distributed.ranks import ALONE, Ranks
 from .augment import Augment, Variants
-from .dataset import Split, permutation
+from .dataset import MixedSplit, Split, permutation
 from .prefetch import Prefetcher, send
 
 
@@ -39,7 +39,9 @@ class Loader:
     ) -> None:
         self.split = split
         self.ranks = ranks
-        self.batch_size = min(batch_size, len(split))
+        self.images = len(split.real) if isinstance(split, MixedSplit) else len(split)
+        """How many an epoch shows."""
+        self.batch_size = min(batch_size, self.images)
         self.seed = seed
         self.augments = list(augments)
         self.device = torch.device(device)
@@ -48,12 +50,12 @@ class Loader:
         """Set while batches shall say which version of its image each sample is (`Batch.version`)."""
 
     def __len__(self) -> int:
-        full, rest = divmod(len(self.split), self.batch_size)
+        full, rest = divmod(self.images, self.batch_size)
         return full + (rest > 1 or full == 0)
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The batches of an epoch, from number `start` on."""
-        order = permutation(len(self.split), key(self.seed, "order", epoch))
+        order = self._order(key(self.seed, "order", epoch))
         wanted = [
             self._mine(order[number * self.batch_size : (number + 1) * self.batch_size])
             for number in range(start, len(self))
@@ -64,7 +66,13 @@ class Loader:
 
     def size(self, number: int) -> int:
         """How many images the whole batch `number` of an epoch has."""
-        return min(self.batch_size, len(self.split) - number * self.batch_size)
+        return min(self.batch_size, self.images - number * self.batch_size)
+
+    def _order(self, seed: int) -> Tensor:
+        """The positions of an epoch's images."""
+        if isinstance(self.split, MixedSplit):
+            return self.split.epoch(self.batch_size, seed)
+        return permutation(len(self.split), seed)
 
     def _mine(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Of a whole batch, the images that this process makes, and which of these are its part (None: all)."""

@@ -38,7 +38,8 @@ def predict(run: Run, plan: Plan, card: StepCost, ranks: Ranks = ALONE) -> tuple
     _attack_once(run, max(1, samples * (plan.config.evaluate.batch_size or 1) // micro_batch))
     memory = before + (peak_bytes(run.device) - before) * micro_batch // samples
     seconds = min(seconds, dry_step(run, samples).seconds)
-    images = run.epochs * len(run.loader.split) + _validation_images(run, plan, card)
+    epoch = sum(map(run.loader.size, range(len(run.loader))))
+    images = run.epochs * epoch + _validation_images(run, plan, card)
     return seconds / samples * images / ranks.size, memory
 
 

@@ -131,7 +131,7 @@ def _read(file: Path, names: list[str] | None) -> tuple[dict[str, np.ndarray], l
     try:
         content = np.load(file, allow_pickle=False)
     except Exception as error:  # BadZipFile, ValueError (pickles), EOFError, OSError
-        raise DataError(f"{file} is not a whole .npz file: {_first_line(error)}") from error
+        raise DataError(f"{file} is not a whole .npz file: {first_line(error)}") from error
     if not isinstance(content, np.lib.npyio.NpzFile):
         raise DataError(f"{file} holds a single array, not the arrays {', '.join(NAMES)} of an .npz file")
     with content:
@@ -151,14 +151,14 @@ def _read(file: Path, names: list[str] | None) -> tuple[dict[str, np.ndarray], l
             except DataError:
                 raise
             except Exception as error:  # a cut-off or damaged member, or one with pickled objects
-                raise DataError(f"{file}: {name} cannot be read: {_first_line(error)}") from error
+                raise DataError(f"{file}: {name} cannot be read: {first_line(error)}") from error
     return arrays, [name for name in content.files if name not in called]
 
 
 def _array(content: np.lib.npyio.NpzFile, name: str, file: Path) -> np.ndarray:
     """An array in memory; one that would take more than half of what is free stays in the file, and is mapped."""
     member = content.zip.getinfo(f"{name}.npy")  # type: ignore[union-attr]
-    _check_size(member, file)
+    check_size(member, file)
     free = free_memory()
     if member.file_size <= free // 2:
         return content[name]
@@ -167,6 +167,13 @@ def _array(content: np.lib.npyio.NpzFile, name: str, file: Path) -> np.ndarray:
             f"{file}: {name} unpacks to {member.file_size >> 20:,} MiB, and {free >> 20:,} MiB of memory are free; "
             "write the file with numpy.savez, which does not compress, and it is read batch by batch"
         )
+    place, shape, by_columns, dtype = stored_array(file, member)
+    return np.memmap(file, dtype, "c", place, shape, "F" if by_columns else "C")
+
+
+def stored_array(file: Path, member: ZipInfo) -> tuple[int, tuple[int, ...], bool, np.dtype]:
+    """Where the numbers of an array that is not compressed begin in the file; its shape, whether it lies by columns,
+    and its type."""
     with open(file, "rb") as opened:
         opened.seek(member.header_offset)
         head = opened.read(30)
@@ -174,10 +181,10 @@ def _array(content: np.lib.npyio.NpzFile, name: str, file: Path) -> np.ndarray:
         version = np.lib.format.read_magic(opened)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, by_columns, dtype = read(opened)
-        return np.memmap(file, dtype, "c", opened.tell(), shape, "F" if by_columns else "C")
+        return opened.tell(), shape, by_columns, dtype
 
 
-def _check_size(member: ZipInfo, file: Path) -> None:
+def check_size(member: ZipInfo, file: Path) -> None:
     """Raise DataError for an array that unpacks to far more than images do: zeros shrink a thousandfold.
 
     No more than the size that the archive's directory says is ever unpacked.
@@ -189,7 +196,7 @@ def _check_size(member: ZipInfo, file: Path) -> None:
         )
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
