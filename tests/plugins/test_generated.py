@@ -125,11 +125,11 @@ def test_a_file_that_shrinks_is_told(tmp_path: Path) -> None:
 def test_options_are_checked(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="fraction"):
         Generated("g.npz", fraction=1.5)
-    with pytest.raises(UnknownName, match=r"'digit' is none of .*did you mean.*digits"):
+    with pytest.raises(UnknownName, match=r"'digit' is none of .*Did you mean digits"):
         Generated(write(tmp_path), base="digit")()
 
 
-def test_a_run_trains_on_both(catalog: Catalog, tmp_path: Path) -> None:
+def test_the_batches_of_a_run_hold_both(catalog: Catalog, tmp_path: Path) -> None:
     """By the settings that a user types; validation sees real images alone."""
     table = {
         "loss": {"name": "ce"},
