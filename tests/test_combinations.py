@@ -49,6 +49,8 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
         found.append("anl")
     if scheduler == "class-temperature" and loss != "absld":
         found += ["class_T", "attack"]
+    if scheduler == "entropy-weights" and loss != "saad":
+        found += ["entropy-weights", "attack"]
     if scheduler == "entropy-balance" and "mtard" not in loss:
         found += ["teacher", "T.robust"]
     if conversion == "aux-bn" and (not attacks or loss in ATTACKED_ALONE):

@@ -31,6 +31,7 @@ STUDENT = {
     "absld": (12, 12),
     "adaad": (12, 12),
     "dgad": (12, 12),
+    "saad": (12, 12),
     "mtard": (12, 12),
     "ltd": (13, 12),  # as trades
     "ltd-at": (11, 11),
@@ -51,6 +52,7 @@ TEACHERS = {
     "absld": {"robust": (1, 0)},
     "adaad": {"robust": (12, 10)},  # the search differentiates the teacher
     "dgad": {"robust": (12, 10)},
+    "saad": {"robust": (3, 1)},  # the search differentiates it once
     "mtard": {"robust": (1, 0), "clean": (1, 0)},
     "ltd": {"clean": (1, 0)},
     "ltd-at": {"clean": (1, 0)},

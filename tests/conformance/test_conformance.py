@@ -52,6 +52,8 @@ ATTACKS = {
     "transfer": {"optimum": 0},  # looks for the worst image for another net
 }
 """What of `check_attack` an attack does not promise, and why."""
+TERMS = {"entropy-weights": ("adv", "adv_entropy", "clean", "clean_entropy", "entropy")}
+"""Of the loss that a scheduler is for, where it is for one."""
 
 
 def names(kind: str) -> list[str]:
@@ -153,7 +155,7 @@ def test_objective_among_two_teachers(name: str) -> None:
 
 @pytest.mark.parametrize("name", names("scheduler"))
 def test_scheduler(name: str) -> None:
-    testing.check_scheduler(CATALOG.create("scheduler", name))
+    testing.check_scheduler(CATALOG.create("scheduler", name), terms=TERMS.get(name, ("adv", "clean")))
 
 
 @pytest.mark.parametrize("name", names("student"))

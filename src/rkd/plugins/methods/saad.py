@@ -1,0 +1,106 @@
+"""SAAD: samples on which the teacher is unsure count more, and the search follows the teacher to first order.
+
+    L = mean of w_i KL(T(x') ‖ S(x')) + v_i KL(T(x) ‖ S(x))        w, v: see the scheduler `entropy-weights`
+    x' = argmax KL(softmax z ‖ S(x')),    z = T(x) + lambda e_y <grad T_y(x), x' - x>
+
+H_i, which the weights follow, is the entropy of T(x') of Rényi's `order`; 1 is Shannon's. w_i = 5 (H_i - min H), so
+that the surest sample of a batch has no weight; v_i = 0 by default, as in the published command. Terms `adv` and
+`clean`, both divergences, `adv_entropy` and `clean_entropy`, the same times H, and `entropy`, H, each `(B,)`: the
+scheduler makes w and v of them. Without it (`--scheduler none`) `adv` alone counts: AdaAD's loss with this search.
+
+The objective `kl-first-order` corrects the true class's logit alone. It asks the teacher for T(x) and its gradient once
+a search and not in its steps: with the loss's two questions three forwards and one backward of the teacher, where AdaAD
+has twelve and ten. (Once for each group of samples, where an attack lets fallen ones leave.) It needs hard labels.
+
+The official code adds IGDM's term to the first divergence, inside of w: left out here. It forwards x', x - (x' - x) and
+x in this order through the student, averages the weights after each epoch from 95 on (extension `swa`), and starts its
+search outside [0, 1] (see `start_clip` of `pgd`). Beside it, its scripts of other methods exchange eps and step size.
+
+References: lee2026samplewise
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from rkd.plugin import Probe, Reduction, Schedule, Step, hookimpl, ops
+
+
+@dataclass
+class Saad:
+    """SAAD (Lee and Chung, 2026): weights by the teacher's uncertainty, a search along its first-order expansion."""
+
+    order: float = 1.0
+    reduction: Reduction = "batchmean"
+
+    roles: ClassVar = ("robust",)
+    defaults: ClassVar = {"attack": "pgd", "objective": "kl-first-order", "scheduler": "entropy-weights"}
+    weights: ClassVar[dict[str, Schedule]] = {"adv_entropy": 0.0, "clean": 0.0, "clean_entropy": 0.0, "entropy": 0.0}
+
+    def __post_init__(self) -> None:
+        if self.order <= 0:
+            raise ValueError(f"order must be positive, got {self.order:g}")
+
+    def __call__(self, step: Step) -> dict[str, Tensor]:
+        on_adv, on_clean = step.teacher(view="adv"), step.teacher()  # before the student's graph
+        adv, clean = step.students("adv", "clean")
+        on_adv_kl = ops.kl(adv, on_adv, reduction=self.reduction)
+        on_clean_kl = ops.kl(clean, on_clean, reduction=self.reduction)
+        entropy = renyi_entropy(on_adv, self.order)
+        return {
+            "adv": on_adv_kl,
+            "adv_entropy": entropy * on_adv_kl,
+            "clean": on_clean_kl,
+            "clean_entropy": entropy * on_clean_kl,
+            "entropy": entropy,
+        }
+
+
+def renyi_entropy(logits: Tensor, order: float) -> Tensor:
+    """log(sum_k p_k^order) / (1 - order) per sample, `(B,)`; Shannon's for order 1."""
+    if order == 1:
+        return ops.entropy(logits)
+    return (order * logits.float().log_softmax(1)).logsumexp(1) / (1 - order)
+
+
+@dataclass
+class KlFirstOrder:
+    """Divergence from a teacher's answer, its true class's logit corrected to first order (SAAD).
+
+    `role`: which teacher; None: the only one, or of several the robust one. `scale`: of the correction, lambda.
+    """
+
+    role: str | None = None
+    scale: float = 1.0
+
+    # Clean images and labels of the search in hand, the teacher's logits on them and the gradient of its true class's.
+    _search: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
+
+    def __call__(self, step: Step, probe: Probe, x: Tensor) -> Tensor:
+        clean, y, logits, gradient = self._expansion(step)
+        change = ((x - clean) * gradient).flatten(1).sum(1, keepdim=True)
+        true = y.unsqueeze(1) == torch.arange(logits.shape[1], device=y.device)
+        return ops.kl(probe(x), logits + self.scale * change * true)
+
+    def _expansion(self, step: Step) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        clean, y = step.image("clean"), step.labels
+        if self._search is None or self._search[0] is not clean or self._search[1] is not y:
+            with torch.enable_grad():
+                x = clean.detach().requires_grad_()
+                logits = step.ask(step.role(self.role), x).float()
+                true = logits.gather(1, y.unsqueeze(1)).sum()
+                gradient = torch.autograd.grad(true, x)[0] if true.requires_grad else torch.zeros_like(x)
+            self._search = (clean, y, logits.detach(), gradient)
+        return self._search
+
+
+@hookimpl
+def rkd_losses():
+    return {"saad": Saad}
+
+
+@hookimpl
+def rkd_objectives():
+    return {"kl-first-order": KlFirstOrder}
