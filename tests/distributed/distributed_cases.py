@@ -29,6 +29,7 @@ from rkd.plugins.extensions.ema import Ema
 from rkd.plugins.extensions.swa import Swa
 from rkd.plugins.methods.ce import CrossEntropy
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
+from rkd.registry.defaults import default_schedulers
 from rkd.storage.serialize import save_state
 from rkd.testing import LinearNet, OneStep, TinyNet, tiny_dataset, tiny_net, tiny_run
 from rkd.testing.tiny import cross_entropy
@@ -61,8 +62,7 @@ def a_run(ranks: Ranks, loss: Any, net: Any = LinearNet, mode: str = "eval", **s
 
 def of_method(name: str) -> dict[str, Any]:
     loss = CATALOG.create("loss", name)
-    scheduler = dict(loss.defaults).get("scheduler")
-    return {"loss": loss, "schedulers": {scheduler: CATALOG.create("scheduler", scheduler)} if scheduler else {}}
+    return {"loss": loss, "schedulers": {name: CATALOG.create("scheduler", name) for name in default_schedulers(loss)}}
 
 
 def end(run: Run) -> dict[str, Any]:

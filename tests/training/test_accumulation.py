@@ -19,6 +19,7 @@ from rkd.data.loader import Loader
 from rkd.nets.student import NetStudent
 from rkd.plugins.extensions.awp import Awp
 from rkd.registry.catalog import Catalog, load_catalog
+from rkd.registry.defaults import default_schedulers
 from rkd.testing import LinearNet, OneStep, tiny_dataset, tiny_net, tiny_run
 from rkd.training.accumulation import Accumulation, micro_batch_count, micro_batches
 from rkd.training.dry_run import counting
@@ -82,8 +83,7 @@ def test_every_method_learns_the_same_in_parts(name: str) -> None:
     ends = []
     for accumulation in (1, 3):
         loss = CATALOG.create("loss", name)
-        scheduler = dict(loss.defaults).get("scheduler")
-        schedulers = {scheduler: CATALOG.create("scheduler", scheduler)} if scheduler else {}
+        schedulers = {name: CATALOG.create("scheduler", name) for name in default_schedulers(loss)}
         run = a_run(loss, accumulation, schedulers=schedulers, epochs=2)
         if "attack" not in loss.defaults:
             run.attacks = {}
