@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from rkd.plugins.extensions.swa import Swa
 from rkd.plugins.methods.akd2 import Akd2, KdSwa
 from rkd.registry.schedules import Ramp
 from rkd.testing import OneStep, tiny_batch, tiny_run
@@ -68,6 +69,12 @@ def test_missing_teachers_are_of_the_students_architecture(name: str, catalog) -
     assert {role: recipe["loss"]["name"] for role, recipe in plan.loss.prepare.items()} == {
         "robust": "pgd-at", "clean": "ce",
     }  # fmt: skip
+
+
+def test_kd_swa_averages_weights_from_epoch_55_of_200_on(catalog) -> None:
+    (extension,) = resolve({"loss": {"name": "kd-swa"}}, catalog).extensions.values()
+    assert isinstance(extension, Swa) and extension.since == 55 / 200
+    assert not resolve({"loss": {"name": "kd-swa"}, "extensions": {"swa": False}}, catalog).extensions
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,8 @@ student itself is evaluated. An epoch whose last batch is skipped (`--on-nan ski
 
 Izmailov et al. average in the last quarter of a training with a high learning rate; Chen et al. (2021), who keep robust
 overfitting away with it, from epoch 55 of 200 on with the usual drops, which is the default here. Their code weighs
-batches by their size, here a last, smaller batch takes no part. Of several processes each computes the statistics of
-all images, so that they are those of one process.
+batches by their size, here a last, smaller batch takes no part. Of several processes each takes its share of whole
+batches, and the mean is over all of them, as if there were one.
 
 References: izmailov2018averaging, chen2021robust
 """
@@ -71,12 +71,18 @@ class Swa:
 
     def _compute_statistics(self, run: Run) -> None:
         # Drawn from (seed, epoch): whoever goes on with a run computes the same.
-        draw = key(run.seed, "swa", self._epoch)
+        draw, net, ranks = key(run.seed, "swa", self._epoch), self._average.student.net, run.ranks
         images, size = len(run.loader.split), min(run.loader.batch_size, LARGEST)
         order = torch.randperm(images, generator=torch.Generator().manual_seed(draw))
         batches = order[: images - images % size].split(size)
+        mine = batches[ranks.rank :: int(ranks.sum(torch.ones(1)))]
         with forked(draw, run.device):  # dropout
-            update_bn((run.loader.batch(rows, self._epoch).x for rows in batches), self._average.student.net)
+            update_bn((run.loader.batch(rows, self._epoch).x for rows in mine), net)
+        for name, buffer in net.named_buffers():
+            if name.endswith(("running_mean", "running_var")):
+                buffer.copy_(ranks.sum(buffer * (len(mine) / len(batches))))
+            elif name.endswith("num_batches_tracked"):
+                buffer.copy_(ranks.sum(buffer))
 
     def state_dict(self) -> dict[str, Any]:
         average = self._average.state_dict()

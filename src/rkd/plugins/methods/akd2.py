@@ -7,8 +7,8 @@ Terms `ce`, `robust` and `clean`, each `(B,)`; the student sees attacked images 
 the student's architecture, trained with `pgd-at` and with `ce`.
 
 `kd-swa` is the method of Chen et al. (2021) against robust overfitting: a_r = 0.6, a_c = 0.1, T = 2, and weights
-averaged by the extension `swa` (`--with swa`). `akd2` is what Zhu et al. (2022) call by that name, compare with and
-build `iad2` upon: a_r = 0.5, a_c = 0.25, T = 1.
+averaged by the extension `swa`, which it brings along. `akd2` is what Zhu et al. (2022) call by that name, compare with
+and build `iad2` upon: a_r = 0.5, a_c = 0.25, T = 1.
 
 Both codes attack in train mode from a uniform start, so here (`--set attack.mode=eval` changes it). For T² KL, Chen et
 al. write T² times the cross-entropy with the teacher's probabilities: larger by the teacher's entropy, of one gradient.
@@ -70,11 +70,13 @@ class Akd2:
 
 @dataclass
 class KdSwa(Akd2):
-    """KD+SWA (Chen et al., 2021): AKD2 with the weights and temperature of its paper, for averaged weights."""
+    """KD+SWA (Chen et al., 2021): AKD2 with the weights and temperature of its paper, and averaged weights."""
 
     robust: Schedule = 0.6
     clean: Schedule = 0.1
     T: Schedule = 2.0
+
+    defaults: ClassVar = {**Akd2.defaults, "extension": "swa"}
 
 
 @hookimpl
