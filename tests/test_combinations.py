@@ -20,7 +20,7 @@ SCHEDULERS = [None, *CATALOG.names("scheduler")]
 CONVERSIONS = [None, *CATALOG.names("student")]
 ATTACKED_ALONE = {"pgd-at", "ltd-at", "akd2", "kd-swa"}
 """Losses that train on attacked images alone: auxiliary norms would take all of them."""
-TERMS = {"ce": 1, "defensive": 1, "pgd-at": 1, "ltd-at": 1}  # of the built-in losses; two otherwise
+TERMS = {"ce": 1, "defensive": 1, "pgd-at": 1, "ltd-at": 1, "igdm": 1}  # of the built-in losses; two otherwise
 
 
 def table(loss: str, attack: str | None, conversion: str | None, scheduler: str | None) -> dict:

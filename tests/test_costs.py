@@ -32,6 +32,7 @@ STUDENT = {
     "adaad": (12, 12),
     "dgad": (12, 12),
     "saad": (12, 12),
+    "igdm": (12, 12),  # alone: two images of the same sample
     "mtard": (12, 12),
     "ltd": (13, 12),  # as trades
     "ltd-at": (11, 11),
@@ -53,6 +54,7 @@ TEACHERS = {
     "adaad": {"robust": (12, 10)},  # the search differentiates the teacher
     "dgad": {"robust": (12, 10)},
     "saad": {"robust": (3, 1)},  # the search differentiates it once
+    "igdm": {"robust": (12, 10)},
     "mtard": {"robust": (1, 0), "clean": (1, 0)},
     "ltd": {"clean": (1, 0)},
     "ltd-at": {"clean": (1, 0)},
