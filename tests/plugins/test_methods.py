@@ -31,9 +31,13 @@ from rkd.plugins.methods.rslad import Rslad
 from rkd.plugins.methods.trades import Trades
 from rkd.plugins.objectives.kl import KlAdaptive, KlTeacher, kl_student
 from rkd.plugins.schedulers.anl import AdaptiveNormalization
+from rkd.registry.catalog import Catalog
+from rkd.registry.recipes import read_recipe
 from rkd.registry.schedules import Drops, Ramp
 from rkd.testing import LinearNet, OneStep, TinyNet, tiny_batch, tiny_net, tiny_run, tiny_teachers
 from rkd.testing.tiny import CLASSES, MEAN, STD
+from rkd.workflow.build import build
+from rkd.workflow.resolve import resolve
 
 from .by_hand import Rows, Setting, difference, kl, onehot, softmax
 
@@ -449,3 +453,20 @@ def test_no_method_changes_a_teacher() -> None:
         for role, teacher in run.teachers.items():
             assert all(p.grad is None for p in teacher.net.parameters())
             assert all(torch.equal(v, before[role][k]) for k, v in teacher.net.state_dict().items())
+
+
+def test_fine_grained_advprop_has_three_batch_norms(catalog: Catalog) -> None:
+    """The recipe, on embedded digits with a small net: each source of images moves the statistics of its own norm."""
+    table = read_recipe("cifar10-advprop-fine-grained") | {
+        "data": {"name": "digits", "validation": 0},
+        "batch_size": 16,
+    }
+    table["student"] = {**table["student"], "model": "small-cnn", "width": 4}
+    run = build(resolve(table, catalog), catalog, {})
+    step = run.step(run.loader.batch(torch.arange(16), 0))
+    run.total_loss(step).backward()
+    assert set(run.terms) == {"clean", "augmented", "adv"}
+    images = [step.image(view) for view in ("clean", "augmented", "adv")]
+    assert not torch.equal(images[0], images[1]) and float((images[2] - images[0]).abs().max()) <= 4 / 255 + 1e-6
+    means = [value for name, value in run.student.net.state_dict().items() if name.endswith("running_mean")]
+    assert len({tuple(value.tolist()) for value in means}) == len(means) == 9, "three where the net had one"

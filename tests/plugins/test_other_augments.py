@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -213,6 +214,17 @@ def test_autoaugment_is_torchvisions(policy: str) -> None:
     # A level more or less before an `Equalize` or `Posterize` may become several.
     assert wrong <= 8
     assert seen == {name for pair in theirs.policies for name, p, _ in pair if p > 0}
+
+
+def test_autoaugment_makes_a_view_beside_the_images() -> None:
+    batch = make()
+    weak = replace(batch, views={"weak": batch.x})
+    out = AutoAugment(view="augmented")(weak, noise(batch))
+    assert torch.equal(out.x, batch.x) and torch.equal(out.views["weak"], batch.x)
+    assert torch.equal(out.views["augmented"], AutoAugment()(batch, noise(batch)).x)
+    for name in ("clean", ""):
+        with pytest.raises(ConfigError, match="further view"):
+            AutoAugment(view=name)
 
 
 def after(image: Tensor, name: str, strength: float) -> Tensor:

@@ -7,6 +7,9 @@ them, with its ranges of magnitudes.
 torchvision works on 8-bit images and rounds after each operation; here images are not rounded (see `_operations`).
 What moves into the image is black, as there.
 
+With `view = "augmented"` the batch's images stay, and the changed ones are a further view of that name, for losses
+that look at both: fine-grained AdvProp (`--loss advprop --set 'loss.views=["augmented", "adv"]'`).
+
 References: cubuk2019autoaugment, torchvision2016
 """
 
@@ -17,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rkd.plugin import Batch, Noise, hookimpl
+from rkd.plugin import Batch, ConfigError, Noise, View, hookimpl
 
 from . import _operations as operations
 
@@ -55,17 +58,21 @@ _OPERATIONS = {name: operation for name, (operation, *_) in OPERATIONS.items()}
 class AutoAugment:
     """One of 25 learned pairs of changes of colour and shape for each image (Cubuk et al., 2019).
 
-    Changes `x` alone; further views stay what their makers made of them.
+    Changes `x` alone, or makes a further view of it.
 
     policy: the data on which the pairs were found.
+    view: the name of a further view that it makes, instead of changing the batch's images.
     """
 
     policy: Literal["cifar10", "imagenet", "svhn"] = "cifar10"
+    view: View | None = None
 
     _table: Tensor = field(init=False, repr=False, compare=False)
     """`(25, 2, 5)`: place in OPERATIONS, probability, strength without sign, signed change, whether it has a sign."""
 
     def __post_init__(self) -> None:
+        if self.view in ("", "clean"):
+            raise ConfigError(f"autoaugment: view is the name of a further view, got {self.view!r}")
         from torchvision import transforms  # here: torchvision takes a second to import
 
         rows = []
@@ -83,7 +90,7 @@ class AutoAugment:
             happens, minus = draws[:, 1 + turn] < probability, (draws[:, 3 + turn] < 0.5) & (signed > 0)
             chosen = torch.where(happens, place, -1).long()
             x = operations.apply(x, _OPERATIONS, chosen, base + torch.where(minus, -change, change))
-        return replace(batch, x=x)
+        return replace(batch, x=x) if self.view is None else replace(batch, views={**batch.views, self.view: x})
 
 
 @hookimpl

@@ -6,7 +6,8 @@ The student is converted by `aux-bn`, which this loss brings along: attack and a
 auxiliary norms, which are dropped for deployment. Terms `clean` and one per further view, each `(B,)`.
 
 `views` may name more than one (fine-grained AdvProp): give each an attack (`--attack weak=fgsm`) and an auxiliary norm
-(`--set 'student.conversions.aux-bn.views=["adv", "weak"]'`).
+(`--set 'student.conversions.aux-bn.views=["adv", "weak"]'`). The paper's has norms for clean, AutoAugment's and
+adversarial images: recipe `cifar10-advprop-fine-grained`.
 
 The paper attacks with eps 1 to 4 of 255, eps + 1 steps of 1/255 and a random start: at 4/255 five steps of eps/4,
 which is the default here; small nets prefer eps = 1/255. Public ports attack towards a random class instead.
