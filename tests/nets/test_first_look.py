@@ -74,7 +74,7 @@ def test_classes_in_another_order() -> None:
     assert swapped.at_chance and swapped.order() == list(order)
     text = doubts(swapped, "the teacher", CLASSES, None, "teachers.clean")
     assert text is not None and "in which 96.0% are right: 'cat' is its output 2" in text
-    assert "--set teachers.clean.classes=[2,0,3,1]'" in text
+    assert "--set 'teachers.clean.classes=[2,0,3,1]'" in text
     again = doubts(swapped, "the teacher", CLASSES, None, "teachers.clean", outputs=(1, 0, 2, 3))
     assert again is not None and "classes=[2,1,3,0]'" in again, "of the net's own outputs, whatever was picked before"
 
