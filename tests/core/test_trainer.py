@@ -97,7 +97,7 @@ def test_a_loss_that_is_not_finite_stops_the_training(bad: float) -> None:
             return {"a": factor * ops.cross_entropy(step.student("clean"), step.y)}
 
     run = tiny_run(Breaks({}), epochs=2)
-    with pytest.raises(TrainingFailed, match=r"epoch 1, batch 0.*a = .*--lr"):
+    with pytest.raises(TrainingFailed, match=r"epoch 2, batch 1.*a = .*--lr"):
         fit(run)
 
 
@@ -113,5 +113,5 @@ def test_weights_that_are_not_finite_stop_the_training() -> None:
     with pytest.raises(Refused, match="a gradient is not finite"):
         dry_step(tiny_run(Root({})))
     since = 0.5
-    with pytest.raises(TrainingFailed, match="a weight is no longer finite after epoch 0"):
+    with pytest.raises(TrainingFailed, match="a weight is no longer finite after epoch 1"):
         fit(tiny_run(Root({}), epochs=1))

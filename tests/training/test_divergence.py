@@ -88,10 +88,10 @@ def weights(run: Run) -> Tensor:
 @pytest.mark.parametrize(
     ("how", "words"),
     [
-        ("loss", r"the loss became nan in epoch 1, batch 2 \(a = nan, b = nan; images "),
+        ("loss", r"the loss became nan in epoch 2, batch 3 \(a = nan, b = nan; images "),
         (
             "gradient",
-            r"a weight is no longer finite after epoch 1, batch 2, though the loss was: arch\.\S+ and \d+ more",
+            r"a weight is no longer finite after epoch 2, batch 3, though the loss was: arch\.\S+ and \d+ more",
         ),
     ],
 )
@@ -138,12 +138,12 @@ def test_on_a_device_that_is_not_waited_for_it_is_the_next_step(tmp_path: Path) 
     assert watch.after(run, batches[1]), "not known yet"
     run.loss_value = torch.tensor(1.0)
     run.state.batch = 2
-    with pytest.raises(TrainingFailed, match="the loss became inf in epoch 0, batch 1 "):
+    with pytest.raises(TrainingFailed, match="the loss became inf in epoch 1, batch 2 "):
         watch.after(run, batches[2])
     run.loss_value = torch.tensor(math.nan)
     watch = DivergenceMonitor()
     assert watch.after(run, batches[2])
-    with pytest.raises(TrainingFailed, match="the loss became nan in epoch 0, batch 2 "):
+    with pytest.raises(TrainingFailed, match="the loss became nan in epoch 1, batch 3 "):
         watch.settle(run)
 
 
@@ -185,13 +185,13 @@ def test_skip_is_as_if_the_batch_had_not_been(how: str) -> None:
     for line, expected in zip(run.state.history, other.state.history, strict=True):
         line.pop("seconds"), expected.pop("seconds")
         assert line == pytest.approx(expected)
-    assert [f"epoch 1, batch {n}" in text for n, text in zip((1, 2), listener.said, strict=True)] == [True, True]
+    assert [f"epoch 2, batch {n}" in text for n, text in zip((2, 3), listener.said, strict=True)] == [True, True]
     assert all("skipped" in text for text in listener.said)
 
 
 def test_skipping_has_an_end() -> None:
     run, _ = make(lambda step: step.progress >= 0.3, on_nan="skip")
-    with pytest.raises(TrainingFailed, match="every batch of epoch 1 was skipped"):
+    with pytest.raises(TrainingFailed, match="every batch of epoch 2 was skipped"):
         fit(run)
     run = tiny_run(Breaks(lambda step: True), batch_size=1, monitor=DivergenceMonitor("skip"))
     with pytest.raises(TrainingFailed, match="10 batches of this epoch were skipped before"):
@@ -210,7 +210,7 @@ def test_rollback_goes_back_to_the_start_of_the_epoch_with_half_the_rate() -> No
     assert rates == [(n, 1.0) for n in range(7)] + [(n, 0.5) for n in (4, 5, 6)] + [(n, 0.25) for n in range(4, 12)]
     assert [line["epoch"] for line in run.state.history] == [0, 1, 2]
     assert [line["lr"] for line in run.state.history] == pytest.approx([0.05, 0.0125, 0.0125])
-    assert len(listener.said) == 2 and "back to the start of epoch 1" in listener.said[0]
+    assert len(listener.said) == 2 and "back to the start of epoch 2" in listener.said[0]
     # As a run that has had that rate from there on.
     other, _ = make(at())
     other.lr_schedule = lambda progress: 1.0 if progress < 4 / 12 - 1e-9 else 0.25

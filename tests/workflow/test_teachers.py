@@ -132,9 +132,11 @@ def test_what_a_killed_process_left_is_no_teacher(cache: Path) -> None:
 
 
 def test_a_preparation_that_fails_leaves_nothing(cache: Path) -> None:
-    with pytest.raises(RkdError):
+    with pytest.raises(RkdError) as failed:
         teachers = [{"reference": "small-cnn", "train": {"epochs": 1, "optimizer": {"lr": 1e30}}}]
         ready(Listener(), teachers=teachers)
+    # The advice speaks of --lr and so on, which are the student's.
+    assert "teacher; its own settings are --set teachers.clean.train.KEY=VALUE" in failed.value.__notes__[0]
     assert [p for p in (cache / "teachers").iterdir() if p.is_dir()] == []
 
 

@@ -84,7 +84,7 @@ class DivergenceMonitor(Monitor):
     def end_epoch(self, run: Run) -> None:
         self._settle(run)
         self._check_knobs(run)
-        epoch = run.state.epoch
+        epoch = run.state.epoch + 1
         if run.state.means.steps == 0:
             raise TrainingFailed(f"the training diverged: every batch of epoch {epoch} was skipped. {ADVICE}")
         state = {
@@ -158,7 +158,7 @@ class DivergenceMonitor(Monitor):
         run.state.rollbacks = rollbacks
         run.hooks.hook.rkd_notice(
             run=run,
-            text=f"{problem}: back to the start of epoch {run.state.epoch}, the learning rate halved ({rollbacks}x)",
+            text=f"{problem}: back to the start of epoch {run.state.epoch + 1}, the learning rate halved ({rollbacks}x)",
         )
         raise RestartEpoch
 
@@ -201,7 +201,7 @@ def _broken(nets: Mapping[str, nn.Module]) -> list[str]:
 
 
 def _words(step: _Observed, loss_is_finite: bool, broken: list[str]) -> str:
-    where = f"epoch {step.epoch}, batch {step.batch}"
+    where = f"epoch {step.epoch + 1}, batch {step.batch + 1}"
     positions = step.index.tolist()
     images = ", ".join(map(str, positions[:8])) + (", ..." if len(positions) > 8 else "")
     terms = ", ".join(f"{name} = {float(term.mean()):g}" for name, term in step.terms.items())

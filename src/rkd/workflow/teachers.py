@@ -251,7 +251,13 @@ def prepare(
             if ranks.first:
                 shutil.rmtree(folder, ignore_errors=True)  # an earlier version's half
             if not ranks.from_first(begun.finished):
-                _train(begun, run, reporter, ranks)
+                try:
+                    _train(begun, run, reporter, ranks)
+                except TrainingFailed as error:
+                    own = f"--set teachers.{reference.role}.train"
+                    error.add_note(f"that is the {reference.role} teacher; its own settings are {own}.KEY=VALUE, such "
+                                   f"as {own}.optimizer.lr=0.01")  # fmt: skip
+                    raise
             ranks.once(lambda: unfinished.rename(folder))
     return _load(reference, plan, catalog, reporter, ranks)
 
