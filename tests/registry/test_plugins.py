@@ -246,6 +246,7 @@ def test_a_local_file_that_is_broken(text: str, word: str, tmp_path: Path, insta
     path.write_text(text)
     catalog = load_catalog([path])
     assert word in catalog.plugins.broken[0].error
+    assert catalog.plugins.broken[0].error.endswith(f"({path}, line 1)")
     assert catalog.names("loss") == ["fine"]
 
 

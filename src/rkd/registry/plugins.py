@@ -109,6 +109,8 @@ class Plugins:
 def raised_at(error: BaseException) -> str:
     """`FILE, line N`: the innermost place in a plugin's code that an error passed, else where it was raised; "" for
     none."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
     package, library = Path(__file__).parents[1], Path(traceback.__file__).parent
 

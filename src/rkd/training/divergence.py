@@ -158,7 +158,7 @@ class DivergenceMonitor(Monitor):
         run.state.rollbacks = rollbacks
         run.hooks.hook.rkd_notice(
             run=run,
-            text=f"{problem}: back to the start of epoch {run.state.epoch + 1}, the learning rate halved ({rollbacks}x)",
+            text=f"{problem}: back to the start of the epoch, the learning rate halved ({rollbacks}x)",
         )
         raise RestartEpoch
 
