@@ -38,6 +38,8 @@ STUDENT = {
     "ltd-at": (11, 11),
     "mtard-anl": (12, 12),
     "b-mtard": (12, 12),
+    "peeraid": (12, 12),
+    "lbgat": (13, 12),  # as trades
     "advprop": (7, 7),
 }
 TEACHERS = {
@@ -61,6 +63,10 @@ TEACHERS = {
     "mtard-anl": {"robust": (1, 0), "clean": (1, 0)},
     "b-mtard": {"robust": (1, 0), "clean": (1, 0)},
 }
+COMPANIONS = {
+    "peeraid": {"peer": (2, 1)},  # the search's clean answer, and attacked images
+    "lbgat": {"guide": (1, 1)},
+}
 ONE_VIEW = {"ce", "kd", "defensive", "pgd-at", "akd2", "kd-swa", "ltd-at"}
 TWO_VIEWS = [loss for loss in STUDENT if loss not in ONE_VIEW]
 
@@ -76,8 +82,9 @@ def numbers(card: StepCost) -> dict[str, tuple[int, int]]:
 
 @pytest.mark.parametrize("loss", STUDENT)
 def test_cost(loss: str, catalog: Catalog) -> None:
-    teachers = {f"teacher {role}": count for role, count in TEACHERS.get(loss, {}).items()}
-    assert numbers(cost(catalog, loss)) == {"student": STUDENT[loss], **teachers}
+    others = {f"teacher {role}": count for role, count in TEACHERS.get(loss, {}).items()}
+    others |= {f"companion {name}": count for name, count in COMPANIONS.get(loss, {}).items()}
+    assert numbers(cost(catalog, loss)) == {"student": STUDENT[loss], **others}
 
 
 @pytest.mark.parametrize("loss", TWO_VIEWS)

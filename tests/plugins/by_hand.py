@@ -39,8 +39,8 @@ class Setting:
     """One batch with the images that the attack found, and everybody's logits on them as lists of float64."""
 
     def __init__(self, loss, attack=True, **settings) -> None:
-        self.run = tiny_run(loss, attack=OneStep() if attack else None, **settings)
-        self.run.student = NetStudent(tiny_net(LinearNet, seed=3))
+        student = NetStudent(tiny_net(LinearNet, seed=3))
+        self.run = tiny_run(loss, attack=OneStep() if attack else None, student=student, **settings)
         self.batch = tiny_batch()
         self.step = self.run.step(self.batch)
         loss_value = self.run.total_loss(self.step)
@@ -64,16 +64,22 @@ class Setting:
     def teacher(self, role: str, view: str = "clean") -> Rows:
         return self.logits(self.run.teachers[role].net, view)
 
+    def companion(self, name: str, view: str = "clean") -> Rows:
+        return self.logits(self.run.companions[name].net, view)
+
     def expect(self, values: list[float], gradients: dict[str, Rows]) -> None:
         """The loss is the mean of `values`; `gradients` by the student's logits, per view, of each sample's value."""
-        count = len(values)
-        assert float(self.loss) == pytest.approx(sum(values) / count, rel=1e-5, abs=1e-6)
-        weight, bias = 0.0, 0.0
+        assert float(self.loss) == pytest.approx(sum(values) / len(values), rel=1e-5, abs=1e-6)
+        self.expect_gradients(self.run.student.net, gradients)
+
+    def expect_gradients(self, net, gradients: dict[str, Rows]) -> None:
+        """The same gradients by the logits of any net."""
+        count, weight, bias = len(self.y), 0.0, 0.0
         for view, rows in gradients.items():
             x = (self.images[view].double().numpy().reshape(count, -1) - MEAN) / STD
             for g, image in zip(np.array(rows), x, strict=True):
                 weight = weight + np.outer(g, image) / count
                 bias = bias + g / count
-        arch = self.run.student.net.arch
+        arch = net.arch
         assert np.allclose(arch.weight.grad.numpy(), weight, rtol=1e-4, atol=2e-6 * max(1, np.abs(weight).max()))
         assert np.allclose(arch.bias.grad.numpy(), bias, rtol=1e-4, atol=2e-6 * max(1, np.abs(bias).max()))

@@ -44,6 +44,19 @@ def test_another_attack_brings_its_own_goal_and_none_of_the_options(catalog: Cat
     assert brought(catalog, attack={"name": "fgsm"})["objective"] == {"name": "kl-student"}
 
 
+def test_options_of_the_objective_go_with_it(catalog: Catalog) -> None:
+    goal = {"attack": "pgd", "objective": "kl-teacher", "objective.role": "peer"}
+    method = type("Method", (), {"defaults": goal})
+    for table, wanted in (
+        ({}, {"name": "kl-teacher", "role": "peer"}),
+        ({"objective": {"name": "kl-teacher"}}, {"name": "kl-teacher", "role": "peer"}),
+        ({"attack": {"name": "fgsm"}}, {"name": "kl-teacher", "role": "peer"}),
+        ({"attack": {"name": "cw"}}, {"name": "margin"}),
+        ({"objective": {"name": "ce"}}, {"name": "kl-teacher"}),
+    ):
+        assert method_defaults(method, table, catalog)["objective"] == wanted
+
+
 def test_a_named_scheduler_takes_the_place_of_the_methods(catalog: Catalog) -> None:
     assert "schedulers" not in brought(catalog, schedulers={"other": {}})
     assert brought(catalog, schedulers={"anl": {"rate": 1}})["schedulers"] == {"anl": {}}

@@ -254,6 +254,8 @@ def test_a_run_builds_them_as_its_settings_say(table: dict[str, Any], tmp_path: 
     assert weights(peer.net).shape == weights(run.student.net).shape
     assert not torch.equal(weights(peer.net), weights(run.student.net))
     assert isinstance(average, Follower) and torch.equal(weights(average.net), weights(run.student.net))
+    aux = resolve({**table, "student": {**table["student"], "conversions": {"aux-bn": {}}}}, catalog)
+    assert not aux.config.companions["peer"].conversions, "the peer of this loss learns attacked images alone"
     other = resolve({**table, "companions": {"peer": {"model": "resnet8"}}}, catalog)
     assert other.config.companions["peer"].model == "resnet8"
     assert weights(build(other, catalog, {}).companions["peer"].net).shape != weights(run.student.net).shape

@@ -63,7 +63,8 @@ class LossTraits:
     """Teacher roles it needs, in the order in which `--teacher` fills them; None: it takes the teachers it is given."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """The rest of the method: `attack`, `objective`, `scheduler`, `extension` by name (of the last two also several),
-    and single options such as `attack.mode`, which hold as long as the attack they belong to is the default one."""
+    and single options such as `attack.mode` and `objective.role`, which hold as long as the attack or objective they
+    belong to is the default one."""
     weights: Mapping[str, Schedule] = field(default_factory=dict)
     """Weight of each term; a term that is not named weighs 1."""
     prepare: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)

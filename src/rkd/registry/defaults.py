@@ -16,9 +16,10 @@ from .recipes import Table, merge, nested
 def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Table:
     """What a loss brings along, as far as the user's table leaves it in force.
 
-    Options of the default attack hold only as long as that attack is used; default schedulers, and likewise extensions,
-    only if none is named that is not among them. An attack with a goal of its own (`cw`: the margin), chosen by the
-    user, keeps it. Raises ConfigError where losses side by side bring contradictory settings and the user is silent.
+    Options of the default attack hold only as long as that attack is used, and those of the default objective likewise;
+    default schedulers, and likewise extensions, only if none is named that is not among them. An attack with a goal of
+    its own (`cw`: the margin), chosen by the user, keeps it. Raises ConfigError where losses side by side bring
+    contradictory settings and the user is silent.
     """
     _check_clashes(loss, table)
     defaults = dict(declared(loss, LossTraits).defaults)
@@ -26,7 +27,8 @@ def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Ta
     default_attack = defaults.pop("attack", None)
     attack = name_of(table.get("attack")) or default_attack
     own_options = {k.removeprefix("attack."): defaults.pop(k) for k in list(defaults) if k.startswith("attack.")}
-    objective = defaults.pop("objective", None)
+    objective = default_goal = defaults.pop("objective", None)
+    goal_options = {k.removeprefix("objective."): defaults.pop(k) for k in list(defaults) if k.startswith("objective.")}
     if attack:
         wanted["attack"] = {"name": attack, **(own_options if attack == default_attack else {})}
         goal = "ce"
@@ -34,7 +36,8 @@ def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Ta
             goal = default_objective(catalog.find("attack", attack).component)
         objective = objective if goal == "ce" else goal
     if objective:
-        wanted["objective"] = {"name": objective}
+        kept = default_goal == objective == (name_of(table.get("objective")) or objective)
+        wanted["objective"] = {"name": objective, **(goal_options if kept else {})}
     for kind in SEVERAL:
         brought = names(defaults.pop(kind, ()))
         options = {key: defaults.pop(key) for key in list(defaults) if key.startswith(f"{kind}s.")}

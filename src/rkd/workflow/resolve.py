@@ -170,7 +170,8 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
 
 
 def _companions(table: Mapping[str, Any], loss: Any) -> dict[str, Any]:
-    """The tables of companions that get an architecture: the student's, unless another is given. Raises ConfigError."""
+    """The tables of companions that get an architecture: the student's without its conversions, unless another is
+    given. Raises ConfigError."""
     given = table.get("companions") or {}
     declarations = declared(loss, LossTraits).companions
     own = [name for name, one in declarations.items() if one.of == "student" and one.follows is None]
@@ -179,7 +180,8 @@ def _companions(table: Mapping[str, Any], loss: Any) -> dict[str, Any]:
         raise ConfigError(
             [f"companions.{name}: the loss {name_of(table['loss'])!r} has none; {known}" for name in strange]
         )
-    same = {key: value for key, value in table.get("student", {}).items() if key not in ("weights", "normalize")}
+    others = ("weights", "normalize", "conversions")  # auxiliary norms need views that a companion may never learn
+    same = {key: value for key, value in table.get("student", {}).items() if key not in others}
     return {name: wanted if "model" in (wanted := given.get(name, {})) else merge(same, wanted) for name in own}
 
 
