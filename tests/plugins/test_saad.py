@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rkd.core.errors import Refused
-from rkd.core.run import Run
+from rkd.core.run import Run, TrainState
 from rkd.core.trainer import train_step
 from rkd.nets.student import NetStudent
 from rkd.plugins.methods.rslad import Rslad
@@ -29,21 +29,30 @@ def entropy(p: list[float], order: float) -> float:
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, 0.5])
-@pytest.mark.parametrize("beta", [0.0, 0.7])
-def test_loss_and_gradient(order: float, beta: float) -> None:
+@pytest.mark.parametrize(("beta", "alpha"), [(0.0, 1.0), (0.7, 3.0), (0.7, 0.0)])
+def test_loss_and_gradient(order: float, beta: float, alpha: float) -> None:
     """As the official code writes it: each sample's weight from the batch's least and largest entropy."""
-    s = Setting(Saad(order), schedulers={"entropy-weights": EntropyWeights(scale=5.0, beta=beta)})
-    on_adv, on_clean = s.teacher("robust", "adv"), s.teacher("robust")
+    scheduler = EntropyWeights(scale=5.0, beta=beta)
+    half_way = {"state": TrainState(epoch=1), "epochs": 2}
+    s = Setting(Saad(order, alpha), schedulers={"entropy-weights": scheduler}, **half_way)
+    s.images["mirror"] = 2 * s.images["clean"] - s.images["adv"]
+    on_adv, on_mirror, on_clean = (s.teacher("robust", view) for view in ("adv", "mirror", "clean"))
     uncertainty = [entropy(softmax(t), order) for t in on_adv]
     w = [5 * (h - min(uncertainty)) for h in uncertainty]
     v = [beta * (1 - a / max(w)) for a in w]
-    values, adv, clean = [], [], []
-    for place, (z, z_adv) in enumerate(zip(s.student(), s.student("adv"), strict=True)):
+    values, rows = [], {"adv": [], "mirror": [], "clean": []}
+    for place, (z, z_adv, z_mirror) in enumerate(zip(s.student(), s.student("adv"), s.student("mirror"), strict=True)):
         p_adv, p, q_adv, q = (softmax(row) for row in (on_adv[place], on_clean[place], z_adv, z))
-        values.append(w[place] * kl(p_adv, q_adv) + v[place] * kl(p, q))
-        adv.append(difference(q_adv, p_adv, w[place]))
-        clean.append(difference(q, p, v[place]))
-    s.expect(values, {"adv": adv, "clean": clean})
+        p_slope = softmax(difference(on_adv[place], on_mirror[place]))
+        q_slope = softmax(difference(z_adv, z_mirror))
+        share = alpha * 0.5
+        values.append(w[place] * (kl(p_adv, q_adv) + share * kl(p_slope, q_slope)) + v[place] * kl(p, q))
+        by_slope = difference(q_slope, p_slope, w[place] * share)
+        by_answer = difference(q_adv, p_adv, w[place])
+        rows["adv"].append([a + b for a, b in zip(by_answer, by_slope, strict=True)])
+        rows["mirror"].append([-b for b in by_slope])
+        rows["clean"].append(difference(q, p, v[place]))
+    s.expect(values, rows)
     assert min(w) == 0
     assert max(w) > 0.1
 
@@ -137,6 +146,20 @@ def test_blended_labels_are_refused_by_the_search() -> None:
         KlFirstOrder()(step, step._student.net, step.image("clean"))
 
 
+def test_running_statistics_see_the_views_in_the_official_order() -> None:
+    run = tiny_run(Saad(), attack=OneStep())
+    seen = []
+    run.student.net.arch.conv.register_forward_pre_hook(
+        lambda module, inputs: seen.append(inputs[0].clone()) if module.training else None
+    )
+    step = run.step(tiny_batch())
+    run.total_loss(step)
+    assert len(seen) == 3
+    for images, view in zip(seen, ("adv", "mirror", "clean"), strict=True):
+        assert torch.allclose(images, (step.image(view) - MEAN) / STD)
+    assert step.image("mirror").min() < 0, "not clamped"
+
+
 def test_the_scheduler_knows_its_loss() -> None:
     run = tiny_run(Rslad(), attack=OneStep(), schedulers={"entropy-weights": EntropyWeights()})
     with pytest.raises(Refused, match="--loss saad, and this loss has no adv_entropy"):
@@ -147,6 +170,7 @@ def test_the_scheduler_knows_its_loss() -> None:
     ("make", "words"),
     [
         (lambda: Saad(order=0.0), "order must be positive, got 0"),
+        (lambda: Saad(alpha=-1.0), "alpha must be at least 0"),
         (lambda: EntropyWeights(scale=-1.0), "scale must be at least 0"),
         (lambda: EntropyWeights(beta=-1.0), "beta must be at least 0"),
     ],

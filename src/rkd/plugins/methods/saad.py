@@ -1,20 +1,22 @@
 """SAAD: samples on which the teacher is unsure count more, and the search follows the teacher to first order.
 
-    L = mean of w_i KL(T(x') ‖ S(x')) + v_i KL(T(x) ‖ S(x))        w, v: see the scheduler `entropy-weights`
+    L = mean of w_i A_i + v_i KL(T(x) ‖ S(x))        w, v: see the scheduler `entropy-weights`
+    A = KL(T(x') ‖ S(x')) + alpha (epoch / epochs) KL(softmax(T(x') - T(2x - x')) ‖ softmax(S(x') - S(2x - x')))
     x' = argmax KL(softmax z ‖ S(x')),    z = T(x) + lambda e_y <grad T_y(x), x' - x>
 
 H_i, which the weights follow, is the entropy of T(x') of Rényi's `order`; 1 is Shannon's. w_i = 5 (H_i - min H), so
-that the surest sample of a batch has no weight; v_i = 0 by default, as in the published command. Terms `adv` and
-`clean`, both divergences, `adv_entropy` and `clean_entropy`, the same times H, and `entropy`, H, each `(B,)`: the
-scheduler makes w and v of them. Without it (`--scheduler none`) `adv` alone counts: AdaAD's loss with this search.
+that the surest sample of a batch has no weight; v_i = 0 by default, as in the published command. The second part of A
+is IGDM's term, on a view `mirror` that is not clamped to [0, 1]; alpha is 1 on CIFAR-10, and 10 on CIFAR-100 and
+Tiny-ImageNet. Terms `adv`, A, and `clean`, the other divergence, `adv_entropy` and `clean_entropy`, the same times H,
+and `entropy`, H, each `(B,)`: the scheduler makes w and v of them. Without it (`--scheduler none`) `adv` alone counts.
 
 The objective `kl-first-order` corrects the true class's logit alone. It asks the teacher for T(x) and its gradient once
-a search and not in its steps: with the loss's two questions three forwards and one backward of the teacher, where AdaAD
-has twelve and ten. (Once for each group of samples, where an attack lets fallen ones leave.) It needs hard labels.
+a search and not in its steps: with the loss's three questions four forwards and one backward of the teacher, where
+AdaAD has twelve and ten. (Once for each group of samples, where an attack lets fallen ones leave.) Labels are hard.
 
-The official code adds IGDM's term to the first divergence, inside of w: left out here. It forwards x', x - (x' - x) and
-x in this order through the student, averages the weights after each epoch from 95 on (extension `swa`), and starts its
-search outside [0, 1] (see `start_clip` of `pgd`). Beside it, its scripts of other methods exchange eps and step size.
+The official code holds IGDM's share for an epoch, from 1 / epochs on; here it grows with each step, from 0 on. It
+averages the weights after each epoch from 95 on (extension `swa`), and starts its search outside [0, 1] (see
+`start_clip` of `pgd`). Beside it, its scripts of other methods exchange eps and step size.
 
 References: lee2026samplewise
 """
@@ -25,7 +27,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import Probe, Reduction, Schedule, Step, hookimpl, ops
+from rkd.plugin import DerivedView, Probe, Reduction, Schedule, Step, at, check_range, hookimpl, ops
 
 
 @dataclass
@@ -33,27 +35,33 @@ class Saad:
     """SAAD (Lee and Chung, 2026): weights by the teacher's uncertainty, a search along its first-order expansion."""
 
     order: float = 1.0
+    alpha: Schedule = 1.0
     reduction: Reduction = "batchmean"
 
     roles: ClassVar = ("robust",)
     defaults: ClassVar = {"attack": "pgd", "objective": "kl-first-order", "scheduler": "entropy-weights"}
+    derived_views: ClassVar = {"mirror": DerivedView(lambda step: 2 * step.image() - step.image("adv"), bounded=False)}
     weights: ClassVar[dict[str, Schedule]] = {"adv_entropy": 0.0, "clean": 0.0, "clean_entropy": 0.0, "entropy": 0.0}
 
     def __post_init__(self) -> None:
         if self.order <= 0:
             raise ValueError(f"order must be positive, got {self.order:g}")
+        check_range("alpha", self.alpha, 0)
 
     def __call__(self, step: Step) -> dict[str, Tensor]:
-        on_adv, on_clean = step.teacher(view="adv"), step.teacher()  # before the student's graph
-        adv, clean = step.students("adv", "clean")
-        on_adv_kl = ops.kl(adv, on_adv, reduction=self.reduction)
-        on_clean_kl = ops.kl(clean, on_clean, reduction=self.reduction)
+        views = ("adv", "mirror", "clean")
+        on_adv, on_mirror, on_clean = (step.teacher(view=view) for view in views)  # before the student's graph
+        adv, mirror, clean = step.students(*views)
+        slopes = ops.kl(adv - mirror, on_adv - on_mirror, reduction=self.reduction)
+        share = at(self.alpha, step.progress) * step.progress
+        attacked = ops.kl(adv, on_adv, reduction=self.reduction) + share * slopes
+        unattacked = ops.kl(clean, on_clean, reduction=self.reduction)
         entropy = renyi_entropy(on_adv, self.order)
         return {
-            "adv": on_adv_kl,
-            "adv_entropy": entropy * on_adv_kl,
-            "clean": on_clean_kl,
-            "clean_entropy": entropy * on_clean_kl,
+            "adv": attacked,
+            "adv_entropy": entropy * attacked,
+            "clean": unattacked,
+            "clean_entropy": entropy * unattacked,
             "entropy": entropy,
         }
 
