@@ -101,6 +101,7 @@ class Odd(Flip):
     ("augment", "says"),
     [
         (Mixup(classes=10), "Mixup blends images"),
+        (Flip(until=0.5), "Flip acts during a part of the training"),
         (lambda batch, noise: batch, "does not say how many"),
         (Odd(0), "Odd says that it makes 0"),
         (Odd(True), "Odd says that it makes True"),

@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from rkd.core.errors import Refused
 from rkd.core.random import Noise
 from rkd.core.types import Batch
 from rkd.data.dataset import ArraySplit, MixedSplit
@@ -67,6 +68,42 @@ class Jitter:
     def __call__(self, batch: Batch, noise: Noise) -> Batch:
         x = (batch.x + noise.uniform(batch.x.shape[1:], 0, 0.2)).clamp(0, 1)
         return dataclasses.replace(batch, x=x)
+
+
+@dataclasses.dataclass
+class Marked:
+    """Adds its number to the images of the epochs in which it acts."""
+
+    number: float
+    since: float = 0.0
+    until: float = 1.0
+
+    def __call__(self, batch: Batch, noise: Noise) -> Batch:
+        return dataclasses.replace(batch, x=batch.x + self.number)
+
+
+@pytest.mark.parametrize(("epochs", "at"), [(4, 2), (300, 100), (30, 29)])
+def test_one_augmentation_takes_over_from_another(epochs: int, at: int) -> None:
+    data = split()
+    augments = [Marked(1, until=at / epochs), Marked(2, since=at / epochs), Marked(4)]
+    loader = Loader(data, 8, seed=0, augments=augments, epochs=epochs)
+    for epoch, added in ((0, 5), (at - 1, 5), (at, 6), (epochs - 1, 6), (epochs, 6)):
+        batch = loader.batch(torch.arange(3), epoch)
+        assert torch.allclose(batch.x, data.images(torch.arange(3)) + added)
+
+
+def test_who_acts_later_gets_the_same_noise() -> None:
+    """Its place among the augmentations counts, not who acts before it."""
+    alone = Loader(split(), 8, seed=0, augments=[Marked(0), Jitter()], epochs=4)
+    after = Loader(split(), 8, seed=0, augments=[Marked(9, until=0.5), Jitter()], epochs=4)
+    assert torch.equal(alone.batch(torch.arange(3), 2).x, after.batch(torch.arange(3), 2).x)
+
+
+@pytest.mark.parametrize(("since", "until"), [(0.5, 0.5), (-0.1, 1.0), (0.0, 1.1), (0.7, 0.2)])
+def test_a_part_of_the_training_that_is_none(since: float, until: float) -> None:
+    loader = Loader(split(), 8, seed=0, augments=[Marked(1, since, until)], epochs=4)
+    with pytest.raises(Refused, match="Marked acts from since"):
+        loader.batch(torch.arange(3), 0)
 
 
 def test_augmentations_follow_from_seed_epoch_place_and_image() -> None:

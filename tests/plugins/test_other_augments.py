@@ -16,7 +16,7 @@ from torchvision.transforms import autoaugment as torchvisions
 from torchvision.transforms import functional as tv
 
 from rkd.core.errors import ConfigError
-from rkd.core.random import Noise
+from rkd.core.random import Noise, key
 from rkd.core.types import Batch
 from rkd.plugins.augments import _operations as operations
 from rkd.plugins.augments import autoaugment, cropshift, cutmix, idbh, random_erasing
@@ -25,6 +25,9 @@ from rkd.plugins.augments.cropshift import CropShift
 from rkd.plugins.augments.cutmix import CutMix
 from rkd.plugins.augments.idbh import Idbh
 from rkd.plugins.augments.random_erasing import RandomErasing
+from rkd.registry.catalog import Catalog
+from rkd.workflow.build import build
+from rkd.workflow.resolve import resolve
 
 from ..test_no_waiting import NoWaiting
 
@@ -225,6 +228,26 @@ def test_autoaugment_makes_a_view_beside_the_images() -> None:
     for name in ("clean", ""):
         with pytest.raises(ConfigError, match="further view"):
             AutoAugment(view=name)
+
+
+def test_cropshift_and_then_idbh(catalog: Catalog) -> None:
+    """By the settings that a user types: the data's own augmentations out, one after half of the epochs in."""
+    table = {
+        "loss": {"name": "ce"},
+        "student": {"model": "small-cnn", "width": 4},
+        "data": {"name": "digits", "validation": 0},
+        "augments": {"crop": False, "flip": {"until": 0.5}, "cropshift": {"until": 0.5}, "idbh": {"since": 0.5}},
+        "epochs": 4,
+    }
+    run = build(resolve(table, catalog), catalog, {})
+    index = torch.arange(6)
+    plain = run.data.train.images(index)
+    for epoch in range(4):
+        batch = Batch(plain, run.data.train.labels[index], index)
+        noises = [Noise(key(0, "augment", epoch, place), index) for place in range(3)]
+        first = CropShift()(idbh.Flip()(batch, noises[0]), noises[1])
+        expected = first if epoch < 2 else Idbh()(batch, noises[2])
+        assert torch.equal(run.loader.batch(index, epoch).x, expected.x)
 
 
 def after(image: Tensor, name: str, strength: float) -> Tensor:

@@ -83,6 +83,10 @@ class AugmentTraits:
 
     mixes: bool = False
     """It blends samples, and is given whole batches also where several processes share them."""
+    since: float = 0.0
+    until: float = 1.0
+    """The part of the training, in [0, 1], during which it acts: in epochs that begin from `since` on and before
+    `until`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -99,6 +99,19 @@ class Variants:
         return number
 
 
+def acts(augment: Augment, epoch: int, epochs: int) -> bool:
+    """Whether it acts in this epoch of so many, by its `since` and `until`. Raises Refused for a part that is none."""
+    traits = declared(augment, AugmentTraits)
+    if not 0 <= traits.since < traits.until <= 1:
+        raise Refused(
+            f"{type(augment).__name__} acts from since = {traits.since:g} until {traits.until:g} of the training; "
+            "0 <= since < until <= 1 is needed"
+        )
+    # A hair of slack: 0.29 of 100 epochs are 28.999999999999996.
+    begun, ended = epoch >= traits.since * epochs - 1e-6, epoch >= traits.until * epochs - 1e-6
+    return begun and (traits.until == 1 or not ended)
+
+
 def expected_repeats(variants: int, epochs: int) -> float:
     """The share of a training's samples that it has met before, with so many equally likely versions of each image.
 
@@ -130,8 +143,11 @@ def _check_numbers(augment: FiniteAugment, count: int, shape: Shape) -> None:
 
 def _checked_count(augment: Augment, shape: Shape) -> int:
     name = type(augment).__name__
-    if declared(augment, AugmentTraits).mixes:
+    traits = declared(augment, AugmentTraits)
+    if traits.mixes:
         raise Refused(f"{name} blends images, so that no two versions are equal")
+    if (traits.since, traits.until) != (0, 1):
+        raise Refused(f"{name} acts during a part of the training, and else leaves images as they are")
     if not isinstance(augment, FiniteAugment):
         raise Refused(f"{name} does not say how many versions of an image it makes (variants, variant)")
     count = augment.variants(shape)

@@ -14,7 +14,7 @@ from ..core.random import Noise, key
 from ..core.traits import AugmentTraits, declared
 from ..core.types import Batch
 from ..distributed.ranks import ALONE, Ranks
-from .augment import Augment, Variants
+from .augment import Augment, Variants, acts
 from .dataset import MixedSplit, Split, permutation
 from .prefetch import Prefetcher, send
 
@@ -22,9 +22,10 @@ from .prefetch import Prefetcher, send
 class Loader:
     """The training batches of each epoch.
 
-    `augments` run in order on whole batches. The last batch of an epoch may be smaller, as in the papers' scripts;
-    a last batch of a single image is left out, since batch norm has no variance there. Of several processes each gets
-    its part of the same batches; `batch_size` and `len` are of the whole ones.
+    `augments` run in order on whole batches, each in those of the `epochs` in which it acts. The last batch of an epoch
+    may be smaller, as in the papers' scripts; a last batch of a single image is left out, since batch norm has no
+    variance there. Of several processes each gets its part of the same batches; `batch_size` and `len` are of the whole
+    ones.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Loader:
         device: torch.device | str = "cpu",
         ranks: Ranks = ALONE,
         workers: int = 0,
+        epochs: int = 1,
     ) -> None:
         self.split = split
         self.ranks = ranks
@@ -44,6 +46,7 @@ class Loader:
         self.batch_size = min(batch_size, self.images)
         self.seed = seed
         self.augments = list(augments)
+        self.epochs = epochs
         self.device = torch.device(device)
         self.prefetcher = Prefetcher(split, self.device, workers)
         self.variants: Variants | None = None
@@ -89,7 +92,8 @@ class Loader:
     def _augmented(self, x: Tensor, index: Tensor, epoch: int) -> Batch:
         batch = Batch(x, send(self.split.labels[index], self.device), send(index, self.device))
         for augment, noise in zip(self.augments, self._noises(batch.index, epoch), strict=True):
-            batch = augment(batch, noise)
+            if acts(augment, epoch, self.epochs):
+                batch = augment(batch, noise)
         if self.variants is not None:
             # With noises of its own, each of which begins anew, on the CPU: nothing waits for a GPU.
             batch = replace(batch, version=self.variants.versions(self._noises(index, epoch), index))

@@ -91,7 +91,9 @@ def build(
     return Run(
         student=student,
         loss=plan.loss,
-        loader=Loader(train, config.batch_size, config.seed, plan.augments, device, ranks, config.data.workers),
+        loader=Loader(
+            train, config.batch_size, config.seed, plan.augments, device, ranks, config.data.workers, config.epochs
+        ),
         data=data,
         optimizer=optimizer,
         epochs=config.epochs,

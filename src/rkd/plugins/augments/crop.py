@@ -32,9 +32,12 @@ class Crop:
     Changes `x` alone; further views stay what their makers made of them.
 
     padding: pixels on each side.
+    since, until: the part of the training during which it acts.
     """
 
     padding: int = 4
+    since: float = 0.0
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.padding <= 1024:

@@ -30,10 +30,13 @@ class CropShift:
     Changes `x` alone; further views stay what their makers made of them.
 
     low, high: fewest and most rows and columns, together, that are cut off.
+    since, until: the part of the training during which it acts.
     """
 
     low: int = 0
     high: int = 10
+    since: float = 0.0
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.low <= self.high <= 1024:

@@ -17,9 +17,12 @@ class Flip:
     Changes `x` alone; further views stay what their makers made of them.
 
     p: the probability, for each image.
+    since, until: the part of the training during which it acts.
     """
 
     p: float = 0.5
+    since: float = 0.0
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:

@@ -10,7 +10,8 @@ One change is drawn for each image: of colour each of eight with the same probab
 
 The authors' code works on 8-bit PIL images and rounds after each step; here images are not rounded (see
 `_operations`), and shears and rotations take the nearest pixel as there. Beside `idbh` no `crop` or `flip` is needed:
-`--set augments.crop=false --set augments.flip=false`.
+`--set augments.crop=false --set augments.flip=false`. Over a training, flip and CropShift first and IDBH then:
+`augments.cropshift.until`, `augments.flip.until` and `augments.idbh.since`, each 0.5.
 
 References: li2023data
 """
@@ -49,9 +50,12 @@ class Idbh:
     Changes `x` alone; further views stay what their makers made of them.
 
     version: weak or strong for CIFAR-10, svhn for SVHN.
+    since, until: the part of the training during which it acts.
     """
 
     version: Literal["weak", "strong", "svhn"] = "weak"
+    since: float = 0.0
+    until: float = 1.0
 
     def __call__(self, batch: Batch, noise: Noise) -> Batch:
         svhn = self.version == "svhn"

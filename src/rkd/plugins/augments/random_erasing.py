@@ -28,12 +28,15 @@ class RandomErasing:
     scale: least and largest share of the image that is blanked.
     ratio: least and largest height as a multiple of the width.
     fill: the value it gets, in [0, 1].
+    since, until: the part of the training during which it acts.
     """
 
     p: float = 0.5
     scale: tuple[float, float] = (0.02, 0.33)
     ratio: tuple[float, float] = (0.3, 3.3)
     fill: float = 0.0
+    since: float = 0.0
+    until: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.p <= 1:
