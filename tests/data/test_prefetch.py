@@ -95,6 +95,22 @@ def test_readers_outlive_signals_to_the_group() -> None:
     assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True)) and len(found) == len(expected)
 
 
+@pytest.mark.slow
+def test_readers_outlive_signals_while_they_start() -> None:
+    signalled = [True]
+
+    def now() -> None:
+        if signalled:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    os.register_at_fork(after_in_child=now)
+    try:
+        found = batches(OnDisk(), workers=2)
+    finally:
+        signalled.clear()  # nothing takes the function away again
+    assert len(found) == len(batches(OnDisk()))
+
+
 def test_a_thread_reads_ahead_but_not_far() -> None:
     split = OnDisk()
     stream = Prefetcher(split, CPU).batches(torch.arange(40).split(4))

@@ -6,10 +6,11 @@ Whichever way they come, the same batches come: an image follows from its positi
 import multiprocessing
 import os
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from functools import partial
 from multiprocessing.synchronize import Event
 from pathlib import Path
@@ -23,6 +24,8 @@ from .dataset import Split, as_images, in_memory, pixels
 
 AHEAD = 2
 """Batches that are read while a step runs, of each worker."""
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 SHARE = 0.25
 """Images are kept on a GPU if they take at most this share of its free memory: the training needs the rest."""
@@ -92,7 +95,9 @@ class Prefetcher:
             generator=torch.Generator(),
         )
         try:
-            yield from loader
+            with _signals_held():
+                batches = iter(loader)  # starts the workers
+            yield from batches
         # Without a connection: it died between announcing an image and handing it over.
         except (RuntimeError, EOFError, ConnectionError) as error:
             if isinstance(error, RuntimeError) and "worker" not in str(error).lower():
@@ -110,11 +115,26 @@ class Prefetcher:
         return raw.pin_memory() if self._pin else raw
 
 
+@contextmanager
+def _signals_held() -> Iterator[None]:
+    """Inside, signals wait; also for processes that are started here, until they `_outlive_signals`."""
+    if sys.platform == "win32":
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
 def _outlive_signals(ending: Event, number: int) -> None:
     """Ctrl-C and SIGTERM reach a whole group of processes, some of them twice: the training is to end its step, and
     needs its images for that. It ends its workers itself, and by SIGTERM one that is stuck."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: os._exit(1) if ending.is_set() else None)
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(0) if ending.is_set() else None)
+    if sys.platform != "win32":
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 class _Pixels(Dataset[Tensor]):

@@ -83,3 +83,11 @@ def test_mistakes(words: tuple[str, ...], what: str) -> None:
     said: Said = invoke("sweep", *words)
     assert said.exit_code == 2 and what in said.stderr
     assert not Path("runs").exists()
+
+
+def test_that_many_runs_are_checked_is_told(rkd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three hundred took ten seconds without a word."""
+    monkeypatch.setattr("rkd.cli.terminal.SOON", 0.0)
+    said = rkd("sweep", "seed=0..19", "--set", "loss=ce", "--dry-run")
+    assert "checking the settings of 20 runs" in said.stderr
+    assert said.stdout.count("--loss=ce") == 20

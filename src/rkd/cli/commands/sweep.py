@@ -132,6 +132,7 @@ def _check(sweep: Sweep, points: Sequence[Point], folder: Path, app: App) -> Non
 
     stops: dict[str, list[str]] = {}
     catalog = app.catalog() if points else None
+    app.terminal.doing(f"{folder}: checking the settings of {len(points)} runs")
     for point in points:
         try:
             words = sweep.words(point, folder)[1:]
@@ -147,6 +148,7 @@ def _check(sweep: Sweep, points: Sequence[Point], folder: Path, app: App) -> Non
             stops.setdefault(error.message if isinstance(error, click.UsageError) else str(error), []).append(
                 point.name
             )
+    app.terminal.still()
     if stops:
         raise ConfigError([
             problem + ("" if len(names) == len(points) else f" (in {', '.join(names[:3])}{_more(len(names) - 3)})")
