@@ -13,7 +13,8 @@ from rkd.core.run import Run, TrainState
 from rkd.core.trainer import train_step
 from rkd.nets.student import NetStudent
 from rkd.plugins.methods.rslad import Rslad
-from rkd.plugins.methods.saad import KlFirstOrder, Saad
+from rkd.plugins.methods.saad import Saad
+from rkd.plugins.objectives.first_order import KlFirstOrder
 from rkd.plugins.schedulers.entropy_weights import EntropyWeights
 from rkd.testing import LinearNet, OneStep, TinyNet, tiny_batch, tiny_net, tiny_run, tiny_step
 from rkd.testing.tiny import CLASSES, MEAN, STD

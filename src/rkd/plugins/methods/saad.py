@@ -10,9 +10,8 @@ is IGDM's term, on a view `mirror` that is not clamped to [0, 1]; alpha is 1 on 
 Tiny-ImageNet. Terms `adv`, A, and `clean`, the other divergence, `adv_entropy` and `clean_entropy`, the same times H,
 and `entropy`, H, each `(B,)`: the scheduler makes w and v of them. Without it (`--scheduler none`) `adv` alone counts.
 
-The objective `kl-first-order` corrects the true class's logit alone. It asks the teacher for T(x) and its gradient once
-a search and not in its steps: with the loss's three questions four forwards and one backward of the teacher, where
-AdaAD has twelve and ten. (Once for each group of samples, where an attack lets fallen ones leave.) Labels are hard.
+The objective `kl-first-order` asks the teacher for T(x) and its gradient once a search and not in its steps: with the
+loss's three questions four forwards and one backward of the teacher, where AdaAD has twelve and ten. Labels are hard.
 
 The official code holds IGDM's share for an epoch, from 1 / epochs on; here it grows with each step, from 0 on. It
 averages the weights after each epoch from 95 on (extension `swa`), and starts its search outside [0, 1] (see
@@ -21,13 +20,12 @@ averages the weights after each epoch from 95 on (extension `swa`), and starts i
 References: lee2026samplewise
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from rkd.plugin import DerivedView, Probe, Reduction, Schedule, Step, at, check_range, hookimpl, ops
+from rkd.plugin import DerivedView, Reduction, Schedule, Step, at, check_range, hookimpl, ops
 
 
 @dataclass
@@ -73,42 +71,6 @@ def renyi_entropy(logits: Tensor, order: float) -> Tensor:
     return (order * logits.float().log_softmax(1)).logsumexp(1) / (1 - order)
 
 
-@dataclass
-class KlFirstOrder:
-    """Divergence from a teacher's answer, its true class's logit corrected to first order (SAAD).
-
-    `role`: which teacher; None: the only one, or of several the robust one. `scale`: of the correction, lambda.
-    """
-
-    role: str | None = None
-    scale: float = 1.0
-
-    # Clean images and labels of the search in hand, the teacher's logits on them and the gradient of its true class's.
-    _search: tuple[Tensor, Tensor, Tensor, Tensor] | None = field(default=None, init=False, repr=False)
-
-    def __call__(self, step: Step, probe: Probe, x: Tensor) -> Tensor:
-        clean, y, logits, gradient = self._expansion(step)
-        change = ((x - clean) * gradient).flatten(1).sum(1, keepdim=True)
-        true = y.unsqueeze(1) == torch.arange(logits.shape[1], device=y.device)
-        return ops.kl(probe(x), logits + self.scale * change * true)
-
-    def _expansion(self, step: Step) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        clean, y = step.image("clean"), step.labels
-        if self._search is None or self._search[0] is not clean or self._search[1] is not y:
-            with torch.enable_grad():
-                x = clean.detach().requires_grad_()
-                logits = step.ask(step.role(self.role), x).float()
-                true = logits.gather(1, y.unsqueeze(1)).sum()
-                gradient = torch.autograd.grad(true, x)[0] if true.requires_grad else torch.zeros_like(x)
-            self._search = (clean, y, logits.detach(), gradient)
-        return self._search
-
-
 @hookimpl
 def rkd_losses():
     return {"saad": Saad}
-
-
-@hookimpl
-def rkd_objectives():
-    return {"kl-first-order": KlFirstOrder}
