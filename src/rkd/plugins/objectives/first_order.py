@@ -5,8 +5,8 @@ order in its true class's logit alone.
 
 The teacher is asked for T(x) and the gradient of its true class's logit once a search, not in its steps: at about the
 price of `kl-teacher` this stands for `kl-adaptive`, whose teacher answers and is differentiated in each step. Where an
-attack lets fallen samples leave, it is once for each group that stays. The gradient by x' runs through z too. Labels are
-classes: blended ones have no true one.
+attack lets fallen samples leave, it is once for each group that stays. The gradient by x' runs through z too.
+Labels are classes: blended ones have no true one.
 
 References: lee2026samplewise
 """
