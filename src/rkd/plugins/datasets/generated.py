@@ -4,7 +4,7 @@ The file is an `.npz` with `image (N, H, W, C)` or `(N, C, H, W)` uint8 and `lab
 publish them (1 to 50 million images by EDM for CIFAR-10, CIFAR-100, SVHN and Tiny ImageNet). Test images, held-out
 images, classes and all other settings are those of `base`.
 
-    --data generated:1m.npz --set data.base=cifar10 --set data.fraction=0.7
+    --dataset generated:1m.npz --set data.base=cifar10 --set data.fraction=0.7
 
 An epoch has as many images as `base` has, `fraction` of them generated, as in the published scripts, which take 0.7 for
 1 million and 0.8 for more. They draw generated images with replacement; here each comes once an epoch at most.
@@ -79,7 +79,6 @@ class Generated:
             name=f"generated:{self.path}",
             train=MixedSplit(base.train, generated, self.fraction),
             fingerprint=fingerprint(base.fingerprint, self.fraction, generated.labels, sample),
-            notes=(*base.notes, f"{len(generated):,} generated images, {self.fraction:.0%} of each training batch"),
         )
 
     def _base(self) -> DatasetSource:
