@@ -18,9 +18,16 @@ ATTACKS = [None, *(name for name in CATALOG.names("attack") if name not in EVALU
 SHORT = {"steps": 2, "queries": 4, "targets": 1, "searches": 1, "candidates": 2, "fraction": 0.02}
 SCHEDULERS = [None, *CATALOG.names("scheduler")]
 CONVERSIONS = [None, *CATALOG.names("student")]
-ATTACKED_ALONE = {"pgd-at", "ltd-at", "akd2", "kd-swa"}
+ATTACKED_ALONE = {"pgd-at", "adr", "ltd-at", "akd2", "kd-swa"}
 """Losses that train on attacked images alone: auxiliary norms would take all of them."""
-TERMS = {"ce": 1, "defensive": 1, "pgd-at": 1, "ltd-at": 1, "igdm": 1}  # of the built-in losses; two otherwise
+TERMS = {
+    "ce": 1,
+    "defensive": 1,
+    "pgd-at": 1,
+    "adr": 1,
+    "ltd-at": 1,
+    "igdm": 1,
+}  # two otherwise
 
 
 def table(loss: str, attack: str | None, conversion: str | None, scheduler: str | None) -> dict:

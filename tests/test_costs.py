@@ -39,6 +39,8 @@ STUDENT = {
     "mtard-anl": (12, 12),
     "b-mtard": (12, 12),
     "peeraid": (12, 12),
+    "adr": (11, 11),
+    "trades-adr": (13, 12),
     "lbgat": (13, 12),  # as trades
     "advprop": (7, 7),
 }
@@ -66,8 +68,10 @@ TEACHERS = {
 COMPANIONS = {
     "peeraid": {"peer": (2, 1)},  # the search's clean answer, and attacked images
     "lbgat": {"guide": (1, 1)},
+    "adr": {"average": (1, 0)},
+    "trades-adr": {"average": (1, 0)},
 }
-ONE_VIEW = {"ce", "kd", "defensive", "pgd-at", "akd2", "kd-swa", "ltd-at"}
+ONE_VIEW = {"ce", "kd", "defensive", "pgd-at", "adr", "akd2", "kd-swa", "ltd-at"}
 TWO_VIEWS = [loss for loss in STUDENT if loss not in ONE_VIEW]  # or more
 THREE_VIEWS = {"saad"}
 

@@ -31,7 +31,7 @@ from .nets.sources import Conversion, Model, TeacherReference, TeacherSource
 from .nets.student import NetStudent
 from .nets.weights import read_weights
 from .registry.hooks import Family, HasParts, Parts
-from .registry.schedules import check_range
+from .registry.schedules import check_range, parse_schedule
 from .storage.card import read_card
 from .storage.runfolder import RunFolder
 from .storage.text import did_you_mean, expanded, fraction, read_text, shown
@@ -54,6 +54,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "hookimpl",
     "key",
     "ops",
+    "parse_schedule",
     # Errors, and the words of their messages
     "ConfigError",
     "DataError",

@@ -420,3 +420,24 @@ def test_views_that_ask_for_themselves_or_have_two_makers() -> None:
         tiny_step(dataclasses.replace(tiny_batch(), views={"weak": tiny_batch().x}), views={"weak": own})
     with pytest.raises(Refused, match=r"what the loss calls 'flat' returned .* images \(8, 3\)"):
         tiny_step(views={"flat": DerivedView(lambda step: step.image()[:, :, 0, 0])}).image("flat")
+
+
+def test_labels_that_the_loss_teaches() -> None:
+    made = []
+
+    def soft(step: Step) -> Tensor:
+        made.append(step)
+        return (step.teacher() / 2).softmax(1)
+
+    step = tiny_step(roles=("robust",), targets=soft)
+    assert step.targets is step.targets and len(made) == 1 and not step.targets.requires_grad
+    torch.testing.assert_close(step.targets, (step.teacher() / 2).softmax(1))
+    for part in (step.select(torch.tensor([6, 1])), step.select(torch.arange(8) > 4)):
+        assert torch.equal(part.targets, step.targets[part.batch.index - 100])
+    assert step.fresh().targets is step.targets and len(made) == 1
+    assert torch.equal(tiny_step().targets, tiny_step().y), "a loss that declares none teaches the data's"
+
+
+def test_targets_of_another_shape_are_refused() -> None:
+    with pytest.raises(Refused, match=r"the loss made targets \(8,\); expected .* \(8, classes"):
+        _ = tiny_step(targets=lambda step: step.y).targets

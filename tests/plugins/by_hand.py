@@ -38,9 +38,10 @@ def difference(a: list[float], b: list[float], factor: float = 1.0) -> list[floa
 class Setting:
     """One batch with the images that the attack found, and everybody's logits on them as lists of float64."""
 
-    def __init__(self, loss, attack=True, **settings) -> None:
+    def __init__(self, loss, attack=True, prepare=lambda run: None, **settings) -> None:
         student = NetStudent(tiny_net(LinearNet, seed=3))
         self.run = tiny_run(loss, attack=OneStep() if attack else None, student=student, **settings)
+        prepare(self.run)
         self.batch = tiny_batch()
         self.step = self.run.step(self.batch)
         loss_value = self.run.total_loss(self.step)

@@ -225,7 +225,7 @@ def test_kappa_below_zero_is_refused(kappa: float) -> None:
 
 
 def test_names_and_descriptions() -> None:
-    assert sorted(ALL) == ["ce", "kl-adaptive", "kl-student", "kl-teacher", "margin"]
+    assert sorted(ALL) == ["ce", "ce-targets", "kl-adaptive", "kl-student", "kl-teacher", "margin"]
     for component in ALL.values():
         assert inspect.getdoc(component).splitlines()[0].endswith(".")
 

@@ -124,3 +124,14 @@ def test_what_two_losses_make_each_in_its_own_way() -> None:
 
     with pytest.raises(ConfigError, match="both make the view 'mirror'"):
         LossSum({"one": Mirror(), "other": Elsewhere()})
+
+
+def test_targets_of_a_sum_are_those_of_the_one_that_has_them() -> None:
+    class Taught(Mirror):
+        def targets(self, step: Any) -> str:
+            return "one's"
+
+    assert LossSum({"one": Mirror(), "other": Taught()}).targets(None) == "one's"
+    assert LossSum({"one": Mirror()}).targets is None
+    with pytest.raises(ConfigError, match="one and other both make 'targets', each in its own way"):
+        LossSum({"one": Taught(), "other": Taught()})

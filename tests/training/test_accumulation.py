@@ -192,3 +192,24 @@ def test_a_search_that_others_would_wait_for_is_refused() -> None:
                 step.image("adv")
         else:
             assert step.image("adv").shape == step.image().shape
+
+
+def test_schedulers_see_the_targets_of_the_whole_batch() -> None:
+    class Taught(TwoTerms):
+        def targets(self, step: Step) -> Tensor:
+            return step.teacher().softmax(1)
+
+    class Seeing:
+        def __init__(self) -> None:
+            self.seen: list[Tensor] = []
+
+        def update(self, step: Step, terms: Mapping[str, Tensor]) -> dict[str, float]:
+            self.seen.append(step.targets)
+            return {"T": 1.0}
+
+    both = []
+    for accumulation in (1, 3):
+        run = a_run(Taught(), accumulation, schedulers={"seeing": (scheduler := Seeing())})
+        train_step(run, next(run.loader.batches(0)))
+        both += scheduler.seen
+    torch.testing.assert_close(*both)

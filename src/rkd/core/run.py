@@ -285,13 +285,15 @@ class Run:
         def tell_end(step: Step, view: View, images: Tensor) -> None:
             self.hooks.hook.rkd_attack_end(step=step, view=view, images=images)
 
+        traits = declared(self.loss, LossTraits)
         return Step(
             batch,
             self.student,
             self.teachers,
             self.attacks,
             companions=self.companions,
-            views=declared(self.loss, LossTraits).derived_views,
+            views=traits.derived_views,
+            targets=traits.targets,
             threat=self.data.threat,
             # A copy: values set during this step act in the next one, also if the loss is computed again (AWP).
             knobs=dict(self.state.knobs),

@@ -47,9 +47,10 @@ class Step:
 
     Views: `clean` is the batch's images, a view that an augmentation made is taken as it is, one of `views` follows
     from others, any other is made by the attack of that name on first request. `companions`: further nets, asked as the
-    student is, or as teachers are. `noise_key` names the step: all its random numbers follow from it.
-    `on_query` is told of each forward of a search, with step, view, rows, number and logits: of the student's, and if
-    `on_query_others` also of those of another net that it runs on (`transfer`).
+    student is, or as teachers are. `targets` makes the labels that the loss teaches. `noise_key` names
+    the step: all its random numbers follow from it. `on_query` is told of each forward of a search, with step, view,
+    rows, number and logits: of the student's, and if `on_query_others` also of those of another net that it runs on
+    (`transfer`).
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Step:
         *,
         companions: Mapping[str, Student] | None = None,
         views: Mapping[View, DerivedView] | None = None,
+        targets: Callable[[Step], Tensor] | None = None,
         threat: ThreatModel | None = None,
         knobs: Mapping[str, Any] | None = None,
         progress: float = 1.0,
@@ -81,6 +83,7 @@ class Step:
         self._companions = companions or {}
         self._attacks = attacks or {}
         self._views = views or {}
+        self._make_targets = targets
         self._knobs: Mapping[str, float | Tensor] = knobs or {}
         self.noise_key = noise_key
         self._on_query = on_query
@@ -104,6 +107,7 @@ class Step:
         self._logits: dict[tuple[str, View, Mode], Tensor] = {}  # of companions by their names, of the student by ""
         self._teacher_logits: dict[tuple[str, View], Tensor] = {}
         self._probed: dict[tuple[View, Mode], Tensor] = {}
+        self._targets: Tensor | None = None
 
     # What every loss needs
 
@@ -116,6 +120,22 @@ class Step:
                 "take that augmentation out, or choose a loss that accepts probabilities"
             )
         return self.y
+
+    @property
+    def targets(self) -> Tensor:
+        """The labels that the loss teaches in place of the data's, `(B, K)` probabilities without gradient, computed
+        once; `y` where it declares none (`rkd.core.traits.LossTraits.targets`)."""
+        if self._make_targets is None:
+            return self.y
+        if self._targets is None:
+            with torch.no_grad():
+                self._targets = self._make_targets(self)
+            if len(self._targets) != len(self.y) or self._targets.ndim != 2:
+                raise Refused(
+                    f"the loss made targets {tuple(self._targets.shape)}; expected probabilities of each sample, "
+                    f"({len(self.y)}, classes)"
+                )
+        return self._targets
 
     def image(self, view: View = "clean") -> Tensor:
         """The images of a view, `(B, C, H, W)` in [0, 1]. That view's attack runs on the first request."""
@@ -226,6 +246,7 @@ class Step:
         part._images = {view: x[keep] for view, x in self._images.items()}
         part._teacher_logits = {name: logits[keep] for name, logits in self._teacher_logits.items()}
         part._probed = {name: logits[keep] for name, logits in self._probed.items()}
+        part._targets = None if self._targets is None else self._targets[keep]
         return part
 
     @contextmanager

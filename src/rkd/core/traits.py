@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -75,6 +75,9 @@ class LossTraits:
     """Views that follow from others, by name."""
     companions: Mapping[str, Companion] = field(default_factory=dict)
     """Nets beside the student, by name."""
+    targets: Callable[[Any], Any] | None = None
+    """A method that makes the labels `(B, K)` which it teaches in place of the data's, probabilities, of a step, each
+    from that sample alone: it finds them as `step.targets`, and so does the objective `ce-targets`."""
 
 
 @dataclass(frozen=True, slots=True)

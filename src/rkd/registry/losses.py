@@ -27,7 +27,7 @@ class LossSum:
 
     Roles, views, companions and recipes for teachers are everybody's. Attack, objective and other defaults are those of
     the first; `clashes` are the defaults in which another one, unless it is `auxiliary`, wants something else. Raises
-    ConfigError for views or companions that cannot both be.
+    ConfigError for views, companions or targets that cannot both be.
     """
 
     def __init__(self, parts: Mapping[str, Any]) -> None:
@@ -40,6 +40,8 @@ class LossSum:
         self.prepare = _united({name: one.prepare for name, one in traits.items()}, "prepare teachers for the role")
         self.derived_views = _united({name: one.derived_views for name, one in traits.items()}, "make the view")
         self.companions = _united({name: one.companions for name, one in traits.items()}, "declare the companion")
+        targets = {name: {"targets": one.targets} for name, one in traits.items() if one.targets}
+        self.targets = _united(targets, "make").get("targets")
         self.auxiliary = all(one.auxiliary for one in traits.values())
         self.clashes: dict[str, dict[str, Any]] = {}
         self.defaults: Table = {}

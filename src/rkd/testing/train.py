@@ -184,8 +184,9 @@ def _step(
     teachers = tiny_teachers(traits.roles or ()) if teachers is None else teachers
     companions = tiny_companions(loss, NetStudent(net), teachers)
     return tiny_step(
-        batch, net, teachers=teachers, attacks=plans, progress=0.5, companions=companions, views=traits.derived_views
-    )
+        batch, net, teachers=teachers, attacks=plans, progress=0.5, companions=companions, views=traits.derived_views,
+        targets=traits.targets,
+    )  # fmt: skip
 
 
 def _check_attributes(loss: Loss, who: str) -> None:

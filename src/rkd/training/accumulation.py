@@ -192,8 +192,8 @@ class GatheredStep(Step):
     def __init__(self, step: Step, parts: Sequence[Step], ranks: Ranks = ALONE, sizes: Sequence[int] = ()) -> None:
         super().__init__(
             step.batch, step._student, step._teachers, step._attacks, companions=step._companions, views=step._views,
-            threat=step.threat, knobs=step._knobs, progress=step.progress, lr_scale=step.lr_scale,
-            noise_key=step.noise_key, on_query=step._on_query,
+            targets=step._make_targets, threat=step.threat, knobs=step._knobs, progress=step.progress,
+            lr_scale=step.lr_scale, noise_key=step.noise_key, on_query=step._on_query,
         )  # fmt: skip
         self.used = step.used
         self._parts = list(parts)
