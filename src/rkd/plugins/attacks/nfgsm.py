@@ -12,7 +12,7 @@ References: dejorge2022make
 
 Settings are the paper's for CIFAR: k = 2, and a step of eps. Its code leaves the net in train mode during the
 attack, as one-step methods do (`mode = "train"`); the default here is eval, as everywhere. On SVHN it raises eps from
-0 over the first five of 30 epochs: `eps = "ramp(0, 8/255, until=1/6)"`.
+0 over the first five epochs: with 30 of them `eps = "ramp(0, 8/255, until=1/6)"`.
 """
 
 from dataclasses import dataclass

@@ -6,7 +6,7 @@ shape, random erasing.
     svhn     flip, CropShift 0..8,  shape,  random erasing always, of 2 to 50 % of the image
 
 One change is drawn for each image: of colour each of eight with the same probability, of shape shear and rotation with
-0.3 each. `weak` with ResNet-18; `strong` for larger nets, as in the paper.
+0.3 each. The paper trains PreActResNet-18 with `weak`.
 
 The authors' code works on 8-bit PIL images and rounds after each step; here images are not rounded (see
 `_operations`), and shears and rotations take the nearest pixel as there. Beside `idbh` no `crop` or `flip` is needed:
