@@ -68,7 +68,7 @@ def of_method(name: str) -> dict[str, Any]:
 def end(run: Run) -> dict[str, Any]:
     """Train, and tell how it ended."""
     fit(run)
-    state = {name: value.clone() for name, value in run.student.net.state_dict().items()}
+    state = {f"{net}.{name}": v.clone() for net, one in run.nets.items() for name, v in one.state_dict().items()}
     kept = {name: value.clone() for name, value in run.eval_net().state_dict().items()}
     history = [{k: v for k, v in line.items() if k != "seconds"} for line in run.state.history]
     return {"state": state, "kept": kept, "history": history, "knobs": dict(run.state.knobs)}
@@ -80,7 +80,8 @@ def trainings(ranks: Ranks) -> dict[str, Any]:
         run = a_run(ranks, **of_method(m), net=TinyNet, mode="train", sync_bn=True)
         batch = next(run.loader.batches(0))
         loss = train_step(run, batch)
-        found[f"sync {m}"] = {"state": dict(run.student.net.state_dict()), "loss": loss, "terms": run.terms}
+        states = {net: dict(one.state_dict()) for net, one in run.nets.items()}
+        found[f"sync {m}"] = {"state": states, "loss": loss, "terms": run.terms}
     for parts in (1, 2):
         seen = Balanced()
         run = a_run(ranks, TwoTerms(), schedulers={"s": seen}, micro_batches=parts)
