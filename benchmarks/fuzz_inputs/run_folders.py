@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import struct
 from functools import cache
 from html.parser import HTMLParser
@@ -152,8 +153,8 @@ def put(rng: random.Random, path: Path, files: dict[str, bytes], links: bool) ->
             4,
         ):
             place = path / name
-            if place.is_dir():
-                place.rmdir()
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
             place.unlink(missing_ok=True)
             target = rng.choice(
                 (outside, outside / "secret.toml", outside / "new", "/dev/zero", place, "/proc/self/mem")

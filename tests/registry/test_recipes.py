@@ -123,6 +123,12 @@ def test_recipes_from_files(tmp_path: Path) -> None:
     assert read_recipe(str(path)) == read_recipe(path)
 
 
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", "x/" * 3000])
+def test_a_text_that_no_file_can_be_called(name: str) -> None:
+    with pytest.raises(UnknownName, match="there is no recipe"):
+        read_recipe(name)
+
+
 def test_recipes_that_cannot_be_read(tmp_path: Path) -> None:
     with pytest.raises(UnknownName, match="Did you mean digits-mtard"):
         read_recipe("digits-mtrad")

@@ -1,5 +1,6 @@
 """Recipes: nested tables of settings, read from TOML files and from `--set`, merged and written."""
 
+import os
 from collections.abc import Iterable, Mapping
 from importlib import resources
 from pathlib import Path
@@ -16,7 +17,7 @@ Table = dict[str, Any]
 def read_recipe(source: str | Path) -> Table:
     """A recipe by file or by the name of a shipped one. Raises ConfigError, UnknownName."""
     path = Path(source)
-    if path.suffix == ".toml" or path.is_file():
+    if path.suffix == ".toml" or os.path.isfile(path):  # a text may be too long for a file's name
         try:
             text = read_text(path)
         except FileNotFoundError:

@@ -176,7 +176,7 @@ def _configured(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from (("student", name) for name, options in student.get("conversions", {}).items() if options is not False)
     for teacher in config.get("teachers", []):
         reference = teacher["reference"]
-        if "@" in reference or not Path(reference).is_dir():
+        if "@" in reference or not os.path.isdir(reference):
             yield "model", reference.partition("@")[0]
     yield "dataset", config.get("data", {}).get("name", "digits")
     yield from (("attack", name) for name in config.get("evaluate", {}).get("attacks", []))

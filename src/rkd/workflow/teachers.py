@@ -6,6 +6,7 @@ fingerprint. Two processes that want the same one: the first prepares it under a
 
 import hashlib
 import json
+import os
 import shlex
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -128,7 +129,7 @@ def read_reference(
 
     Raises ConfigError, UnknownName for a model that does not exist.
     """
-    if Path(text or "?").is_dir():
+    if os.path.isdir(text):
         return TeacherReference(text, role, options=options, **more)
     model, at_sign, weights = text.partition("@")
     source, colon, rest = text.partition(":")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -288,7 +289,7 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str
     from rkd.registry.defaults import default_schedulers, loss_of
     from rkd.registry.recipes import assignments, merge, read_recipe
 
-    if recipe and Path(recipe).is_dir():
+    if recipe and os.path.isdir(recipe):
         raise RkdError(
             f"{recipe} is a folder; type `{command('run', '--resume', recipe)}` to continue that run, "
             f"`{command('run', Path(recipe) / 'config.toml')}` to repeat it"
@@ -377,7 +378,7 @@ def _assigned(text: str) -> tuple[str | None, str]:
 def _teacher(text: str) -> Table:
     if not text:
         raise ConfigError("--teacher: expected [ROLE=]REF, such as robust=wrn34@FILE or clean=runs/my-run")
-    role, reference = (None, text) if Path(text).is_dir() else _assigned(text)
+    role, reference = (None, text) if os.path.isdir(text) else _assigned(text)
     return {"reference": reference} | ({"role": role} if role else {})
 
 

@@ -3,9 +3,9 @@
 Architecture, normalisation and classes come from the run's `student.json`; they are checked against the data.
 """
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 from torch import nn
 
@@ -29,7 +29,7 @@ class RunTeacher:
     """RUN: the student of a finished run, by its folder."""
 
     def __call__(self, reference: TeacherReference, build: Callable[..., Net], data: Dataset) -> nn.Module | None:
-        if not Path(reference.text).is_dir():
+        if not os.path.isdir(reference.text):
             return None
         folder = RunFolder.open(reference.text)
         card = read_card(folder)
