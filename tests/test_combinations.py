@@ -56,6 +56,8 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
         found.append("attack")
     if scheduler == "anl" and TERMS.get(loss, 2) < 2:
         found.append("anl")
+    if scheduler == "fair" and not attacks:
+        found.append("attack")
     if scheduler == "class-temperature" and loss != "absld":
         found += ["class_T", "attack"]
     if scheduler == "entropy-weights" and loss != "saad":

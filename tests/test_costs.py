@@ -33,6 +33,10 @@ STUDENT = {
     "dgad": (12, 12),
     "saad": (13, 13),
     "igdm": (12, 12),  # alone: two images of the same sample
+    "fair-ard": (12, 12),
+    "fair-iad": (12, 12),
+    "fair-rslad": (12, 12),
+    "fair-mtard": (12, 12),
     "mtard": (12, 12),
     "ltd": (13, 12),  # as trades
     "ltd-at": (11, 11),
@@ -59,6 +63,10 @@ TEACHERS = {
     "dgad": {"robust": (12, 10)},
     "saad": {"robust": (4, 1)},  # the search differentiates it once
     "igdm": {"robust": (12, 10)},
+    "fair-ard": {"robust": (1, 0)},
+    "fair-iad": {"robust": (2, 0)},
+    "fair-rslad": {"robust": (1, 0)},
+    "fair-mtard": {"robust": (1, 0), "clean": (1, 0)},
     "mtard": {"robust": (1, 0), "clean": (1, 0)},
     "ltd": {"clean": (1, 0)},
     "ltd-at": {"clean": (1, 0)},

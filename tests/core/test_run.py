@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from rkd.core.errors import DataError
-from rkd.core.run import Checkpoints, Monitor, Run, TrainState
+from rkd.core.hooks import hookimpl
+from rkd.core.run import Checkpoints, Monitor, Processes, Run, TrainState
+from rkd.core.step import Step
 from rkd.core.trainer import advance, fit
-from rkd.testing import tiny_run
+from rkd.testing import OneStep, tiny_run
 
-from .losses import Clean, Setter, weights
+from .losses import Adversarial, Clean, Setter, weights
 
 
 def test_a_checkpoint_of_other_data_is_refused() -> None:
@@ -46,6 +48,31 @@ def test_a_run_goes_on_in_another_objects_state() -> None:
     assert torch.equal(weights(second), weights(whole))
     for line, expected in zip(second.state.history, whole.state.history, strict=True):
         assert line | {"seconds": 0} == expected | {"seconds": 0}
+
+
+def test_of_a_batch_that_all_processes_do_whole_the_first_hears() -> None:
+    heard = []
+
+    class Listener:
+        @hookimpl
+        def rkd_attack_query(self, step: Step, view: str) -> None:
+            heard.append(len(step.batch))
+
+    class Two(Processes):
+        def __init__(self, rank: int) -> None:
+            self.rank = rank
+
+        def counted(self, samples: int) -> bool:
+            return samples >= 4 or self.rank == 0
+
+    for rank, expected in ((0, [10, 6]), (1, [10])):
+        heard.clear()
+        run = tiny_run(Adversarial(), attack=OneStep(), extensions={"it": Listener()}, ranks=Two(rank), batch_size=10)
+        run.loader.size = lambda number: (10, 2)[number]
+        for number, batch in enumerate(run.loader.batches(0)):
+            run.state.batch = number
+            run.step(batch).image("adv")
+        assert heard == expected
 
 
 def test_without_collaborators_it_trains_plainly() -> None:

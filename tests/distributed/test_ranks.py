@@ -112,6 +112,8 @@ def test_who_does_what() -> None:
             ranks = [Ranks(rank, size) for rank in range(size)]
             rows = [list(range(samples))[r.rows(samples)] for r in ranks]
             assert [len(row) for row in rows] == ranks[0].sizes(samples)
+            counted = [row for r, part in zip(ranks, rows, strict=True) if r.counted(samples) for row in part]
+            assert counted == list(range(samples)), "each sample counts once"
             if ranks[0].shared(samples):
                 assert [row for part in rows for row in part] == list(range(samples))
                 assert size == 1 or min(map(len, rows)) >= 2

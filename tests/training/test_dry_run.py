@@ -12,6 +12,7 @@ from torch import Tensor
 
 from rkd.core import ops
 from rkd.core.errors import Refused
+from rkd.core.hooks import hookimpl
 from rkd.core.run import Run
 from rkd.core.step import Step
 from rkd.core.trainer import fit
@@ -48,6 +49,20 @@ def test_the_dry_step_changes_no_training() -> None:
         fit(run)
         ends.append(weights(run))
     assert torch.equal(*ends)
+
+
+def test_copies_of_the_schedulers_listen_to_it() -> None:
+    heard = []
+
+    class Listener(Setter):
+        @hookimpl
+        def rkd_attack_query(self, step: Step, view: str, query: int) -> None:
+            heard.append((self, len(step.batch), view, query))
+
+    listener = Listener({})
+    dry_step(tiny_run(Adversarial(), attack=OneStep(), schedulers={"s": listener}))
+    ((who, *what),) = heard
+    assert who is not listener and what == [2, "adv", 0]
 
 
 def refusal(run: Run) -> str:

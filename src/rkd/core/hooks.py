@@ -37,7 +37,8 @@ class RunHooks:
     @hookspec
     def rkd_attack_query(self, step: Step, view: str, rows: Tensor | None, query: int, logits: Tensor) -> None:
         """An attack has run the student on the samples at `rows (b,)` of the step, its query number `query` from 0 on:
-        `logits (b, K)`; `step.y[rows]` are their labels. None: on another number of images than it has samples left."""
+        `logits (b, K)`; `step.y[rows]` are their labels. None: on another number of images than it has samples left. Of
+        several processes each hears of its own part of the batch; of a batch too small to be divided, the first."""
 
     @hookspec
     def rkd_attack_end(self, step: Step, view: str, images: Tensor) -> None:

@@ -70,6 +70,11 @@ class Processes:
         each batch."""
         return mine
 
+    def counted(self, samples: int) -> bool:
+        """Whether what this process sees of a batch counts in such a sum: its own part of it does, and of a batch of so
+        few `samples` that all processes do it whole, what the first one sees."""
+        return True
+
 
 class Backward:
     """Turns a step into gradients, and gradients into new weights: here with one forward and one backward of the whole
@@ -275,9 +280,10 @@ class Run:
         """The learning rate now as a share of `lr`."""
         return self._lr_scale_at(self.progress)
 
-    def step(self, batch: Batch, listen: bool = True) -> Step:
-        """The Step of a batch at the run's present state. `listen`: tell extensions of attacks' queries."""
+    def step(self, batch: Batch) -> Step:
+        """The Step of a batch at the run's present state, whose attacks are told to whoever listens."""
         hook = self.hooks.hook.rkd_attack_query
+        heard = bool(hook.get_hookimpls()) and self.ranks.counted(self.loader.size(self.state.batch))
 
         def tell(step: Step, view: View, rows: Tensor | None, query: int, logits: Tensor) -> None:
             hook(step=step, view=view, rows=rows, query=query, logits=logits)
@@ -300,8 +306,8 @@ class Run:
             progress=self.progress,
             lr_scale=self.lr_scale,
             noise_key=key(self.seed, "step", self.state.epoch, self.state.batch),
-            on_query=tell if listen and hook.get_hookimpls() else None,
-            on_end=tell_end if listen else None,
+            on_query=tell if heard else None,
+            on_end=tell_end,
         )
 
     def total_loss(self, step: Step, again: bool = False) -> Tensor:

@@ -63,6 +63,9 @@ class Ranks(Processes):
         """Whether a batch of so many samples is divided among the processes. Batch norm needs two samples each."""
         return self.size == 1 or samples >= 2 * self.size
 
+    def counted(self, samples: int) -> bool:
+        return self.shared(samples) or self.first
+
     def rows(self, samples: int) -> slice:
         """Which of a batch's samples this process does."""
         if not self.shared(samples):

@@ -78,5 +78,5 @@ def _try(run: Run, samples: int, count: int) -> None:
         kept = torch.empty(0)
     batch = run.loader.batch(torch.arange(min(samples, len(run.loader.split))), 0)
     with forked(key(run.seed, "dry"), run.device):
-        trial.backward(trial, trial.step(batch, listen=False))
+        trial.backward(trial, trial.step(batch))
     del kept

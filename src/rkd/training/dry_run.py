@@ -70,16 +70,17 @@ def _counter(count: Count) -> Callable[[nn.Module, object, Tensor], None]:
 
 def trial_of(run: Run, backward: Backward | None = None) -> Run:
     """A run of the same parts on copies of everything that a step changes, in this process alone, without extensions
-    and collaborators. `backward`: how it computes gradients (None: plainly)."""
+    and collaborators; schedulers listen to it. `backward`: how it computes gradients (None: plainly)."""
     student, companions = copy.deepcopy((run.student, run.companions))
+    schedulers = copy.deepcopy(run.schedulers)
     nets = [student.net, *(companion.net for companion in companions.values())]
     return replace(
         run,
         student=student,
         companions=companions,
-        schedulers=copy.deepcopy(run.schedulers),
+        schedulers=schedulers,
         optimizer=torch.optim.SGD([weight for net in nets for weight in net.parameters()], lr=0.0),
-        hooks=run_hooks(),
+        hooks=run_hooks(schedulers),
         ranks=Processes(),
         backward=backward or Backward(),
         monitor=Monitor(),
@@ -103,7 +104,7 @@ def dry_step(run: Run, samples: int = 2) -> StepCost:
     nets |= {f"companion {name}": companion.net for name, companion in trial.companions.items()}
     started = time.perf_counter()
     with forked(key(run.seed, "dry"), run.device), counting(nets) as counts:
-        step = trial.step(batch, listen=False)
+        step = trial.step(batch)
         loss = trial.total_loss(step)
         if not loss.requires_grad:
             raise Refused("the loss does not depend on the student: no weight would ever move")
