@@ -130,7 +130,7 @@ def prepare(arguments: argparse.Namespace) -> None:
         if not place.is_file():
             place.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(draw.integers(0, 256, (224, 224, 3), dtype=np.uint8)).save(place)
-    if any(ROWS[row][1].get("net") == "cnn" for row in arguments.rows) and not arguments.run.is_dir():
+    if any(row != "timm" and ROWS[row][1].get("net") == "cnn" for row in arguments.rows) and not arguments.run.is_dir():
         if not arguments.data_dir:
             raise SystemExit("attack-cnn needs --data-dir, where MNIST lies, or --run with a trained net")
         command = ["run", "mnist-small", "--loss", "pgd-at", "--set", "attack.eps=ramp(0, 0.3, until=0.5)"]
