@@ -7,6 +7,7 @@ import importlib.util
 import re
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -41,6 +42,8 @@ def test_the_readmes_options_exist():
         for command in re.split(" {4,}", line.split("#")[0].strip()):
             words = command.split()
             known = cli.get_command(None, words[1])
+            if isinstance(known, click.Group):
+                known = known.get_command(None, words[2])
             assert known is not None, command
             options = {name for parameter in known.params for name in parameter.opts}
             for word in words[2:]:

@@ -1,0 +1,130 @@
+"""`rkd teachers rank`: teachers side by side, before a student is trained with one of them."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from ..complete import values
+from ..options import App, json_option, pass_app, plugin_option, verbosity_options
+from . import run as train
+
+if TYPE_CHECKING:
+    from ..terminal import Column, Terminal
+
+OF_THE_RUN = (
+    "recipe", "dataset", "data_dir", "download", "student", "attack", "objective", "scheduler", "augment", "extension",
+    "batch_size", "grad_accumulation", "seed", "device", "precision", "engine", "sets",
+)  # fmt: skip
+"""Parameters of `rkd run` that say something about data, teachers or a step of the student."""
+
+BY = {
+    "teachers": "no teacher that is robust beyond chance gets right",
+    "references": "no reference net gets right",
+    "file": "the file lists",
+}
+"""How the unlearnable images were found."""
+
+
+@click.group("teachers", short_help="Compare teachers before a student is trained.")
+def teachers() -> None:
+    """Compare teachers before a student is trained with one of them."""
+
+
+@teachers.command("rank", short_help="Measure teachers and rank them by a published rule.")
+@click.option("--teacher", multiple=True, required=True, metavar="[ROLE=]REF", help="A trained teacher, as in `rkd "
+              "run`: MODEL@WEIGHTS or a finished run's folder; twice or more.",
+              shell_complete=values("model", runs=True))  # fmt: skip
+@click.option("--loss", metavar="NAME", help="The student's method; rslad unless given.", shell_complete=values("loss"))
+@click.option("--reference", "references", multiple=True, metavar="REF", help="A trained net of the student's "
+              "architecture, such as the run of an earlier student: images that all of these get wrong under PGD are "
+              "the unlearnable ones, as in the paper (its code takes 60); repeatable.",
+              shell_complete=values(runs=True))  # fmt: skip
+@click.option("--unlearnable", metavar="FILE", type=click.Path(), help="The unlearnable images: a JSON list of "
+              "positions among the training images, or what --json printed.")  # fmt: skip
+@click.option("--train-limit", type=click.IntRange(1), metavar="N", help="Training images that are attacked; 10,000, "
+              "or all where there are fewer, unless given.")  # fmt: skip
+@click.option("--limit", type=click.IntRange(1), metavar="N", help="Test images; all unless given.")
+@click.option("--steps", type=click.IntRange(1, 10_000), default=20, show_default=True, help="Steps of PGD.")
+@click.option("--seconds", type=click.FloatRange(0), default=2.0, show_default=True, help="How long a step of the "
+              "student is timed with each teacher, about.")  # fmt: skip
+@json_option
+@verbosity_options
+@plugin_option
+@pass_app
+def rank(app: App, recipe: str | None, teacher: tuple[str, ...], sets: tuple[str, ...], references: tuple[str, ...],
+         unlearnable: str | None, train_limit: int | None, limit: int | None, steps: int, seconds: float,
+         **options: Any) -> None:  # fmt: skip
+    """Clean and robust accuracy, calibration, entropy and cost of teachers, and their order by a published rule.
+
+    RECIPE and options are those of the `rkd run` that the teacher is for. Nothing is trained or prepared.
+
+    The rule (Lee and Chung, ICML 2026): the teacher with the highest entropy on the robustly unlearnable training
+    images gives the most robust student. The paper finds them with nets of the student's architecture, over methods
+    and seeds: --reference or --unlearnable. Without either they are the images that all given teachers get wrong
+    under PGD: cheaper, and not the paper's set. docs/evaluation.md says how far the rule carries.
+    """
+    app.load_torch()
+    from rkd.core.errors import RkdError
+    from rkd.workflow.choosing.rank import rank_teachers
+
+    from ..progress import Display
+
+    if references and unlearnable:
+        raise RkdError("--reference and --unlearnable both say which images are unlearnable: give one of them")
+    catalog = app.catalog()
+    absent = dict.fromkeys(("epochs", "lr", "teacher_epochs", "sync_bn", "on_nan", "auto_batch"))
+    table = train.run_table(recipe, options | absent | {"teacher": teacher, "evaluate": ()}, sets, catalog)
+    if limit is not None:
+        table["evaluate"] = {**table.get("evaluate", {}), "limit": limit}
+    with app.terminal.guarded():
+        found = rank_teachers(
+            table, catalog, Display(app.terminal), references=references, unlearnable=unlearnable,
+            train_limit=train_limit, steps=steps, seconds=seconds,
+        )  # fmt: skip
+    if app.json:
+        app.terminal.json(found)
+    else:
+        show(found, app.terminal)
+    for warning in found["warnings"]:
+        app.terminal.warning(warning)
+    if found["refused"]:
+        app.terminal.warning(f"no ranking: {found['refused']}")
+
+
+rank.params = [p for p in train.run.params if p.name in OF_THE_RUN] + rank.params
+
+
+def show(found: dict[str, Any], terminal: Terminal) -> None:
+    """The teachers in their order, and what the order is by."""
+    from ..tables import threat_text
+    from ..terminal import percent
+
+    attack = f"PGD-{found['steps']}"
+    title = (
+        f"Teachers for {found['student']} by {found['loss']} on {found['data']}, {threat_text(found['threat'])}: "
+        f"{found['test_images']:,} test images, {found['train_images']:,} training images; in %"
+    )
+    names = ["rank", "entropy", "clean", attack, "train clean", f"train {attack}", "ECE", f"ECE {attack}", "ms a step"]
+    columns: list[Column] = ["teacher", *((name, "right") for name in names)]
+    rows = []
+    for one in sorted(found["teachers"], key=lambda one: one["rank"] or math.inf):
+        shares = ("clean", "robust", "train_clean", "train_robust", "ece", "ece_robust")
+        entropy = "" if one["entropy"] is None else f"{one['entropy']:.3f} ± {one['entropy_error']:.3f}"
+        rows.append([one["teacher"], str(one["rank"] or "-"), entropy, *(percent(one[share]) for share in shares),
+                     f"{1000 * one['step_seconds']:,.1f}"])  # fmt: skip
+    terminal.table(columns, rows, title)
+    terminal.result()
+    where = found["unlearnable"]
+    terminal.result(
+        f"entropy: mean and standard error, in nats, on {where['images']:,} of {where['of']:,} training images, those "
+        f"that {BY[where['by']]}",
+        wrap=True,
+    )  # fmt: skip
+    if found["ranking"]:
+        terminal.result(
+            "rank: by the rule that the highest entropy there gives the most robust student (arXiv 2605.21999)",
+            wrap=True,
+        )

@@ -1,0 +1,1 @@
+"""Choosing a teacher before a student is trained."""
