@@ -17,14 +17,14 @@ from rkd.core.step import AttackPlan
 from rkd.core.traits import AttackTraits
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
-from rkd.evaluation.evaluate import evaluate
+from rkd.evaluation.evaluate import _fingerprint, evaluate
 from rkd.evaluation.journal import MONTH, Journal, fingerprint
 from rkd.evaluation.result import Evaluation
 from rkd.evaluation.samples import EvalSettings
-from rkd.nets.net import PLAIN, Accelerator
+from rkd.nets.net import PLAIN, Accelerator, Net, Outputs
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.objectives.ce import ce
-from rkd.testing import tiny_batch, tiny_net
+from rkd.testing import TinyNet, tiny_batch, tiny_net
 
 THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
 
@@ -242,3 +242,15 @@ def test_the_engine_is_remembered(tmp_path: Path) -> None:
     one.unlink()
     found = with_engine(net, split, Journal(tmp_path), Copies("auto", "otherwise"))
     assert set(found.split("; ")) == {"copied", "otherwise"}, "both ways that it ran"
+
+
+def test_an_evaluation_with_another_normalisation_or_order_of_classes_is_another() -> None:
+    def name(net: torch.nn.Module) -> str:
+        batch = tiny_batch(count=4)
+        split = ArraySplit(batch.x, batch.y)
+        return _fingerprint(net, split, torch.arange(4), {}, EvalSettings(ThreatModel("Linf", 0.1, 0.02), classes=4))
+
+    arch = TinyNet()
+    nets = [Net(arch), Net(arch, (0.5,)), Net(arch, (0.0,), (0.5,))]
+    nets += [Net(torch.nn.Sequential(arch, Outputs(order))) for order in ([0, 1, 2, 3], [1, 0, 2, 3])]
+    assert len({name(net) for net in nets}) == 5 and name(Net(arch)) == name(nets[0])

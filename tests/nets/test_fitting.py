@@ -12,8 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from rkd.core.errors import WeightsError
-from rkd.nets.fitting import load_file_into, load_into, net_from_file, take_normalization
+from rkd.core.errors import Refused, WeightsError
+from rkd.nets.fitting import load_file_into, load_into, net_from_file, room_for, take_normalization
 from rkd.nets.net import Net
 from rkd.nets.weights import open_weights
 from rkd.testing import TinyNet
@@ -198,3 +198,27 @@ def test_objects_beside_the_weights_stay_data(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="exec"):
         open_weights(tmp_path / "w.pt")
     assert not (tmp_path / "pwned").exists()
+
+
+def test_quantised_weights_are_refused(tmp_path: Path) -> None:
+    content = {name: (100 * value).to(torch.int8) for name, value in state().items()}
+    with pytest.raises(WeightsError, match="quantised"):
+        loaded(content, tmp_path)
+
+
+def test_deeply_nested_weights(tmp_path: Path) -> None:
+    content: Any = state()
+    for name in "abcdefg":
+        content = {name: content}
+    assert same(loaded(content, tmp_path)[0], state())
+
+
+def test_a_net_that_does_not_fit_into_memory_is_not_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rkd.nets.fitting.free_memory", lambda: 1 << 20)
+    with room_for("small"):
+        nn.Linear(10, 10)
+    with pytest.raises(Refused, match="large is too large"), room_for("large"):
+        nn.Linear(1000, 1000)
+    with pytest.raises(Refused, match="buffers"), room_for("buffers"):
+        nn.Module().register_buffer("table", torch.empty(1000, 1000))
+    nn.Linear(1000, 1000)

@@ -203,3 +203,8 @@ def test_outputs_by_the_names_of_classes() -> None:
     assert torch.equal(Outputs((2, 0))(logits), logits[:, [2, 0]])
     with pytest.raises(Refused, match="no output 5, the net has 3"):
         Outputs((5,))(logits)
+
+
+def test_an_output_answers_to_one_class() -> None:
+    with pytest.raises(Refused, match="named twice"):
+        Outputs([1, 3, 3])

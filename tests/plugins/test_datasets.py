@@ -874,3 +874,22 @@ def test_a_folder_is_kept_in_half_of_the_free_memory(tmp_path, monkeypatch) -> N
     assert ImageFolder(str(tmp_path))().train.in_memory
     monkeypatch.setattr(imagefolder, "free_memory", lambda: 2 * 6 * 3 * 64 - 2)
     assert not ImageFolder(str(tmp_path))().train.in_memory
+
+
+def test_parts_without_class_folders_are_no_classes(tmp_path):
+    for part in ("Train", "test"):
+        (tmp_path / part).mkdir()
+        for n in range(5):
+            Image.new("RGB", (8, 8)).save(tmp_path / part / f"{n}.png")
+    with pytest.raises(DataError, match=r"Train/ and test/, parts of a data set .* no folder per class"):
+        ImageFolder(str(tmp_path))()
+    assert ImageFolder(str(tmp_path), classes=["Train", "test"])().classes == ("Train", "test")
+
+
+@pytest.mark.parametrize(("kind", "place"), [(plugin.Cifar10, "cifar-10-batches-py/data_batch_1"),
+                                             (plugin.Mnist, "MNIST/raw/train-images-idx3-ubyte")])  # fmt: skip
+def test_a_fifo_in_the_place_of_a_published_file(tmp_path, kind, place):
+    (tmp_path / place).parent.mkdir(parents=True)
+    os.mkfifo(tmp_path / place)
+    with pytest.raises(DataError, match="is no file, but a folder, a FIFO or a device"):
+        kind(dir=str(tmp_path))()

@@ -110,3 +110,9 @@ def test_other_encodings_are_told(tmp_path: Path) -> None:
     (tmp_path / "a.toml").write_bytes("name = 3".encode("utf-16-le"))
     with pytest.raises(RkdError, match="not valid TOML"):
         read_recipe(tmp_path / "a.toml")
+
+
+@pytest.mark.parametrize("text", ["a = 1979-05-27", "a = [[07:32:00]]", "a = {b = 1979-05-27T07:32:00Z}"])
+def test_dates_are_no_settings(text: str) -> None:
+    with pytest.raises(ValueError, match="a date or a time"):
+        parse_toml(text)

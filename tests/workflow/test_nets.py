@@ -145,3 +145,20 @@ def test_weights_for_other_classes_leave_the_last_layer_untrained(catalog: Catal
     first, last = next(started.arch.parameters()), list(started.arch.parameters())[-1]
     assert torch.equal(first, next(arch.parameters())) and len(last) == 10
     assert "untrained stays" in said[1] and float(started.std) == 0.5
+
+
+def test_a_student_from_one_of_several_nets_in_a_file(catalog: Catalog, tmp_path: Path) -> None:
+    ours, theirs = (catalog.create("model", "mlp")((1, 8, 8), 10).state_dict() for _ in range(2))
+    content = {f"{name}.{key}": value for name, of in (("a", ours), ("b", theirs)) for key, value in of.items()}
+    torch.save(content, tmp_path / "w.pt")
+    table = {"model": "mlp", "weights": str(tmp_path / "w.pt"), "normalize": "half"}
+    started, _, _ = student({**table, "strip": "b."}, catalog)
+    assert torch.equal(next(started.arch.parameters()), next(iter(theirs.values())))
+
+
+def test_a_net_of_another_library_that_does_not_fit_into_memory(
+    catalog: Catalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rkd.nets.fitting.free_memory", lambda: 16 << 20)
+    with pytest.raises(Refused, match="torchvision:resnet18 is too large"):
+        build_net("torchvision:resnet18", {}, resolve({}, catalog).data, catalog)

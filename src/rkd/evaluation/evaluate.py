@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
+from itertools import chain
 from typing import Any
 
 import torch
@@ -301,7 +302,8 @@ def _fingerprint(
 ) -> str:
     """Names an evaluation in a journal: the same net, data, attacks and settings that the numbers depend on."""
     s = settings
-    weights = [part for item in net.state_dict().items() for part in item]
+    # Buffers that no weights file holds are among them: a normalisation is one.
+    weights = [part for item in chain(net.named_parameters(), net.named_buffers()) for part in item]
     described = [(name, describe(plan, s.threat, s.classes or 0)) for name, plan in attacks.items()]
     return fingerprint(
         BATCHING, described, s.threat, s.rounded, s.classes, s.accelerator.name, s.seed, s.batch_size, s.examples,

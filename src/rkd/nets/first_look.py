@@ -161,5 +161,6 @@ def doubts(
              if place != output]  # fmt: skip
     shown = ", ".join(moved[:8]) + (", ..." if len(moved) > 8 else "")
     text = f"{found}: its classes are in another order, in which {share:.1%} are right: {shown}"
-    setting = shlex.quote(f"{section}.classes={order}".replace(" ", ""))
-    return f"{text}. Put right by --set {setting}" if section else text
+    numbers = ",".join(map(str, order))
+    option = f"--set {shlex.quote(f'{section}.classes=[{numbers}]')}" if section else f"--classes {numbers}"
+    return f"{text}. Put right by {option}"

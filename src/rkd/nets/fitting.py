@@ -15,8 +15,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ..core.errors import WeightsError
+from ..core.errors import Refused, RkdError, WeightsError
 from ..core.traits import NetTraits, declared
+from ..data.prefetch import free_memory
 from .first_look import InputNormalization
 from .net import Net, TwoLogits
 from .weights import State, WeightsFile, open_weights, same, some, strip_prefixes
@@ -98,12 +99,17 @@ def load_file_into(net: nn.Module, file: WeightsFile, source: str) -> tuple[Norm
         hint = ""
         if fit.shapes and not fit.missing and not unknown:
             hint = (
-                "; the architecture fits, but the number of classes or channels, or the width, differs (a teacher's "
-                "setting classes = [...] picks some of its classes)"
+                "; the architecture fits, but the number of classes or channels, or the width, differs (--classes of "
+                "rkd eval, and classes = [...] in a teacher's table, pick some of its classes)"
             )
         elif len(file.states) > 1:
             hint = f"; the file holds {', '.join(file.states)}: FILE#KEY chooses"
         raise WeightsError(f"{source} does not fit this architecture: {'; '.join(problems)}{hint}")
+    wanted = net.state_dict()
+    if whole := [name for name, value in fit.tensors.items()
+                 if wanted[name].is_floating_point() and not value.is_floating_point()]:  # fmt: skip
+        raise WeightsError(f"{source} holds whole numbers for {some(whole)}: they are quantised, and their scales are "
+                           "no part of this net; save the weights as floats")  # fmt: skip
     broken = [name for name, value in fit.tensors.items()
               if value.is_floating_point() and not bool(value.isfinite().all())]  # fmt: skip
     if broken:
@@ -113,7 +119,7 @@ def load_file_into(net: nn.Module, file: WeightsFile, source: str) -> tuple[Norm
             f"{source} holds more than this architecture: {some(others)}. If the net answers without them, choose its "
             f"part alone: {file.name}#{fit.label}"
         )
-    net.load_state_dict({**net.state_dict(), **fit.tensors})
+    net.load_state_dict({**wanted, **fit.tensors})
     notes = [f"{source}: of {', '.join(file.states)} it holds, {fit.key} fits"] if len(file.states) > 1 else []
     if left := [name for name in unused if name not in normalizers]:
         notes.append(f"{source}: left out, as no part of the net: {some(left)}")
@@ -176,25 +182,47 @@ def built_for(state: Mapping[str, Tensor], source: str) -> Iterator[None]:
     What a stranger's run says of its architecture ends here, before it takes memory without end. Raises WeightsError.
     """
     there = sum(value.numel() for value in state.values())
-    limit = 4 * there + ROOM
-    counted = 0
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter) -> None:
-        nonlocal counted
-        # Each counts as a thousand numbers at least: as modules they take as much memory.
-        counted += max(parameter.numel(), 1000) if parameter is not None else 0
-        if counted > limit + 1000 * len(state):
-            raise WeightsError(f"{source} holds {there:,} numbers, but the net that it is said to be for has far more")
-
-    hook = nn.modules.module.register_module_parameter_registration_hook(count)
+    too_large = WeightsError(f"{source} holds {there:,} numbers, but the net that it is said to be for has far more")
     try:
-        yield
+        with _at_most(4 * there + ROOM + 1000 * len(state), too_large):
+            yield
     except RuntimeError as error:
         if "allocate" not in str(error):
             raise
         raise WeightsError(f"{source}: the net that it is said to be for does not fit into memory") from None
+
+
+@contextmanager
+def room_for(model: str) -> Iterator[None]:
+    """Inside, no net is built that would take more than a quarter of the free memory: a recipe's name or options may
+    ask for any size, other libraries' nets too, and a training takes four times the weights. Raises Refused."""
+    free = free_memory()
+    too_large = Refused(f"{model} is too large: its weights would take more than a quarter of the {free >> 20:,} MiB "
+                        "of memory that are free; take a smaller model, width, depth or resize")  # fmt: skip
+    with _at_most(free // 16, too_large):
+        yield
+
+
+@contextmanager
+def _at_most(limit: int, too_large: RkdError) -> Iterator[None]:
+    """Inside, whoever builds nets of more than `limit` numbers gets the error, before they are filled."""
+    counted = 0
+
+    def count(module: nn.Module, name: str, tensor: Tensor | None) -> None:
+        nonlocal counted
+        # Each counts as a thousand numbers at least: as modules they take as much memory.
+        counted += max(tensor.numel(), 1000) if tensor is not None else 0
+        if counted > limit:
+            raise too_large
+
+    register = nn.modules.module
+    hooks = [register.register_module_parameter_registration_hook(count),
+             register.register_module_buffer_registration_hook(count)]  # fmt: skip
+    try:
+        yield
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
 def without_download(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -101,6 +101,11 @@ class Outputs(nn.Module):
     def __init__(self, places: Sequence[int]) -> None:
         super().__init__()
         self.places = list(places)
+        if len(set(self.places)) < len(self.places):
+            raise Refused(f"classes: an output is named twice in {self.places}; each answers to one class")
+
+    def extra_repr(self) -> str:
+        return str(self.places)
 
     @staticmethod
     def by_name(own: Sequence[str], wanted: Sequence[str]) -> tuple[int, ...]:

@@ -46,7 +46,7 @@ _DTYPES = {
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "arch.")
 _NO_WEIGHTS = re.compile("optim|sched|scaler|callback|rng_state|hparam|hyper_param", re.IGNORECASE)
 """Entries of a checkpoint that hold other tensors than a net's."""
-_DEEPEST = 4
+_DEEPEST = 16
 """Tables in tables, below which no state_dict lies."""
 
 State = dict[str, Tensor]

@@ -69,11 +69,13 @@ class DataConfig(Component):
 
 class StudentConfig(_WithOptions):
     """`model` with its options; `conversions` in order, each with its options; `weights`: FILE or FILE#KEY to start
-    from (a last layer for another number of classes starts untrained); `normalize`: with the data's mean and standard
-    deviation, or not at all (`none`), as the nets of many papers, or as in a teacher's table."""
+    from (a last layer for another number of classes starts untrained); `strip`: as in a
+    teacher's table; `normalize`: with the data's mean and standard deviation, or not at all (`none`), as the nets of
+    many papers, or as in a teacher's table."""
 
     model: str = "small-cnn"
     weights: Annotated[str, Field(min_length=1)] | None = None
+    strip: str = ""
     normalize: Normalization = "data"
     conversions: dict[str, Table | Literal[False]] = Field(default_factory=dict)
 

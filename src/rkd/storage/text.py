@@ -11,6 +11,7 @@ import shlex
 import tomllib
 import unicodedata
 from collections.abc import Iterable, Mapping
+from datetime import date, time
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -79,13 +80,15 @@ def parse_json(text: str) -> Any:
 
 
 def check_values(value: Any, deepest: int = DEEPEST) -> None:
-    """Raise ValueError for tables and lists nested deeper than `deepest` (what walks through them calls itself) and
-    for whole numbers beyond 64 bits."""
+    """Raise ValueError for tables and lists nested deeper than `deepest` (what walks through them calls itself), for
+    whole numbers beyond 64 bits, and for dates."""
     level = [value]
     for _ in range(deepest):
         level = [inner for outer in level for inner in _inside(outer)]
         if any(isinstance(inner, int) and not -(2**63) <= inner < 2**63 for inner in level):
             raise ValueError("a whole number is beyond 64 bits")
+        if any(isinstance(inner, date | time) for inner in level):
+            raise ValueError("a date or a time stands in it, which no setting takes; write it as a text")
         if not level:
             return
     raise ValueError("it is nested too deeply")

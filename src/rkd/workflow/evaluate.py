@@ -32,7 +32,7 @@ from rkd.nets.first_look import answers, doubts, first_images
 from rkd.nets.net import Net, Outputs
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
-from rkd.registry.config import RunConfig, parse
+from rkd.registry.config import RunConfig, TeacherConfig, parse, section
 from rkd.registry.defaults import attack_options
 from rkd.registry.recipes import merge, read_recipe
 from rkd.storage.card import training_key
@@ -144,6 +144,7 @@ class EvalRequest:
     device: str | None = None
     normalize: str = "auto"
     strip: str = ""
+    classes: str | None = None
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     command: Sequence[str] = ()
 
@@ -233,7 +234,9 @@ def _of_file(request: EvalRequest, catalog: Catalog, reporter: Reporter) -> Subj
     """A net with weights from a file."""
     plan = _plan({}, request, catalog)
     data, model, options = plan.data, str(request.model), request.settings.get("model", {})
-    reference = TeacherReference(f"{model}@{request.net}", "net", model, request.net, options, request.strip)
+    table = {"classes": request.classes.strip("[]").split(",")} if request.classes else {}
+    classes = tuple(section(TeacherConfig, table, "--classes").classes)
+    reference = TeacherReference(f"{model}@{request.net}", "net", model, request.net, options, request.strip, classes)
     net = from_sources(reference, data, catalog, "file")
     assert isinstance(net, Net), "the source of files makes Nets"
     check_fits(net, request.net, data)
@@ -242,7 +245,7 @@ def _of_file(request: EvalRequest, catalog: Catalog, reporter: Reporter) -> Subj
     for note in settled.notes:
         reporter.message(note)
     said = settled.answers or answers(net, first_images(data.train, "cpu", CHECKED))
-    if doubt := doubts(said, request.net, data.classes, None, ""):
+    if doubt := doubts(said, request.net, data.classes, None, "", classes):
         reporter.warning(doubt)
     return Subject(request.net, model, net.eval().requires_grad_(False), plan, options)
 

@@ -12,7 +12,7 @@ from rkd.core.errors import ConfigError, Refused
 from rkd.core.random import forked, key
 from rkd.data.dataset import Dataset, fetch
 from rkd.nets.first_look import Answers, InputNormalization, answers, compare, first_images
-from rkd.nets.fitting import built_for, load_into, net_from_file, without_download
+from rkd.nets.fitting import built_for, load_into, net_from_file, room_for, without_download
 from rkd.nets.modes import running
 from rkd.nets.net import Net, Outputs, check_logits
 from rkd.nets.sources import TeacherReference
@@ -29,7 +29,7 @@ def build_net(
     """An untrained net for the data's images and classes, or so many `classes`, normalised for the data. Its weights
     follow from the seed."""
     factory = catalog.create("model", name, options, "student")
-    with forked(key(seed, "init")):
+    with forked(key(seed, "init")), room_for(name):
         return Net(factory(data.shape, classes or len(data.classes)), data.mean, data.std)
 
 
@@ -43,7 +43,7 @@ def new_student(config: StudentConfig, data: Dataset, catalog: Catalog, seed: in
 
     net = build()
     if config.weights:
-        loaded = net_from_file(config.weights, config.model, build, len(data.classes), some_of=True)
+        loaded = net_from_file(config.weights, config.model, build, len(data.classes), config.strip, True)
         own, theirs = net.arch.state_dict(), loaded.arch.state_dict()
         fitting = {name: theirs[name] for name, value in own.items() if value.shape == theirs[name].shape}
         net.arch.load_state_dict({**own, **fitting})

@@ -185,7 +185,7 @@ def test_data_of_another_shape(rkd, finished) -> None:
         (("--set", "attack.stpes=1"), "attack.stpes: no attack of this evaluation has such an option (fgsm, pgd)"),
         (("--set", "attack.cw.steps=1"), "evaluate.options.cw: 'cw' is not among evaluate.attacks"),
         (("--set", "loss.T=1"), "--set loss: here there is evaluate.options.NAME.KEY, model.KEY and data.KEY"),
-        (("--model", "mlp"), "--model, --normalize and --strip belong to weights files"),
+        (("--model", "mlp"), "--model, --normalize, --strip and --classes belong to weights files"),
     ],
 )
 def test_mistakes(rkd, finished, words: tuple[str, ...], problem: str) -> None:
@@ -458,3 +458,24 @@ def test_the_reference_without_its_extra_is_one_message(rkd, finished, monkeypat
     assert said.stderr.count("\n") == 1 and "pip install 'rkd-toolkit[reference]'" in said.stderr
     assert "autoattack-reference" in rkd("list-plugins").stdout
     assert "rkd-toolkit[reference]" in rkd("info", "autoattack-reference").stdout
+
+
+@pytest.mark.slow
+def test_some_classes_of_a_weights_file(rkd) -> None:
+    model = ("--model", "small-cnn", "--set", "model.width=4", "--dataset", "digits", "--normalize", "data")
+    arguments = (*model, "--limit", "50", "--attack", "none", "--checks", "off", "--json")
+    net = load_catalog().create("model", "small-cnn", {"width": 4})((1, 8, 8), 10).state_dict()
+    torch.save(net, "w.pt")
+    plain = rkd("eval", "w.pt", *arguments).json
+    last = [name for name in net if net[name].shape[:1] == (10,)]
+    # Fourteen outputs, of which the first four are for classes that the data lacks; the others stand backwards.
+    torch.save({name: torch.cat([value[:4] * 0 + 9, value.flip(0)]) if name in last else value
+                for name, value in net.items()}, "more.pt")  # fmt: skip
+    refused = rkd("eval", "more.pt", *arguments)
+    assert refused.exit_code == 2 and "--classes of rkd eval" in refused.stderr
+    said = rkd("eval", "more.pt", *arguments, "--classes", "13,12,11,10,9,8,7,6,5,4")
+    assert said.exit_code == 0, said.stderr
+    assert said.json["clean"] == plain["clean"]
+    for wrong, message in (("1,x", "--classes.classes.1"), ("1,1", "named twice"), ("1,99", "no output 99")):
+        refused = rkd("eval", "more.pt", *arguments, "--classes", wrong)
+        assert refused.exit_code == 2 and message in refused.stderr, refused.stderr

@@ -129,3 +129,10 @@ def test_files(tmp_path: Path) -> None:
     file.write_text("[grids]\nseed = 1\n")
     with pytest.raises(ConfigError, match="grids"):
         read_sweep(file)
+
+
+def test_an_axis_without_values(tmp_path: Path) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text("[grid]\nseed = []\n")
+    with pytest.raises(ConfigError, match="seed: an axis without values"):
+        read_sweep(file)

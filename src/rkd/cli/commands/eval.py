@@ -52,6 +52,8 @@ from ..processes import in_processes, is_one_of_several
               "better on training images.")  # fmt: skip
 @click.option("--strip", metavar="PREFIX", default="", help="Beginning of the names in a weights file that is taken "
               "off; FILE#KEY chooses one of several nets in it.")  # fmt: skip
+@click.option("--classes", metavar="N,N,...", help="For each class of the data the output of a weights file's net "
+              "for it, where it has more, or another order.")  # fmt: skip
 @click.option("--set", "sets", multiple=True, metavar="KEY=VALUE", help="A setting, as in recipes: "
               "attack.KEY=VALUE, attack.NAME.KEY=VALUE, data.KEY=VALUE; model.KEY=VALUE; repeatable.")  # fmt: skip
 @json_option
@@ -86,8 +88,8 @@ def evaluate(
         known_normalization(options["normalize"])
     except ValueError as error:
         raise RkdError(f"--normalize: {error}") from None
-    if not is_file and (options["model"] or options["normalize"] != "auto" or options["strip"]):
-        raise RkdError(f"--model, --normalize and --strip belong to weights files; {path} is none")
+    if not is_file and (options["model"] or options["normalize"] != "auto" or options["strip"] or options["classes"]):
+        raise RkdError(f"--model, --normalize, --strip and --classes belong to weights files; {path} is none")
     if processes > 1 and not is_one_of_several():
         click.get_current_context().exit(in_processes(app.words, processes))
     ranks = app.meet()

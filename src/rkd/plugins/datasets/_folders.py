@@ -42,6 +42,12 @@ def find_images(root: Path, wanted: Sequence[str] | None) -> Found:
     left = Counter[str]()
     splits = _split_folders(root)
     if not splits:
+        flat = [path.name for path in _folders(root) if path.name.lower() in SPLITS]
+        if len(flat) > 1 and wanted is None:
+            raise DataError(
+                f"{root} holds {' and '.join(f'{name}/' for name in flat)}, parts of a data set by their names, with "
+                "images but no folder per class in them; if these are the classes, type --set data.classes='[...]'"
+            )
         classes, files, labels = _class_files(root, wanted, left)
         fit, held = stratified(labels, 0.2)
         parts = {

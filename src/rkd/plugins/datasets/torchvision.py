@@ -54,7 +54,10 @@ class Published:
         reader = getattr(datasets, self.source)
         root = expanded(self.dir or "data")
         for file, _ in _files(reader):
-            if (root / file).is_file() and (root / file).stat().st_size > MOST_BYTES:  # it would be read as a whole
+            path = root / file
+            if path.exists() and not path.is_file():
+                raise DataError(f"data set {self.name!r}: {path} is no file, but a folder, a FIFO or a device")
+            if path.is_file() and path.stat().st_size > MOST_BYTES:  # it would be read as a whole
                 raise DataError(
                     f"data set {self.name!r}: {root / file} is larger than {MOST_BYTES >> 20} MiB, so it is another"
                 )

@@ -165,6 +165,8 @@ def begin(sweep: Sweep, folder: Path) -> None:
 
 def _values(key: str, given: Any) -> list[str]:
     values: list[str] = []
+    if given == []:
+        raise ConfigError([f"{key}: an axis without values, so there is no run"])
     for part in given if isinstance(given, list) else _split(_text(given), ","):
         if isinstance(given, list):
             values.append(_text(part))
