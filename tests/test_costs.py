@@ -20,6 +20,7 @@ STUDENT = {
     "defensive": (1, 1),
     "pgd-at": (11, 11),
     "trades": (13, 12),  # ten steps, the clean answer they start from, two in the loss
+    "hat": (14, 13),  # as trades, and the helper images
     "mart": (12, 12),
     "akd2": (11, 11),
     "kd-swa": (11, 11),
@@ -62,6 +63,7 @@ TEACHERS = {
     "adaad": {"robust": (12, 10)},  # the search differentiates the teacher
     "dgad": {"robust": (12, 10)},
     "saad": {"robust": (4, 1)},  # the search differentiates it once
+    "hat": {"clean": (1, 0)},
     "igdm": {"robust": (12, 10)},
     "fair-ard": {"robust": (1, 0)},
     "fair-iad": {"robust": (2, 0)},
@@ -81,7 +83,7 @@ COMPANIONS = {
 }
 ONE_VIEW = {"ce", "kd", "defensive", "pgd-at", "adr", "akd2", "kd-swa", "ltd-at"}
 TWO_VIEWS = [loss for loss in STUDENT if loss not in ONE_VIEW]  # or more
-THREE_VIEWS = {"saad"}
+THREE_VIEWS = {"hat", "saad"}
 
 
 def cost(catalog: Catalog, loss: str, **table) -> StepCost:

@@ -28,7 +28,7 @@ class Trades:
     reduction: Reduction = "batchmean"
     label_smoothing: float = 0.0
 
-    roles: ClassVar = ()
+    roles: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar = {"attack": "pgd", "objective": "kl-student"}
 
     def __post_init__(self) -> None:
