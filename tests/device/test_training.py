@@ -52,7 +52,7 @@ def test_attacks_that_training_uses(attack: str, device: torch.device) -> None:
         {"extensions": {"swa": {"since": 0}}},
         {"grad_accumulation": 3},
         {"augments": {"crop": {}, "flip": {}, "cutout": {}}},
-        {"augments": {"idbh": {}}},
+        {"augments": {"idbh": {}, "autoaugment": {}}},
         {"optimizer": {"clip_gradient": 0.1}},
         {"optimizer": {"name": "adam"}},
         {"optimizer": {"name": "adamw"}},

@@ -301,7 +301,7 @@ def test_cutmix_takes_soft_labels_as_they_are() -> None:
     assert torch.equal(CutMix()(soft, noise(soft)).y, CutMix(classes=10)(batch, noise(batch)).y)
 
 
-@pytest.mark.parametrize("component", [CropShift, RandomErasing, Idbh, AutoAugment])
+@pytest.mark.parametrize("component", [CropShift, RandomErasing])  # the others: tests/device/test_training.py
 def test_nothing_waits_for_a_device(component) -> None:
     augment = component()
     batch = make()

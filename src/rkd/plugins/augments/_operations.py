@@ -19,11 +19,16 @@ Operation = Callable[[Tensor, Tensor], Tensor]
 def apply(x: Tensor, operations: Mapping[str, Operation], chosen: Tensor, strength: Tensor) -> Tensor:
     """Each image after the operation whose place in `operations` is `chosen (B,)`, or as it is where that is -1.
 
-    All are computed for all images: picking images would make the host wait for a GPU.
+    On a CPU each is computed for its own images. On other devices all are computed for all: picking images would make
+    the host wait.
     """
-    strength, out = ops.per_image(strength, x), x
+    strength, out = ops.per_image(strength, x), x.clone()
     for place, operation in enumerate(operations.values()):
-        out = ops.where(chosen == place, operation(x, strength), out)
+        mine = chosen == place
+        if x.device.type != "cpu":
+            out = ops.where(mine, operation(x, strength), out)
+        elif bool(mine.any()):
+            out[mine] = operation(x[mine], strength[mine])
     return out
 
 
