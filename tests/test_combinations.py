@@ -62,7 +62,9 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
         found += ["class_T", "attack"]
     if scheduler == "entropy-weights" and loss != "saad":
         found += ["entropy-weights", "attack"]
-    if scheduler == "entropy-balance" and "mtard" not in loss:
+    if scheduler == "magnitude" and loss != "ciard":
+        found += ["magnitude", "attack"]
+    if scheduler == "entropy-balance" and "mtard" not in loss and loss != "ciard":
         found += ["teacher", "T.robust"]
     if conversion == "aux-bn" and (not attacks or loss in ATTACKED_ALONE):
         found.append("batch norm")

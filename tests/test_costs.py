@@ -43,6 +43,7 @@ STUDENT = {
     "ltd-at": (11, 11),
     "mtard-anl": (12, 12),
     "b-mtard": (12, 12),
+    "ciard": (12, 12),
     "peeraid": (12, 12),
     "adr": (11, 11),
     "trades-adr": (13, 12),
@@ -74,10 +75,12 @@ TEACHERS = {
     "ltd-at": {"clean": (1, 0)},
     "mtard-anl": {"robust": (1, 0), "clean": (1, 0)},
     "b-mtard": {"robust": (1, 0), "clean": (1, 0)},
+    "ciard": {"robust": (0, 0), "clean": (2, 0)},  # the robust one is the companion's beginning
 }
 COMPANIONS = {
     "peeraid": {"peer": (2, 1)},  # the search's clean answer, and attacked images
     "lbgat": {"guide": (1, 1)},
+    "ciard": {"learner": (1, 0)},  # before it learns
     "adr": {"average": (1, 0)},
     "trades-adr": {"average": (1, 0)},
 }

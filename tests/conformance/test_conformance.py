@@ -52,7 +52,10 @@ ATTACKS = {
     "transfer": {"optimum": 0},  # looks for the worst image for another net
 }
 """What of `check_attack` an attack does not promise, and why."""
-TERMS = {"entropy-weights": ("adv", "adv_entropy", "clean", "clean_entropy", "entropy")}
+TERMS = {
+    "entropy-weights": ("adv", "adv_entropy", "clean", "clean_entropy", "entropy"),
+    "magnitude": ("adv", "clean", "push"),
+}
 """Of the loss that a scheduler is for, where it is for one."""
 
 

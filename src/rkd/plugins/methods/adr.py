@@ -26,8 +26,8 @@ References: wu2024annealing, zhang2019theoretically
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from rkd.plugin import Companion, Schedule, Step, at, check_range, hookimpl, ops, parse_schedule
 
@@ -60,7 +60,8 @@ class Adr:
     def targets(self, step: Step) -> Tensor:
         """The rectified labels r, `(B, K)`."""
         p = (step.teacher("average").float() / at(self.T, step.progress)).softmax(1)
-        y = step.y if step.y.ndim == 2 else one_hot(step.y, p.shape[1]).float()
+        classes = torch.arange(p.shape[1], device=p.device)
+        y = step.y if step.y.ndim == 2 else (step.y.unsqueeze(1) == classes).float()  # one_hot waits for the device
         share = (at(self.lam, step.progress) - p.amax(1) + (p * y).sum(1)).clamp(0, 1).unsqueeze(1)
         return share * p + (1 - share) * y
 

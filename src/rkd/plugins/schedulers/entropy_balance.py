@@ -9,6 +9,7 @@ next step on, as in the official code.
 
 There H stands as mean(p log(p + 1e-5)), negative, and the sign is that of the ratio of two H less 1: the same sign
 unless both are closer than that 1e-5 moves them. The rate falls with the learning rate, there by name of epochs.
+`robust`: the role that answers for attacked images, or a companion's name (`ciard`).
 
 References: zhao2024mitigating
 """
@@ -30,6 +31,7 @@ class EntropyBalance:
     rate: Schedule = 0.001
     low: float = 1.0
     high: float = 10.0
+    robust: str = "robust"
 
     _temperatures: Tensor | None = field(default=None, init=False, repr=False)
 
@@ -39,7 +41,7 @@ class EntropyBalance:
             raise ValueError(f"low and high must be positive and in this order, got {self.low:g} and {self.high:g}")
 
     def update(self, step: Step, terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        answers = [step.teacher("robust", "adv"), step.teacher("clean", "clean")]
+        answers = [step.teacher(self.robust, "adv"), step.teacher("clean", "clean")]
         if self._temperatures is None:
             self._temperatures = torch.ones(2, device=answers[0].device)
         temperatures = self._temperatures.to(answers[0].device)
