@@ -893,3 +893,10 @@ def test_a_fifo_in_the_place_of_a_published_file(tmp_path, kind, place):
     os.mkfifo(tmp_path / place)
     with pytest.raises(DataError, match="is no file, but a folder, a FIFO or a device"):
         kind(dir=str(tmp_path))()
+
+
+def test_npz_of_bytes_that_go_to_one_alone(tmp_path):
+    images, labels = np.arange(32, dtype=np.uint8).reshape(8, 1, 2, 2) % 2, np.arange(8) % 2
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
+    with pytest.raises(DataError, match="8-bit images go from 0 to 255, and these to 1"):
+        Npz(str(tmp_path / "a.npz"))()

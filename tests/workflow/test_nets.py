@@ -31,12 +31,14 @@ def test_weights_follow_from_the_seed_alone(catalog: Catalog) -> None:
     assert nets[0].mean.flatten().tolist() == pytest.approx(list(data.mean))
 
 
-def trained(normalised: bool, catalog: Catalog) -> tuple[Net, Any]:
+def trained(normalised: bool | str, catalog: Catalog) -> tuple[Net, Any]:
     """An MLP that has learned digits a little, fed with normalised images or with plain ones, which differ much."""
     data = replace(resolve({}, catalog).data, mean=(0.7,), std=(0.1,))
     net = build_net("mlp", {}, data, catalog)
     if not normalised:
         net = Net(net.arch)
+    if normalised == "half":
+        net = Net(net.arch, [0.5], [0.5])
     batch = fetch(data.train, torch.arange(600))
     optimizer = torch.optim.Adam(net.parameters(), 0.01)
     for _ in range(60):
@@ -80,6 +82,14 @@ def test_what_cannot_be_told_is_refused(catalog: Catalog) -> None:
     settled = settle(loaded, reference(), "auto", near, "--normalize", must=False)
     assert "no clear difference" in settled.notes[0]
     assert loaded.settled is not None and loaded.settled.known == "open"
+
+
+@pytest.mark.slow
+def test_a_net_for_images_from_minus_one_to_one(catalog: Catalog) -> None:
+    """Neither of the two that are compared is right, however clearly one is the better."""
+    net, data = trained("half", catalog)
+    with pytest.raises(Refused, match=r"clearly more are right with mean and std 0\.5: type --normalize=half"):
+        settle(Net(net.arch), reference(), "auto", replace(data, mean=(0.2,), std=(3.0,)), "--normalize")
 
 
 @pytest.mark.slow
@@ -142,6 +152,8 @@ def test_weights_for_other_classes_leave_the_last_layer_untrained(catalog: Catal
     arch = catalog.create("model", "mlp")((1, 8, 8), 25)
     torch.save(arch.state_dict(), tmp_path / "w.pt")
     started, _, said = student({"model": "mlp", "weights": str(tmp_path / "w.pt"), "normalize": "half"}, catalog)
+    with pytest.raises(Refused, match="its answers, for other classes, cannot tell"):
+        student({"model": "mlp", "weights": str(tmp_path / "w.pt")}, catalog)
     first, last = next(started.arch.parameters()), list(started.arch.parameters())[-1]
     assert torch.equal(first, next(arch.parameters())) and len(last) == 10
     assert "untrained stays" in said[1] and float(started.std) == 0.5

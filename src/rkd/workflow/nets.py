@@ -50,6 +50,11 @@ def new_student(config: StudentConfig, data: Dataset, catalog: Catalog, seed: in
         tell(f"the student starts from {config.weights}")
         if new := [name for name in own if name not in fitting]:
             tell(f"untrained stays what is for other classes there: {', '.join(new)}")
+            if loaded.settled is None and "normalize" not in config.model_fields_set:
+                raise Refused(
+                    f"{config.weights} does not say how images are normalised, and its answers, for other classes, "
+                    "cannot tell: type --set student.normalize=none, data, half, imagenet, ... or MEAN,.../STD,..."
+                )
         loaded.arch = net.arch
         reference = TeacherReference(f"{config.model}@{config.weights}", "student", config.model, config.weights)
         choice = config.normalize if "normalize" in config.model_fields_set else "auto"
@@ -158,6 +163,10 @@ def _compared(net: Net, name: str, data: Dataset, setting: str, must: bool) -> t
             f"depends on it. Most robust nets of the field take [0, 1] (look for transforms.Normalize in their code): "
             f"type {setting}=none, or {setting}=data, or {', '.join(list(NAMED)[1:])}, or MEAN,.../STD,..."
         )
+    net.settle(InputNormalization(*NAMED["half"], "half", "open"))
+    if clear and must and compare(answers(net, batch), found["data" if clear > 0 else "none"]) > 0:
+        raise Refused(f"{name}: {told}, but clearly more are right with mean and std 0.5: type {setting}=half, or what "
+                      "its authors normalised with")  # fmt: skip
     best = "data" if clear > 0 else "none" if clear < 0 else max(shares, key=lambda option: shares[option])
     known, other = "compared" if clear else "open", numbers["none" if best == "data" else "data"]
     net.settle(InputNormalization(*numbers[best], best, known, shares, len(batch), other))

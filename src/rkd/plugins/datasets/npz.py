@@ -224,6 +224,8 @@ def _images(array: np.ndarray, layout: str, what: str) -> Tensor:
     if array.size == 0:
         raise DataError(f"{what} holds no pixels: {_describe(array)}")
     mapped = isinstance(array, np.memmap)
+    if array.dtype == np.uint8 and array[:1000].max() <= 1:
+        raise DataError(f"{what}: 8-bit images go from 0 to 255, and these to 1: write them as floats, or times 255")
     if array.dtype != np.uint8:
         if mapped:
             raise DataError(
