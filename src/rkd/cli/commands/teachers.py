@@ -64,7 +64,8 @@ def rank(app: App, recipe: str | None, teacher: tuple[str, ...], sets: tuple[str
     The rule (Lee and Chung, ICML 2026): the teacher with the highest entropy on the robustly unlearnable training
     images gives the most robust student. The paper finds them with nets of the student's architecture, over methods
     and seeds: --reference or --unlearnable. Without either they are the images that all given teachers get wrong
-    under PGD: cheaper, and not the paper's set. docs/evaluation.md says how far the rule carries.
+    under PGD: cheaper, and not the paper's set. In rkd's own study on digits the rule did not hold; docs/evaluation.md
+    and docs/results/teachers.md say how far it carries.
     """
     app.load_torch()
     from rkd.core.errors import RkdError
@@ -125,6 +126,7 @@ def show(found: dict[str, Any], terminal: Terminal) -> None:
     )  # fmt: skip
     if found["ranking"]:
         terminal.result(
-            "rank: by the rule that the highest entropy there gives the most robust student (arXiv 2605.21999)",
+            "rank: by the rule that the highest entropy there gives the most robust student (arXiv 2605.21999); on "
+            "digits it did not hold (docs/results/teachers.md)",
             wrap=True,
         )
