@@ -75,7 +75,7 @@ def end(run: Run) -> dict[str, Any]:
 
 
 def trainings(ranks: Ranks) -> dict[str, Any]:
-    found: dict[str, Any] = {f"linear {m}": end(a_run(ranks, **of_method(m), epochs=2)) for m in METHODS}
+    found: dict[str, Any] = {f"linear {m}": end(a_run(ranks, **of_method(m))) for m in METHODS}
     for m in METHODS:  # one step of a net with batch norm, searches in train mode
         run = a_run(ranks, **of_method(m), net=TinyNet, mode="train", sync_bn=True)
         batch = next(run.loader.batches(0))
