@@ -125,7 +125,7 @@ def changed_run(rng: random.Random, folder: Path) -> None:
     state: dict[str, Any] = {"epoch": 1, "done": 0, "batches": 6, "config": text, "replaces": None}
     if rng.random() < 0.3:
         ordinary = run_folder.config.is_file() and not run_folder.config.is_symlink()
-    state["replaces"] = digest(run_folder.config.read_text(errors="replace")) if ordinary else 3
+        state["replaces"] = digest(run_folder.config.read_text(errors="replace")) if ordinary else 3
     if rng.random() < 0.3:
         state = mutated(rng, state)
     if not run_folder.last.is_symlink() and run_folder.checkpoints.is_dir():

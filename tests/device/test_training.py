@@ -150,4 +150,4 @@ def test_a_loss_that_is_not_finite(on_nan: str, device: torch.device) -> None:
         with pytest.raises(TrainingFailed) as error:
             fit(run)
         said.append(str(error.value))
-    assert said[0] == said[1] and "epoch 1" in said[0]
+    assert said[0] == said[1] and "epoch 2" in said[0]

@@ -64,6 +64,9 @@ class LossSum:
                 terms[own] = value
         return terms
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, LossSum) and self.parts == other.parts
+
     @property
     def weights(self) -> dict[str, Schedule]:
         found = ((name, declared(part, LossTraits).weights) for name, part in self.parts.items())
