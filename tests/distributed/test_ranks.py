@@ -1,6 +1,6 @@
 """Several processes train and evaluate as one: every method, with four real processes over gloo.
 
-Tolerance: 1e-4 relative, 1e-5 absolute in float32 weights after three or more updates; what differs is the order of sums.
+Tolerance: 1e-4 relative, 1e-5 absolute in float32 weights after three updates; what differs is the order of sums.
 """
 
 from __future__ import annotations
