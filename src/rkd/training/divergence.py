@@ -106,7 +106,7 @@ class DivergenceMonitor(Monitor):
             if differing:
                 raise TrainingFailed(
                     f"the processes hold different values of {', '.join(differing[:3])}: a scheduler or extension that "
-                    "sets them must add up what it sees over the processes (run.backward.ranks.sum_)"
+                    "sets them must add up what it sees over the processes (run.ranks.sum)"
                 )
 
     def _settle(self, run: Run) -> bool:
