@@ -1,6 +1,6 @@
 """Does the teacher that `rkd teachers rank` puts first give the most robust student? On embedded digits.
 
-    OMP_NUM_THREADS=1 python benchmarks/teacher_choice.py [--out runs/teacher-choice] [--seeds 0 1 2]
+    OMP_NUM_THREADS=1 python benchmarks/teacher_choice.py [--out runs/teacher-choice] [--seeds 0 1 2] [--epochs 15]
 
 Trains three robust teachers in different ways, a student with each teacher and seed by RSLAD, and students without a
 teacher. Ranks the teachers by both sets of unlearnable images: those that all teachers get wrong, known before a
@@ -29,7 +29,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "pgd-at, labels smoothed by 0.3": {"loss": {"name": "pgd-at", "label_smoothing": 0.3}},
 }
 TEACHER = {"student": {"model": "small-cnn", "width": 16}, "epochs": 20, "attack": {"steps": 7}}
-STUDENT = {"student": {"model": "small-cnn", "width": 8}, "epochs": 15, "attack": {"steps": 7}}
+STUDENT: dict[str, Any] = {"student": {"model": "small-cnn", "width": 8}, "epochs": 15, "attack": {"steps": 7}}
 EVALUATION = {"attacks": ["pgd-sat", "cw"], "checks": "off"}
 
 
@@ -37,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/teacher-choice"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=STUDENT["epochs"], help="of the students")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     started = time.process_time()
@@ -52,7 +53,7 @@ def main() -> None:
             {"loss": "rslad", "teachers": [{"reference": str(teachers[way])}]} if way in WAYS else {"loss": "pgd-at"}
         )
         for seed, folder in zip(seeds, folders, strict=True):
-            train(folder, {**STUDENT, **taught, "seed": seed})
+            train(folder, {**STUDENT, **taught, "seed": seed, "epochs": arguments.epochs})
 
     table = {**STUDENT, "teachers": [{"reference": str(folder)} for folder in teachers.values()]}
     nets = [str(folder) for folders in students.values() for folder in folders]

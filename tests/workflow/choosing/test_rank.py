@@ -118,7 +118,7 @@ def test_what_says_nothing_gives_no_ranking(runs: list[str], tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("teachers", "said"),
     [
-        (["resnet8"], "1 teachers given, and a ranking needs two"),
+        (["resnet8"], "a ranking needs two teachers or more, as in --teacher A --teacher B; given: 1"),
         (["resnet8", "resnet8"], "the teacher resnet8 is given twice"),
         (["resnet8", "resnet20"], "the teacher resnet8 is not trained yet.*--student resnet8 --loss trades"),
         (["resnet8", "resnet"], "the teacher resnet8 is not trained yet"),
@@ -132,6 +132,8 @@ def test_what_cannot_be_ranked(teachers: list[str], said: str, cache: Path) -> N
 def test_wrong_tables() -> None:
     with pytest.raises(ConfigError, match="teachers: is a list of tables"):
         rank_teachers(table_of(teachers="a"), CATALOG, **FEW)
+    with pytest.raises(ConfigError, match="evaluate: is a table of settings"):
+        rank_teachers(table_of("resnet8", "resnet20", evaluate=3), CATALOG, **FEW)
     with pytest.raises(ConfigError, match="the loss 'trades' needs none"):
         rank_teachers(table_of("resnet8", "resnet20", loss={"name": "trades"}), CATALOG, **FEW)
     entries = [{"reference": "resnet8"}, {"reference": "resnet20"}, {"role": "clean"}]
@@ -144,7 +146,8 @@ def test_wrong_words_beside_sound_teachers(runs: list[str], tmp_path: Path) -> N
     listed = tmp_path / "set.json"
     listed.write_text("[1, 2, 3]")
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"train_limit": 100_000}, "--train-limit: 100000 is above the 1438 training images"),
+        ({"train_limit": 100_000}, "--train-limit: 100000 is above the 1,438 training images"),
+        ({"limit": 400}, "--limit: 400 is above the 359 test images"),
         ({"unlearnable": str(listed)}, "3 robustly unlearnable images are too few"),
         ({"references": ["resnet8"]}, "resnet8 is not trained yet"),
     ]

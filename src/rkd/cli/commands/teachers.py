@@ -78,12 +78,10 @@ def rank(app: App, recipe: str | None, teacher: tuple[str, ...], sets: tuple[str
     catalog = app.catalog()
     absent = dict.fromkeys(("epochs", "lr", "teacher_epochs", "sync_bn", "on_nan", "auto_batch"))
     table = train.run_table(recipe, options | absent | {"teacher": teacher, "evaluate": ()}, sets, catalog)
-    if limit is not None:
-        table["evaluate"] = {**table.get("evaluate", {}), "limit": limit}
     with app.terminal.guarded():
         found = rank_teachers(
             table, catalog, Display(app.terminal), references=references, unlearnable=unlearnable,
-            train_limit=train_limit, steps=steps, seconds=seconds,
+            train_limit=train_limit, limit=limit, steps=steps, seconds=seconds,
         )  # fmt: skip
     if app.json:
         app.terminal.json(found)

@@ -70,37 +70,42 @@ class _Measured:
 
 def rank_teachers(
     table: Mapping[str, Any], catalog: Catalog, reporter: Reporter | None = None, *, references: Sequence[str] = (),
-    unlearnable: str | None = None, train_limit: int | None = None, steps: int = 20, seconds: float = 2.0,
+    unlearnable: str | None = None, train_limit: int | None = None, limit: int | None = None, steps: int = 20,
+    seconds: float = 2.0,
 ) -> dict[str, Any]:  # fmt: skip
     """Measure each of the table's teachers as the only one given to the run that the table describes, and rank them by
     their mean predictive entropy (nats, clean images) on the robustly unlearnable training images.
 
     These are, of `train_limit` training images, those that no net of `references` gets right under PGD of `steps`
     steps; without references, that no teacher gets right which is robust beyond chance; or those that the file
-    `unlearnable` lists (`read_positions`). `seconds`: how long the student's step is timed with each teacher. Nothing
-    is trained. Returns what `rkd teachers rank --json` prints. Raises RkdError.
+    `unlearnable` lists (`read_positions`). `limit`: test images (None: the table's, or all). `seconds`: how long the
+    student's step is timed with each teacher. Nothing is trained. Returns what `rkd teachers rank --json` prints.
+    Raises RkdError.
     """
     reporter = reporter or Silent()
     reporter.doing("reading settings, data and teachers")
-    candidates = _load(table, steps, catalog, reporter)
+    run = _as_run(table, steps)
+    candidates = _load(run, catalog, reporter)
     plan = candidates[0].plan
     data = plan.data
     listed = None if unlearnable is None else read_positions(unlearnable, len(data.train))
-    looked_at = _training_images(train_limit, len(data.train), data.name)
-    others = [_of(table, {"reference": text}, [], steps, catalog, reporter) for text in references]
+    tested = _positions(limit or plan.config.evaluate.limit, data.test, "--limit", "test", len(data.test))
+    looked_at = _positions(train_limit, data.train, "--train-limit", "training", USUAL_TRAINING_IMAGES)
+    others = [_of(run, {"reference": text}, [], catalog, reporter) for text in references]
     tell_data(plan, reporter)
     journal = Journal(cache_folder() / "evaluations", kept=MONTH)
 
-    def settings(name: str, plan: Plan) -> EvalSettings:
-        return settings_of(plan, progress=reporter.evaluating(name), journal=journal)
+    def settings(candidate: _Candidate, part: str, positions: Tensor) -> EvalSettings:
+        progress = reporter.evaluating(f"{candidate.name}, {part} images")
+        return replace(settings_of(candidate.plan, progress=progress, journal=journal), positions=positions)
 
     def on_training(candidate: _Candidate) -> Evaluation:
-        chosen = replace(settings(f"{candidate.name}, training images", candidate.plan), positions=looked_at)
+        chosen = settings(candidate, "training", looked_at)
         return evaluate(candidate.net, data.train, candidate.plan.evaluation, chosen)
 
     measured: dict[str, _Measured] = {}
     for candidate in candidates:
-        own = settings(f"{candidate.name}, test images", candidate.plan)
+        own = settings(candidate, "test", tested)
         test = evaluate_and_check(candidate.net, data.test, candidate.plan.evaluation, own, catalog)
         train = on_training(candidate)
         entropy = _entropies(candidate.net, data.train, looked_at if listed is None else listed, own)
@@ -144,30 +149,35 @@ def rank_teachers(
     }
 
 
-def _load(table: Mapping[str, Any], steps: int, catalog: Catalog, reporter: Reporter) -> list[_Candidate]:
+def _as_run(table: Mapping[str, Any], steps: int) -> Table:
+    """The table with PGD as its evaluation, and RSLAD unless it names a loss."""
+    run = merge({"loss": {"name": "rslad"}}, table)
+    own = run.get("evaluate", {})
+    if isinstance(own, Mapping):  # whatever else it is, is told as for any run
+        kept = {key: own[key] for key in ("limit", "batch_size") if key in own}
+        run["evaluate"] = kept | {"attacks": ["pgd"], "options": {"pgd": {"steps": steps, "start": "uniform"}}}
+    return run
+
+
+def _load(run: Table, catalog: Catalog, reporter: Reporter) -> list[_Candidate]:
     """All teachers, before any is measured: a mistake in the last one shall not show after hours."""
-    given = table.get("teachers", [])
+    given = run.get("teachers", [])
     if not isinstance(given, list) or not all(isinstance(entry, Mapping) for entry in given):
         raise ConfigError("teachers: is a list of tables")
     teachers = [entry for entry in given if "reference" in entry]
     added = [entry for entry in given if "reference" not in entry]
     names = [str(entry["reference"]) for entry in teachers]
     if len(names) < 2:
-        raise RkdError(f"{len(names)} teachers given, and a ranking needs two or more: --teacher A --teacher B")
+        raise RkdError(f"a ranking needs two teachers or more, as in --teacher A --teacher B; given: {len(names)}")
     if len(set(names)) < len(names):
         raise RkdError(f"the teacher {max(names, key=names.count)} is given twice")
-    return [_of(table, entry, added, steps, catalog, reporter) for entry in teachers]
+    return [_of(run, entry, added, catalog, reporter) for entry in teachers]
 
 
 def _of(
-    table: Mapping[str, Any], teacher: Mapping[str, Any], added: Sequence[Mapping[str, Any]], steps: int,
-    catalog: Catalog, reporter: Reporter,
-) -> _Candidate:  # fmt: skip
+    run: Table, teacher: Mapping[str, Any], added: Sequence[Mapping[str, Any]], catalog: Catalog, reporter: Reporter
+) -> _Candidate:
     """One teacher, resolved and loaded as for a run that is given it alone."""
-    own = table.get("evaluate", {})
-    kept = {key: own[key] for key in ("limit", "batch_size") if key in own}
-    pgd = {"attacks": ["pgd"], "options": {"pgd": {"steps": steps, "start": "uniform"}}}
-    run: Table = merge({"loss": {"name": "rslad"}}, table) | {"evaluate": kept | pgd}
     plan = resolve(run | {"teachers": [teacher, *added]}, catalog)
     teachers = load_teachers(plan, catalog, reporter)
     name = str(teacher["reference"])
@@ -181,10 +191,10 @@ def _of(
     return _Candidate(name, plan, teachers, loaded)
 
 
-def _training_images(limit: int | None, images: int, data: str) -> Tensor:
-    if limit is not None and limit > images:
-        raise RkdError(f"--train-limit: {limit} is above the {images} training images of {data}")
-    return choose_samples(images, limit or min(images, USUAL_TRAINING_IMAGES))
+def _positions(limit: int | None, split: Split, option: str, part: str, usual: int) -> Tensor:
+    if limit is not None and limit > len(split):
+        raise RkdError(f"{option}: {limit} is above the {len(split):,} {part} images")
+    return choose_samples(len(split), limit or min(len(split), usual))
 
 
 def _entropies(net: nn.Module, split: Split, positions: Tensor, settings: EvalSettings) -> Tensor:
