@@ -9,9 +9,11 @@ import torch
 
 from rkd.core.errors import RkdError
 from rkd.core.run import Run
+from rkd.engine.accelerator import Engine
+from rkd.nets.student import NetStudent
 from rkd.registry.catalog import load_catalog
 from rkd.testing import tiny_teachers
-from rkd.workflow.build import build, choose_device, choose_precision
+from rkd.workflow.build import accelerate, build, choose_device, choose_precision
 from rkd.workflow.plan import Plan
 from rkd.workflow.resolve import resolve
 
@@ -88,3 +90,21 @@ def test_what_auto_takes_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert choose_precision("auto", gpu) is precision
     assert choose_precision("auto", torch.device("cpu")) is None
+
+
+@pytest.mark.parametrize(
+    ("most", "precision", "name", "copied"),
+    [
+        (10**7, "fp32", "auto", True),
+        (10, "fp32", "auto", False),
+        (10, "bf16", "auto", True),
+        (10, "fp32", "fused", True),
+    ],
+)
+def test_a_large_student_gets_a_copy_where_that_pays(
+    most: int, precision: str, name: str, copied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rkd.workflow.build.SMALL", most)
+    run = run_of(plan("rslad", precision=precision))
+    accelerate(run, name)
+    assert isinstance(run.student, NetStudent) and isinstance(run.student.accelerator, Engine) is copied

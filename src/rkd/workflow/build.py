@@ -17,7 +17,7 @@ from rkd.data.loader import Loader
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.engine.accelerator import Engine
 from rkd.nets.memory_format import arrange
-from rkd.nets.net import Net, NetTeacher
+from rkd.nets.net import Net, NetTeacher, autocast_of
 from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import RunConfig, StudentConfig
@@ -33,8 +33,8 @@ from .nets import new_student
 from .plan import Plan
 
 SMALL = 10_000_000
-"""Parameters of a net up to which it gets a copy: larger ones gain nothing (ResNet-18: plain takes 0.93 of the time and
-0.91 of the memory, docs/results/ablation.md), and take their memory."""
+"""Parameters of a net up to which it gets a copy: larger ones gain nothing on a CPU in float32 (ResNet-18: plain takes
+0.93 of the time and 0.91 of the memory, docs/results/ablation.md), and take their memory."""
 
 
 def build(
@@ -124,15 +124,17 @@ def checkpointer(config: RunConfig, folder: RunFolder | None, ranks: Ranks = ALO
 
 
 def accelerate(run: Run, name: str, tell: Callable[[str], None] = lambda text: None) -> None:
-    """Let nets that are small enough run on faster copies: the student while it is attacked, and teachers. A `name`
-    other than `auto` forces a student's. After the dry step, which counts what the nets themselves are asked. `tell` is
-    told which copies nets get."""
+    """Let nets run on faster copies: the student while it is attacked, and teachers small enough for a second copy. A
+    student that is not gets one in reduced precision, on a GPU, and by a `name` other than `auto`. After the dry step,
+    which counts what the nets themselves are asked. `tell` is told which copies nets get."""
 
     def small(net: nn.Module) -> bool:
         return sum(p.numel() for p in net.parameters()) <= SMALL
 
-    if isinstance(run.student, NetStudent) and (name != "auto" or small(run.student.net)):
-        run.student.accelerator = Engine(name, tell)
+    if isinstance(run.student, NetStudent):
+        gains = autocast_of(run.student.net) is not None or run.device.type != "cpu"
+        if name != "auto" or gains or small(run.student.net):
+            run.student.accelerator = Engine(name, tell)
     for teacher in run.teachers.values():
         if type(teacher) is NetTeacher and small(teacher.net):
             teacher.accelerator = Engine(name, tell)
