@@ -28,7 +28,7 @@ from .nets.fitting import built_for, load_into, net_from_file, take_normalizatio
 from .nets.net import Accelerator, Net, Outputs
 from .nets.resize import Resize
 from .nets.sources import Conversion, Model, TeacherReference, TeacherSource
-from .nets.student import NetStudent
+from .nets.student import NetStudent, move_average
 from .nets.weights import read_weights
 from .registry.hooks import Family, HasParts, Parts
 from .registry.schedules import check_range, parse_schedule
@@ -118,6 +118,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "built_for",
     "expanded",
     "load_into",
+    "move_average",
     "net_from_file",
     "read_card",
     "read_text",

@@ -9,6 +9,8 @@ from rkd.core.errors import RkdError
 from rkd.core.hooks import hookimpl, run_hooks
 from rkd.core.trainer import fit, train_step
 from rkd.plugins.extensions.awp import Awp
+from rkd.plugins.extensions.ema import Ema
+from rkd.plugins.extensions.swa import Swa
 from rkd.testing import OneStep, tiny_batch, tiny_run
 
 from .losses import Adversarial, Clean, weights
@@ -104,6 +106,13 @@ def test_gradients_of_a_perturbed_step_may_be_changed_too() -> None:
     assert torch.equal(weights(run), before)
 
 
-def test_one_extension_alone_computes_the_gradients() -> None:
-    with pytest.raises(RkdError, match=r"extensions one and two both compute the gradients .* take one of them out"):
-        run_hooks({"one": Awp(0.01), "two": Awp(0.02)})
+@pytest.mark.parametrize(
+    ("two", "words"),
+    [
+        ({"one": Awp(0.01), "two": Awp(0.02)}, "one and two both compute the gradients .*take one out"),
+        ({"ema": Ema(), "swa": Swa()}, "ema and swa both give the net to evaluate and keep, .*take one out"),
+    ],
+)
+def test_what_one_extension_alone_can_do(two: dict, words: str) -> None:
+    with pytest.raises(RkdError, match=words):
+        run_hooks(two)

@@ -85,7 +85,7 @@ class RunHooks:
 
 def run_hooks(extensions: Mapping[str, Any] | None = None) -> pluggy.PluginManager:
     """A manager of run-time hooks with these configured extensions, and schedulers that listen too. Raises RkdError for
-    a hook that does not exist, or where two want to compute the gradients."""
+    a hook that does not exist, or where two do what one alone can."""
     manager = pluggy.PluginManager("rkd")
     manager.add_hookspecs(RunHooks)
     for name, extension in (extensions or {}).items():
@@ -94,9 +94,10 @@ def run_hooks(extensions: Mapping[str, Any] | None = None) -> pluggy.PluginManag
             manager.check_pending()
         except pluggy.PluginValidationError as error:
             raise RkdError(f"extension {name}: {error}") from None
-    if len(owners := [hook.plugin_name for hook in manager.hook.rkd_backward.get_hookimpls()]) > 1:
-        raise RkdError(
-            f"extensions {' and '.join(owners)} both compute the gradients (rkd_backward), which one of a run can do: "
-            "take one of them out, or let it change the gradients that are there (rkd_gradient)"
-        )
+    for hook, does in (
+        (manager.hook.rkd_backward, "compute the gradients (rkd_gradient changes those that are there)"),
+        (manager.hook.rkd_eval_net, "give the net to evaluate and keep"),
+    ):
+        if len(owners := [implementation.plugin_name for implementation in hook.get_hookimpls()]) > 1:
+            raise RkdError(f"extensions {' and '.join(owners)} both {does}, which one of a run can: take one out")
     return manager

@@ -67,3 +67,12 @@ class NetStudent:
             return self.net(x)
         with self.router.routing(parts):
             return self.net(x)
+
+
+@torch.no_grad()
+def move_average(average: nn.Module, net: nn.Module, share: float) -> None:
+    """average <- (1 - share) * average + share * weights, of two nets of one architecture; buffers are copied."""
+    for mean, weight in zip(average.parameters(), net.parameters(), strict=True):
+        mean.lerp_(weight, share)
+    for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):
+        kept.copy_(buffer)

@@ -12,7 +12,7 @@ from ..core.interfaces import Student, Teacher
 from ..core.run import Run
 from ..core.types import Companion, Mode, Schedule, View, at
 from ..nets.net import NetTeacher
-from ..nets.student import NetStudent
+from ..nets.student import NetStudent, move_average
 
 
 class Follower(NetStudent):
@@ -29,7 +29,7 @@ class Follower(NetStudent):
 
     def follow(self, net: nn.Module, progress: float) -> None:
         """Move towards `net`, at `progress` of the training."""
-        follow(self.net, net, at(self.decay, progress))
+        move_average(self.net, net, 1 - at(self.decay, progress))
 
 
 class Following:
@@ -40,15 +40,6 @@ class Following:
         for companion in run.companions.values():
             if isinstance(companion, Follower):
                 companion.follow(run.student.net, run.progress)
-
-
-@torch.no_grad()
-def follow(average: nn.Module, net: nn.Module, decay: float) -> None:
-    """average <- decay * average + (1 - decay) * weights, of nets of one architecture; buffers are copied."""
-    for mean, weight in zip(average.parameters(), net.parameters(), strict=True):
-        mean.lerp_(weight, 1 - decay)
-    for kept, buffer in zip(average.buffers(), net.buffers(), strict=True):
-        kept.copy_(buffer)
 
 
 def check_companions(companions: Mapping[str, Companion], roles: Mapping[str, object]) -> None:

@@ -4,7 +4,6 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import nn
 
 from rkd.plugin import Run, Student
@@ -31,14 +30,6 @@ class Average:
     def deployed(self) -> nn.Module | None:
         """The net to evaluate and to keep; None before the training has begun."""
         return self._student.deployed() if self._student else None
-
-    @torch.no_grad()
-    def follow(self, run: Run, share: float) -> None:
-        """average <- (1 - share) * average + share * weights; buffers are copied."""
-        for mean, weight in zip(self.student.net.parameters(), run.student.net.parameters(), strict=True):
-            mean.lerp_(weight, share)
-        for kept, buffer in zip(self.student.net.buffers(), run.student.net.buffers(), strict=True):
-            kept.copy_(buffer)
 
     def state_dict(self) -> dict[str, Any] | None:
         return self._student.net.state_dict() if self._student else None

@@ -15,7 +15,7 @@ from typing import Any
 
 from torch import nn
 
-from rkd.plugin import Run, hookimpl
+from rkd.plugin import Run, hookimpl, move_average
 
 from ._average import Average
 
@@ -41,7 +41,8 @@ class Ema:
 
     @hookimpl
     def rkd_after_update(self, run: Run) -> None:
-        self._average.follow(run, 1 - self.decay if run.progress >= self.since else 1.0)
+        share = 1 - self.decay if run.progress >= self.since else 1.0
+        move_average(self._average.student.net, run.student.net, share)
 
     @hookimpl
     def rkd_eval_net(self, run: Run) -> nn.Module | None:

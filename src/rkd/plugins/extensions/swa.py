@@ -24,7 +24,7 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import update_bn
 
-from rkd.plugin import Run, forked, hookimpl, key
+from rkd.plugin import Run, forked, hookimpl, key, move_average
 
 from ._average import Average
 
@@ -57,7 +57,7 @@ class Swa:
     @hookimpl
     def rkd_after_update(self, run: Run) -> None:
         if run.state.batch + 1 == len(run.loader) and run.state.epoch / run.epochs >= self.since:
-            self._average.follow(run, 1 / (self._count + 1))
+            move_average(self._average.student.net, run.student.net, 1 / (self._count + 1))
             self._count, self._epoch, self._known = self._count + 1, run.state.epoch, False
 
     @hookimpl
