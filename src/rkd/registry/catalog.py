@@ -69,6 +69,7 @@ class Entry:
     def facts(self) -> dict[str, Any]:
         """All that `rkd info` tells, as plain values."""
         component, fixed, loss = self.factory, dict(self.fixed), declared(self.factory, LossTraits)
+        companions = declared(self._usual(), LossTraits).companions if self.kind == "loss" else {}
         return {
             "kind": self.kind,
             "name": self.name,
@@ -86,8 +87,15 @@ class Entry:
             ],
             "traits": attack_traits(component) if self.kind == "attack" else {},
             "roles": list(loss.roles or ()),
+            "companions": {name: str(companion) for name, companion in companions.items()},
             "defaults": options.plain(dict(loss.defaults) if isinstance(loss.defaults, Mapping) else {}),
         }
+
+    def _usual(self) -> Any:
+        """The component with its default options, or as it is where one is required."""
+        if not isinstance(self.factory, type) or any(option.required for option in options.describe(self.factory)):
+            return self.factory
+        return self.factory()
 
     def citations(self) -> dict[str, str]:
         """BibTeX entries by their keys, of the component's module or else of its package: those in ```bibtex blocks of

@@ -37,6 +37,13 @@ def test_info_of_an_attack_lists_its_traits(rkd) -> None:
     assert rkd("info", "rslad", "--json").json["traits"] == {}
 
 
+def test_info_of_a_loss_tells_of_nets_beside_the_student(rkd) -> None:
+    assert "nets beside the student: peer (learns, like the student)" in rkd("info", "peeraid").stdout
+    assert "average (the student's moving average)" in rkd("info", "adr").stdout
+    assert "learner (learns, starts as the teacher robust)" in rkd("info", "ciard").stdout
+    assert rkd("info", "rslad", "--json").json["companions"] == {}
+
+
 def test_info_of_a_family(rkd) -> None:
     said = rkd("info", "wrn34")
     assert re.search(r"depth +34 \(by the name\) +integer", said.stdout)

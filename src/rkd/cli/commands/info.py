@@ -56,6 +56,9 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
         terminal.result(f"\nto cite it: {command('cite', item['name'])}")
     if item["roles"]:
         terminal.result(f"\nteachers, by role: {', '.join(item['roles'])}")
+    if item["companions"]:
+        texts = [f"{name} ({words})" for name, words in item["companions"].items()]
+        terminal.result(f"\nnets beside the student: {', '.join(texts)}", wrap=True)
     if item["defaults"]:
         terminal.result(f"\nthe method's defaults: {', '.join(defaults_texts(item['defaults']))}", wrap=True)
     if item["traits"]:
