@@ -833,7 +833,7 @@ def test_exif_orientation_is_an_option(tmp_path):
 
 
 def test_arrays_of_medmnist_and_others(tmp_path):
-    images, labels = np.zeros((6, 4, 4), np.uint8), np.arange(6)[:, None].astype(np.uint8) % 2
+    images, labels = np.full((6, 4, 4), 200, np.uint8), np.arange(6)[:, None].astype(np.uint8) % 2
     parts = {"train_images": images, "train_labels": labels, "test_images": images, "test_labels": labels}
     np.savez(tmp_path / "med.npz", val_images=images, val_labels=labels, **parts)
     data = Npz(str(tmp_path / "med.npz"))()

@@ -371,7 +371,7 @@ class Meanwhile(Silent):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("most", "file"), [(4096, "next.safetensors"), (1, "metrics.jsonl")])
+@pytest.mark.parametrize(("most", "file"), [(16_384, "next.safetensors"), (1, "metrics.jsonl")])
 def test_a_full_disk_ends_the_run_and_leaves_the_last_good_checkpoint(
     most: int, file: str, finished, tmp_path: Path
 ) -> None:

@@ -158,7 +158,7 @@ def test_a_damaged_run(rkd, finished, tmp_path: Path) -> None:
 
 def test_data_of_another_shape(rkd, finished) -> None:
     run, _ = finished
-    images, labels = np.zeros((40, 1, 12, 12), np.uint8), np.arange(40) % 5
+    images, labels = np.full((40, 1, 12, 12), 200, np.uint8), np.arange(40) % 5
     np.savez("other.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
     said = refused(rkd, run, "--dataset", "npz:other.npz")
     assert "is for images (1, 8, 8) and 10 classes; data set 'npz:other.npz' has (1, 12, 12) and 5" in said
