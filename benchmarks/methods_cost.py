@@ -66,6 +66,7 @@ def counted(run: Run) -> dict[str, float]:
     every = [("student", net) for net in run.nets.values()]
     every += [("teacher", teacher.net) for teacher in run.teachers.values() if isinstance(teacher, NetTeacher)]
     batch = next(iter(run.loader.batches(0)))
+    advance(run, batch)  # teachers are tried in parts of a batch the first time
 
     def hook(who: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def seen(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
