@@ -121,6 +121,7 @@ BESIDE = [(loss, augment) for augment in BLENDING for loss in CATALOG.names("los
 BESIDE += [(loss, one) for one in CATALOG.names("augment") if one not in BLENDING for loss in ("ce", "trades", "rslad")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("loss", "augment"), BESIDE)
 def test_every_augmentation(loss: str, augment: str) -> None:
     """Soft labels go everywhere, or are refused; what leaves the labels alone concerns no loss."""

@@ -92,6 +92,7 @@ def test_loss(name: str) -> None:
     testing.check_loss(CATALOG.create("loss", name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reduction", ["batchmean", "mean"])
 @pytest.mark.parametrize("name", names("loss"))
 def test_loss_with_each_reduction(name: str, reduction: str) -> None:

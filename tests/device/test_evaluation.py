@@ -88,6 +88,7 @@ def test_every_attack(attack: str, device: torch.device) -> None:
     assert_same_verdicts(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("corruption", CATALOG.names("corruption"))
 def test_every_corruption(corruption: str, device: torch.device) -> None:
     split = ArraySplit(BATCH.x[:6], BATCH.y[:6])

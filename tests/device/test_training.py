@@ -31,7 +31,13 @@ def train_on_both(device: torch.device, loss: str, waits: int = 0, **settings: A
     assert_same(state_of(run), state_of(expected))
 
 
-@pytest.mark.parametrize("loss", CATALOG.names("loss"))
+QUICK = ("mtard-anl", "adaad", "peeraid", "adr", "fair-rslad")
+"""Losses of the quick set: teachers, a search through one, a companion that learns, one that follows, a listener."""
+
+
+@pytest.mark.parametrize(
+    "loss", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in CATALOG.names("loss")]
+)
 def test_every_loss(loss: str, device: torch.device) -> None:
     train_on_both(device, loss)
 
