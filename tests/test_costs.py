@@ -105,12 +105,14 @@ def test_cost(loss: str, catalog: Catalog) -> None:
     assert numbers(cost(catalog, loss)) == {"student": STUDENT[loss], **others}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", TWO_VIEWS)
 def test_auxiliary_norms_cost_nothing(loss: str, catalog: Catalog) -> None:
     table = {"student": {"conversions": {"aux-bn": {}}}}
     assert numbers(cost(catalog, loss, **table))["student"] == STUDENT[loss]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", TWO_VIEWS)
 def test_a_joint_forward_saves_the_other_views_own(loss: str, catalog: Catalog) -> None:
     table = {"student": {"conversions": {"aux-bn": {"joint": True}}}}

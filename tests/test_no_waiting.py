@@ -59,6 +59,7 @@ def one_update(loss: str, **parts: Any) -> None:
         run.hooks.hook.rkd_after_update(run=run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", CATALOG.names("loss"))
 def test_every_loss(loss: str) -> None:
     one_update(loss)
