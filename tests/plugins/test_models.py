@@ -637,7 +637,8 @@ def test_timm_net_is_resized_only_as_far_as_needed():
     assert resized_to(TimmModel("test_vit")(CIFAR, 10)) == []
     assert resized_to(TimmModel("test_vit")(DIGITS, 10)) == [(32, 32)]  # no patch of 16 fits in 8
     assert resized_to(TimmModel("test_vit")((1, 28, 28), 10)) == [(32, 32)]  # 16 of 28 pixels
-    assert resized_to(TimmModel("test_vit")((1, 20, 40), 10)) == [(32, 64)]
+    # The one of timm 1.0.10 takes squares alone.
+    assert resized_to(TimmModel("test_vit")((1, 20, 40), 10)) in ([(32, 64)], [(64, 64)])
     assert resized_to(TimmModel("test_resnet")(DIGITS, 10)) == []
     assert resized_to(TimmModel("test_resnet", resize=64)(DIGITS, 10)) == [(64, 64)]
 
