@@ -15,7 +15,7 @@ from .core.ops import Reduction
 from .core.random import Noise, forked, key
 from .core.run import Run
 from .core.step import Step
-from .core.traits import AttackTraits, traits_of
+from .core.traits import AttackTraits, LossTraits, traits_of
 from .core.types import Batch, Companion, DerivedView, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View, at
 from .data.augment import Augment, FiniteAugment
 from .data.dataset import ArraySplit, Dataset, DatasetSource, MixedSplit, Split, check_images
@@ -68,6 +68,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Companion",
     "DerivedView",
     "Loss",
+    "LossTraits",
     "Reduction",
     "Run",
     "Scheduler",

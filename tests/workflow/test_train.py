@@ -513,3 +513,35 @@ def test_a_learning_rate_that_is_too_large_is_told(tmp_path: Path) -> None:
     said = str(caught.value)
     assert "the training diverged at a learning rate of " in said and "it began at 1e+20" in said
     assert "epoch" in said and "--lr" in said and "clip_gradient" in said
+
+
+def test_extensions_hear_how_a_run_ends(tmp_path: Path) -> None:
+    heard: list[str] = []
+
+    class Listening(Silent):
+        def __init__(self, breaks: bool) -> None:
+            self.breaks = breaks
+
+        def training(self, title: str) -> dict[str, Any]:
+            breaks = self.breaks
+
+            class Hooks:
+                @hookimpl
+                def rkd_epoch_end(self, run, metrics):
+                    if breaks:
+                        raise RkdError("no more")
+
+                @hookimpl
+                def rkd_run_stopped(self, run, error):
+                    heard.append(f"stopped: {error}")
+
+                @hookimpl
+                def rkd_run_end(self, run, results):
+                    heard.append("ended")
+
+            return {"it": Hooks()}
+
+    train_run(table(epochs=1), CATALOG, tmp_path / "whole", Listening(False))
+    with pytest.raises(RkdError, match="no more"):
+        train_run(table(epochs=1), CATALOG, tmp_path / "broken", Listening(True))
+    assert heard == ["ended", "stopped: no more"]

@@ -12,7 +12,7 @@ from rkd.core import ops
 from rkd.core.attack import Target
 from rkd.core.errors import Refused
 from rkd.core.hooks import run_hooks
-from rkd.core.interfaces import Attack, Loss, Objective, Probe, Scheduler, Teacher
+from rkd.core.interfaces import Attack, Loss, Objective, Probe, Scheduler, Student, Teacher
 from rkd.core.random import forked
 from rkd.core.run import Run
 from rkd.core.step import AttackPlan, Step
@@ -25,7 +25,7 @@ from rkd.nets.student import NetStudent
 from rkd.registry.catalog import Catalog
 from rkd.registry.hooks import HasParts
 from rkd.training.checkpoints import Checkpointer
-from rkd.training.companions import Following, check_companions, learning, make_companion
+from rkd.training.companions import Following, learning, make_companions
 from rkd.training.divergence import DivergenceMonitor
 
 SHAPE: Shape = (3, 8, 8)
@@ -183,7 +183,7 @@ def tiny_teachers(roles: Sequence[str], shape: Shape = SHAPE, classes: int = CLA
     return {role: StubTeacher(role, 10 + place, shape, classes) for place, role in enumerate(roles)}
 
 
-def tiny_companions(loss: Loss, student: NetStudent, teachers: Mapping[str, Teacher]) -> dict[str, NetStudent]:
+def tiny_companions(loss: Loss, student: NetStudent, teachers: Mapping[str, Teacher]) -> dict[str, Student]:
     """The companions that a loss declares, for `student`: of other weights, of its own average, of teachers."""
 
     def new(name: str) -> NetStudent:
@@ -193,9 +193,7 @@ def tiny_companions(loss: Loss, student: NetStudent, teachers: Mapping[str, Teac
                 weight.add_(0.1 * torch.randn_like(weight))
         return NetStudent(net)
 
-    companions = declared(loss, LossTraits).companions
-    check_companions(companions, teachers)
-    return {name: make_companion(name, one, student, teachers, new) for name, one in companions.items()}
+    return make_companions(declared(loss, LossTraits).companions, student, teachers, new)
 
 
 def tiny_step(

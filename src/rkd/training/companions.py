@@ -42,6 +42,16 @@ class Following:
                 companion.follow(run.student.net, run.progress)
 
 
+def make_companions(
+    declarations: Mapping[str, Companion], student: NetStudent, teachers: Mapping[str, Teacher],
+    new: Callable[[str], NetStudent],
+) -> dict[str, Student]:  # fmt: skip
+    """The companions of `student` that a loss declares; `new(name)` makes one with weights of its own. Raises
+    ConfigError, Refused."""
+    check_companions(declarations, teachers)
+    return {name: _make(name, one, student, teachers, new) for name, one in declarations.items()}
+
+
 def check_companions(companions: Mapping[str, Companion], roles: Mapping[str, object]) -> None:
     """Refuse declarations that cannot be meant, with the teachers' `roles` of a run. Raises ConfigError."""
     problems = []
@@ -57,11 +67,10 @@ def check_companions(companions: Mapping[str, Companion], roles: Mapping[str, ob
         raise ConfigError(problems)
 
 
-def make_companion(
+def _make(
     name: str, companion: Companion, student: NetStudent, teachers: Mapping[str, Teacher],
     new: Callable[[str], NetStudent],
 ) -> NetStudent:  # fmt: skip
-    """A companion of `student`; `new(name)` makes one with weights of its own. Raises Refused."""
     if companion.follows is not None:
         return Follower(student, companion.follows)
     if companion.of == "student":

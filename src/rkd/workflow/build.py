@@ -25,7 +25,7 @@ from rkd.registry.schedules import parse_schedule
 from rkd.storage.runfolder import RunFolder
 from rkd.training.accumulation import Accumulation
 from rkd.training.checkpoints import Checkpointer, CheckpointPolicy
-from rkd.training.companions import Follower, Following, check_companions, learning, make_companion
+from rkd.training.companions import Follower, Following, learning, make_companions
 from rkd.training.divergence import DivergenceMonitor
 from rkd.training.validation import Validation
 
@@ -49,27 +49,12 @@ def build(
         if isinstance(teacher, NetTeacher) and isinstance(teacher.net, Net):
             arrange(teacher.net, data.shape, device)
 
-    def student_of(wanted: StudentConfig, seed: int, tell: Callable[[str], None]) -> NetStudent:
-        net = new_student(wanted, data, catalog, seed, tell).to(device)
-        net.autocast = choose_precision(config.precision, device)
-        arrange(net, data.shape, device)
-        student = NetStudent(net)
-        for name, options in wanted.conversions.items():
-            if options is not False:
-                student = catalog.create("student", name, options, f"student.conversions.{name}")(student)
-        student.net.to(device)
-        return student
-
-    student = student_of(config.student, config.seed, tell)
+    student = _student(config.student, plan, catalog, config.seed, device, tell)
     declarations = declared(plan.loss, LossTraits).companions
-    check_companions(declarations, teachers)
-
-    def new(name: str) -> NetStudent:
-        return student_of(config.companions[name], key(config.seed, "companion", name), lambda text: None)
-
-    companions = {
-        name: make_companion(name, companion, student, teachers, new) for name, companion in declarations.items()
-    }
+    companions = make_companions(
+        declarations, student, teachers,
+        lambda name: _student(config.companions[name], plan, catalog, key(config.seed, "companion", name), device),
+    )  # fmt: skip
     optimizer = _optimizer(config, student.net)
     for name, companion in learning(companions).items():
         optimizer.add_param_group({"params": list(companion.net.parameters()), "share": declarations[name].lr})
@@ -102,7 +87,7 @@ def build(
         lr_schedule=schedule,
         clip_gradient=config.optimizer.clip_gradient,
         teachers=dict(teachers),
-        companions=dict(companions),
+        companions=companions,
         attacks=plan.attacks,
         schedulers=plan.schedulers,
         hooks=run_hooks({**listeners, **(extensions or {})}),
@@ -115,6 +100,22 @@ def build(
         checkpoints=checkpointer(config, None, ranks),
         validate=validate,
     )
+
+
+def _student(
+    wanted: StudentConfig, plan: Plan, catalog: Catalog, seed: int, device: torch.device,
+    tell: Callable[[str], None] = lambda text: None,
+) -> NetStudent:  # fmt: skip
+    """An untrained student with its conversions, or one that starts from weights, on its device."""
+    net = new_student(wanted, plan.data, catalog, seed, tell).to(device)
+    net.autocast = choose_precision(plan.config.precision, device)
+    arrange(net, plan.data.shape, device)
+    student = NetStudent(net)
+    for name, options in wanted.conversions.items():
+        if options is not False:
+            student = catalog.create("student", name, options, f"student.conversions.{name}")(student)
+    student.net.to(device)
+    return student
 
 
 def checkpointer(config: RunConfig, folder: RunFolder | None, ranks: Ranks = ALONE, text: str = "") -> Checkpointer:

@@ -41,7 +41,7 @@ from rkd.plugin import (
 
 from . import digits, torchvision
 from ._common import fingerprint, locate, spread
-from .npz import Npz, check_size, first_line, stored_array
+from .npz import Npz, check_size, first_line, opened, stored_array
 
 
 @dataclass
@@ -102,13 +102,7 @@ class StoredImages:
 
     def __init__(self, file: Path, arrays: tuple[str, str], shape: Shape, classes: int) -> None:
         self.file = file
-        try:
-            content = np.load(file, allow_pickle=False)
-        except Exception as error:  # BadZipFile, ValueError (pickles), EOFError, OSError
-            raise DataError(f"{file} is not a whole .npz file: {first_line(error)}") from error
-        if not isinstance(content, np.lib.npyio.NpzFile):
-            raise DataError(f"{file} holds a single array, not the arrays {' and '.join(arrays)} of an .npz file")
-        with content:
+        with opened(file, arrays) as content:
             if missing := [name for name in arrays if name not in content.files]:
                 found = ", ".join(content.files[:10]) or "none"
                 raise DataError(

@@ -8,7 +8,7 @@ References: harris2020array
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,6 +16,7 @@ from zipfile import ZIP_STORED, ZipInfo
 
 import numpy as np
 import torch
+from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, check_images, free_memory, hookimpl
@@ -128,13 +129,7 @@ def _read(file: Path, names: list[str] | None) -> tuple[dict[str, np.ndarray], l
     if not file.is_file():
         what = "is a folder, not an .npz file" if file.is_dir() else "does not exist"
         raise DataError(f"data set npz: {file} {what}. Write npz:PATH with the path of a file, or give --data-dir DIR")
-    try:
-        content = np.load(file, allow_pickle=False)
-    except Exception as error:  # BadZipFile, ValueError (pickles), EOFError, OSError
-        raise DataError(f"{file} is not a whole .npz file: {first_line(error)}") from error
-    if not isinstance(content, np.lib.npyio.NpzFile):
-        raise DataError(f"{file} holds a single array, not the arrays {', '.join(NAMES)} of an .npz file")
-    with content:
+    with opened(file, NAMES) as content:
         there = [usual for usual in USUAL if set(usual) <= set(content.files)]
         called = names or (there[0] if there else NAMES)
         missing = [name for name in called if name not in content.files]
@@ -194,6 +189,17 @@ def check_size(member: ZipInfo, file: Path) -> None:
             f"{file}: {member.filename} would unpack to {member.file_size >> 20:,} MiB, more than {MOST_TIMES} times "
             "the file; if the images are real, write the file with numpy.savez, which does not compress"
         )
+
+
+def opened(file: Path, names: Sequence[str]) -> NpzFile:
+    """The file, to be closed. Raises DataError for one that is no .npz file with arrays such as `names`."""
+    try:
+        content = np.load(file, allow_pickle=False)
+    except Exception as error:  # BadZipFile, ValueError (pickles), EOFError, OSError
+        raise DataError(f"{file} is not a whole .npz file: {first_line(error)}") from error
+    if not isinstance(content, NpzFile):
+        raise DataError(f"{file} holds a single array, not the arrays {', '.join(names)} of an .npz file")
+    return content
 
 
 def first_line(error: Exception) -> str:

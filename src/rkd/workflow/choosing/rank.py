@@ -25,17 +25,7 @@ from ..folders import cache_folder
 from ..plan import Plan, Reporter, Silent, tell_data
 from ..resolve import resolve
 from ..teachers import ResolvedTeacher, load_teachers
-from .unlearnable import (
-    KEY,
-    LEAST,
-    at_chance,
-    by_entropy,
-    not_told_apart,
-    read_positions,
-    standard_error,
-    too_few,
-    wrong_for_all,
-)
+from . import unlearnable as rule
 
 USUAL_TRAINING_IMAGES = 10_000
 """Training images that are attacked unless told otherwise: with a share of 1 % unlearnable still three times LEAST."""
@@ -88,7 +78,7 @@ def rank_teachers(
     candidates = _load(run, catalog, reporter)
     plan = candidates[0].plan
     data = plan.data
-    listed = None if unlearnable is None else read_positions(unlearnable, len(data.train))
+    listed = None if unlearnable is None else rule.read_positions(unlearnable, len(data.train))
     tested = _positions(limit or plan.config.evaluate.limit, data.test, "--limit", "test", len(data.test))
     looked_at = _positions(train_limit, data.train, "--train-limit", "training", USUAL_TRAINING_IMAGES)
     others = [_of(run, {"reference": text}, [], catalog, reporter) for text in references]
@@ -110,23 +100,25 @@ def rank_teachers(
         train = on_training(candidate)
         entropy = _entropies(candidate.net, data.train, looked_at if listed is None else listed, own)
         (right,) = train.attacks.values()
-        measured[candidate.name] = _Measured(test, train.accuracy(), right, entropy, at_chance(right, train.labels))
+        measured[candidate.name] = _Measured(
+            test, train.accuracy(), right, entropy, rule.at_chance(right, train.labels)
+        )
     robust = [name for name, one in measured.items() if not one.at_chance]
     if listed is not None:
         rows, by = torch.arange(len(listed)), "file"
     elif others:
-        rows, by = wrong_for_all([on_training(other).attacks["pgd"] for other in others]), "references"
+        rows, by = rule.wrong_for_all([on_training(other).attacks["pgd"] for other in others]), "references"
     else:
-        rows, by = wrong_for_all([measured[name].right for name in robust or measured]), "teachers"
+        rows, by = rule.wrong_for_all([measured[name].right for name in robust or measured]), "teachers"
     journal.close()
     refused = None
-    if len(rows) < LEAST:
-        refused = too_few(len(rows))
+    if len(rows) < rule.LEAST:
+        refused = rule.too_few(len(rows))
     elif len(robust) < 2:
         refused = f"{len(robust)} of {len(measured)} teachers are robust beyond chance: the rule compares robust ones"
-    entropies = {name: one.entropy[rows] for name, one in measured.items()} if len(rows) >= LEAST else {}
+    entropies = {name: one.entropy[rows] for name, one in measured.items()} if len(rows) >= rule.LEAST else {}
     ranked = {} if refused else {name: entropies[name] for name in robust}
-    ranking = by_entropy(ranked)
+    ranking = rule.by_entropy(ranked)
     costs = {}
     for candidate in candidates:  # after all else: what is timed is rearranged for its device
         reporter.doing(f"timing a step of the student with {candidate.name}")
@@ -145,7 +137,7 @@ def rank_teachers(
         "ranking": None if refused else ranking,
         "refused": refused,
         "warnings": _warnings(measured, ranked),
-        KEY: positions[rows].tolist(),
+        rule.KEY: positions[rows].tolist(),
     }
 
 
@@ -228,7 +220,7 @@ def _summary(
         "parameters": sum(parameter.numel() for parameter in candidate.net.parameters()),
         "rank": ranking.index(name) + 1 if name in ranking else None,
         "entropy": None if entropy is None else float(entropy.mean()),
-        "entropy_error": None if entropy is None else standard_error(entropy),
+        "entropy_error": None if entropy is None else rule.standard_error(entropy),
         "clean": test["clean"],
         "robust": test["attacks"]["pgd"],
         "interval_95": {"clean": test["interval_95"]["clean"], "robust": test["interval_95"]["pgd"]},
@@ -251,6 +243,6 @@ def _warnings(measured: Mapping[str, _Measured], ranked: Mapping[str, Tensor]) -
             if warning.check != "few-samples":  # of every net alike; the intervals stand beside the numbers
                 said.setdefault(str(warning), []).append(name)
     found = [f"{', '.join(names)}: {text}" for text, names in said.items()]
-    for first, second, mean, error in not_told_apart(ranked):
+    for first, second, mean, error in rule.not_told_apart(ranked):
         found.append(f"{first} and {second}: mean entropies {mean:.3f} ± {error:.3f} apart: their order says nothing")
     return found
