@@ -6,6 +6,7 @@ import os
 import pickle
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -210,3 +211,15 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
     (tmp_path / "w.h5").touch()
     with pytest.raises(WeightsError, match=r"read from .*\.safetensors"):
         read_weights(tmp_path / "w.h5")
+
+
+def test_a_whole_net_says_what_to_do(tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pt")
+    with pytest.raises(WeightsError, match=r"torch\.nn\.modules\.linear\.Linear.*only if you trust it .*state_dict"):
+        read_weights(tmp_path / "whole.pt")
+
+
+def test_arrays_of_numpy_are_named(tmp_path: Path) -> None:
+    torch.save({"weight": np.zeros((2, 2), np.float32)}, tmp_path / "arrays.pt")
+    with pytest.raises(WeightsError, match=r"objects of NumPy \(torch\.from_numpy"):
+        read_weights(tmp_path / "arrays.pt")

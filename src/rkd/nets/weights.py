@@ -95,6 +95,8 @@ def open_weights(reference: Path | str, strip: str = "") -> WeightsFile:
         found = f"a {type(content).__name__}"
         if isinstance(content, Mapping):
             found += f" with the keys {some([str(name) for name in content])}"
+            if any(isinstance(value, _Inert) for value in content.values()):
+                found += ", whose values are objects of NumPy (torch.from_numpy makes tensors of arrays)"
         raise WeightsError(f"{path} holds no state_dict but {found}; expected tensors by name, or a table of such")
     for state in states.values():
         _check_plain(state, path)
@@ -150,7 +152,8 @@ def _content(path: Path) -> Any:
         what = f" ({named.group(1)})" if named else ""
         raise WeightsError(
             f"{path} cannot be read safely: it holds Python objects besides tensors{what}, or is damaged. Have its "
-            "author save `model.state_dict()` alone, or convert it to .safetensors"
+            "author save `model.state_dict()` alone. A whole net is a program: only if you trust it as one, load it "
+            "with torch.load(FILE, weights_only=False) in a script of yours, and save its state_dict()"
         ) from None
     except Exception as error:  # broken bytes raise whatever torch's readers trip over
         first = str(error).strip().split("\n")[0]
