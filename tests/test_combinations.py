@@ -20,7 +20,7 @@ ATTACKS = [None, *(name for name in CATALOG.names("attack") if name not in EVALU
 SHORT = {"steps": 2, "queries": 4, "targets": 1, "searches": 1, "candidates": 2, "fraction": 0.02}
 SCHEDULERS = [None, *CATALOG.names("scheduler")]
 CONVERSIONS = [None, *CATALOG.names("student")]
-ATTACKED_ALONE = {"pgd-at", "adr", "ltd-at", "akd2", "kd-swa"}
+ATTACKED_ALONE = {"cgard", "pgd-at", "adr", "ltd-at", "akd2", "kd-swa"}
 """Losses that train on attacked images alone: auxiliary norms would take all of them."""
 TERMS = {
     "ce": 1,
@@ -54,6 +54,10 @@ def reasons(loss: str, attack: str | None, conversion: str | None, scheduler: st
     found = []
     if attack and not attacks:
         found.append("attack")
+    if attack == "pgd-joint" and not component.roles:
+        found.append("a teacher is needed")
+    if loss == "cgard" and attack not in (None, "pgd-joint"):
+        found.append("adv-teacher")
     if scheduler == "anl" and TERMS.get(loss, 2) < 2:
         found.append("anl")
     if scheduler == "fair" and not attacks:

@@ -31,6 +31,7 @@ STUDENT = {
     "rslad": (12, 12),
     "absld": (12, 12),
     "adaad": (12, 12),
+    "cgard": (11, 11),
     "dgad": (12, 12),
     "saad": (13, 13),
     "igdm": (12, 12),  # alone: two images of the same sample
@@ -62,6 +63,7 @@ TEACHERS = {
     "rslad": {"robust": (1, 0)},
     "absld": {"robust": (1, 0)},
     "adaad": {"robust": (12, 10)},  # the search differentiates the teacher
+    "cgard": {"robust": (13, 10)},  # the last step's image is judged, and two images are answered
     "dgad": {"robust": (12, 10)},
     "saad": {"robust": (4, 1)},  # the search differentiates it once
     "hat": {"clean": (1, 0)},
@@ -84,7 +86,7 @@ COMPANIONS = {
     "adr": {"average": (1, 0)},
     "trades-adr": {"average": (1, 0)},
 }
-ONE_VIEW = {"ce", "kd", "defensive", "pgd-at", "adr", "akd2", "kd-swa", "ltd-at"}
+ONE_VIEW = {"cgard", "ce", "kd", "defensive", "pgd-at", "adr", "akd2", "kd-swa", "ltd-at"}
 TWO_VIEWS = [loss for loss in STUDENT if loss not in ONE_VIEW]  # or more
 THREE_VIEWS = {"hat", "saad"}
 

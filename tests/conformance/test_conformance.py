@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 
 from rkd import testing
 from rkd.core import ops
-from rkd.core.errors import RkdError
+from rkd.core.errors import Refused, RkdError
 from rkd.core.step import AttackPlan, Step
 from rkd.core.traits import traits_of
 from rkd.evaluation.evaluate import rehearse
@@ -31,7 +31,11 @@ LIGHT = {
     "wrnDEPTH-WIDTH-swish": "wrn10-1-swish",
     "timm:NAME": "timm:resnet10t",
 }
-CITES_NOTHING = {"ce"}
+CITES_NOTHING = {"ce", "cgard"}  # its file says why
+VIEWS = {"cgard": ("adv", "adv-teacher")}
+"""Of losses that train on more attacked views than one."""
+ASKS_A_TEACHER = {"pgd-joint"}
+"""No evaluation has one."""
 OPTIONS = {
     "mixup": {"classes": 4},
     "cutmix": {"classes": 4},
@@ -49,6 +53,7 @@ ATTACKS = {
     "jsma": {"optimum": 0, "eps": math.inf},  # counts pixels: its ball is neither Linf nor L2
     "n-fgsm": {"optimum": 0, "eps": math.inf},  # noise twice as large as the step, and no ball
     "noise": {"optimum": 0},
+    "pgd-joint": {"optimum": 0},  # looks for where student and teacher differ
     "transfer": {"optimum": 0},  # looks for the worst image for another net
 }
 """What of `check_attack` an attack does not promise, and why."""
@@ -89,7 +94,7 @@ def test_method(name: str, catalog: Catalog) -> None:
 
 @pytest.mark.parametrize("name", names("loss"))
 def test_loss(name: str) -> None:
-    testing.check_loss(CATALOG.create("loss", name))
+    testing.check_loss(CATALOG.create("loss", name), views=VIEWS.get(name, ("adv",)))
 
 
 @pytest.mark.slow
@@ -98,7 +103,7 @@ def test_loss(name: str) -> None:
 def test_loss_with_each_reduction(name: str, reduction: str) -> None:
     if "reduction" not in getattr(CATALOG.find("loss", name).component, "__dataclass_fields__", {}):
         pytest.skip("has no KL")
-    testing.check_loss(CATALOG.create("loss", name, {"reduction": reduction}))
+    testing.check_loss(CATALOG.create("loss", name, {"reduction": reduction}), views=VIEWS.get(name, ("adv",)))
 
 
 @pytest.mark.slow
@@ -114,7 +119,8 @@ def test_attack_can_be_rehearsed(name: str) -> None:
     net, data = testing.tiny_net(), testing.tiny_dataset()
     attack = testing.TinyParts(CATALOG).attack(name, OPTIONS.get(name, {}) if name == "transfer" else {})
     plan = AttackPlan(attack, CATALOG.create("objective", "ce"))
-    with testing.untouched(net), counting({"net": net}) as counts:
+    refused = pytest.raises(Refused, match="a teacher is needed") if name in ASKS_A_TEACHER else nullcontext()
+    with refused, testing.untouched(net), counting({"net": net}) as counts:
         rehearse(net, data.train, {name: plan}, EvalSettings(threat=data.threat))
     assert counts["net"].forwards <= 5
 
@@ -141,7 +147,8 @@ def test_attack_asks_for_the_objective_or_says_that_it_has_its_own(name: str) ->
     with torch.no_grad():
         batch = replace(batch, y=net.eval()(batch.x).argmax(1))
     plans = {"adv": AttackPlan(attack, objective)}
-    step = Step(batch, NetStudent(net), attacks=plans, on_query=count, on_query_others=True)
+    teachers = testing.tiny_teachers(("robust",))
+    step = Step(batch, NetStudent(net), teachers, plans, on_query=count, on_query_others=True)
     with suppress(Enough):
         step.image("adv")
     assert bool(asked) != traits_of(attack).own_objective

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from rkd.core import ops
 from rkd.core.attack import Patches, PlainProbe, Target, WatchedProbe, value_and_grad
+from rkd.core.errors import Refused
 from rkd.core.interfaces import Probe
 from rkd.core.random import Noise
+from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.nets.net import PLAIN, Accelerator
 from rkd.testing import tiny_batch, tiny_net, tiny_step
@@ -38,6 +41,26 @@ def test_a_target_of_a_part() -> None:
     assert torch.equal(part.y, batch.y[keep])
     assert torch.allclose(part.score(batch.x[keep]), target.score(batch.x)[keep])
     assert torch.equal(part.noise.uniform((2,)), target.noise.uniform((2,))[keep])
+
+
+def test_a_search_may_ask_a_teacher_and_keep_images_of_its_own_for_another_view() -> None:
+    class Two:
+        mode = "eval"
+
+        def __call__(self, x: Tensor, target: Target) -> Tensor:
+            x = x.requires_grad_()
+            (gradient,) = torch.autograd.grad(target.ask(None, x).sum(), x)
+            target.keep("other", (x + 0.01 * gradient.sign()).clamp(0, 1))
+            return x
+
+    step = tiny_step(roles=("clean", "robust"), attacks={"far": AttackPlan(Two(), cross_entropy)})
+    assert torch.equal(step.image("far"), step.image())
+    assert 0.009 < float((step.image("far-other") - step.image()).abs().max()) < 0.011
+    assert not step.image("far-other").requires_grad
+    assert [step._teachers[role].asked for role in ("clean", "robust")] == [0, 1]
+    step = tiny_step(roles=("robust",), attacks={v: AttackPlan(Two(), cross_entropy) for v in ("far", "far-other")})
+    with pytest.raises(Refused, match="the view 'far-other' beside its own, and something else too"):
+        step.image("far")
 
 
 def test_a_plain_probe_is_its_own_reference() -> None:

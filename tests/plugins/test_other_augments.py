@@ -26,6 +26,7 @@ from rkd.plugins.augments.cutmix import CutMix
 from rkd.plugins.augments.idbh import Idbh
 from rkd.plugins.augments.random_erasing import RandomErasing
 from rkd.registry.catalog import Catalog
+from rkd.registry.recipes import read_recipe
 from rkd.workflow.build import build
 from rkd.workflow.resolve import resolve
 
@@ -231,12 +232,12 @@ def test_autoaugment_makes_a_view_beside_the_images() -> None:
 
 
 def test_cropshift_and_then_idbh(catalog: Catalog) -> None:
-    """By the settings that a user types: the data's own augmentations out, one after half of the epochs in."""
+    """By the recipe's settings: the data's own augmentations out, one after half of the epochs in."""
     table = {
         "loss": {"name": "ce"},
         "student": {"model": "small-cnn", "width": 4},
         "data": {"name": "digits", "validation": 0},
-        "augments": {"crop": False, "flip": {"until": 0.5}, "cropshift": {"until": 0.5}, "idbh": {"since": 0.5}},
+        "augments": read_recipe("cifar10-rslad-cropshift-idbh-resnet18")["augments"],
         "epochs": 4,
     }
     run = build(resolve(table, catalog), catalog, {})

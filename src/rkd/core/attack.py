@@ -136,6 +136,14 @@ class Target:
         """The images `x (B, C, H, W)`, for an attack that changes one patch of them after another."""
         return self._probe.patches(x)
 
+    def ask(self, role: str | None, x: Tensor) -> Tensor:
+        """A teacher's logits `(B, K)`, differentiable in x; None: the only one's, or of several the robust one's."""
+        return self._step.ask(self._step.role(role), x)
+
+    def keep(self, name: str, images: Tensor) -> None:
+        """Further images that this search finds: those of the view `VIEW-NAME`, where its own are the view VIEW."""
+        self._step.keep(name, images)
+
     def gradient(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """`score(x)`, detached, and its gradient by x, from one forward and one backward."""
         x = x.detach().requires_grad_()

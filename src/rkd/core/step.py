@@ -238,6 +238,13 @@ class Step:
                 self._probed[view, mode] = self._student.logits({view: self.image(view)}, mode)[view].detach()
         return self._probed[view, mode]
 
+    def keep(self, name: str, images: Tensor) -> None:
+        """Take the images of a further view `VIEW-NAME` from the search of VIEW (`rkd.core.attack.Target.keep`)."""
+        view = f"{self.searching[0] if self.searching else 'adv'}-{name}"
+        if view in {**self._attacks, **self._views, **self.batch.views}:
+            raise Refused(f"an attack makes the view {view!r} beside its own, and something else too: take one out")
+        self._images[view] = images.detach()
+
     def select(self, keep: Tensor | slice) -> Step:
         """The step of a part of the samples, for a search that lets fallen samples leave. Teachers are not re-run."""
         part = self.fresh()

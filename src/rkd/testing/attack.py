@@ -21,7 +21,7 @@ from rkd.data.dataset import check_images
 from rkd.nets.student import NetStudent
 
 from .state import promise, require, untouched
-from .tiny import FlatNet, LinearNet, Scaled, cross_entropy, tiny_batch, tiny_net, tiny_step, tiny_teachers
+from .tiny import CLASSES, FlatNet, LinearNet, Scaled, cross_entropy, tiny_batch, tiny_net, tiny_step, tiny_teachers
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)
 L2 = ThreatModel("L2", 0.25, 0.0625)
@@ -36,7 +36,7 @@ def check_attack(
     It is tried in Linf and in L2, and must raise Refused in a norm that it does not know. `eps`: its own radius, where
     it does not take the target's. `optimum`: the share of the best possible gain that it must reach on a linear net,
     where it does not fool it with less (lower for searches without gradients, 0 for those that guarantee nothing).
-    `needs_gradient`: whether it must at least hold still where there is no gradient.
+    `needs_gradient`: whether it must at least hold still where there is no gradient. There is one teacher to ask.
     """
     who = type(attack).__name__
     _check_traits(attack, who)
@@ -105,11 +105,12 @@ def check_objective(objective: Objective, *, roles: Sequence[str] = ("robust",))
 
 
 def run_attack(
-    attack: Attack, net: nn.Module, batch: Batch, threat: ThreatModel = LINF, objective: Objective = cross_entropy
-) -> Tensor:
-    """The images that `attack` finds, by the way of a Step."""
-    plan = AttackPlan(attack, objective)
-    return Step(batch, NetStudent(net), attacks={"adv": plan}, threat=threat, noise_key=5).image("adv")
+    attack: Attack, net: nn.Module, batch: Batch, threat: ThreatModel = LINF, objective: Objective = cross_entropy,
+    classes: int = CLASSES,
+) -> Tensor:  # fmt: skip
+    """The images that `attack` finds, by the way of a Step with one teacher."""
+    plans, teachers = {"adv": AttackPlan(attack, objective)}, tiny_teachers(("robust",), classes=classes)
+    return Step(batch, NetStudent(net), teachers, plans, threat=threat, noise_key=5).image("adv")
 
 
 @dataclass
@@ -179,7 +180,7 @@ def _check_optimum(attack: Attack, threat: ThreatModel, eps: float, optimum: flo
     direction = direction.sign() if threat.norm == "Linf" else direction / direction.norm()
     side = 1 - 2 * batch.y.float()  # class 0 is attacked towards 1, and the other way round
     best = batch.x + eps * (side[:, None] * direction).reshape(batch.x.shape)
-    x_adv = run_attack(attack, net, batch, threat)
+    x_adv = run_attack(attack, net, batch, threat, classes=2)
     with torch.no_grad():
         clean, found, known = (-ops.margin(net(x), batch.y) for x in (batch.x, x_adv, best))
     gain = (found - clean) / (known - clean)
