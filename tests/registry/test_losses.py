@@ -68,6 +68,21 @@ def test_an_auxiliary_term_takes_the_others_attack(catalog: Catalog) -> None:
         assert list(both.roles) == ["robust"]
 
 
+def test_options_of_what_one_loss_alone_brings_are_no_contradiction(catalog: Catalog) -> None:
+    both = loss_class(catalog, "mtard+ciard")
+    assert not both.clashes
+    assert both.defaults["scheduler"] == ["entropy-balance", "magnitude"]
+    assert both.defaults["schedulers.entropy-balance.robust"] == "learner"
+
+
+def test_facts(catalog: Catalog) -> None:
+    facts = create_loss(catalog, "rslad+igdm+peeraid", {}).facts(catalog)
+    assert [part["name"] for part in facts["parts"]] == ["rslad", "igdm", "peeraid"]
+    assert facts["roles"] == ["robust"] and list(facts["companions"]) == ["peer"]
+    assert facts["parts"][1]["weights"] == {"igdm": [0, 0.5, 1]}
+    assert [text.partition(":")[0] for text in facts["contradictions"]] == ["objective.role"]
+
+
 def test_roles_are_everybodys(catalog: Catalog) -> None:
     both = loss_class(catalog, "rslad+mtard")
     assert list(both.roles) == ["robust", "clean"]

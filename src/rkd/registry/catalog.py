@@ -11,6 +11,7 @@ from typing import Any
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName
 from rkd.core.traits import LossTraits, declared, name_of, traits_of
+from rkd.core.types import at
 from rkd.storage.text import did_you_mean, read_text, shown
 
 from . import options
@@ -69,7 +70,7 @@ class Entry:
     def facts(self) -> dict[str, Any]:
         """All that `rkd info` tells, as plain values."""
         component, fixed, loss = self.factory, dict(self.fixed), declared(self.factory, LossTraits)
-        companions = declared(self._usual(), LossTraits).companions if self.kind == "loss" else {}
+        usual = declared(self._usual(), LossTraits) if self.kind == "loss" else LossTraits()
         return {
             "kind": self.kind,
             "name": self.name,
@@ -87,7 +88,8 @@ class Entry:
             ],
             "traits": attack_traits(component) if self.kind == "attack" else {},
             "roles": list(loss.roles or ()),
-            "companions": {name: str(companion) for name, companion in companions.items()},
+            "companions": {name: str(companion) for name, companion in usual.companions.items()},
+            "weights": {name: [at(weight, when) for when in (0, 0.5, 1)] for name, weight in usual.weights.items()},
             "defaults": options.plain(dict(loss.defaults) if isinstance(loss.defaults, Mapping) else {}),
         }
 

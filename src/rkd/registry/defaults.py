@@ -21,7 +21,8 @@ def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Ta
     its own (`cw`: the margin), chosen by the user, keeps it. Raises ConfigError where losses side by side bring
     contradictory settings and the user is silent.
     """
-    _check_clashes(loss, table)
+    if isinstance(loss, LossSum) and (problems := loss.contradictions(table)):
+        raise ConfigError(problems)
     defaults = dict(declared(loss, LossTraits).defaults)
     wanted: Table = {}
     default_attack = defaults.pop("attack", None)
@@ -50,21 +51,6 @@ def method_defaults(loss: Any, table: Mapping[str, Any], catalog: Catalog) -> Ta
 def default_schedulers(loss: Any) -> list[str]:
     """The schedulers that a loss brings along."""
     return names(declared(loss, LossTraits).defaults.get("scheduler"))
-
-
-def _check_clashes(loss: Any, table: Mapping[str, Any]) -> None:
-    if not isinstance(loss, LossSum):
-        return
-    problems = []
-    for key, wanted in loss.clashes.items():
-        setting = f"{key}.name" if key in ("attack", "objective") else key
-        section, _, option = setting.partition(".")
-        given = table.get(section)
-        if not (isinstance(given, Mapping) and option in given):
-            said = " and ".join(f"{value or 'none'} ({name})" for name, value in wanted.items())
-            problems.append(f"{key}: the losses side by side want {said}; choose with --set {setting}=...")
-    if problems:
-        raise ConfigError(problems)
 
 
 def loss_of(table: Mapping[str, Any], catalog: Catalog) -> Any:

@@ -10,7 +10,7 @@ from rkd.core.traits import LossTraits, declared
 from rkd.core.types import Schedule
 
 from .catalog import Catalog
-from .options import values_of
+from .options import plain, values_of
 from .recipes import Table
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ class LossSum:
             for key, value in traits[name].defaults.items():
                 if key in SEVERAL:
                     self.defaults[key] = list(dict.fromkeys([*names(self.defaults.get(key)), *names(value)]))
-                elif name == first:
+                elif name == first or (key not in self.defaults and key.startswith(("schedulers.", "extensions."))):
                     self.defaults[key] = value
                 elif not traits[name].auxiliary and self.defaults.get(key) != value:
                     self.clashes.setdefault(key, {first: self.defaults.get(key)})[name] = value
@@ -71,6 +71,30 @@ class LossSum:
     def weights(self) -> dict[str, Schedule]:
         found = ((name, declared(part, LossTraits).weights) for name, part in self.parts.items())
         return {self._names.get((name, term), term): w for name, own in found for term, w in own.items()}
+
+    def contradictions(self, table: Mapping[str, Any]) -> list[str]:
+        """What the losses want in different ways and a user's table does not decide, a sentence each."""
+        problems = []
+        for key, wanted in self.clashes.items():
+            setting = f"{key}.name" if key in ("attack", "objective") else key
+            section, _, option = setting.partition(".")
+            given = table.get(section)
+            if not (isinstance(given, Mapping) and option in given):
+                said = " and ".join(f"{value or 'none'} ({name})" for name, value in wanted.items())
+                problems.append(f"{key}: the losses side by side want {said}; choose with --set {setting}=...")
+        return problems
+
+    def facts(self, catalog: Catalog) -> dict[str, Any]:
+        """All that `rkd info` tells of the losses side by side, as plain values."""
+        return {
+            "kind": "loss",
+            "name": "+".join(self.parts),
+            "parts": [catalog.find("loss", name).facts() for name in self.parts],
+            "roles": list(self.roles or ()),
+            "companions": {name: str(companion) for name, companion in self.companions.items()},
+            "defaults": plain(self.defaults),
+            "contradictions": self.contradictions({}),
+        }
 
     def _has_earlier(self, name: str, term: str) -> bool:
         earlier = list(self.parts)[: list(self.parts).index(name)]

@@ -30,6 +30,11 @@ def test_cite_names_each_paper_once(rkd) -> None:
 
 
 @pytest.mark.slow
+def test_cite_losses_side_by_side(rkd) -> None:
+    said = rkd("cite", "rslad+igdm").stdout
+    assert "zi2021revisiting" in said and "lee2025indirect" in said
+
+
 def test_cite_a_run(rkd, finished) -> None:
     run, _ = finished
     found = keys(rkd("cite", run).stdout)

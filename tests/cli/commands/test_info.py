@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from rkd.cli.commands.info import reflowed
-
 
 def test_info_of_a_method(rkd) -> None:
     said = rkd("info", "mtard-anl")
@@ -87,14 +85,44 @@ def test_paragraphs_are_broken_anew(rkd, monkeypatch: pytest.MonkeyPatch, width:
     monkeypatch.setenv("COLUMNS", str(width))
     said = rkd("info", "rslad").stdout
     assert said.split() == whole.split()
-    formula = "    L = alpha KL(T(x) ‖ S(x')) + (1 - alpha) KL(T(x) ‖ S(x)),    x' = argmax KL(T(x) ‖ S(x'))"
-    assert formula in said.splitlines()
+    formula = {
+        60: "    L = alpha KL(T(x) ‖ S(x'))\n        + (1 - alpha) KL(T(x) ‖ S(x)),\n    x' = argmax KL(T(x) ‖ S(x'))\n",  # noqa: E501
+        80: "    L = alpha KL(T(x) ‖ S(x')) + (1 - alpha) KL(T(x) ‖ S(x)),\n    x' = argmax KL(T(x) ‖ S(x'))\n",
+        100: "    L = alpha KL(T(x) ‖ S(x')) + (1 - alpha) KL(T(x) ‖ S(x)),    x' = argmax KL(T(x) ‖ S(x'))\n",
+    }[width]
+    assert f"\n\n{formula}\n" in said
     paragraph = said[said.index("The official script") : said.index("to cite it")].strip().splitlines()
     assert all(len(line) <= width < len(line) + 40 for line in paragraph[:-1])
 
 
-def test_lists_and_tables_stay() -> None:
-    table = "| a | table of five or six words |\n| b | c |"
-    text = f"Some words that\nare broken.\n\n- an item that goes\n  on\n- another\n\n{table}"
-    assert reflowed(text, 25) == f"Some words that are\nbroken.\n\n- an item that goes on\n- another\n\n{table}"
-    assert reflowed(text, 80) == text
+def test_info_of_losses_side_by_side(rkd) -> None:
+    said = rkd("info", "mtard+igdm+ciard")
+    assert said.exit_code == 0
+    assert said.stdout.startswith("loss mtard+igdm+ciard\n")
+    for text in (
+        "L = w_adv KL(T_robust(x') ‖ S(x'))", "IGDM (Lee et al., 2025)", "L = alpha (epoch / epochs) KL(softmax(T(x')",
+        "to cite them: rkd cite mtard+igdm+ciard", "teachers, by role: robust, clean",
+        "nets beside the student: learner (learns, starts as the teacher robust)",
+        "weights of the terms of mtard, 1 if none is named: adv 0.5, clean 0.5",
+        "weights of the terms of igdm, 1 if none is named: igdm 0 (start) 0.5 (middle) 1 (end)",
+        "their defaults: attack = pgd, objective = ce, scheduler = entropy-balance + magnitude",
+        "schedulers.entropy-balance.robust = learner", "ciard.since",
+    ):  # fmt: skip
+        assert text in said.stdout, text
+    assert "to be decided" not in said.stdout
+    said = rkd("info", "mtard+rslad").stdout
+    assert "to be decided: objective: the losses side by side want ce (mtard) and kl-teacher (rslad); choose" in said
+    found = rkd("info", "mtard+rslad", "--json").json
+    assert [part["name"] for part in found["parts"]] == ["mtard", "rslad"]
+    assert found["contradictions"][0].startswith("objective: the losses side by side want ce (mtard) and kl-teacher")
+    assert found["parts"][1]["weights"]["adv"] == pytest.approx([5 / 6] * 3)
+
+
+@pytest.mark.parametrize(("name", "word"), [
+    ("rslad+nosuch", "there is no loss 'nosuch'"), ("rslad+rslad", "no sum of different losses"), ("rslad+", "no sum"),
+])  # fmt: skip
+def test_what_is_no_sum_of_losses(rkd, name: str, word: str) -> None:
+    said = rkd("info", name)
+    assert said.exit_code == 2 and word in said.stderr
+    said = rkd("info", "rslad+igdm", "--kind", "attack")
+    assert said.exit_code == 2 and "there is no attack 'rslad+igdm'" in said.stderr

@@ -10,6 +10,7 @@ import click
 
 from rkd.core.errors import RkdError
 from rkd.registry.hooks import KINDS
+from rkd.registry.losses import names_of
 
 from ..complete import values
 from ..options import App, pass_app, plugin_option
@@ -31,7 +32,12 @@ def cite(app: App, name: str) -> None:
     files = ("config.toml", "evaluation.json")
     places = (Path(name), Path(RUNS) / name)
     folder = next((path for path in places if any((path / file).is_file() for file in files)), None)
-    entries = components(RunFolder(folder), catalog, app.terminal.warning) if folder else catalog.find_all(name)
+    if folder:
+        entries = components(RunFolder(folder), catalog, app.terminal.warning)
+    elif "+" in name:  # losses side by side
+        entries = [catalog.find("loss", part) for part in names_of(name)]
+    else:
+        entries = catalog.find_all(name)
     texts: dict[str, str] = {}
     for entry in entries:
         texts |= entry.citations()

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import re
-import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from rkd.registry.hooks import KINDS
+from rkd.registry.losses import create_loss
 from rkd.storage.text import command
 
 from ..complete import values
 from ..options import App, json_option, pass_app, plugin_option
+from ..reflow import reflowed
 
 if TYPE_CHECKING:
     from ..terminal import Terminal
-
-
-ITEM = r"(?:[-*]|\d+\.) "
-"""How an item of a list begins."""
 
 
 @click.command("info", short_help="Describe a component and its options.")
@@ -30,16 +27,23 @@ ITEM = r"(?:[-*]|\d+\.) "
 @plugin_option
 @pass_app
 def info(app: App, name: str, kind: str | None) -> None:
-    """Show a component's description, options and defaults."""
+    """Show a component's description, options and defaults; of losses side by side (rslad+igdm) what they share."""
     with app.terminal.guarded():
-        components = [entry.facts() for entry in app.catalog().find_all(name, kind)]
+        catalog = app.catalog()
+        if "+" in name and kind in (None, "loss"):
+            components = [create_loss(catalog, name, {}).facts(catalog)]
+        else:
+            components = [entry.facts() for entry in catalog.find_all(name, kind)]
     if app.json:
         app.terminal.json(components[0] if len(components) == 1 else {"components": components})
         return
     for number, item in enumerate(components):
         if number:
             app.terminal.result()
-        _show(item, app.terminal)
+        if "parts" in item:
+            _show_sum(item, app.terminal)
+        else:
+            _show(item, app.terminal)
 
 
 def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
@@ -54,38 +58,51 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
             terminal.result(f"\n{reflowed(text, terminal.out.width)}")
     if about != item["about"]:
         terminal.result(f"\nto cite it: {command('cite', item['name'])}")
+    _show_needs(item, [item], "the method's defaults", terminal)
+    if item["traits"]:
+        terminal.result(f"\ntraits: {traits_text(item['traits'])}", wrap=True)
+    _show_options([(o["name"], o) for o in item["options"]], terminal)
+
+
+def _show_sum(item: Mapping[str, Any], terminal: Terminal) -> None:
+    names = [part["name"] for part in item["parts"]]
+    terminal.result(f"loss {item['name']}", "bold")
+    terminal.result("losses side by side: a term that an earlier one has, too, is called LOSS.TERM", wrap=True)
+    for part in item["parts"]:
+        terminal.result(f"\n{reflowed(part['description'].split(chr(10))[0], terminal.out.width)}")
+        for formula in (paragraph for paragraph in part["about"].split("\n\n") if paragraph.startswith(" ")):
+            terminal.result(f"\n{reflowed(formula, terminal.out.width)}")
+    terminal.result(f"\neach by itself: {', '.join(command('info', name) for name in names)}", wrap=True)
+    terminal.result(f"\nto cite them: {command('cite', item['name'])}")
+    _show_needs(item, item["parts"], "their defaults", terminal)
+    for text in item["contradictions"]:
+        terminal.result(f"\nto be decided: {text}", wrap=True)
+    _show_options([(f"{part['name']}.{o['name']}", o) for part in item["parts"] for o in part["options"]], terminal)
+
+
+def _show_needs(item: Mapping[str, Any], parts: Sequence[Mapping[str, Any]], defaults: str, terminal: Terminal) -> None:
+    """What a method, of one or several losses, needs and brings along."""
     if item["roles"]:
         terminal.result(f"\nteachers, by role: {', '.join(item['roles'])}")
     if item["companions"]:
         texts = [f"{name} ({words})" for name, words in item["companions"].items()]
         terminal.result(f"\nnets beside the student: {', '.join(texts)}", wrap=True)
+    for part in parts:
+        if part["weights"]:
+            texts = [f"{name} {weight_text(values)}" for name, values in part["weights"].items()]
+            of = f" of {part['name']}" if len(parts) > 1 else ""
+            terminal.result(f"\nweights of the terms{of}, 1 if none is named: {', '.join(texts)}", wrap=True)
     if item["defaults"]:
-        terminal.result(f"\nthe method's defaults: {', '.join(defaults_texts(item['defaults']))}", wrap=True)
-    if item["traits"]:
-        terminal.result(f"\ntraits: {traits_text(item['traits'])}", wrap=True)
-    if item["options"]:
+        terminal.result(f"\n{defaults}: {', '.join(defaults_texts(item['defaults']))}", wrap=True)
+
+
+def _show_options(options: Sequence[tuple[str, Mapping[str, Any]]], terminal: Terminal) -> None:
+    if options:
         terminal.result()
-        rows = [[o["name"], _default(o), o["type"]] for o in item["options"]]
+        rows = [[name, _default(option), option["type"]] for name, option in options]
         terminal.table(["option", "default", ("type", "wrap")], rows)
     else:
         terminal.result("\nno options")
-
-
-def reflowed(text: str, width: int) -> str:
-    """Text whose lines were broken for a wider page, broken anew at `width`: by paragraph and item of a list. Indented
-    and tabular paragraphs, and text that fits, stay as they are."""
-    if max(map(len, text.split("\n"))) <= width:
-        return text
-    return "\n\n".join(_reflowed(paragraph, width) for paragraph in text.split("\n\n"))
-
-
-def _reflowed(paragraph: str, width: int) -> str:
-    if not re.match(ITEM, paragraph) and re.search(r"^(?: |\||#|```)", paragraph, re.MULTILINE):
-        return paragraph
-    return "\n".join(
-        textwrap.fill(" ".join(item.split()), width, break_long_words=False, break_on_hyphens=False)
-        for item in re.split(rf"\n(?={ITEM})", paragraph)
-    )
 
 
 def _default(option: Mapping[str, Any]) -> str:
@@ -97,6 +114,12 @@ def _default(option: Mapping[str, Any]) -> str:
     if isinstance(value, Mapping):
         return ", ".join(f"{key}={inner}" for key, inner in value.items()) or "-"
     return "-" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def weight_text(values: Sequence[float]) -> str:
+    """`0.8333`, or of a schedule `0 (start) 0.5 (middle) 1 (end)`: a weight at these three times of the training."""
+    texts = [f"{value:.4g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else f"{texts[0]} (start) {texts[1]} (middle) {texts[2]} (end)"
 
 
 def defaults_texts(defaults: Mapping[str, Any]) -> list[str]:
