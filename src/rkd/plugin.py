@@ -14,7 +14,7 @@ from .core.interfaces import Attack, HasNotes, Loss, Objective, Probe, Scheduler
 from .core.ops import Reduction
 from .core.random import Noise, forked, key
 from .core.run import Run
-from .core.step import Step
+from .core.step import AttackPlan, Step
 from .core.traits import AttackTraits, LossTraits, traits_of
 from .core.types import Batch, Companion, DerivedView, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View, at
 from .data.augment import Augment, FiniteAugment
@@ -78,6 +78,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     # Attacks and objectives
     "Accelerator",
     "Attack",
+    "AttackPlan",
     "AttackTraits",
     "Finite",
     "HasNotes",

@@ -8,7 +8,14 @@
 Each `check_...` takes an instance, tries it on tiny nets and images within a second or so, and raises AssertionError
 with a sentence that says which promise is broken. rkd's own components go through the same checks. `tiny_...` are the
 nets and images they use; nothing here needs pytest.
+
+What a component shows by its name is looked up among the installed plugins, and files of one's own:
+
+    def test_it_can_be_cited():
+        check_method(load_catalog(["my_method.py"]), "mine")
 """
+
+from rkd.registry.catalog import Catalog, Entry, load_catalog
 
 from .attack import check_attack, check_objective
 from .catalog import check_entry, check_method
@@ -31,6 +38,8 @@ from .tiny import (
 from .train import check_extension, check_loss, check_scheduler, check_trains
 
 __all__ = [
+    "Catalog",
+    "Entry",
     "LinearNet",
     "OneStep",
     "StubTeacher",
@@ -49,6 +58,7 @@ __all__ = [
     "check_objective",
     "check_scheduler",
     "check_trains",
+    "load_catalog",
     "tiny_batch",
     "tiny_dataset",
     "tiny_net",

@@ -31,7 +31,7 @@ L2 = ThreatModel("L2", 0.25, 0.0625)
 def check_attack(
     attack: Attack, *, eps: float | None = None, optimum: float = 0.9, needs_gradient: bool = True
 ) -> None:
-    """Raise AssertionError unless `attack` keeps the promises of `rkd.core.interfaces.Attack`.
+    """Raise AssertionError unless `attack` keeps the promises of `rkd.plugin.Attack`.
 
     It is tried in Linf and in L2, and must raise Refused in a norm that it does not know. `eps`: its own radius, where
     it does not take the target's. `optimum`: the share of the best possible gain that it must reach on a linear net,
@@ -58,7 +58,7 @@ def check_attack(
 
 @promise
 def check_objective(objective: Objective, *, roles: Sequence[str] = ("robust",)) -> None:
-    """Raise AssertionError unless `objective` keeps the promises of `rkd.core.interfaces.Objective`.
+    """Raise AssertionError unless `objective` keeps the promises of `rkd.plugin.Objective`.
 
     `roles`: the teachers that there are in the trial.
     """

@@ -5,6 +5,7 @@ import re
 import sys
 
 from rkd.core.errors import RkdError
+from rkd.core.traits import LossTraits, declared
 from rkd.registry.catalog import Catalog, Entry, bibtex, reference_keys
 from rkd.registry.hooks import Family
 from rkd.registry.options import describe
@@ -13,7 +14,8 @@ from .state import require
 
 
 def check_entry(entry: Entry) -> None:
-    """Raise AssertionError unless `rkd list-plugins` and `rkd info` have something to show for the component."""
+    """Raise AssertionError unless `rkd list-plugins` and `rkd info` have something to show for the component:
+    `load_catalog().find("attack", "mine")`, say."""
     who = f"{entry.kind} {entry.name!r}"
     require(entry.summary, f"{who}: its docstring must begin with one line that says what it is")
     require(len(entry.summary) <= 120, f"{who}: the first line of its docstring is longer than 120 characters")
@@ -23,7 +25,11 @@ def check_entry(entry: Entry) -> None:
 
 
 def check_method(catalog: Catalog, name: str, *, cited: bool = True) -> None:
-    """Raise AssertionError unless the loss `name` is a method: cited, and everything its defaults name exists."""
+    """Raise AssertionError unless the loss `name` is a method: cited, and everything its defaults name exists.
+
+    `catalog`: `load_catalog()`, of the installed plugins, or `load_catalog(["my_method.py"])`. `cited`: whether its
+    docstring must name its paper.
+    """
     entry = catalog.find("loss", name)
     check_entry(entry)
     who = f"the method {name!r}"
@@ -37,20 +43,20 @@ def check_method(catalog: Catalog, name: str, *, cited: bool = True) -> None:
             for field in ("title", "author", "year"):
                 require(re.search(rf"\b{field}\s*=", block), f"{who}: its bibtex has no {field}")
             require(block.count("{") == block.count("}"), f"{who}: the braces of its bibtex do not match")
-    loss = catalog.create("loss", name)
-    for kind in ("attack", "objective", "scheduler"):
-        if kind in loss.defaults:
-            names = loss.defaults[kind]
+    defaults = declared(catalog.create("loss", name), LossTraits).defaults
+    for kind in ("attack", "objective", "scheduler", "extension"):
+        if kind in defaults:
+            names = defaults[kind]
             try:
                 for each in [names] if isinstance(names, str) else names:
                     catalog.find(kind, each)
             except RkdError as error:
                 raise AssertionError(f"{who}: defaults[{kind!r}]: {error}") from None
-    options = {key.removeprefix("attack."): v for key, v in loss.defaults.items() if key.startswith("attack.")}
+    options = {key.removeprefix("attack."): v for key, v in defaults.items() if key.startswith("attack.")}
     if options:
-        require("attack" in loss.defaults, f"{who} sets options of an attack but names none")
+        require("attack" in defaults, f"{who} sets options of an attack but names none")
         try:
-            catalog.create("attack", loss.defaults["attack"], options)
+            catalog.create("attack", defaults["attack"], options)
         except RkdError as error:
             raise AssertionError(f"{who}: defaults of its attack: {error}") from None
-    require("objective" not in loss.defaults or "attack" in loss.defaults, f"{who} names an objective but no attack")
+    require("objective" not in defaults or "attack" in defaults, f"{who} names an objective but no attack")

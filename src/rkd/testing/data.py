@@ -23,7 +23,7 @@ from .tiny import SHAPE, tiny_batch
 def check_dataset(data: Dataset) -> None:
     """Raise AssertionError unless `data`, what a source returns, is fit to train on. Looks at a few images only."""
     who = f"data set {data.name!r}"
-    require(isinstance(data, Dataset), f"a source must return an rkd.data.dataset.Dataset, got {type(data).__name__}")
+    require(isinstance(data, Dataset), f"a source must return an rkd.plugin.Dataset, got {type(data).__name__}")
     require(data.name, "a data set needs a name")
     require(len(data.classes) >= 2, f"{who} needs two or more classes, got {data.classes!r}")
     require(len(set(data.classes)) == len(data.classes), f"{who}: two classes share a name")
@@ -46,7 +46,7 @@ def check_dataset(data: Dataset) -> None:
 
 @promise
 def check_augment(augment: Augment, *, soft: bool = False) -> None:
-    """Raise AssertionError unless `augment` keeps the promises of `rkd.data.loader.Augment`.
+    """Raise AssertionError unless `augment` keeps the promises of `rkd.plugin.Augment`.
 
     `soft`: whether it can be given soft labels as well.
     """
@@ -85,7 +85,7 @@ def check_augment(augment: Augment, *, soft: bool = False) -> None:
 
 @promise
 def check_corruption(corruption: Corruption) -> None:
-    """Raise AssertionError unless `corruption` keeps the promises of `rkd.evaluation.corruptions.Corruption`."""
+    """Raise AssertionError unless `corruption` keeps the promises of `rkd.plugin.Corruption`."""
     who = name_of(corruption)
     for shape in ((3, 16, 16), (1, 8, 8), (2, 9, 12), (4, 33, 20)):
         batch = tiny_batch(6, shape)

@@ -19,7 +19,7 @@ from .tiny import tiny_batch, tiny_net
 
 @promise
 def check_model(model: Model, *, shape: Shape = (3, 32, 32), classes: int = 10, unused: bool = False) -> None:
-    """Raise AssertionError unless `model` keeps the promises of `rkd.core.interfaces.Model` for this shape.
+    """Raise AssertionError unless `model` keeps the promises of `rkd.plugin.Model` for this shape.
 
     `unused`: whether weights that the logits do not depend on are allowed.
     """
@@ -64,7 +64,7 @@ def check_model(model: Model, *, shape: Shape = (3, 32, 32), classes: int = 10, 
 
 @promise
 def check_conversion(conversion: Conversion, *, view: str = "adv") -> None:
-    """Raise AssertionError unless `conversion` keeps the promises of `rkd.nets.sources.Conversion`.
+    """Raise AssertionError unless `conversion` keeps the promises of `rkd.plugin.Conversion`.
 
     `view`: one that an attack makes.
     """

@@ -117,7 +117,7 @@ class StubTeacher(NetTeacher):
 
 
 class TinyParts:
-    """`rkd.core.interfaces.Parts` for trials: every reference is a linear net, attacks are the catalog's."""
+    """`rkd.plugin.Parts` for trials: every reference is a linear net, attacks are the catalog's."""
 
     def __init__(self, catalog: Catalog, shape: Shape = SHAPE, classes: int = CLASSES) -> None:
         self.catalog = catalog
@@ -225,7 +225,7 @@ def tiny_run(
     **settings: Any,
 ) -> Run:
     """A run on `tiny_dataset()` with stub teachers for the loss's roles, and its companions. A loss that asks for the
-    view `adv` needs an `attack`; `OneStep()` will do. `settings` as for `rkd.core.run.Run`."""
+    view `adv` needs an `attack`; `OneStep()` will do. `settings` as for `rkd.plugin.Run`."""
     data = data or tiny_dataset()
     student = settings.pop("student", None) or NetStudent(tiny_net(shape=data.shape, classes=len(data.classes)))
     if conversion is not None:

@@ -42,7 +42,7 @@ from .tiny import (
 
 @promise
 def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool = True) -> None:
-    """Raise AssertionError unless `loss` keeps the promises of `rkd.core.interfaces.Loss`.
+    """Raise AssertionError unless `loss` keeps the promises of `rkd.plugin.Loss`.
 
     `views`: those that an attack makes in the trial. `per_sample`: whether each sample's value follows from that
     sample alone, which almost every loss promises.
@@ -89,7 +89,7 @@ def check_loss(loss: Loss, *, views: Sequence[str] = ("adv",), per_sample: bool 
 
 @promise
 def check_scheduler(scheduler: Scheduler, *, terms: Sequence[str] = ("adv", "clean")) -> None:
-    """Raise AssertionError unless `scheduler` keeps the promises of `rkd.core.interfaces.Scheduler`.
+    """Raise AssertionError unless `scheduler` keeps the promises of `rkd.plugin.Scheduler`.
 
     `terms`: the loss terms of the trial. One that listens to an attack's queries is told of one in each step.
     """
