@@ -33,6 +33,7 @@ TITLES = {
     "scheduler": "Schedulers",
     "student": "Student conversions",
     "extension": "Extensions",
+    "exporter": "Exporters",
     "model": "Models",
     "dataset": "Data sets",
     "augment": "Augmentations",

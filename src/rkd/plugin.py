@@ -8,7 +8,7 @@ itself and `rkd.testing`, is private and may move between two versions.
 
 from .core import ops
 from .core.attack import Patches, PlainProbe, Target, value_and_grad
-from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError
+from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError, optional
 from .core.hooks import hookimpl
 from .core.interfaces import Attack, HasNotes, Loss, Objective, Probe, Scheduler, Student, Teacher
 from .core.ops import Reduction
@@ -23,6 +23,8 @@ from .data.prefetch import free_memory
 from .evaluation.corruptions import Corruption, at_severity
 from .evaluation.model import Finite
 from .evaluation.transfer import identity
+from .export.formats import Artefact, Exported, Exporter, quiet, translated
+from .export.onnx import OnnxNet
 from .nets.batchnorm import Router, add_auxiliary
 from .nets.fitting import built_for, load_into, net_from_file, take_normalization, without_download
 from .nets.net import Accelerator, Net, Outputs
@@ -54,6 +56,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "hookimpl",
     "key",
     "ops",
+    "optional",
     "parse_schedule",
     # Errors, and the words of their messages
     "ConfigError",
@@ -127,4 +130,11 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "read_weights",
     "take_normalization",
     "without_download",
+    # Exporters
+    "Artefact",
+    "Exported",
+    "Exporter",
+    "OnnxNet",
+    "quiet",
+    "translated",
 ]

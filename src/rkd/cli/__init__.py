@@ -9,7 +9,7 @@ import click
 
 from rkd import __version__, keep_freed_memory
 
-from .commands import bench, cite, compare, info, list_plugins, recipes, report, submit, sweep, teachers
+from .commands import bench, cite, compare, export, info, list_plugins, recipes, report, submit, sweep, teachers
 from .commands import eval as evaluate
 from .commands import run as train
 from .group import Commands
@@ -36,7 +36,7 @@ def cli(context: click.Context, debug: bool) -> None:
 
 for command in (
     train.run, evaluate.evaluate, bench.bench, report.report, compare.compare, list_plugins.list_plugins, info.info,
-    cite.cite, recipes.recipes, sweep.sweep, submit.submit, teachers.teachers,
+    cite.cite, recipes.recipes, export.export, sweep.sweep, submit.submit, teachers.teachers,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -140,3 +140,39 @@ def accuracy_table(title: str, columns: Sequence[str], rows: Sequence[Row], term
 
 def _named(values: Mapping[str, float]) -> dict[str, float]:
     return {attack_name(name): value for name, value in values.items()}
+
+
+EXPORTED = ("transferred", "straight_through", "black_box", "worst_case")
+"""Accuracies of an export under attack, in order."""
+
+
+def show_export(facts: Mapping[str, Any], terminal: Terminal) -> None:
+    """The table of `rkd export`."""
+    rows, threat = facts["rows"], facts["threat"]
+    columns = [name for name in EXPORTED if any(name in row["accuracy"] for row in rows)]
+    whole = rows[0]["whole_test_set"]["samples"]
+    cells = []
+    for row in rows:
+        size, latency = row["size"], row["size"]["latency"]
+        accuracies = [percent(row["accuracy"][name]) if name in row["accuracy"] else "" for name in columns]
+        low, high = latency["quartiles"]
+        cells.append([row["name"], percent(row["whole_test_set"]["clean"]), *accuracies, bytes_text(size["bytes"]),
+                      f"{size['macs'] / 1e6:,.2f}", f"{latency['median']:.2f} ({low:.2f} - {high:.2f})"])  # fmt: skip
+    heads = ["clean", *(name.replace("_", " ") for name in columns), "size", "MMACs", "ms, one thread"]
+    title = f"{facts['to']}: clean on all {whole:,} test images of {facts['data']['name']}"
+    if columns:
+        title += f", attacked on {rows[0]['samples']:,}, {threat_text(threat)}"
+    terminal.table(["", *((text, "right") for text in heads)], cells, f"{title}; accuracy in %")
+    for row in rows[1:]:
+        files = ", ".join(row["files"])
+        terminal.message(f"{row['name']}: {files}, by {row['runtime']}; logits within {row['difference']:.1e} of the "
+                         "net's, as a share of the largest")  # fmt: skip
+
+
+def bytes_text(count: int) -> str:
+    """`120.3 kB`."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}" if unit != "B" else f"{count} B"
+        count /= 1000  # type: ignore[assignment]
+    return f"{count:.3g} GB"

@@ -28,6 +28,7 @@ KINDS = {
     "augment": "rkd_augments",
     "corruption": "rkd_corruptions",
     "extension": "rkd_extensions",
+    "exporter": "rkd_exporters",
 }
 """Kind of component -> the hook that provides it."""
 
@@ -78,6 +79,10 @@ class RegistrationHooks:
     @hookspec
     def rkd_extensions(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
         """Extensions that hook into a run."""
+
+    @hookspec
+    def rkd_exporters(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Formats that a student can be exported to."""
 
     @hookspec
     def rkd_commands(self, cli: Any) -> None:

@@ -158,7 +158,8 @@ def evaluate_request(
     """
     reporter, started = reporter or Silent(), time.time()
     reporter.doing(f"reading {request.net} and the data")
-    subject = _of_file(request, catalog, reporter) if file_of(request.net).is_file() else _of_run(request, catalog)
+    is_file = file_of(request.net).is_file()
+    subject = _of_file(request, catalog, reporter) if is_file else subject_of_run(request, catalog)
     plan = subject.plan
     device = choose_device(plan.config.device)
     net = subject.net.to(device)
@@ -167,7 +168,7 @@ def evaluate_request(
         open_corrupted(str(request.corruptions), shape=plan.data.shape, classes=len(plan.data.classes))
     tell_data(plan, reporter)
     reporter.doing("trying the attacks on a few images")
-    others = {str(find_run(text)): _of_run(request, catalog, text) for text in request.others}
+    others = {str(find_run(text)): subject_of_run(request, catalog, text) for text in request.others}
     rehearse(net, plan.data.test, plan.evaluation, settings_of(plan))
     journal = Journal(cache_folder() / "evaluations", kept=MONTH)
     result = evaluate_plan(net, plan, catalog, reporter.evaluating(subject.name), journal, reporter.detail, ranks)
@@ -197,7 +198,7 @@ def evaluate_request(
     return summary
 
 
-def _of_run(request: EvalRequest, catalog: Catalog, text: str | None = None) -> Subject:
+def subject_of_run(request: EvalRequest, catalog: Catalog, text: str | None = None) -> Subject:
     """The student of a finished run, on its own data unless told otherwise."""
     folder = RunFolder(find_run(text or request.net))
     loaded = load_run(folder.path, catalog)

@@ -1,0 +1,1 @@
+"""Formats that a student can be exported to."""

@@ -1,0 +1,1 @@
+"""Exporting a finished run, with the evaluation of what came out."""
