@@ -34,6 +34,7 @@ TITLES = {
     "student": "Student conversions",
     "extension": "Extensions",
     "exporter": "Exporters",
+    "tracker": "Trackers",
     "model": "Models",
     "dataset": "Data sets",
     "augment": "Augmentations",

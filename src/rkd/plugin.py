@@ -37,6 +37,7 @@ from .registry.schedules import check_range, parse_schedule
 from .storage.card import read_card
 from .storage.runfolder import RunFolder
 from .storage.text import did_you_mean, expanded, fraction, read_text, shown
+from .training.tracking import Tracker
 
 __all__ = [  # noqa: RUF022  grouped by what a plugin does
     # Registration, and what every component may use
@@ -67,7 +68,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "WeightsError",
     "did_you_mean",
     "shown",
-    # Losses, schedulers, extensions
+    # Losses, schedulers, extensions, trackers
     "Companion",
     "DerivedView",
     "Loss",
@@ -78,6 +79,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Step",
     "Student",
     "Teacher",
+    "Tracker",
     # Attacks and objectives
     "Accelerator",
     "Attack",

@@ -76,7 +76,8 @@ class RunHooks:
 
     @hookspec
     def rkd_run_end(self, run: Run, results: dict[str, Any]) -> None:
-        """Training and evaluation are over."""
+        """Training and evaluation are over, and the run's folder is whole. `results` are what `rkd run --json` prints,
+        and under `report` the path of the page, or None where none was asked for or could be written."""
 
     @hookspec
     def rkd_run_stopped(self, run: Run, error: BaseException) -> None:

@@ -251,6 +251,8 @@ class Run:
     schedulers: dict[str, Scheduler] = field(default_factory=dict)
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     ranks: Processes = field(default_factory=Processes)
+    folder: Path | None = None
+    """The run's own, with its config.toml and later its results; None: it is kept nowhere."""
 
     backward: Backward = field(default_factory=Backward)
     monitor: Monitor = field(default_factory=Monitor)

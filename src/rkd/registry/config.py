@@ -197,6 +197,7 @@ class RunConfig(_Section):
     schedulers: dict[str, Table | Literal[False]] = Field(default_factory=dict)
     augments: dict[str, Table | Literal[False]] = Field(default_factory=dict)
     extensions: dict[str, Table | Literal[False]] = Field(default_factory=dict)
+    trackers: dict[str, Table | Literal[False]] = Field(default_factory=dict)
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig)
     validate_: ValidateConfig = Field(default_factory=ValidateConfig, alias="validate")
     evaluate: EvaluateConfig = Field(default_factory=EvaluateConfig)
@@ -225,7 +226,7 @@ def section(model: type[M], table: Mapping[str, Any], where: str = "") -> M:
 
 _TABLES = {
     "loss", "student", "companions", "data", "attack", "attacks", "objective", "threat", "schedulers", "augments",
-    "extensions", "optimizer", "validate", "evaluate",
+    "extensions", "trackers", "optimizer", "validate", "evaluate",
 }  # fmt: skip
 
 
@@ -244,7 +245,7 @@ def sound(table: Mapping[str, Any]) -> Table:
             return True
         if not isinstance(value, Mapping) or not isinstance(value.get("name", ""), str):
             return False
-        tables = ("attacks", "schedulers", "augments", "extensions", "companions")
+        tables = ("attacks", "schedulers", "augments", "extensions", "trackers", "companions")
         inner = value.values() if key in tables else ()
         return all(isinstance(options, Mapping) or options is False for options in inner)
 

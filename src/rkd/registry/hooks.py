@@ -29,6 +29,7 @@ KINDS = {
     "corruption": "rkd_corruptions",
     "extension": "rkd_extensions",
     "exporter": "rkd_exporters",
+    "tracker": "rkd_trackers",
 }
 """Kind of component -> the hook that provides it."""
 
@@ -83,6 +84,10 @@ class RegistrationHooks:
     @hookspec
     def rkd_exporters(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
         """Formats that a student can be exported to."""
+
+    @hookspec
+    def rkd_trackers(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Where a run's numbers are shown besides its folder."""
 
     @hookspec
     def rkd_commands(self, cli: Any) -> None:

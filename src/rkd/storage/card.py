@@ -19,8 +19,8 @@ MOST_NUMBERS = 1 << 22
 
 MOST_CLASSES = 100_000
 
-ALIKE = ("seed", "name", "device", "prepare_minutes")
-"""Settings that do not make two runs different: they say which draw it was, its folder, and where it ran."""
+ALIKE = ("seed", "name", "device", "prepare_minutes", "trackers")
+"""Settings that do not make two runs different: they say which draw it was, its folder, where it ran, who watched."""
 
 
 @dataclass(frozen=True)

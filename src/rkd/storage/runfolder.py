@@ -32,9 +32,10 @@ class RunFolder:
     """Paths of one run. Nothing in it needs pickle.
 
     `config.toml` the resolved configuration; `manifest.json` versions, hardware, time; `metrics.jsonl` one line an
-    epoch; `student.safetensors` and `student.json` the result; `evaluation.json`, with the images of its gallery in
-    `examples.safetensors`; `checkpoints/` with `last.safetensors`, `previous-1.safetensors` (the one before it; more
-    of them if more are kept) while the run goes on, and `best.safetensors`, the weights of the best epoch so far.
+    epoch; `student.safetensors` and `student.json` the result; `trackers.json` which points trackers have been told;
+    `evaluation.json`, with the images of its gallery in `examples.safetensors`;
+    `checkpoints/` with `last.safetensors`, `previous-1.safetensors` (the one before it; more of them if more are kept)
+    while the run goes on, and `best.safetensors`, the weights of the best epoch so far.
 
     What `rkd eval --save` writes is a folder without `config.toml`: `evaluation.json` and the images of its gallery;
     `evaluation.toml` the evaluation's settings; `net.json` which net it was; `manifest.json`.
@@ -49,6 +50,7 @@ class RunFolder:
         self.evaluation_settings = self.path / "evaluation.toml"
         self.net_card = self.path / "net.json"
         self.examples = self.path / "examples.safetensors"
+        self.trackers = self.path / "trackers.json"
         self.weights = self.path / "student.safetensors"
         self.card = self.path / "student.json"
         self.page = self.path / "report.html"

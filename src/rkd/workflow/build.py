@@ -27,6 +27,7 @@ from rkd.training.accumulation import Accumulation
 from rkd.training.checkpoints import Checkpointer, CheckpointPolicy
 from rkd.training.companions import Follower, Following, learning, make_companions
 from rkd.training.divergence import DivergenceMonitor
+from rkd.training.tracking import Tracking
 from rkd.training.validation import Validation
 
 from .nets import new_student
@@ -59,6 +60,7 @@ def build(
     for name, companion in learning(companions).items():
         optimizer.add_param_group({"params": list(companion.net.parameters()), "share": declarations[name].lr})
     listeners = {f"scheduler {name}": scheduler for name, scheduler in plan.schedulers.items()} | plan.extensions
+    listeners |= {f"tracker {name}": Tracking(name, tracker) for name, tracker in plan.trackers.items()}
     if any(isinstance(companion, Follower) for companion in companions.values()):
         listeners["companions"] = Following()
     train, held_out = hold_out(data.train, config.data.validation, config.seed)

@@ -169,7 +169,7 @@ def _configured(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield from ((kind, name) for name in config[kind]["name"].split("+" if kind == "loss" else None))
     for attack in config.get("attacks", {}).values():
         yield "attack", attack["name"]
-    for kind in ("scheduler", "augment", "extension"):
+    for kind in ("scheduler", "augment", "extension", "tracker"):
         yield from ((kind, name) for name, options in config.get(f"{kind}s", {}).items() if options is not False)
     student = config.get("student", {})
     yield "model", student.get("model", "small-cnn")

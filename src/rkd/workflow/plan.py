@@ -19,6 +19,7 @@ from rkd.distributed.ranks import ALONE, Ranks, join, leave
 from rkd.nets.sources import TeacherReference
 from rkd.registry.config import RunConfig
 from rkd.training.dry_run import StepCost
+from rkd.training.tracking import Tracker
 
 __all__ = [
     "ALONE",
@@ -56,6 +57,7 @@ class Plan:
     schedulers: dict[str, Any]
     augments: list[Any]
     extensions: dict[str, Any]
+    trackers: dict[str, Tracker]
     teachers: list[TeacherReference]
     evaluation: dict[str, AttackPlan]
     validation_attack: AttackPlan | None

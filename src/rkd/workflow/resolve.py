@@ -151,6 +151,7 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     schedulers = _components("scheduler", config.schedulers, catalog, problems)
     augments = _components("augment", config.augments, catalog, problems)
     extensions = _components("extension", config.extensions, catalog, problems)
+    trackers = _components("tracker", config.trackers, catalog, problems)
     conversions = _components("student", config.student.conversions, catalog, problems)
     problems.catch(catalog.create, "model", config.student.model, config.student.options, "student")
     teachers = problems.catch(teacher_references, config, loss, data, catalog) or []
@@ -162,10 +163,10 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     evaluation = _evaluation(config, data, resolver, problems)
     validation = _validation(config, catalog, problems)
     problems.stop()
-    _fill_in(config, loss, attacks, schedulers, augments, extensions, conversions, catalog)
+    _fill_in(config, loss, attacks, schedulers, augments, extensions, trackers, conversions, catalog)
     return Plan(
-        config, data, loss, attacks, schedulers, list(augments.values()), extensions, teachers, evaluation, validation,
-        resolver.notes,
+        config, data, loss, attacks, schedulers, list(augments.values()), extensions, trackers, teachers, evaluation,
+        validation, resolver.notes,
     )  # fmt: skip
 
 
@@ -295,7 +296,8 @@ def _with_threat(data: Dataset, config: RunConfig) -> Dataset:
 
 def _fill_in(
     config: RunConfig, loss: Any, attacks: Mapping[str, AttackPlan], schedulers: Mapping[str, Any],
-    augments: Mapping[str, Any], extensions: Mapping[str, Any], conversions: Mapping[str, Any], catalog: Catalog,
+    augments: Mapping[str, Any], extensions: Mapping[str, Any], trackers: Mapping[str, Any],
+    conversions: Mapping[str, Any], catalog: Catalog,
 ) -> None:  # fmt: skip
     """Write every option's value into the configuration: a run's config.toml holds no hidden defaults."""
     config.loss.set_options(loss_options(loss))
@@ -308,6 +310,7 @@ def _fill_in(
     config.schedulers = _all_options(config.schedulers, schedulers)
     config.augments = _all_options(config.augments, augments)
     config.extensions = _all_options(config.extensions, extensions)
+    config.trackers = _all_options(config.trackers, trackers)
     config.student.conversions = _all_options(config.student.conversions, conversions)
     for net in (config.student, *config.companions.values()):
         entry = catalog.find("model", net.model)
@@ -348,7 +351,7 @@ def _check_names(table: Mapping[str, Any], loss: Any, catalog: Catalog, problems
         options = {k: v for k, v in student.items() if k not in ("model", "conversions", "normalize", "weights")}
         wanted.append(("model", student.get("model"), options, "student"))
         wanted += _named("student", student.get("conversions"), "student.conversions")
-    for kind in ("scheduler", "augment", "extension"):
+    for kind in ("scheduler", "augment", "extension", "tracker"):
         wanted += _named(kind, table.get(f"{kind}s"), f"{kind}s")
     evaluate = table.get("evaluate")
     if isinstance(evaluate, Mapping) and isinstance(evaluate.get("attacks"), list):

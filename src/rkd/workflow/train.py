@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -57,14 +57,14 @@ def train_run(
     how_to_avoid: str = "",
     resume: bool = False,
     changed: bool = False,
-    report: bool = False,
+    report: Callable[[RunFolder], Path | None] | None = None,
     ranks: Ranks = ALONE,
 ) -> dict[str, Any]:
     """Run a configuration in the folder `path`. Returns the results, as `rkd run --json` prints them.
 
     Nothing is written before the configuration, the teachers and a dry step have proved sound. Several processes call
     this alike with their `ranks`; the first one writes and reports, all get the results. `changed`: a run that goes on
-    gets this configuration instead of its own; `report`: the caller will write a page. Raises RkdError.
+    gets this configuration instead of its own; `report` writes the page of a finished run. Raises RkdError.
     """
     started = time.perf_counter()
     reporter = reporter or Silent()
@@ -109,13 +109,15 @@ def train_run(
     text = plan.config.text()
     folder = ranks.once(lambda: RunFolder.open(path) if resume else RunFolder.create(path, text))
     folder = folder if ranks.first else folder.readable()
+    run.folder = folder.path
     text = text if changed or not resume else ranks.from_first(read_text(folder.config))
     run.checkpoints = checkpointer(plan.config, folder, ranks, text)
     accelerate(run, plan.config.engine, reporter.detail)
     with ExitStack() as stack:
         ranks.once(lambda: stack.enter_context(run_lock(folder)))
         manifest = manifest_of(plan, catalog, run, ranks)
-        manifest |= {"cost": cost_of(card), "teachers": weights_of(teachers), "config": digest(text), "report": report}
+        manifest |= {"cost": cost_of(card), "teachers": weights_of(teachers), "config": digest(text)}
+        manifest |= {"report": report is not None}
         if resume:
             manifest |= continue_run(run, folder, ranks, manifest, reporter, text if changed else None)
         folder.write_json(folder.manifest, manifest | {"status": "running"})
@@ -137,7 +139,8 @@ def train_run(
         manifest |= {"engine": engine_of(run)}
         folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})
         folder.prune()
-    run.hooks.hook.rkd_run_end(run=run, results=results)
+    page = report(folder) if report and ranks.first else None
+    run.hooks.hook.rkd_run_end(run=run, results=results | {"report": page})
     return results
 
 

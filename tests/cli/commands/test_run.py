@@ -562,6 +562,12 @@ def test_a_student_with_weights() -> None:
         option_table(options | {"student": "resnet18@"})
 
 
+def test_with_takes_extensions_and_trackers() -> None:
+    options = {parameter.name: () if parameter.multiple else None for parameter in run_command.params}
+    table = run_table(None, options | {"extension": ("ema", "tensorboard", "no-such")}, [], load_catalog())
+    assert table == {"extensions": {"ema": {}, "no-such": {}}, "trackers": {"tensorboard": {}}}
+
+
 def test_settings_of_a_teacher_by_its_role() -> None:
     options = {parameter.name: () if parameter.multiple else None for parameter in run_command.params}
     table = run_table(None, options | {"teacher": ("mlp@w.pt",)}, ["teachers.clean.normalize=half"], load_catalog())

@@ -110,7 +110,8 @@ def evaluate(
         show_evaluation(result, result["threat"], result["data"], app.terminal)
         show_further(result, per_class, app.terminal)
     if options["save"] and report:
-        report_at_end(RunFolder(options["save"]), catalog, app)
+        for line in report_at_end(RunFolder(options["save"]), catalog, app)[1]:
+            app.terminal.message(line)
 
 
 def eval_settings(sets: Sequence[str]) -> dict[str, Any]:

@@ -59,9 +59,9 @@ def report_on(folder: RunFolder, catalog: Catalog, app: App) -> tuple[Path, list
     return save_report(made, folder), [*made.left_out, *([problem] if problem else [])]
 
 
-def report_at_end(folder: RunFolder, catalog: Catalog, app: App) -> None:
-    """The page of what just ended. The results are there: whatever goes wrong with a picture must not make it look
-    failed."""
+def report_at_end(folder: RunFolder, catalog: Catalog, app: App) -> tuple[Path | None, list[str]]:
+    """Write the page of what just ended. Returns it, and what is to be told of it. The results are there: whatever goes
+    wrong with a picture must not make it look failed."""
     try:
         with app.terminal.guarded():
             app.terminal.doing("writing the report")
@@ -70,10 +70,8 @@ def report_at_end(folder: RunFolder, catalog: Catalog, app: App) -> None:
         app.terminal.warning(
             f"the report could not be written ({error}); `{command('report', folder.path)}` tries again"
         )
-        return
-    for line in left_out:
-        app.terminal.message(f"left out of the report: {line}")
-    app.terminal.message(f"report: {page}")
+        return None, []
+    return page, [*(f"left out of the report: {line}" for line in left_out), f"report: {page}"]
 
 
 def citations_of(folder: RunFolder, catalog: Catalog, app: App) -> tuple[dict[str, str] | None, str]:

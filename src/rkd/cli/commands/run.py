@@ -63,8 +63,8 @@ GROUPS = {
               shell_complete=values("scheduler"))  # fmt: skip
 @click.option("--augment", multiple=True, metavar="NAME", help="Augmentation; repeatable, in order.",
               shell_complete=values("augment"))  # fmt: skip
-@click.option("--with", "extension", multiple=True, metavar="EXTENSION", help="Extension, such as awp or ema.",
-              shell_complete=values("extension"))  # fmt: skip
+@click.option("--with", "extension", multiple=True, metavar="NAME", help="Extension, such as awp or ema, or tracker, "
+              "such as tensorboard or wandb; repeatable.", shell_complete=values("extension", "tracker"))  # fmt: skip
 @click.option("--epochs", type=int)
 @click.option("--batch-size", type=int)
 @click.option("--auto-batch", is_flag=True, help="Find the fewest parts of a batch that fit into memory.")
@@ -142,6 +142,13 @@ def run_command(
 
     terminal = app.terminal
     began = resume or not path.exists()
+    told: list[str] = []
+
+    def page(folder: RunFolder) -> Path | None:
+        written, lines = report_at_end(folder, catalog, app)
+        told.extend(lines)
+        return written
+
     interrupts = Interrupts(
         lambda: terminal.message("stopping after this step; Ctrl-C once more stops at once", always=True)
     )
@@ -149,7 +156,7 @@ def run_command(
         with interrupts.noted(), terminal.guarded():
             results = train_run(
                 table, catalog, path, Display(terminal, interrupts), title=_title(table), dry_run=dry_run,
-                resume=resume, changed=changed, report=report, ranks=app.ranks or ALONE,
+                resume=resume, changed=changed, report=page if report else None, ranks=app.ranks or ALONE,
             )  # fmt: skip
     except (Exception, KeyboardInterrupt) as error:
         for note in _how_to_go_on(path, error, app.plugin_words) if began else []:
@@ -171,8 +178,8 @@ def run_command(
         show_run(results, folder.read_json(folder.card), terminal)
         kept = f"weights of epoch {results['student']['chosen_epoch'] + 1} of {results['epochs']}"
         terminal.result(f"wrote {path} in {duration(results['seconds'])} ({kept})")
-    if report:
-        report_at_end(folder, catalog, app)
+    for line in told:
+        terminal.message(line)
     known = [name for name in ("pgd-trades", "autoattack") if name in catalog.names("attack")]
     stronger = [word for name in known for word in ("--attack", name)]
     terminal.message(f"next: {command('eval', path, *stronger, *app.plugin_words)}")
@@ -217,7 +224,8 @@ def _finish(folder: RunFolder, catalog: Catalog, app: App, report: bool) -> None
         )
     if app.speaks:
         app.terminal.message(f"{folder.path} is finished; its report was not")
-        report_at_end(folder, catalog, app)
+        for line in report_at_end(folder, catalog, app)[1]:
+            app.terminal.message(line)
 
 
 def _title(table: Mapping[str, Any]) -> str:
@@ -295,7 +303,7 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str
             f"`{command('run', Path(recipe) / 'config.toml')}` to repeat it"
         )
     base = read_recipe(recipe) if recipe is not None else {}
-    given = option_table(options)
+    given = option_table(options, catalog.names("tracker"))
     # What is named on the command line replaces the recipe's choice, not only adds to it.
     if "student" in given and isinstance(base.get("student"), Mapping):
         same = base["student"].get("model") == given["student"]["model"]
@@ -317,8 +325,8 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str
     return table
 
 
-def option_table(options: Mapping[str, Any]) -> Table:
-    """What the options of the command line say, without those that were not given."""
+def option_table(options: Mapping[str, Any], trackers: Sequence[str] = ()) -> Table:
+    """What the options of the command line say, without those that were not given. `--with` takes `trackers`, too."""
     table: Table = {}
 
     def put(key: str, value: Any) -> None:
@@ -355,9 +363,11 @@ def option_table(options: Mapping[str, Any]) -> Table:
         raise ConfigError(problems)
     if options["teacher"]:
         put("teachers", [_teacher(text) for text in options["teacher"]])
-    for kind, option in (("schedulers", "scheduler"), ("augments", "augment"), ("extensions", "extension")):
+    for kind, option in (("schedulers", "scheduler"), ("augments", "augment")):
         for name in options[option]:
             put(f"{kind}.{name}", {})
+    for name in options["extension"]:
+        put(f"{'trackers' if name in trackers else 'extensions'}.{name}", {})
     if (attacks := split_attacks("--evaluate", options["evaluate"])) is not None:
         put("evaluate.attacks", attacks)
     return table
