@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import re
+import textwrap
 from pathlib import Path
 
 import click
@@ -12,8 +13,14 @@ import pytest
 from click.testing import CliRunner
 
 from rkd.cli import cli
+from rkd.core.hooks import RunHooks, hookimpl
+from rkd.core.trainer import fit
 from rkd.registry.catalog import load_catalog
 from rkd.registry.recipes import recipes
+from rkd.testing import OneStep, tiny_run
+from rkd.training.tracking import Tracker, Tracking
+
+from .core.losses import Clean
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -77,6 +84,53 @@ def test_files_and_tests_that_a_page_names_exist(page):
     tests = "".join(file.read_text() for file in (ROOT / "tests").rglob("test_*.py"))
     missing += [name for name in re.findall(r"`(test_\w+)`", text) if f"def {name}(" not in tests]
     assert missing == []
+
+
+def _blocks(page: str) -> list[str]:
+    return re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / page).read_text(), re.MULTILINE | re.DOTALL)
+
+
+def test_each_hook_of_a_run_has_an_example_that_runs(tmp_path):
+    """Every method under a heading of docs/hooks.md is called in a tiny training."""
+    text = (ROOT / "docs" / "hooks.md").read_text()
+    hooks = {name for name in vars(RunHooks) if name.startswith("rkd_")}
+    sections = dict(re.findall(r"^## (rkd_\w+)\n(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL))
+    assert set(sections) == hooks
+    whole = {}
+    exec(_blocks("hooks.md")[0], whole)
+    extensions = {"stamp": whole["rkd_extensions"]()["stamp"]()}
+    for hook, section in sections.items():
+        (example,) = re.findall(r"^```python\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+        assert f"def {hook}(self" in example
+        scope = {"hookimpl": hookimpl}
+        exec("class Example:\n" + textwrap.indent(example, "    "), scope)
+        extensions[hook] = scope["Example"]()
+    run = tiny_run(Clean(), attack=OneStep(), extensions=extensions)
+    run.hooks.hook.rkd_notice(run=run, text="hello")
+    fit(run)
+    assert run.eval_net() is run.student.net
+    results = {"student": {"clean": 0.9, "worst_case": 0.5, "attacks": {"pgd": 0.5}}, "report": tmp_path}
+    run.hooks.hook.rkd_run_end(run=run, results=results)
+    run.hooks.hook.rkd_run_stopped(run=run, error=KeyboardInterrupt())
+    assert "weight_norm" in run.state.history[0] and extensions["rkd_notice"].notices == ["hello"]
+    assert extensions["rkd_run_end"].table == {"clean": 0.9, "worst case": 0.5, "pgd": 0.5}
+
+
+def test_the_tracker_of_the_docs_runs(tmp_path):
+    scope = {}
+    exec(_blocks("trackers.md")[0], scope)
+    (tmp_path / "config.toml").write_text("seed = 1")
+    tracking = Tracking("csv", scope["rkd_trackers"]()["csv"](every=1))
+    run = tiny_run(Clean(), extensions={"csv": tracking})
+    run.folder = tmp_path
+    fit(run)
+    lines = (tmp_path / "points.csv").read_text().splitlines()
+    assert [line.rpartition(",")[0] for line in lines if ",loss," in line] == [
+        "step,1,loss",
+        "step,2,loss",
+        "epoch,1,loss",
+    ]
+    assert isinstance(tracking.tracker, Tracker)
 
 
 def test_the_architecture_names_files_and_functions_that_exist():
