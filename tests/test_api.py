@@ -11,6 +11,8 @@ from torch import nn
 import rkd
 from rkd.testing import tiny_batch, tiny_net, untouched
 
+from .workflow.objects import SHORT, Taught, halves, small
+
 EPS = 8 / 255
 
 
@@ -169,11 +171,11 @@ X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
         (None, (X[:0], Y[:0]), {}, "no images"),
         (None, (X, Y[:4]), {}, "8 images but 4 labels"),
         (None, (X, Y + 0.5), {}, "labels must be whole numbers"),
-        (None, (X, torch.eye(8)), {}, "labels must be whole numbers \\(N,\\), got torch.float32 \\(8, 8\\)"),
-        (None, (X.numpy(), Y), {}, "images must be a tensor, got ndarray"),
+        (None, (X, torch.eye(8)), {}, "labels must be whole numbers \\(N,\\), got \\(8, 8\\); take labels.argmax"),
+        (None, (X.tolist(), Y), {}, "expected a pair .* got Tensor"),
+        (None, (X.permute(0, 2, 3, 1), Y), {}, "looks like \\(N, H, W, C\\); take images.permute"),
         (None, (X, Y.tolist()), {}, "labels must be a tensor, got list"),
-        (None, X, {}, "a pair \\(images, labels\\); got Tensor"),
-        (None, torch.utils.data.TensorDataset(X, Y), {}, "a data set, a split, or a pair .*; got TensorDataset"),
+        (None, X, {}, "a pair \\(images, labels\\) .*; got Tensor"),
         (None, (X, Y), {"limit": 9}, "between 1 and 8"),
         (None, (X, Y), {"limit": 2.5}, "between 1 and 8"),
         (None, (X, Y), {"batch_size": 0}, "batch size must be a whole number of at least 1, got 0"),
@@ -182,8 +184,17 @@ X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
         (None, (X, Y), {"device": "abacus"}, "the device 'abacus' cannot be used"),
         (None, (X, Y), {"attacks": ["pgdd"]}, "there is no attack 'pgdd'"),
         (None, (X, Y), {"attacks": None}, "attacks are names, .*for clean accuracy alone; got None"),
-        (None, (X, Y), {"attacks": [1]}, "attacks are names"),
-        (None, (X, Y), {"attacks": {"mine": "pgd"}}, "'mine' is str"),
+        (None, (X, Y), {"attacks": [1]}, "an attack is a name, a function .*; got int"),
+        (None, (X, Y), {"attacks": {"mine": rkd.Batch}}, "got the class Batch: give an instance"),
+        (None, (X, Y), {"attacks": lambda x, y: x}, "takes 2 arguments; of torchattacks"),
+        (
+            None,
+            (X, Y),
+            {"attacks": lambda model, x, y: x[:, :2]},
+            r"must return images \(., 3, 8, 8\), it returned \(., 2,",
+        ),
+        (None, (X, Y), {"attacks": lambda model, x, y: x + 0.5}, "outside"),
+        (None, (X, Y), {"attacks": ["pgd", "pgd"]}, "two attacks are called 'pgd'"),
         (None, (X, Y), {"threat": "Linf"}, "threat must be a ThreatModel.*got 'Linf'"),
         (None, (X, Y), {"eps": True}, "eps must be a number.*got True"),
         (lambda x: x, (X, Y), {}, "expected \\(8"),
@@ -238,3 +249,61 @@ def test_what_is_no_module() -> None:
 
 def test_one_attack_by_its_name() -> None:
     assert list(rkd.evaluate(tiny_net(), (X, Y), "fgsm", checks="off").attacks) == ["fgsm"]
+
+
+def test_whatever_holds_the_images() -> None:
+    """The same numbers from tensors, arrays, a Dataset, a DataLoader and (train, test)."""
+    net = tiny_net()
+    x, y = data(net)
+    pairs = torch.utils.data.TensorDataset(x, y)
+    loader = torch.utils.data.DataLoader(pairs, batch_size=7, shuffle=True)
+    forms: list[object] = [(x, y), (x.numpy(), y.numpy()), pairs, loader, ((x, y), pairs)]
+    found = [rkd.evaluate(net, form, "pgd", eps=EPS, checks="off").attacks["pgd"] for form in forms]
+    assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_registered_by_hand(tmp_path: Path) -> None:
+    from dataclasses import dataclass
+
+    @dataclass
+    class Mine(Taught):
+        alpha: float = 0.5
+
+    try:
+        assert rkd.register("loss", "mine", Mine) is Mine
+        rkd.train(
+            out=tmp_path / "it", student=small(), teachers={"robust": small()}, data=halves(),
+            loss={"name": "mine", "alpha": 0.25}, **SHORT,
+        )  # fmt: skip
+        run = rkd.load_run(tmp_path / "it")
+        assert run.config["loss"] == {"name": "mine", "alpha": 0.25}
+        assert run.manifest["objects"]["loss"]["class"].endswith("Mine")
+    finally:
+        rkd.forget_registered()
+    with pytest.raises(rkd.RkdError, match="there is no loss 'mine'"):
+        rkd.train(out=tmp_path / "other", loss="mine", data=halves())
+    with pytest.raises(rkd.RkdError, match="rkd-toolkit provides a loss 'trades' already"):
+        rkd.register("loss", "trades", Taught)
+    with pytest.raises(rkd.RkdError, match=r"there is no kind 'los'\. Did you mean loss"):
+        rkd.register("los", "mine", Taught)
+    with pytest.raises(rkd.RkdError, match="must name a class, a function or a Family"):
+        rkd.register("loss", "mine", 3)
+
+
+def test_a_plugin_file(tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(
+        "from rkd.plugin import hookimpl, ops\n"
+        "class Plain:\n"
+        '    """Cross-entropy."""\n'
+        "    roles = ()\n"
+        "    def __call__(self, step):\n"
+        "        return {'ce': ops.cross_entropy(step.student('clean'), step.y)}\n"
+        "@hookimpl\n"
+        "def rkd_losses():\n"
+        "    return {'plain': Plain}\n"
+    )
+    rkd.train(out=tmp_path / "it", student=small(), data=halves(), loss="plain", plugins=[file], **SHORT)
+    assert set(rkd.load_run(tmp_path / "it").manifest["objects"]) == {"student", "data"}
+    with pytest.raises(rkd.RkdError, match="plugins is a list of files"):
+        rkd.train(out=tmp_path / "other", loss="plain", plugins=str(file))

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     },
     "report": {"core.errors", "core.types", "storage", "report"},
     "cli": {"workflow", "registry", "report", "core.errors", "storage.text", "cli"},
-    "api": {"workflow", "registry", "report", "core.errors", "storage.text"},
+    "api": {"workflow", "registry", "report", "core.errors", "storage.text", "cli.notebook"},
     "__main__": {"cli"},
     "plugin": {
         "core", "data", "evaluation", "export.formats", "export.onnx", "nets", "registry.hooks",

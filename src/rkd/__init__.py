@@ -6,18 +6,26 @@ from typing import Any
 __version__ = "0.2.0"
 
 _PUBLIC = {
+    "AttackPlan": "rkd.core.step",
     "Batch": "rkd.core.types",
+    "ConfigError": "rkd.core.errors",
+    "DataError": "rkd.core.errors",
     "Evaluation": "rkd.evaluation.result",
     "Family": "rkd.registry.hooks",
+    "Refused": "rkd.core.errors",
     "RkdError": "rkd.core.errors",
     "Step": "rkd.core.step",
     "ThreatModel": "rkd.core.types",
     "attack_plan": "rkd.api",
     "evaluate": "rkd.api",
+    "forget_registered": "rkd.api",
     "hookimpl": "rkd.core.hooks",
     "keep_freed_memory": "rkd.profiling.allocator",
+    "load_run": "rkd.api",
     "load_student": "rkd.api",
+    "make_dataset": "rkd.data.arrays",
     "ops": "rkd.core.ops",
+    "register": "rkd.api",
     "train": "rkd.api",
 }
 

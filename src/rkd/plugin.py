@@ -17,6 +17,7 @@ from .core.run import Run
 from .core.step import AttackPlan, Step
 from .core.traits import AttackTraits, LossTraits, traits_of
 from .core.types import Batch, Companion, DerivedView, Mode, Norm, QueryKind, Schedule, Shape, ThreatModel, View, at
+from .data.arrays import compact, customary_threat, fingerprint, fingerprint_of, make_dataset, spread, statistics
 from .data.augment import Augment, FiniteAugment
 from .data.dataset import ArraySplit, Dataset, DatasetSource, MixedSplit, Split, check_images
 from .data.prefetch import free_memory
@@ -109,7 +110,14 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Split",
     "at_severity",
     "check_images",
+    "compact",
+    "customary_threat",
+    "fingerprint",
+    "fingerprint_of",
     "free_memory",
+    "make_dataset",
+    "spread",
+    "statistics",
     # Models, conversions, sources of teachers
     "Conversion",
     "Model",

@@ -25,6 +25,7 @@ from PIL import Image
 
 from rkd.core.errors import ConfigError, DataError
 from rkd.data.dataset import ArraySplit, Dataset, DatasetSource, Split
+from rkd.plugin import statistics
 from rkd.plugins.datasets import _common, digits, generated, imagefolder, npz
 from rkd.plugins.datasets import torchvision as plugin
 from rkd.plugins.datasets._common import HELD_OUT
@@ -677,9 +678,7 @@ def test_the_hooks_give_described_components():
 
 
 def test_a_constant_channel_does_not_divide_by_zero():
-    mean, std = _common.statistics(
-        ArraySplit(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8), torch.zeros(3)), (1, 2, 2)
-    )
+    mean, std = statistics(ArraySplit(torch.full((3, 1, 2, 2), 51, dtype=torch.uint8), torch.zeros(3)), (1, 2, 2))
     assert (mean, std) == ((0.2,), (1.0,))
 
 
@@ -705,7 +704,7 @@ def test_the_real_mnist():
     check(data)
     assert (len(data.train), len(data.test)) == (60_000, 10_000)
     assert data.train.labels[:5].tolist() == [5, 0, 4, 1, 9] and data.test.labels[:3].tolist() == [7, 2, 1]
-    mean, std = _common.statistics(data.train, data.shape, limit=60_000)
+    mean, std = statistics(data.train, data.shape, limit=60_000)
     assert mean == pytest.approx(data.mean, abs=1e-4) and std == pytest.approx(data.std, abs=1e-4)
 
 

@@ -1,6 +1,7 @@
 """{kind: {name: component}}, clear words when a name is unknown or has two owners, and all that a component says."""
 
 import contextlib
+import copy
 import inspect
 import re
 import sys
@@ -22,6 +23,20 @@ LONGEST = 80
 """Characters of a component's name."""
 
 
+PYTHON = "python"
+"""The distribution of components that Python code gave by hand: no plugin provides them to another process."""
+
+OBJECT = "object:"
+"""What the names of objects begin with that one run was given."""
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """An object as a component: whoever asks for it gets this very object, with its options as they are."""
+
+    value: Any
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One component under its name. For a family, `options` are those that the name itself fixed."""
@@ -35,6 +50,8 @@ class Entry:
     @property
     def factory(self) -> Any:
         """The class or function behind the name; a family's is the one that all its members share."""
+        if isinstance(self.component, Given):
+            return type(self.component.value)
         return self.component.component if isinstance(self.component, Family) else self.component
 
     @property
@@ -54,6 +71,14 @@ class Entry:
 
         Raises ConfigError.
         """
+        if isinstance(self.component, Given):
+            own = options.values_of(self.component.value)
+            if other := [name for name, value in given.items() if own.get(name) != options.plain(value)]:
+                raise ConfigError([
+                    f"{setting}.{name}: the object given for {self.name} has {own.get(name, 'no such option')}, and "
+                    f"asked for is {options.plain(given[name])}" for name in other
+                ])  # fmt: skip
+            return self.component.value
         if not isinstance(self.component, type):
             if given:
                 raise ConfigError([f"{setting}.{name}: {self.name} has no options" for name in given])
@@ -127,6 +152,23 @@ class Catalog:
             if not plugins.plugins[entry.plugin.key].error:  # none of a plugin of which one part is broken
                 self.entries[entry.kind].setdefault(entry.name, []).append(entry)
 
+    def extended(self, components: Mapping[str, Mapping[str, Any]]) -> "Catalog":
+        """This catalog with `{kind: {name: component}}` of Python code besides; a component may be a `Given`. Raises
+        RkdError for what is no component, or has the name of one of a plugin."""
+        other = copy.copy(self)
+        other.entries = {kind: dict(names) for kind, names in self.entries.items()}
+        for kind, named in components.items():
+            for name, component in named.items():
+                source = name_of(component.value if isinstance(component, Given) else component)
+                try:
+                    entry = _entry(kind, name, component, Plugin(PYTHON, PYTHON, "", source))
+                except (TypeError, ValueError, re.error) as error:
+                    raise RkdError(f"{kind} {shown(name)}: {error}") from None
+                if owners := [e.plugin for e in self.entries[kind].get(name, []) if e.plugin.distribution != PYTHON]:
+                    raise RkdError(f"{owners[0].distribution} provides a {kind} {name!r} already: take another name")
+                other.entries[kind][name] = [entry]
+        return other
+
     def names(self, kind: str) -> list[str]:
         """Known names, families by their pattern's name."""
         return sorted(self.entries[kind])
@@ -189,6 +231,11 @@ class Catalog:
         return exact or fitting
 
     def _unknown(self, kind: str, name: str) -> str:
+        if name.startswith(OBJECT):
+            return (
+                f"the {kind} {shown(name)} was an object of Python code, which no file holds: give it again from "
+                "there, to rkd.train(..., resume=True), rkd.load_student or rkd.load_run"
+            )
         known = self.names(kind)
         examples = [
             example
@@ -215,7 +262,7 @@ def _provided(kind: str, plugin: Plugin, components: Any) -> list[Entry]:
 
 def _entry(kind: str, name: Any, component: Any, plugin: Plugin) -> Entry:
     """What a plugin provides, if it is fit to be looked up and shown. Raises TypeError, ValueError, re.error."""
-    if not isinstance(name, str) or not (callable(component) or isinstance(component, Family)):
+    if not isinstance(name, str) or not (callable(component) or isinstance(component, (Family, Given))):
         raise TypeError(f"{KINDS[kind]}: {shown(name)} must name a class, a function or a Family")
     if not name or not name.isprintable() or name != name.strip() or len(name) > LONGEST:
         raise ValueError(f"{KINDS[kind]}: {shown(name)} is no name: 1 to {LONGEST} printable characters")

@@ -19,7 +19,7 @@ from rkd.engine.accelerator import Engine
 from rkd.nets.memory_format import arrange
 from rkd.nets.net import Net, NetTeacher, autocast_of
 from rkd.nets.student import NetStudent
-from rkd.registry.catalog import Catalog
+from rkd.registry.catalog import PYTHON, Catalog
 from rkd.registry.config import RunConfig, StudentConfig
 from rkd.registry.schedules import parse_schedule
 from rkd.storage.runfolder import RunFolder
@@ -30,7 +30,7 @@ from rkd.training.divergence import DivergenceMonitor
 from rkd.training.tracking import Tracking
 from rkd.training.validation import Validation
 
-from .nets import new_student
+from .nets import check_fits, new_student
 from .plan import Plan
 
 SMALL = 10_000_000
@@ -117,6 +117,8 @@ def _student(
         if options is not False:
             student = catalog.create("student", name, options, f"student.conversions.{name}")(student)
     student.net.to(device)
+    if catalog.find("model", wanted.model).plugin.distribution == PYTHON:  # no check of plugins has seen it
+        check_fits(student.net, "the student", plan.data, device)
     return student
 
 

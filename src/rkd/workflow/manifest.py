@@ -23,6 +23,7 @@ from rkd.storage.runfolder import RunFolder
 from rkd.training.dry_run import StepCost
 
 from .build import choose_device
+from .objects.record import check_same, given_parts
 from .plan import Plan
 from .teachers import ResolvedTeacher
 
@@ -31,7 +32,8 @@ COMPARED = ("python", "torch", "torchvision", "numpy")
 
 
 def manifest_of(plan: Plan, catalog: Catalog, run: Run, ranks: Ranks = ALONE) -> dict[str, Any]:
-    """What is known before the training starts, but for the teachers and the cost."""
+    """What is known before the training starts, but for the teachers and the cost. `objects` are the parts that cannot
+    be repeated from config.toml."""
     environment = environment_of(catalog, run.device, ranks.size)
     return {
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -44,6 +46,7 @@ def manifest_of(plan: Plan, catalog: Catalog, run: Run, ranks: Ranks = ALONE) ->
         "git": environment["git"],
         "command": sys.argv,
         "launch": ranks.launch,
+        **({"objects": objects} if (objects := given_parts(plan.config, catalog)) else {}),
     }
 
 
@@ -105,7 +108,8 @@ def earlier_manifest(folder: RunFolder) -> dict[str, Any]:
         content = folder.read_json(folder.manifest)
     except RkdError:
         return {}
-    types = {"teachers": dict, "versions": dict, "hardware": dict, "plugins": dict, "resumed": int, "started": str}
+    types = {"teachers": dict, "objects": dict, "versions": dict, "hardware": dict, "plugins": dict, "resumed": int,
+             "started": str}  # fmt: skip
     table = content if isinstance(content, dict) else {}
     return {key: value for key, value in table.items() if isinstance(value, types.get(key, object))}
 
@@ -113,8 +117,9 @@ def earlier_manifest(folder: RunFolder) -> dict[str, Any]:
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What may keep a continued run from ending bit for bit where it would have, a sentence each.
 
-    Raises RkdError for a teacher that is another one now.
+    Raises RkdError for a teacher, or another part that Python code gave, that is another one now.
     """
+    check_same(earlier.get("objects"), now.get("objects", {}))
     for role, weights in now["teachers"].items():
         old = earlier.get("teachers", {}).get(role, weights)
         if old != weights:

@@ -179,7 +179,10 @@ def check_fits(net: nn.Module, name: str, data: Dataset, device: torch.device | 
     batch = fetch(data.train, torch.arange(min(2, len(data.train))), device)
     try:
         with running(net, "eval"), torch.no_grad():
-            check_logits(net(batch.x), len(batch), len(data.classes), name)
+            logits = net(batch.x)
+            check_logits(logits, len(batch), len(data.classes), name)
     except RuntimeError as error:
         first = str(error).split("\n")[0]
         raise Refused(f"{name} cannot take images {data.shape} of {data.name!r}: {first}") from None
+    if bool((logits >= 0).all()) and torch.allclose(logits.sum(1), torch.ones(len(logits), device=device), atol=1e-4):
+        raise Refused(f"{name} returns probabilities, and logits are needed: take the softmax out of it")

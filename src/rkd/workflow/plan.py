@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from rkd.core.interfaces import Loss
 from rkd.core.run import Run
 from rkd.core.step import AttackPlan
+from rkd.core.traits import name_of
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit, Dataset, Split, described, gaps
 from rkd.distributed.ranks import ALONE, Ranks, join, leave
@@ -37,6 +38,7 @@ __all__ = [
     "ThreatModel",
     "join",
     "leave",
+    "name_of",
 ]
 
 Progress = Callable[[str, int, int], None]

@@ -24,6 +24,7 @@ from rkd.registry.options import plain, values_of
 from rkd.registry.recipes import merge
 
 from .nets import check_fits, from_sources, settle
+from .objects.parts import ModuleModel
 from .plan import Plan
 from .teachers import read_reference, teacher_references
 
@@ -156,7 +157,13 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
     problems.catch(catalog.create, "model", config.student.model, config.student.options, "student")
     teachers = problems.catch(teacher_references, config, loss, data, catalog) or []
     for companion, wanted in config.companions.items():
-        problems.catch(catalog.create, "model", wanted.model, wanted.options, f"companions.{companion}")
+        made = problems.catch(catalog.create, "model", wanted.model, wanted.options, f"companions.{companion}")
+        if isinstance(made, ModuleModel):
+            problems.add(
+                f"companions.{companion}: it needs weights of its own, and a copy of the student's module has the "
+                f"same; choose a model by name (companions={{'{companion}': {{'model': 'resnet20'}}}}), or give the "
+                "student as a function (shape, classes) -> module"
+            )
         _components("student", wanted.conversions, catalog, problems)
     if config.preparation_epochs and not any(teacher.model and not teacher.weights for teacher in teachers):
         problems.add("preparation_epochs: no teacher of this run is prepared, so there is nothing to set")

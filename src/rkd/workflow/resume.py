@@ -48,11 +48,11 @@ def check_config(folder: RunFolder, accept: bool = False) -> None:
         before = parse_toml(old)
     except ValueError as error:
         raise RkdError(f"{folder.last} holds no configuration that can be read ({error}); {go_on}") from None
-    if changes := _changes(before, now):
-        more = f" and {len(changes) - SHOWN} more settings" if len(changes) > SHOWN else ""
+    if found := changes(before, now):
+        more = f" and {len(found) - SHOWN} more settings" if len(found) > SHOWN else ""
         folder.write_text(kept, old)
         raise RkdError(
-            f"{folder.config} has changed since the last checkpoint: {', '.join(changes[:SHOWN])}{more}. Put the old "
+            f"{folder.config} has changed since the last checkpoint: {', '.join(found[:SHOWN])}{more}. Put the old "
             f"one back (it is kept as {kept}), or {go_on}"
         )
 
@@ -122,7 +122,8 @@ def _replace_config(run: Run, folder: RunFolder, text: str) -> None:
     run.checkpoints.replaces = None
 
 
-def _changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The settings in which two configurations differ, in words."""
     before, after = dict(_flat(old)), dict(_flat(new))
     return [
         f"{key} {before.get(key, '(not set)')} -> {after.get(key, '(not set)')}"

@@ -26,7 +26,7 @@ from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.first_look import answers, doubts, first_images
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.sources import TeacherReference
-from rkd.registry.catalog import Catalog
+from rkd.registry.catalog import PYTHON, Catalog
 from rkd.registry.config import RunConfig, TeacherConfig, parse
 from rkd.registry.recipes import Table, merge, read_recipe
 from rkd.storage.runfolder import RunFolder
@@ -96,10 +96,13 @@ def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Cat
     for role in free:
         same = traits.prepare.get(role, {}).get("student") == "same"
         model = config.student.model if same else data.teachers.get(role, {}).get("model")
+        if same and catalog.find("model", config.student.model).plugin.distribution == PYTHON:
+            model = None  # of Python's nets none is prepared, see `_load`
         if not model:
             raise ConfigError(
                 f"teachers: the loss {config.loss.name!r} needs a teacher in the role {role!r}; "
-                f"type --teacher {role}=MODEL@WEIGHTS, --teacher {role}=RUN or --teacher {role}=MODEL"
+                f"type --teacher {role}=MODEL@WEIGHTS, --teacher {role}=RUN or --teacher {role}=MODEL (from Python: "
+                f"teachers={{'{role}': net}})"
             )
         config.teachers.append(
             TeacherConfig(reference=model, role=role, options=config.student.options if same else {})
@@ -165,6 +168,12 @@ def _load(
     if net is None:
         if reference.weights or reference.model is None:
             raise RkdError(f"no teacher source understands {reference.text!r}")
+        if catalog.find("model", reference.model).plugin.distribution == PYTHON:
+            raise Refused(
+                f"the {reference.role} teacher {reference.model} cannot be prepared: what is prepared is kept under "
+                "its name, which says nothing of a net that Python code gave. Train it (rkd.train) and give "
+                f"its module: teachers={{'{reference.role}': net}}"
+            )
         net = build_net(reference.model, reference.options, plan.data, catalog)
         folder = _place(_recipe(reference, config.train, plan, net), reference, plan)
         # Another job may put it there at any moment: one process looks for all.

@@ -13,9 +13,16 @@ from typing import Any
 
 import torch
 
-from rkd.plugin import ArraySplit, Dataset, ThreatModel, hookimpl
+from rkd.plugin import (
+    ArraySplit,
+    Dataset,
+    ThreatModel,
+    fingerprint_of,
+    hookimpl,
+    statistics,
+)
 
-from ._common import fingerprint_of, statistics, stratified
+from ._common import stratified
 
 
 @dataclass

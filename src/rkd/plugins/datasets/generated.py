@@ -36,11 +36,13 @@ from rkd.plugin import (
     Shape,
     UnknownName,
     did_you_mean,
+    fingerprint,
     hookimpl,
+    spread,
 )
 
 from . import digits, torchvision
-from ._common import fingerprint, locate, spread
+from ._common import locate
 from .npz import Npz, check_size, first_line, opened, stored_array
 
 

@@ -35,12 +35,16 @@ from rkd.plugin import (
     Family,
     Shape,
     Split,
+    customary_threat,
+    fingerprint,
     free_memory,
     hookimpl,
     read_text,
+    spread,
+    statistics,
 )
 
-from ._common import customary_threat, fingerprint, locate, spread, statistics
+from ._common import locate
 from ._folders import find_images
 
 if TYPE_CHECKING:

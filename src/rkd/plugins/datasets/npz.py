@@ -19,9 +19,23 @@ import torch
 from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
-from rkd.plugin import ArraySplit, ConfigError, DataError, Dataset, Family, Shape, check_images, free_memory, hookimpl
+from rkd.plugin import (
+    ArraySplit,
+    ConfigError,
+    DataError,
+    Dataset,
+    Family,
+    Shape,
+    check_images,
+    compact,
+    customary_threat,
+    fingerprint_of,
+    free_memory,
+    hookimpl,
+    statistics,
+)
 
-from ._common import HELD_OUT, compact, customary_threat, fingerprint_of, locate, statistics
+from ._common import HELD_OUT, locate
 
 ANY_SIZE = 1 << 30
 """Bytes that an array may always unpack to."""

@@ -20,10 +20,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import ArraySplit, DataError, Dataset, ThreatModel, expanded, hookimpl
+from rkd.plugin import (
+    ArraySplit,
+    DataError,
+    Dataset,
+    ThreatModel,
+    expanded,
+    fingerprint_of,
+    hookimpl,
+)
 
 from ._cifar import read_cifar
-from ._common import fingerprint_of
 
 MOST_BYTES = 512 << 20
 """Bytes of a file that is read; the largest published one, SVHN's training part, has 182 million."""

@@ -1,0 +1,53 @@
+"""Objects on their way into a configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import nn
+
+import rkd
+
+from . import SHORT, Losses, Taught, halves, small
+
+
+class Softmax(nn.Sequential):
+    def __init__(self) -> None:
+        super().__init__(small(), nn.Softmax(1))
+
+
+@pytest.mark.parametrize(
+    ("parts", "problem"),
+    [
+        ({"student": nn.Conv2d}, "student: Conv2d is a class of modules: give an instance"),
+        ({"student": 3}, "student is a name .*; got int"),
+        ({"student": small(5)}, r"the student returned \(2, 5\) for 2 images; expected \(2, 4\)"),
+        ({"student": Softmax()}, "the student returns probabilities, .*take the softmax out"),
+        ({"student": nn.LazyLinear(4)}, "the student has lazy layers without weights"),
+        ({"student": nn.Linear(7, 4)}, r"the student cannot take images \(3, 8, 8\)"),
+        ({"teachers": [small()]}, "teachers"),
+        ({"teachers": small()}, "teachers is a table ROLE: TEACHER, .*; got Sequential"),
+        ({"teachers": {"robust": 3}}, "the robust teacher is a torch.nn.Module, .*; got int"),
+        ({"teachers": {"robust": small(5)}}, r"the robust teacher object:robust returned \(2, 5\)"),
+        ({"teachers": {}}, r"needs a teacher in the role 'robust'.*from Python: teachers=\{'robust': net\}"),
+        ({"data": halves()[0]}, r"data is \(train, test\), .*; got a tuple of 2"),
+        ({"loss": 3}, "loss: expected a name, a class, or an object with __call__"),
+        ({"extensions": [3]}, "extensions: expected a name, a class, or an object with hooks"),
+        ({"extensions": "ema"}, "extensions is a list of names and objects"),
+        ({"schedulers": [Losses()]}, "schedulers: expected a name, a class, or an object with update"),
+        ({"attack": lambda x: x}, "takes 1 arguments"),
+        ({"epoch": 3}, "epoch: there is no such setting. Did you mean epochs"),
+        ({"loss": "peeraid"}, "companions.peer: it needs weights of its own, and a copy of the student's module"),
+        ({"teachers": {"robust": "mine"}}, "the robust teacher mine cannot be prepared: .*says nothing of a net"),
+    ],
+)
+def test_parts_that_are_none(parts: dict[str, object], problem: str, tmp_path: Path) -> None:
+    rkd.register("model", "mine", lambda shape, classes: small(classes))
+    whole: dict[str, object] = {"student": small(), "teachers": {"robust": small()}, "data": halves(), "loss": Taught()}
+    try:
+        with pytest.raises(rkd.RkdError, match=problem):
+            rkd.train(out=tmp_path / "it", **{**whole, **SHORT, **parts})  # type: ignore[arg-type]
+    finally:
+        rkd.forget_registered()
+    assert not (tmp_path / "it").exists()
