@@ -10,14 +10,16 @@ from pathlib import Path
 
 import click
 import pytest
+import torch
 from click.testing import CliRunner
 
+import rkd
 from rkd.cli import cli
 from rkd.core.hooks import RunHooks, hookimpl
 from rkd.core.trainer import fit
 from rkd.registry.catalog import load_catalog
 from rkd.registry.recipes import recipes
-from rkd.testing import OneStep, tiny_run
+from rkd.testing import OneStep, tiny_batch, tiny_run
 from rkd.training.tracking import Tracker, Tracking
 
 from .core.losses import Clean
@@ -156,3 +158,18 @@ def _defines(tree, name):
         if first in names:
             return not rest or _defines(node, rest)
     return False
+
+
+@pytest.mark.slow
+def test_the_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks of docs/python.md one after another, on a few images and for one epoch."""
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "python.md").read_text(), re.MULTILINE | re.DOTALL)
+    x, y = tiny_batch(64, seed=2).x, torch.arange(64) % 4
+    names = {"x_train": x[:48], "y_train": y[:48], "x_test": x[48:], "y_test": y[48:]}
+    try:
+        for block in blocks:
+            exec(block.replace("epochs=20", "epochs=1").replace('"pgd-sat"', '"fgsm"'), names)
+    finally:
+        rkd.forget_registered()
+    assert (tmp_path / "small.pt").exists() and len(names["losses"].seen) == 1

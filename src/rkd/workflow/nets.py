@@ -121,17 +121,17 @@ def settle(
     Raises Refused where it cannot be told, and does.
     """
     settled, name = Settled(list(net.notes) if isinstance(net, Net) else []), reference.text
-    if not reference.weights or not isinstance(net, Net):
+    if not isinstance(net, Net) or not (reference.weights or net.settled):
         return settled
     if choice != "auto":
         mean, std = _numbers(choice, data, setting)
-        if net.settled is not None and net.settled.choice != choice:
+        if net.settled is not None and net.settled.known == "file" and net.settled.choice != choice:
             settled.notes.append(f"{name}: normalize={choice}, as asked, though its file says {net.settled.choice}")
         other = (data.mean, data.std) if choice == "none" else NAMED["none"]
         net.settle(InputNormalization(mean, std, choice, "told", other=other))
-    elif net.settled is not None:
+    elif net.settled is not None and net.settled.known == "file":
         settled.notes.append(f"{name}: normalised as its file says, {net.settled.choice}")
-    else:
+    elif net.settled is None:
         settled.answers, note = _compared(net, name, data, setting, must)
         settled.notes.append(note)
     return settled

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import rkd
@@ -15,6 +16,21 @@ from . import SHORT, Losses, Taught, halves, small
 class Softmax(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(small(), nn.Softmax(1))
+
+
+def test_a_teacher_that_is_normalised_for(tmp_path: Path) -> None:
+    """On request: the manifest's configuration says so, and its answers are those to normalised images."""
+    seen: list[float] = []
+
+    class Seeing(nn.Sequential):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            seen.append(float(x.min()))
+            return super().forward(x)
+
+    teachers = {"robust": {"reference": Seeing(small()), "normalize": "half"}}
+    rkd.train(out=tmp_path / "it", student=small(), teachers=teachers, data=halves(), loss=Taught(), **SHORT)
+    assert min(seen) < -0.9
+    assert rkd.load_run(tmp_path / "it", student=small()).config["teachers"][0]["normalize"] == "half"
 
 
 @pytest.mark.parametrize(
