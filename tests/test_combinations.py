@@ -1,12 +1,13 @@
-"""Any loss with any attack, scheduler and conversion: it trains, or it is refused with words that say why."""
+"""Any loss with any attack, scheduler, conversion and companion: it trains, or it is refused and words say why."""
 
 from __future__ import annotations
 
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 
-from rkd.core.errors import RkdError
+from rkd.core.errors import Refused, RkdError
 from rkd.registry.catalog import load_catalog
 from rkd.registry.config import RunConfig
 from rkd.testing import check_trains, tiny_teachers
@@ -44,6 +45,8 @@ def table(loss: str, attack: str | None, conversion: str | None, scheduler: str 
     if attack:
         options = {field.name for field in fields(CATALOG.find("attack", attack).component)}
         found["attack"] = {"name": attack, **{name: value for name, value in SHORT.items() if name in options}}
+    elif "attack" in CATALOG.find("loss", loss).component.defaults:
+        found["attack"] = {"steps": SHORT["steps"]}
     return found
 
 
@@ -118,6 +121,48 @@ def test_every_objective(loss: str, objective: str) -> None:
         assert "attack" not in component.defaults or ("kl-" in objective and not component.roles), error
     else:
         assert "attack" in component.defaults
+
+
+BESIDE_ALL = load_catalog([Path(__file__).with_name("companions_plugin.py")])
+COMPANIONS = "second+mean+goes-on"
+"""A net of each kind beside the student."""
+
+
+def beside_companions(
+    loss: str, attack: str | None = None, conversion: str | None = None, scheduler: str | None = None
+):
+    """A run of the loss with companions of each kind, the one that has an architecture with one of its own."""
+    parts = table(loss, attack, conversion, scheduler)
+    parts["loss"]["name"] += f"+{COMPANIONS}"
+    parts["companions"] = {"second": {"model": "small-cnn", "width": 2}}
+    plan = resolve(parts, BESIDE_ALL)
+    return build(plan, BESIDE_ALL, tiny_teachers(plan.loss.roles, (1, 8, 8), 10))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+def test_every_loss_beside_companions(conversion: str | None) -> None:
+    for loss in CATALOG.names("loss"):
+        attacks = "attack" in CATALOG.find("loss", loss).component.defaults
+        if conversion == "aux-bn" and not attacks:
+            with pytest.raises(Refused, match="batch norm"):
+                check_trains(beside_companions(loss, conversion=conversion))
+        else:
+            check_trains(beside_companions(loss, conversion=conversion))
+
+
+@pytest.mark.slow
+def test_companions_beside_every_attack_and_scheduler() -> None:
+    for attack in ATTACKS:
+        check_trains(beside_companions("rslad", attack))
+    for scheduler in SCHEDULERS:
+        expected = reasons("mtard-anl", None, None, scheduler)
+        try:
+            check_trains(beside_companions("mtard-anl", scheduler=scheduler))
+        except RkdError as error:
+            assert any(word in str(error) for word in expected), f"{scheduler}: {error}"
+        else:
+            assert not expected, f"{scheduler} trains, but {expected} should have stopped it"
 
 
 BLENDING = ("mixup", "cutmix")

@@ -16,7 +16,7 @@ from rkd.core.types import Companion, DerivedView
 from rkd.registry.catalog import Catalog
 from rkd.registry.defaults import method_defaults
 from rkd.registry.losses import LossSum, create_loss, loss_class, loss_options
-from rkd.testing import OneStep, check_loss, tiny_run
+from rkd.testing import OneStep, check_loss, tiny_batch, tiny_run
 from rkd.workflow.resolve import resolve
 
 
@@ -73,6 +73,24 @@ def test_options_of_what_one_loss_alone_brings_are_no_contradiction(catalog: Cat
     assert not both.clashes
     assert both.defaults["scheduler"] == ["entropy-balance", "magnitude"]
     assert both.defaults["schedulers.entropy-balance.robust"] == "learner"
+
+
+def test_each_loss_asks_its_own_teacher(catalog: Catalog) -> None:
+    """`step.teacher()` is a loss's only teacher, whatever others stand beside it."""
+    parts = {name: catalog.create("loss", name) for name in ("rslad", "kd", "mtard", "pgd-at")}
+    both, batch = LossSum(parts), tiny_batch()
+    run = tiny_run(both, attack=OneStep())
+    terms = both(run.step(batch))
+    assert list(run.teachers) == ["robust", "clean"]
+    for name, term, role in (("rslad", "adv", "robust"), ("kd", "kd", "clean")):
+        alone = tiny_run(parts[name], attack=OneStep())
+        alone.teachers = {role: run.teachers[role]}
+        torch.testing.assert_close(terms[term], parts[name](alone.step(batch))[term])
+    # A single teacher may come in another role than the usual one, also here.
+    both = LossSum({name: parts[name] for name in ("rslad", "pgd-at")})
+    run = tiny_run(both, attack=OneStep())
+    run.teachers = {"clean": run.teachers["robust"]}
+    assert both(run.step(batch))
 
 
 def test_facts(catalog: Catalog) -> None:

@@ -95,6 +95,8 @@ class Step:
         """Whether the same samples have gone through the student in train mode: running statistics stay."""
         self.searching: tuple[View, Mode] | None = None
         """View and mode of the search that is running, if one is."""
+        self.usual_role: str | None = None
+        """The teacher that a loss means where it names none, of several that stand side by side."""
         self._open: tuple[View, ...] = ()
         for view in {**self._attacks, **self._views}:
             makers = [("an augmentation", batch.views), ("an attack", self._attacks), ("the loss", self._views)]
@@ -280,6 +282,8 @@ class Step:
 
     def _role(self, role: str | None) -> str:
         given = ", ".join(self._teachers) or "none"
+        if role is None and self.usual_role in self._teachers and not self.searching:
+            role = self.usual_role
         if role is None:
             if len(self._teachers) == 1:
                 return self._role(next(iter(self._teachers)))

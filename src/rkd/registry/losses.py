@@ -34,6 +34,9 @@ class LossSum:
         self.parts = dict(parts)
         traits = {name: declared(part, LossTraits) for name, part in parts.items()}
         roles = [one.roles for one in traits.values()]
+        self._usual_roles = {
+            n: one.roles[0] if one.roles and len(one.roles) == 1 else None for n, one in traits.items()
+        }
         self.roles: Sequence[str] | None = None
         if None not in roles:
             self.roles = list(dict.fromkeys(role for one in roles for role in one or ()))
@@ -59,9 +62,11 @@ class LossSum:
     def __call__(self, step: Step) -> dict[str, Tensor]:
         terms: dict[str, Tensor] = {}
         for name, part in self.parts.items():
+            step.usual_role = self._usual_roles[name]
             for term, value in part(step).items():
                 own = self._names[name, term] = f"{name}.{term}" if self._has_earlier(name, term) else term
                 terms[own] = value
+        step.usual_role = None
         return terms
 
     def __eq__(self, other: object) -> bool:
