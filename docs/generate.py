@@ -40,6 +40,7 @@ TITLES = {
     "augment": "Augmentations",
     "corruption": "Corruptions",
     "teacher": "Teacher sources",
+    "zoo": "Teachers that can be had",
 }
 
 

@@ -48,7 +48,7 @@ MAY_IMPORT = {
     "__main__": {"cli"},
     "plugin": {
         "core", "data", "evaluation", "export.formats", "export.onnx", "nets", "registry.hooks",
-        "registry.schedules", "storage", "training.tracking",
+        "registry.schedules", "registry.zoo", "storage", "training.tracking",
     },
     "__init__": {""},
 }  # fmt: skip

@@ -35,9 +35,11 @@ from .nets.student import NetStudent, move_average
 from .nets.weights import read_weights
 from .registry.hooks import Family, HasParts, Parts
 from .registry.schedules import check_range, parse_schedule
+from .registry.zoo import ZooTeacher, read_zoo
 from .storage.card import read_card
+from .storage.remote import hub_file
 from .storage.runfolder import RunFolder
-from .storage.text import did_you_mean, expanded, fraction, read_text, shown
+from .storage.text import did_you_mean, expanded, fraction, parse_json, read_text, shown
 from .training.tracking import Tracker
 
 __all__ = [  # noqa: RUF022  grouped by what a plugin does
@@ -129,15 +131,19 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "RunFolder",
     "TeacherReference",
     "TeacherSource",
+    "ZooTeacher",
     "add_auxiliary",
     "built_for",
     "expanded",
+    "hub_file",
     "load_into",
     "move_average",
     "net_from_file",
+    "parse_json",
     "read_card",
     "read_text",
     "read_weights",
+    "read_zoo",
     "take_normalization",
     "without_download",
     # Exporters

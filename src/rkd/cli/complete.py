@@ -13,9 +13,9 @@ from click.shell_completion import CompletionItem
 Completion = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 
 
-def values(*kinds: str, recipes: bool = False, runs: bool = False) -> Completion:
-    """Completes components of these kinds, shipped recipes, and runs by name; files too where recipes or runs are
-    meant. What stands before the last comma, plus or equals sign stays."""
+def values(*kinds: str, zoo: bool = False, recipes: bool = False, runs: bool = False) -> Completion:
+    """Completes components of these kinds, `zoo:NAME`, shipped recipes, and runs by name; files too where recipes or
+    runs are meant. What stands before the last comma, plus or equals sign stays."""
 
     def complete(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
         from rkd.workflow.folders import known_names
@@ -24,6 +24,8 @@ def values(*kinds: str, recipes: bool = False, runs: bool = False) -> Completion
         before = incomplete.removesuffix(last)
         wanted = ("student",) if kinds == ("model",) and before.endswith("+") else kinds
         known = [name for kind in wanted for name in known_names().get(kind, ())]
+        if zoo:
+            known += [f"zoo:{name}" for name in known_names().get("zoo", ())]
         if recipes:
             from rkd.registry.recipes import recipes as shipped
 

@@ -38,7 +38,8 @@ class TeacherReference:
     """One `--teacher`, read: `[ROLE=]MODEL[@FILE[#KEY]]`, or a folder. `text` is what was typed, without the role.
 
     `options` are those of the model, `strip` the beginning of names in the file that is taken off; `classes`: for each
-    class of the data the net's output that answers to it, where they differ.
+    class of the data the net's output that answers to it, where they differ; `normalize`: what a catalogue says that
+    the net expects, where neither user nor file say it.
     """
 
     text: str
@@ -48,6 +49,7 @@ class TeacherReference:
     options: Mapping[str, Any] = field(default_factory=dict)
     strip: str = ""
     classes: tuple[int, ...] = ()
+    normalize: str = "auto"
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ from rkd.storage.text import did_you_mean, read_text, shown
 from . import options
 from .hooks import KINDS, Family
 from .plugins import Plugin, Plugins, load_plugins
+from .zoo import ZooTeacher
 
 LONGEST = 80
 """Characters of a component's name."""
@@ -56,7 +57,9 @@ class Entry:
 
     @property
     def description(self) -> str:
-        """The component's docstring."""
+        """The component's docstring, or what a catalogue says of a teacher."""
+        if isinstance(self.component, ZooTeacher):
+            return self.component.summary
         text = (inspect.getdoc(self.factory) or "").strip()
         # A dataclass without a docstring gets its signature for one.
         return "" if text.startswith(f"{name_of(self.factory)}(") else text
@@ -96,16 +99,18 @@ class Entry:
         """All that `rkd info` tells, as plain values."""
         component, fixed, loss = self.factory, dict(self.fixed), declared(self.factory, LossTraits)
         usual = declared(self._usual(), LossTraits) if self.kind == "loss" else LossTraits()
+        known = component if isinstance(component, ZooTeacher) else None
         return {
             "kind": self.kind,
             "name": self.name,
             "distribution": self.plugin.distribution,
             "version": self.plugin.version,
             "plugin": self.plugin.name,
-            "module": component.__module__,
+            "module": self.plugin.module if known else component.__module__,
             "examples": list(self.component.examples) if isinstance(self.component, Family) else [],
             "description": self.description,
-            "about": inspect.getdoc(sys.modules.get(component.__module__)) or "",
+            "about": "" if known else inspect.getdoc(sys.modules.get(component.__module__)) or "",
+            "known": known.facts(self.name) if known else {},
             "options": [
                 {"name": o.name, "type": o.type, "default": options.plain(o.default), "required": o.required}
                 | ({"fixed": fixed[o.name]} if o.name in fixed else {})
@@ -194,7 +199,10 @@ class Catalog:
         return entries[0]
 
     def find_all(self, name: str, kind: str | None = None) -> list[Entry]:
-        """The components of that name, of any kind. Raises UnknownName with near names of all kinds."""
+        """The components of that name, of any kind or as KIND:NAME. Raises UnknownName with near names of all kinds."""
+        first, _, rest = name.partition(":")
+        if kind is None and first in KINDS and rest:
+            kind, name = first, rest
         if kind and name not in self.entries[kind]:
             return [self.find(kind, name)]
         entries: list[Entry] = []
@@ -245,6 +253,8 @@ class Catalog:
             for example in entry.component.examples
         ]
         near = did_you_mean(name, dict.fromkeys([*known, *examples]))
+        if kind == "zoo":
+            return f"there is no teacher {shown(name)} in the catalogue.{near} `rkd teachers list` lists all of them"
         message = f"there is no {kind} {shown(name)}.{near} Known: {', '.join(known)}."
         broken = self.plugins.broken
         if broken:
@@ -262,8 +272,11 @@ def _provided(kind: str, plugin: Plugin, components: Any) -> list[Entry]:
 
 def _entry(kind: str, name: Any, component: Any, plugin: Plugin) -> Entry:
     """What a plugin provides, if it is fit to be looked up and shown. Raises TypeError, ValueError, re.error."""
-    if not isinstance(name, str) or not (callable(component) or isinstance(component, (Family, Given))):
-        raise TypeError(f"{KINDS[kind]}: {shown(name)} must name a class, a function or a Family")
+    what, fits = "a class, a function or a Family", callable(component) or isinstance(component, (Family, Given))
+    if kind == "zoo":
+        what, fits = "a ZooTeacher", isinstance(component, ZooTeacher)
+    if not isinstance(name, str) or not fits:
+        raise TypeError(f"{KINDS[kind]}: {shown(name)} must name {what}")
     if not name or not name.isprintable() or name != name.strip() or len(name) > LONGEST:
         raise ValueError(f"{KINDS[kind]}: {shown(name)} is no name: 1 to {LONGEST} printable characters")
     if isinstance(component, Family):

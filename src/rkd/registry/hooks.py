@@ -30,6 +30,7 @@ KINDS = {
     "extension": "rkd_extensions",
     "exporter": "rkd_exporters",
     "tracker": "rkd_trackers",
+    "zoo": "rkd_zoo",
 }
 """Kind of component -> the hook that provides it."""
 
@@ -88,6 +89,10 @@ class RegistrationHooks:
     @hookspec
     def rkd_trackers(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
         """Where a run's numbers are shown besides its folder."""
+
+    @hookspec
+    def rkd_zoo(self) -> Mapping[str, Any]:  # type: ignore[empty-body]
+        """Trained teachers that can be had: `rkd.plugin.read_zoo(FILE)`, or `{name: ZooTeacher}`."""
 
     @hookspec
     def rkd_commands(self, cli: Any) -> None:

@@ -17,6 +17,7 @@ from rkd.registry.hooks import Family
 from rkd.registry.plugins import Plugins, installed
 from rkd.registry.recipes import read_recipe
 from rkd.storage.files import write_atomic
+from rkd.storage.remote import cache_folder as cache_folder
 from rkd.storage.runfolder import RunFolder, safe_name
 from rkd.storage.text import command, did_you_mean, parse_json, read_text
 from rkd.storage.text import file_of as file_of
@@ -26,14 +27,6 @@ if TYPE_CHECKING:
 
 RUNS = "runs"
 """Folder of new runs unless told otherwise."""
-
-
-def cache_folder() -> Path:
-    """Of all that can be made again (prepared teachers, journals): `RKD_CACHE`, else `$XDG_CACHE_HOME/rkd`, else
-    `~/.cache/rkd`."""
-    if "RKD_CACHE" in os.environ:
-        return Path(os.environ["RKD_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rkd"
 
 
 def known_names() -> dict[str, list[str]]:
@@ -176,7 +169,11 @@ def _configured(config: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     yield from (("student", name) for name, options in student.get("conversions", {}).items() if options is not False)
     for teacher in config.get("teachers", []):
         reference = teacher["reference"]
-        if "@" in reference or not os.path.isdir(reference):
+        if reference.startswith("zoo:"):
+            yield "zoo", reference.removeprefix("zoo:")
+        elif reference.startswith("hf:"):
+            continue
+        elif "@" in reference or not os.path.isdir(reference):
             yield "model", reference.partition("@")[0]
     yield "dataset", config.get("data", {}).get("name", "digits")
     yield from (("attack", name) for name in config.get("evaluate", {}).get("attacks", []))

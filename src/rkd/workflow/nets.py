@@ -20,7 +20,11 @@ from rkd.registry.catalog import Catalog
 from rkd.registry.config import StudentConfig
 from rkd.registry.normalization import NAMED, normalization
 from rkd.storage.card import Card, read_card
+from rkd.storage.download import Told
 from rkd.storage.runfolder import RunFolder
+
+from .choosing.zoo import fetched, local_file
+from .plan import Silent
 
 
 def build_net(
@@ -43,7 +47,9 @@ def new_student(config: StudentConfig, data: Dataset, catalog: Catalog, seed: in
 
     net = build()
     if config.weights:
-        loaded = net_from_file(config.weights, config.model, build, len(data.classes), config.strip, True)
+        loaded = net_from_file(
+            local_file(config.weights, tell), config.model, build, len(data.classes), config.strip, True
+        )
         own, theirs = net.arch.state_dict(), loaded.arch.state_dict()
         fitting = {name: theirs[name] for name, value in own.items() if value.shape == theirs[name].shape}
         net.arch.load_state_dict({**own, **fitting})
@@ -87,12 +93,14 @@ def load_run(path: Path | str, catalog: Catalog) -> LoadedNet:
 
 
 def from_sources(
-    reference: TeacherReference, data: Dataset, catalog: Catalog, source: str | None = None
+    reference: TeacherReference, data: Dataset, catalog: Catalog, source: str | None = None, told: Told | None = None
 ) -> nn.Module | None:
     """The net of the first source (hook `rkd_teachers`) that knows the reference, or None. `source`: ask only that one.
+    Weights that have an address are fetched, if they are not in the cache, and `told` is told of it.
 
     Raises what a source raises: RkdError, WeightsError.
     """
+    reference = fetched(reference, catalog, told or Silent())
 
     def untrained(name: str, options: Mapping[str, Any] | None = None, classes: int | None = None) -> Net:
         return build_net(name, options or {}, data, catalog, classes=classes)
@@ -123,6 +131,8 @@ def settle(
     settled, name = Settled(list(net.notes) if isinstance(net, Net) else []), reference.text
     if not isinstance(net, Net) or not (reference.weights or net.settled):
         return settled
+    if choice == "auto" and net.settled is None:
+        choice = reference.normalize
     if choice != "auto":
         mean, std = _numbers(choice, data, setting)
         if net.settled is not None and net.settled.known == "file" and net.settled.choice != choice:

@@ -29,10 +29,12 @@ from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import PYTHON, Catalog
 from rkd.registry.config import RunConfig, TeacherConfig, parse
 from rkd.registry.recipes import Table, merge, read_recipe
+from rkd.storage.remote import is_remote, read_remote
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.text import did_you_mean
 
 from .build import choose_device, choose_precision
+from .choosing.zoo import accuracy_notes, zoo_reference
 from .folders import cache_folder
 from .nets import build_net, check_fits, from_sources, settle
 from .plan import Plan, Reporter
@@ -127,13 +129,15 @@ def teacher_references(config: RunConfig, loss: Any, data: Dataset, catalog: Cat
 def read_reference(
     text: str, role: str, where: str, catalog: Catalog, options: Mapping[str, Any], **more: Any
 ) -> TeacherReference:
-    """Read MODEL, MODEL@FILE[#KEY], a folder, or whatever an installed source makes of it. `where`: the section of
-    the model's options; `more`: other fields.
+    """Read MODEL, MODEL@FILE[#KEY], MODEL@ADDRESS, zoo:NAME, a folder, or whatever an installed source makes of it.
+    `where`: the section of the model's options; `more`: other fields.
 
     Raises ConfigError, UnknownName for a model that does not exist.
     """
     if os.path.isdir(text):
         return TeacherReference(text, role, options=options, **more)
+    if text.startswith("zoo:"):
+        return zoo_reference(text, role, catalog, options, more)
     model, at_sign, weights = text.partition("@")
     source, colon, rest = text.partition(":")
     if not model or (at_sign and not weights) or (colon and not rest):
@@ -149,6 +153,8 @@ def read_reference(
             f"{shlex.join(['--teacher', f'{role}=wrn34@{text}'])}"
         )
     catalog.create("model", model, options, where)
+    if is_remote(weights):
+        read_remote(weights)  # what is wrong with an address is told before anything else takes time
     return TeacherReference(text, role, model, weights or None, options, **more)
 
 
@@ -163,7 +169,7 @@ def _load(
     reporter.doing(f"loading the {reference.role} teacher {reference.text}")
     config = _config(reference, plan)
     missing = False
-    net = from_sources(reference, plan.data, catalog)
+    net = from_sources(reference, plan.data, catalog, told=reporter)
     source, results = reference.text, None
     if net is None:
         if reference.weights or reference.model is None:
@@ -198,6 +204,8 @@ def _load(
         net.autocast = choose_precision(plan.config.precision, device)
     if not missing:
         said = settled.answers or answers(net, first_images(plan.data.train, device, LOOKED_AT))
+        for note in accuracy_notes(net, reference, plan.data, catalog, device):
+            reporter.message(note)
         own = folder if source.startswith("prepared") else Path(reference.text)
         if doubt := doubts(said, who, plan.data.classes, _stated(own), setting, reference.classes):
             reporter.warning(doubt)

@@ -43,10 +43,11 @@ def info(app: App, name: str, kind: str | None) -> None:
         if "parts" in item:
             _show_sum(item, app.terminal)
         else:
-            _show(item, app.terminal)
+            show(item, app.terminal)
 
 
-def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
+def show(item: Mapping[str, Any], terminal: Terminal) -> None:
+    """What an entry's `facts()` tell."""
     terminal.result(f"{item['kind']} {item['name']}", "bold")
     terminal.result(f"from {item['distribution']} {item['version']} ({item['module']})", "dim")
     if item["examples"]:
@@ -61,7 +62,11 @@ def _show(item: Mapping[str, Any], terminal: Terminal) -> None:
     _show_needs(item, [item], "the method's defaults", terminal)
     if item["traits"]:
         terminal.result(f"\ntraits: {traits_text(item['traits'])}", wrap=True)
-    _show_options([(o["name"], o) for o in item["options"]], terminal)
+    if item["known"]:
+        terminal.result()
+        terminal.table(["known of it", ("", "wrap")], [[name, text] for name, text in item["known"].items()])
+    else:
+        _show_options([(o["name"], o) for o in item["options"]], terminal)
 
 
 def _show_sum(item: Mapping[str, Any], terminal: Terminal) -> None:

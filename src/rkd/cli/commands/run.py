@@ -49,8 +49,8 @@ GROUPS = {
               "resnet18+aux-bn; with @FILE it starts from those weights.",
               shell_complete=values("model"))  # fmt: skip
 @click.option("--teacher", multiple=True, metavar="[ROLE=]REF", help="Teacher: MODEL@WEIGHTS, a finished run's "
-              "folder, or MODEL alone, which is prepared; repeatable.",
-              shell_complete=values("model", runs=True))  # fmt: skip
+              "folder, zoo:NAME of `rkd teachers list`, or MODEL alone, which is prepared; repeatable.",
+              shell_complete=values("model", zoo=True, runs=True))  # fmt: skip
 @click.option("--teacher-epochs", type=int, metavar="N", help="Epochs of teachers that are prepared; the data set's "
               "usual number unless given.")  # fmt: skip
 @click.option("--loss", metavar="NAME", help="Method, such as mtard-anl (the default), rslad, trades, pgd-at.",

@@ -1,4 +1,4 @@
-"""`rkd teachers rank`: teachers side by side, before a student is trained with one of them."""
+"""`rkd teachers`: those that can be had, and teachers side by side before a student is trained with one of them."""
 
 from __future__ import annotations
 
@@ -28,15 +28,101 @@ BY = {
 """How the unlearnable images were found."""
 
 
-@click.group("teachers", short_help="Compare teachers before a student is trained.")
+@click.group("teachers", short_help="Find, fetch and compare teachers.")
 def teachers() -> None:
-    """Compare teachers before a student is trained with one of them."""
+    """Published teachers that can be had, and teachers compared before a student is trained with one of them."""
+
+
+@teachers.command("list", short_help="List the published teachers of the catalogue.")
+@click.option("--data", metavar="NAME", help="Those for one data set alone, such as cifar10.")
+@json_option
+@plugin_option
+@pass_app
+def list_known(app: App, data: str | None) -> None:
+    """List the catalogue: what `--teacher zoo:NAME` fetches, then what a person has to get, or rkd has no model for."""
+    from rkd.core.errors import RkdError
+    from rkd.workflow.choosing.zoo import listed
+
+    with app.terminal.guarded():
+        catalog = app.catalog()
+        rows, known = listed(catalog, data), sorted({row["data"] for row in listed(catalog)})
+    if not rows:
+        raise RkdError(f"no teacher in the catalogue is for {data!r}; there are some for {', '.join(known)}")
+    if app.json:
+        app.terminal.json({"teachers": rows})
+    else:
+        show_list(rows, app.terminal)
+
+
+def show_list(rows: list[dict[str, Any]], terminal: Terminal) -> None:
+    """A table of what can be had by name, and one of the others."""
+    from ..terminal import percent
+
+    def cell(share: float | None) -> str:
+        return "?" if share is None else percent(share)
+
+    titles = {True: "--teacher zoo:NAME fetches", False: "by hand, or no model in rkd: rkd teachers show NAME"}
+    for ready, title in titles.items():
+        lines = [
+            [row["name"], row["threat"], cell(row["clean"]), cell(row["autoattack"]), "yes" if row["cached"] else ""]
+            for row in rows if row["ready"] is ready
+        ]  # fmt: skip
+        if lines:
+            columns: list[Column] = [("name", "wrap"), "against", ("clean", "right"), ("AA", "right"), "here"]
+            terminal.table(columns, lines, title)
+            terminal.result()
+    terminal.result("clean, AA: % right on the whole test set, and under AutoAttack, as published", wrap=True)
+
+
+@teachers.command("show", short_help="Show all that is known of a teacher of the catalogue.")
+@click.argument("name", shell_complete=values("zoo"))
+@json_option
+@plugin_option
+@pass_app
+def show_known(app: App, name: str) -> None:
+    """Show what is known of a published teacher, what is not, and what to type."""
+    from .info import show as show_facts
+
+    with app.terminal.guarded():
+        item = app.catalog().find("zoo", name.removeprefix("zoo:")).facts()
+    if app.json:
+        app.terminal.json(item)
+    else:
+        show_facts(item, app.terminal)
+
+
+@teachers.command("fetch", short_help="Download teachers into the cache.")
+@click.argument("references", metavar="NAME|ADDRESS...", nargs=-1, required=True, shell_complete=values("zoo"))
+@json_option
+@verbosity_options
+@plugin_option
+@pass_app
+def fetch(app: App, references: tuple[str, ...]) -> None:
+    """Download teachers of the catalogue, or files by their address (https://..., hf:OWNER/NAME/FILE), into the cache.
+
+    What is there already is checked. Afterwards runs need no network.
+    """
+    app.load_torch()
+    from rkd.workflow.choosing import zoo
+
+    from ..progress import Display
+
+    with app.terminal.guarded():
+        catalog, display = app.catalog(), Display(app.terminal)
+        found = [zoo.fetch(reference, catalog, display) for reference in references]
+    if app.json:
+        app.terminal.json({"files": found})
+        return
+    for one in found:
+        app.terminal.result(f"{one['file']}  SHA-256 {one['sha256']}", wrap=True)
+        if "evaluate" in one:
+            app.terminal.message(f"to evaluate it: {one['evaluate']}", hint=True)
 
 
 @teachers.command("rank", short_help="Measure teachers and rank them by a published rule.")
 @click.option("--teacher", multiple=True, required=True, metavar="[ROLE=]REF", help="A trained teacher, as in `rkd "
-              "run`: MODEL@WEIGHTS or a finished run's folder; twice or more.",
-              shell_complete=values("model", runs=True))  # fmt: skip
+              "run`: MODEL@WEIGHTS, zoo:NAME or a finished run's folder; twice or more.",
+              shell_complete=values("model", zoo=True, runs=True))  # fmt: skip
 @click.option("--loss", metavar="NAME", help="The student's method; rslad unless given.", shell_complete=values("loss"))
 @click.option("--reference", "references", multiple=True, metavar="REF", help="A trained net of the student's "
               "architecture, such as the run of an earlier student: images that all of these get wrong under PGD are "
