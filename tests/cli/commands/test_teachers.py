@@ -1,7 +1,8 @@
-"""`rkd teachers rank`: a table that fits, one JSON object, refusals with reasons."""
+"""`rkd teachers`: the catalogue, downloads; a ranking: a table that fits, one JSON object, refusals with reasons."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 
 from rkd.cli.commands.teachers import show
 
+from ...loopback import CONTENT, loopback, whole
 from ..conftest import plain
 
 FOUND: dict[str, Any] = {
@@ -68,3 +70,37 @@ def test_as_json(rkd, empty_folder: Path) -> None:
     assert [folder.name for folder in sorted(empty_folder.rglob("*")) if folder.parent.name == "runs"] == ["t0", "t1"]
     said = rkd(*words, "--reference", "runs/nothing")
     assert said.exit_code == 2 and "runs/nothing" in said.stderr
+
+
+def test_listed_and_shown(rkd) -> None:
+    said = rkd("teachers", "list", "--data", "cifar10")
+    assert said.exit_code == 0
+    lines = said.stdout.split("\n")
+    first, second = (
+        lines.index("--teacher zoo:NAME fetches"),
+        lines.index("by hand, or no model in rkd: rkd teachers show NAME"),
+    )
+    ready = [line.split()[0] for line in lines[first + 2 : second - 1]]
+    assert "wang2023-cifar10-linf-wrn28-10" in ready and not any("chen2021" in name for name in ready)
+    assert "wang2023-cifar10-linf-wrn28-10 Linf 8/255 92.4 67.3" in " ".join(said.stdout.split())
+    said = rkd("teachers", "list", "--json")
+    rows = json.loads(said.stdout)["teachers"]
+    assert {"name", "url", "sha256", "licence", "clean", "ready", "cached"} <= rows[0].keys()
+    assert rkd("teachers", "list", "--data", "nothing").exit_code == 2
+    said = rkd("teachers", "show", "zoo:singh2023-imagenet-linf-vit-s-convstem")
+    text = " ".join(said.stdout.split())
+    assert "rkd has no such model" in text and "91,176,941 bytes" in text and "1d2197912aeebb1e" in text
+    assert rkd("info", "zoo:singh2023-imagenet-linf-vit-s-convstem").stdout == said.stdout
+
+
+def test_fetched(rkd, cache: Path) -> None:
+    with loopback(**{"w.pt": whole()}) as server:
+        said = rkd("teachers", "fetch", f"{server.url}/w.pt#ema", "--json")
+        assert said.exit_code == 0, said.stderr
+        (one,) = json.loads(said.stdout)["files"]
+        assert Path(one["file"].removesuffix("#ema")).read_bytes() == CONTENT and one["file"].endswith("#ema")
+        assert f"from now on it must have the SHA-256 {one['sha256']}" in " ".join(said.stderr.split())
+        said = rkd("teachers", "fetch", f"{server.url}/gone.pt")
+        assert said.exit_code == 2 and "404 Not Found" in said.stderr and "Traceback" not in said.stderr
+    said = rkd("teachers", "fetch", "chen2021-ltd-cifar10-linf-wrn34-10")
+    assert said.exit_code == 2 and "drive.google.com" in said.stderr and "--teacher robust=wrn34-10@FILE" in said.stderr
