@@ -24,19 +24,21 @@ EXCEPTIONS = set((TESTS / "structure_exceptions.txt").read_text().split("\n")) -
 
 MAY_IMPORT = {
     "core": {"core"},
+    "ops": {"core"},
     "storage": {"core.errors", "core.types", "storage"},
     "distributed": {"core", "distributed"},
     "data": {"core", "distributed", "data"},
-    "nets": {"core", "data", "storage", "nets"},
+    "nets": {"core", "ops", "data", "storage", "nets"},
     "registry": {"core", "storage.text", "registry"},
-    "evaluation": {"core", "nets", "data", "distributed", "storage", "evaluation"},
+    "evaluation": {"core", "ops", "nets", "data", "distributed", "storage", "evaluation"},
     "engine": {"core", "nets", "engine"},
     "training": {"core", "nets", "data", "distributed", "storage", "evaluation", "training"},
     "profiling": {"core", "nets", "training", "profiling"},
     "export": {"core", "nets", "data", "evaluation", "storage", "export"},
     "plugins": {"plugin", "plugins"},
     "testing": {
-        "core", "plugin", "nets", "data", "distributed", "storage", "evaluation", "training", "registry", "testing"
+        "core", "ops", "plugin", "nets", "data", "distributed", "storage", "evaluation", "training", "registry",
+        "testing",
     },
     "workflow": {
         "core", "nets", "data", "distributed", "storage", "evaluation", "engine", "training", "profiling", "registry",
@@ -47,7 +49,7 @@ MAY_IMPORT = {
     "api": {"workflow", "registry", "report", "core.errors", "storage.text", "cli.notebook"},
     "__main__": {"cli"},
     "plugin": {
-        "core", "data", "evaluation", "export.formats", "export.onnx", "nets", "registry.hooks",
+        "core", "ops", "data", "evaluation", "export.formats", "export.onnx", "nets", "registry.hooks",
         "registry.schedules", "registry.zoo", "storage", "training.tracking",
     },
     "__init__": {""},
@@ -107,7 +109,7 @@ FILES = {module_of(path): path for path in sorted(SOURCE.rglob("*.py"))}
 
 @cache
 def imported(path: Path) -> frozenset[str]:
-    """Every name that a file imports anywhere, in full: `rkd.core.ops`, `rkd.core.step.Step`, `torch.nn`."""
+    """Every name that a file imports anywhere, in full: `rkd.ops`, `rkd.core.step.Step`, `torch.nn`."""
     return frozenset(_imported(path))
 
 

@@ -24,7 +24,7 @@ _PUBLIC = {
     "load_run": "rkd.api",
     "load_student": "rkd.api",
     "make_dataset": "rkd.data.arrays",
-    "ops": "rkd.core.ops",
+    "ops": "rkd.ops",
     "register": "rkd.api",
     "train": "rkd.api",
 }

@@ -6,12 +6,11 @@ Names in `__all__` are kept or deprecated as the policy in CONTRIBUTING.md says;
 itself and `rkd.testing`, is private and may move between two versions.
 """
 
-from .core import ops
-from .core.attack import Patches, PlainProbe, Target, value_and_grad
+from . import ops
+from .core.attack import Patches, PlainProbe, Target
 from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError, optional
 from .core.hooks import hookimpl
 from .core.interfaces import Attack, HasNotes, Loss, Objective, Probe, Scheduler, Student, Teacher
-from .core.ops import Reduction
 from .core.random import Noise, forked, key
 from .core.run import Run
 from .core.step import AttackPlan, Step
@@ -33,6 +32,7 @@ from .nets.resize import Resize
 from .nets.sources import Conversion, Model, TeacherReference, TeacherSource
 from .nets.student import NetStudent, move_average
 from .nets.weights import read_weights
+from .ops import Reduction, value_and_grad
 from .registry.hooks import Family, HasParts, Parts
 from .registry.schedules import check_range, parse_schedule
 from .registry.zoo import ZooTeacher, read_zoo

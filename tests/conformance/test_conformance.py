@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from rkd import testing
-from rkd.core import ops
+from rkd import ops, testing
 from rkd.core.errors import Refused, RkdError
 from rkd.core.step import AttackPlan, Step
 from rkd.core.traits import traits_of

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd.core import ops
-from rkd.core.attack import Patches, PlainProbe, Target, WatchedProbe, value_and_grad
+from rkd import ops
+from rkd.core.attack import Patches, PlainProbe, Target, WatchedProbe
 from rkd.core.errors import Refused
 from rkd.core.interfaces import Probe
 from rkd.core.random import Noise
 from rkd.core.step import AttackPlan
 from rkd.core.types import ThreatModel
 from rkd.nets.net import PLAIN, Accelerator
+from rkd.ops import value_and_grad
 from rkd.testing import tiny_batch, tiny_net, tiny_step
 from rkd.testing.tiny import cross_entropy
 

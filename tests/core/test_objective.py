@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.errors import Refused
 from rkd.core.run import Run, TrainState
 from rkd.core.step import Step

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.attack import Target
 from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack, Student, Teacher

@@ -10,14 +10,14 @@ import torch
 
 from rkd.core.traits import (
     AttackTraits,
-    AugmentTraits,
     LossTraits,
-    NetTraits,
     declared,
     name_of,
     training_flag,
     traits_of,
 )
+from rkd.data.augment import AugmentTraits
+from rkd.nets.fitting import NetTraits
 
 
 @dataclass

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.attack import Patches, Target
 from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack

@@ -24,7 +24,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.attack import Patches
 from rkd.core.errors import Refused, RkdError
 from rkd.core.interfaces import Attack

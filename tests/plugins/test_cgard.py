@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.errors import Refused
 from rkd.core.random import Noise, key
 from rkd.core.step import AttackPlan

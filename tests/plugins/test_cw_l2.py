@@ -7,7 +7,7 @@ import inspect
 import pytest
 import torch
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.interfaces import Attack
 from rkd.core.types import ThreatModel
 from rkd.plugins.attacks import cw_l2

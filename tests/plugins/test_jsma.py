@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.interfaces import Attack
 from rkd.core.traits import traits_of
 from rkd.core.types import Batch, ThreatModel

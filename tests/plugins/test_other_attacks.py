@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.interfaces import Attack
 from rkd.core.random import Noise, key
 from rkd.core.traits import traits_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from rkd.core import ops
+from rkd import ops
 from rkd.data.loader import Loader
 from rkd.profiling.bench import PARTS, Operations, Watch, bench, peaks
 from rkd.registry.catalog import load_catalog

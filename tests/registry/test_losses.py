@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.errors import ConfigError, UnknownName
 from rkd.core.step import Step
 from rkd.core.types import Companion, DerivedView

@@ -11,8 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd import testing
-from rkd.core import ops
+from rkd import ops, testing
 from rkd.core.attack import Target
 from rkd.core.errors import Refused
 from rkd.core.traits import AttackTraits

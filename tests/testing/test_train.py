@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd import testing
-from rkd.core import ops
+from rkd import ops, testing
 from rkd.core.attack import Target
 from rkd.core.hooks import hookimpl
 from rkd.testing import OneStep, tiny_run

@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.errors import Refused
 from rkd.testing import OneStep, tiny_dataset, tiny_run, untouched
 from rkd.training.auto_batch import auto_micro_batches, out_of_memory
@@ -64,7 +64,7 @@ def test_one_that_never_fits_and_errors_of_another_kind() -> None:
 LIMITED = """
 import resource, torch
 from rkd.training.auto_batch import auto_micro_batches, out_of_memory
-from rkd.core import ops
+from rkd import ops
 from rkd.data.dataset import ArraySplit, Dataset
 from rkd.testing import tiny_run
 torch.set_num_threads(1)

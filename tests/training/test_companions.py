@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.errors import ConfigError, Refused, TrainingFailed
 from rkd.core.run import Run
 from rkd.core.step import Step

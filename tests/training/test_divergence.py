@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.errors import Stopped, TrainingFailed
 from rkd.core.hooks import hookimpl
 from rkd.core.run import Run

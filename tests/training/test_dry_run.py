@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.errors import Refused
 from rkd.core.hooks import hookimpl
 from rkd.core.run import Run

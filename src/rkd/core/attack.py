@@ -174,19 +174,3 @@ class Target:
         random = forked(key(self.noise.key, "net"), self.y.device) if mode != "eval" else nullcontext()
         with random, self._step.on(net, mode) as (step, probe):
             yield Target(step, self._objective, probe, self.noise)
-
-
-def value_and_grad(target: Target, x: Tensor, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-    """Logits, a value of them, and its gradient by the images, from one forward and one backward.
-
-    `value`: logits `(B, K)` of the images `x (B, C, H, W)` to a number for each, `(B,)`, which depends on its own
-    image alone. Returns logits, values and gradient `(B, C, H, W)`, all detached.
-    """
-    x = x.detach().requires_grad_()
-    with torch.enable_grad():
-        logits = target.logits(x)
-        values = value(logits)
-        if not values.requires_grad:  # a net whose logits do not depend on the images
-            return logits, values, torch.zeros_like(x)
-        (gradient,) = torch.autograd.grad(values.sum(), x)
-    return logits.detach(), values.detach(), gradient

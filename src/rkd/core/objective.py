@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import ops
 from .errors import Refused
 from .interfaces import Loss, Scheduler
 from .step import Step
@@ -64,7 +63,7 @@ def weighted(
     for name, term in terms.items():
         for classes in ("class_weights", f"class_weights.{name}"):
             if classes in knobs:
-                term = term * ops.per_class(knobs[classes], step.y)
+                term = term * per_class(knobs[classes], step.y)
         mean = term.mean() if samples is None else term.sum() / samples
         parts.append((weight_of(loss, knobs, name, step.progress) * mean).reshape(()))
     return torch.stack(parts).sum()
@@ -76,3 +75,8 @@ def weight_of(loss: Loss, knobs: Mapping[str, Any], term: str, progress: float) 
     if set_by_scheduler is not None:
         return set_by_scheduler
     return at(declared(loss, LossTraits).weights.get(term, 1.0), progress)
+
+
+def per_class(values: Tensor, y: Tensor) -> Tensor:
+    """`values (K,)`, one a class, for each sample: `values[y]`, or the mean under soft labels `y @ values`."""
+    return values[y] if y.ndim == 1 else y @ values.to(y.dtype)

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from .types import Companion, DerivedView, Mode, Norm, Schedule, View
 
 if TYPE_CHECKING:  # the registry reads these without torch
+    from _typeshed import DataclassInstance
     from torch import nn
 
-T = TypeVar("T", "LossTraits", "AugmentTraits", "NetTraits")
+Traits = TypeVar("Traits", bound="DataclassInstance")
 
 _MISSING = object()
 
@@ -80,28 +81,6 @@ class LossTraits:
     from that sample alone: it finds them as `step.targets`, and so does the objective `ce-targets`."""
 
 
-@dataclass(frozen=True, slots=True)
-class AugmentTraits:
-    """What an augmentation may declare, each as an attribute of its own."""
-
-    mixes: bool = False
-    """It blends samples, and is given whole batches also where several processes share them."""
-    since: float = 0.0
-    until: float = 1.0
-    """The part of the training, in [0, 1], during which it acts: in epochs that begin from `since` on and before
-    `until`."""
-
-
-@dataclass(frozen=True, slots=True)
-class NetTraits:
-    """What an architecture may say of weights files that others wrote, each as an attribute of its own."""
-
-    ignored_keys: tuple[str, ...] = ()
-    """Prefixes of keys that a file may hold beyond those of the net."""
-    renamed_keys: Mapping[str, str] = field(default_factory=dict)
-    """Part of a name there -> part of the name here."""
-
-
 def traits_of(attack: object) -> AttackTraits:
     """The traits of an attack, or of its class: those it declares, and its attributes `mode`, `eps`, `norm` and
     `bounded`. The other ones as class attributes are those of 0.1: read with a warning."""
@@ -122,8 +101,8 @@ def traits_of(attack: object) -> AttackTraits:
     return replace(traits, **values)
 
 
-def declared(component: object, kind: type[T]) -> T:
-    """`kind`, one of the dataclasses above but `AttackTraits`, from the attributes of a component or its class."""
+def declared(component: object, kind: type[Traits]) -> Traits:
+    """`kind`, a dataclass of traits such as `LossTraits`, from the attributes of a component or its class."""
     return kind(**_attributes(component, [item.name for item in fields(kind)]))
 
 

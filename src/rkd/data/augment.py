@@ -16,13 +16,25 @@ from torch import Tensor
 
 from ..core.errors import Refused
 from ..core.random import Noise
-from ..core.traits import AugmentTraits, declared
+from ..core.traits import declared
 from ..core.types import Batch, Shape
 
 DRAWS = 4096
 """Samples whose variant numbers are drawn to find some that are equal."""
 PAIRS = 16
 """Pairs of equal numbers whose images are compared."""
+
+
+@dataclass(frozen=True, slots=True)
+class AugmentTraits:
+    """What an augmentation may declare, each as an attribute of its own."""
+
+    mixes: bool = False
+    """It blends samples, and is given whole batches also where several processes share them."""
+    since: float = 0.0
+    until: float = 1.0
+    """The part of the training, in [0, 1], during which it acts: in epochs that begin from `since` on and before
+    `until`."""
 
 
 @runtime_checkable

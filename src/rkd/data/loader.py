@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from ..core.random import Noise, key
-from ..core.traits import AugmentTraits, declared
+from ..core.traits import declared
 from ..core.types import Batch
 from ..distributed.ranks import ALONE, Ranks
-from .augment import Augment, Variants, acts
+from .augment import Augment, AugmentTraits, Variants, acts
 from .dataset import MixedSplit, Split, permutation
 from .prefetch import Prefetcher, send
 

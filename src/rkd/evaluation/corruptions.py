@@ -19,7 +19,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from ..core import ops
+from .. import ops
 from ..core.errors import DataError, RkdError
 from ..core.random import Noise, key
 from ..data.dataset import Split, check_images, fetch

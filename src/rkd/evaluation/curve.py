@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import ops
+from .. import ops
 from ..core.errors import RkdError
 from ..core.step import AttackPlan
 from ..core.traits import traits_of

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import ops
+from .. import ops
 from ..core.errors import DataError, Refused, RkdError
 from ..core.interfaces import HasNotes
 from ..core.random import key

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..core import ops
+from .. import ops
 from ..core.random import key
 from ..core.step import AttackPlan
 from ..data.dataset import Split, fetch

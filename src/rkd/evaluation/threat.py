@@ -6,7 +6,7 @@ from typing import get_args
 import torch
 from torch import Tensor
 
-from ..core import ops
+from .. import ops
 from ..core.errors import RkdError
 from ..core.step import AttackPlan
 from ..core.traits import traits_of

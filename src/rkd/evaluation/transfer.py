@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import ops
+from .. import ops
 from ..core.errors import RkdError
 from ..core.random import key
 from ..core.step import AttackPlan

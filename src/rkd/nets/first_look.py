@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..core import ops
+from .. import ops
 from ..core.random import key
 from ..core.types import Batch
 from ..data.dataset import Split, fetch, permutation

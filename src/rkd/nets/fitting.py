@@ -10,13 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor, nn
 
 from ..core.errors import Refused, RkdError, WeightsError
-from ..core.traits import NetTraits, declared
+from ..core.traits import declared
 from ..data.prefetch import free_memory
 from .first_look import InputNormalization
 from .net import Net, TwoLogits
@@ -39,6 +39,16 @@ _OTHER_NETS = re.compile(r"^(module\.|_orig_mod\.)*(attacker|teacher|student|\w*
 
 _MOST_PREFIXES = 16
 """Prefixes that are tried, of those that stand before names like the net's: the commonest."""
+
+
+@dataclass(frozen=True, slots=True)
+class NetTraits:
+    """What an architecture may say of weights files that others wrote, each as an attribute of its own."""
+
+    ignored_keys: tuple[str, ...] = ()
+    """Prefixes of keys that a file may hold beyond those of the net."""
+    renamed_keys: Mapping[str, str] = field(default_factory=dict)
+    """Part of a name there -> part of the name here."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor, nn
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.attack import Target
 from rkd.core.errors import RkdError
 from rkd.core.interfaces import Attack, Objective, Probe

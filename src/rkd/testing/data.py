@@ -7,9 +7,9 @@ from torch import Tensor
 
 from rkd.core.errors import RkdError
 from rkd.core.random import Noise
-from rkd.core.traits import AugmentTraits, declared, name_of
+from rkd.core.traits import declared, name_of
 from rkd.core.types import Batch
-from rkd.data.augment import Augment, Variants
+from rkd.data.augment import Augment, AugmentTraits, Variants
 from rkd.data.dataset import Dataset, Split, check_images
 from rkd.evaluation.corruptions import SEVERITIES, Corruption
 from rkd.registry.config import parse

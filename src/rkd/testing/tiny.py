@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.attack import Target
 from rkd.core.errors import Refused
 from rkd.core.hooks import run_hooks

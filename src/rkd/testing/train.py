@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.errors import RkdError
 from rkd.core.hooks import hookimpl, run_hooks
 from rkd.core.interfaces import Loss, Scheduler, Teacher

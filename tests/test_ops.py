@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rkd.core import ops
+from rkd import ops
 from rkd.core.random import Noise
 
 K = 5

@@ -1,5 +1,5 @@
-"""Per-sample formulas: logits `(B, K)` in, `(B,)` out, and the geometry of balls around images. No reduction over the
-batch is ever implicit."""
+"""Per-sample formulas: logits `(B, K)` in, `(B,)` out, the geometry of balls around images, a gradient by images. No
+reduction over the batch is ever implicit."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .random import Noise
-from .types import Norm
+from .core.attack import Target
+from .core.objective import per_class as per_class
+from .core.random import Noise
+from .core.types import Norm
 
 TINY = torch.finfo(torch.float32).tiny
 """The least divisor of a length: a gradient of zero stays zero."""
@@ -66,11 +68,6 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     labels = hard(y).unsqueeze(1)
     others = logits.float().scatter(1, labels, -torch.inf)
     return logits.float().gather(1, labels).squeeze(1) - others.amax(1)
-
-
-def per_class(values: Tensor, y: Tensor) -> Tensor:
-    """`values (K,)`, one a class, for each sample: `values[y]`, or the mean under soft labels `y @ values`."""
-    return values[y] if y.ndim == 1 else y @ values.to(y.dtype)
 
 
 def per_image(values: Tensor, images: Tensor) -> Tensor:
@@ -146,3 +143,19 @@ def random_on_sphere(x: Tensor, noise: Noise, eps: float, norm: Norm) -> Tensor:
         return eps * steepest(noise.normal(x.shape[1:]), "L2")
     delta = noise.uniform(x.shape[1:], -1, 1)
     return eps * delta / per_image(image_norm(delta, "Linf").clamp_(min=1e-12), x)
+
+
+def value_and_grad(target: Target, x: Tensor, value: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits, a value of them, and its gradient by the images, from one forward and one backward.
+
+    `value`: logits `(B, K)` of the images `x (B, C, H, W)` to a number for each, `(B,)`, which depends on its own
+    image alone. Returns logits, values and gradient `(B, C, H, W)`, all detached.
+    """
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = target.logits(x)
+        values = value(logits)
+        if not values.requires_grad:  # a net whose logits do not depend on the images
+            return logits, values, torch.zeros_like(x)
+        (gradient,) = torch.autograd.grad(values.sum(), x)
+    return logits.detach(), values.detach(), gradient
