@@ -4,7 +4,7 @@
 
 Trains a robust and a clean teacher once, then each method with each seed, by the installed `rkd` command; finished
 runs are skipped, so a stopped study goes on where it was. Then AutoAttack attacks each net on fewer images. Writes
-the table to --table (a Markdown file).
+the table to --table (a Markdown file), and draws it beside.
 """
 
 from __future__ import annotations
@@ -149,6 +149,42 @@ def write(arguments: argparse.Namespace, teachers: dict[str, Path]) -> None:
     body = "\n".join(["<!-- table -->", *lines, "", about, "<!-- end -->"])
     arguments.table.write_text(before + body + after)
     print("\n".join([*lines, "", about]))
+    if arguments.autoattack:
+        draw(arguments.table)
+
+
+def draw(page: Path) -> None:
+    """The page's table as a picture beside it: what each net keeps, clean, under four attacks and under AutoAttack."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    matplotlib.rcParams["svg.hashsalt"] = "rkd"  # the same table gives the same file
+    import matplotlib.pyplot as plt
+
+    body = page.read_text().partition("<!-- table -->")[2].partition("<!-- end -->")[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in body.splitlines() if line.startswith("|")]
+    columns, nets = rows[0], rows[2:]
+    shown = {
+        "clean": (columns.index("clean"), "white"),
+        "worst case of four attacks": (columns.index("worst case"), "#9ecae1"),
+        columns[-2]: (len(columns) - 2, "#08519c"),
+    }
+    nets.sort(key=lambda net: float(net[-2].split(" ± ")[0]))
+    figure, axes = plt.subplots(figsize=(7.2, 4.2), layout="constrained")
+    for label, (column, colour) in shown.items():
+        cells = [[float(part) for part in net[column].split(" ± ")] for net in nets]
+        means, halves = [cell[0] for cell in cells], [cell[1] if len(cell) > 1 else 0 for cell in cells]
+        axes.errorbar(
+            means, range(len(nets)), xerr=halves, fmt="o", markersize=7, color="#08519c", markerfacecolor=colour,
+            markeredgewidth=1, elinewidth=1, capsize=2, label=label, clip_on=False, zorder=3,
+        )  # fmt: skip
+    axes.set_yticks(range(len(nets)), [net[0] for net in nets])
+    axes.set_xlim(0, 100)
+    axes.set_xlabel("accuracy in %, mean of two seeds and both of them (bars); teachers: one")
+    axes.grid(color="0.9")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper left", ncols=3, frameon=False)
+    figure.savefig(page.with_suffix(".svg"), metadata={"Date": None})
 
 
 def row(name: str, runs: list[Path], arguments: argparse.Namespace) -> str:

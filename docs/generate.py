@@ -121,8 +121,8 @@ passes of a batch through the student, and through all teachers, in one training
         ("teachers", "student, teachers"),
         {
             entry: (
-                [", ".join(entry.facts()["roles"]) or "none", _passes(costs[entry.name])],
-                _method(entry, costs[entry.name], with_loss.get(entry.name, [])),
+                [", ".join(entry.facts()["roles"]) or "none", _passes(costs.get(entry.name))],
+                _method(entry, costs.get(entry.name), with_loss.get(entry.name, [])),
             )
             for entry in entries("loss")
         },
@@ -178,7 +178,7 @@ def _write_folder(
     (folder / "index.md").write_text("\n".join(index), encoding="utf-8")
 
 
-def _method(entry: Entry, cost: list[str], known: list[str]) -> list[str]:
+def _method(entry: Entry, cost: list[str] | None, known: list[str]) -> list[str]:
     facts = entry.facts()
     words = [
         f"Teachers, in the order of `--teacher`: {', '.join(facts['roles'])}." if facts["roles"] else "No teacher."
@@ -194,17 +194,20 @@ def _method(entry: Entry, cost: list[str], known: list[str]) -> list[str]:
         "",
         *_about(entry),
         *_options(entry, "loss"),
-        "## Cost",
-        "",
-        "Passes of a whole batch in one training step with its own attack: forwards with a backward to the weights,",
-        "with one to the images (the search), and alone. Companions count as students",
-        "([how it was counted](../results/methods-cost.md)).",
-        "",
-        *_header("", "to the weights", "to the images", "alone"),
-        _row("student", *cost[0:3]),
-        _row("teachers", *cost[3:6]),
-        "",
     ]
+    if cost:
+        lines += [
+            "## Cost",
+            "",
+            "Passes of a whole batch in one training step with its own attack: forwards with a backward to the weights,",
+            "with one to the images (the search), and alone. Companions count as students",
+            "([how it was counted](../results/methods-cost.md)).",
+            "",
+            *_header("", "to the weights", "to the images", "alone"),
+            _row("student", *cost[0:3]),
+            _row("teachers", *cost[3:6]),
+            "",
+        ]
     if known:
         lines += ["## Recipes", "", "Settings of papers; only those on digits and MNIST were run to the end here.", ""]
         lines += [
@@ -319,8 +322,8 @@ def _count(model: str) -> tuple[int, int]:
     return parameters, macs
 
 
-def _passes(cost: list[str]) -> str:
-    return f"{sum(map(int, cost[0:3]))}, {sum(map(int, cost[3:6]))}"
+def _passes(cost: list[str] | None) -> str:
+    return "-" if cost is None else f"{sum(map(int, cost[0:3]))}, {sum(map(int, cost[3:6]))}"
 
 
 def _table(page: Path) -> dict[str, list[str]]:
