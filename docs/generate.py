@@ -199,8 +199,8 @@ def _method(entry: Entry, cost: list[str] | None, known: list[str]) -> list[str]
         lines += [
             "## Cost",
             "",
-            "Passes of a whole batch in one training step with its own attack: forwards with a backward to the weights,",
-            "with one to the images (the search), and alone. Companions count as students",
+            "Passes of a whole batch in one training step with its own attack: forwards with a backward to the",
+            "weights, with one to the images (the search), and alone. Companions count as students",
             "([how it was counted](../results/methods-cost.md)).",
             "",
             *_header("", "to the weights", "to the images", "alone"),
