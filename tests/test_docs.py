@@ -8,7 +8,6 @@ import re
 import textwrap
 from pathlib import Path
 
-import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -41,23 +40,6 @@ def test_the_readme_names_every_method():
         for entry in catalog.all():
             if entry.kind == kind and entry.plugin.distribution == "rkd-toolkit":
                 assert f"`{entry.name}`" in README, f"the README does not name the {kind} {entry.name}"
-
-
-def test_the_readmes_options_exist():
-    blocks = re.findall(r"^```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
-    commands = [line for block in blocks for line in block.splitlines() if re.match("rkd [a-z]", line)]
-    assert len(commands) > 5
-    for line in commands:
-        for command in re.split(" {4,}", line.split("#")[0].strip()):
-            words = command.split()
-            known = cli.get_command(None, words[1])
-            if isinstance(known, click.Group):
-                known = known.get_command(None, words[2])
-            assert known is not None, command
-            options = {name for parameter in known.params for name in parameter.opts}
-            for word in words[2:]:
-                if word.startswith("--"):
-                    assert word in options, f"{word} in: {command}"
 
 
 def test_recipes_begin_with_what_they_are_and_how_to_run_them():
