@@ -46,6 +46,13 @@ MANIFEST: dict[str, Any] = {
     "seconds": 200.0,
 }
 
+SIZES: dict[str, Any] = {
+    "student": {"parameters": 25_978, "bytes": 104_832, "macs": 159_232,
+                "latency": {"median": 0.25, "quartiles": [0.2, 0.5], "runs": 30}},
+    "teachers": {"robust": {"parameters": 259_780, "bytes": 1_048_320, "macs": 45_000_000, "latency": {"median": 7.0}},
+                 "clean": {"error": "it does not run on a CPU"}},
+}  # fmt: skip
+
 CARD: dict[str, Any] = {
     "model": "small-cnn",
     "classes": [f"digit {number}" for number in range(10)],

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from rkd.report.data import Net, RunData
+from rkd.report.data import Net, RunData, Size
 from rkd.report.read import read_run
 
 from .folders import EPS, make_evaluation, make_run
@@ -59,3 +59,11 @@ def test_conversions_that_are_off_have_no_name() -> None:
 def test_accuracies_by_name() -> None:
     net = Net(clean=0.9, worst_case=0.5, attacks={"pgd": 0.6})
     assert [net.accuracy(name) for name in ("clean", "worst_case", "pgd", "cw")] == [0.9, 0.5, 0.6, None]
+
+
+def test_sizes_of_any_form() -> None:
+    student = {"parameters": -1, "latency": [1], "macs": "many"}
+    strange = {"student": student, "teachers": {"a": 3, "": {}, "b": {"bytes": 8}}}
+    run = RunData("x", Path("x"), {}, "", {"sizes": strange}, {}, [], None, [], [])
+    assert list(run.sizes) == ["", "b"]
+    assert run.sizes[""] == Size(None, None, None, None, None, None) and run.sizes["b"].bytes == 8

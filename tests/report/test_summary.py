@@ -8,7 +8,7 @@ import pytest
 
 from rkd.report import build_report
 
-from .folders import Page, full_net, make_run, net, search
+from .folders import SIZES, Page, full_net, make_run, net, search
 
 
 @pytest.mark.slow
@@ -69,3 +69,10 @@ def test_a_resumed_training_lasted_as_long_as_its_parts(tmp_path: Path) -> None:
     for number, seconds in enumerate((10, 20, 7, 14)):
         folder.log({"epoch": number, "seconds": seconds})
     assert "training, 4 epochs 34 s one epoch, on average 8.5 s" in Page(build_report(folder).html).text("cost")
+
+
+def test_the_nets_beside_one_another(tmp_path: Path) -> None:
+    cost = Page(build_report(make_run(tmp_path / "run", manifest={"sizes": SIZES})).html).text("cost")
+    assert "student 25,978 105 kB 159 k 0.25 [0.20–0.50]" in cost
+    assert "robust teacher 259,780 1.05 MB 45 M 7.00 10" in cost
+    assert "clean teacher – – – –" in cost and "of 30 runs" in cost

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from rkd.report import compare, to_csv, to_json, to_latex
+from rkd.report import compare, sizes, to_csv, to_json, to_latex
 from rkd.report.compare import Comparison
 from rkd.report.tables import latex
 
-from .folders import make_run, net
+from .folders import SIZES, make_run, net
 
 
 def test_json(found: Comparison) -> None:
@@ -25,7 +25,7 @@ def test_json(found: Comparison) -> None:
     for run in content["runs"]:
         assert set(run) == {
             "run", "group", "method", "student", "data", "norm", "eps", "seed", "epochs", "seconds", "samples", "clean",
-            "attacks", "worst_case", "interval_95", "warnings",
+            "attacks", "worst_case", "interval_95", "sizes", "warnings",
         }  # fmt: skip
     assert content["groups"][0]["attacks"]["pgd-sat"]["mean"] == pytest.approx(0.6)
     assert content["runs"][3]["attacks"] == {"fgsm": 0.72, "pgd-sat": 0.65}
@@ -46,6 +46,23 @@ def test_csv_of_strange_names(tmp_path: Path) -> None:
     row = next(csv.DictReader(io.StringIO(to_csv(compare([folder])))))
     assert row["method"] == "'=HYPERLINK(1)", "no formula"
     assert row["'=cmd()"] == "0.5" and row['a,"b c'] == "0.25" and row["worst_case"] == "0.7"
+
+
+def test_sizes(tmp_path: Path, found: Comparison) -> None:
+    assert sizes(found)[1] == [], "none of these runs measured them"
+    folders = [make_run(tmp_path / "sized", manifest={"sizes": SIZES}), make_run(tmp_path / "old", config={"epochs": 9})]
+    both = compare(folders)
+    heads, rows = sizes(both)
+    assert len(heads) + 1 == len(rows[0])
+    assert sorted(rows) == [
+        ["old", "–", "–", "–", "–", "–", "–"],
+        ["sized", "25,978", "105 kB", "159 k", "0.25 [0.20–0.50]", "259,780", "10"],
+    ]
+    row = next(row for row in csv.DictReader(io.StringIO(to_csv(both))) if row["run"] == "sized")
+    assert (row["parameters"], row["macs"], row["latency_ms"]) == ("25978", "159232", "0.25")
+    assert row["teacher_parameters"] == "259780"
+    content = {run["run"]: run["sizes"] for run in to_json(both)["runs"]}
+    assert content["old"] == {} and content["sized"]["robust"]["bytes"] == 1_048_320
 
 
 def test_latex(found: Comparison) -> None:

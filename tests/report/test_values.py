@@ -68,6 +68,14 @@ def test_how_numbers_are_written() -> None:
     assert values.radius("Linf", 8 / 255) == "Linf eps 8/255" and values.radius("L2", None) == ""
 
 
+def test_magnitudes_and_times() -> None:
+    written = [values.magnitude(value) for value in (None, 0, 999, 1000, 25_978, 999_600, 1.04e9, 3e13)]
+    assert written == ["–", "0", "999", "1 k", "26 k", "1 M", "1.04 G", "30 T"]
+    assert values.magnitude(104_832, "B") == "105 kB" and values.magnitude(12, "B") == "12 B"
+    assert values.milliseconds(None, None) == "–" and values.milliseconds(0.28, None) == "0.28"
+    assert values.milliseconds(0.28, (0.27, 0.39)) == "0.28 [0.27–0.39]"
+
+
 def test_deep_nesting_ends() -> None:
     deep: Any = "bottom"
     for _ in range(5000):

@@ -12,7 +12,7 @@ import torch
 from rkd.core.errors import RkdError
 from rkd.registry.catalog import Catalog
 from rkd.storage.runfolder import RunFolder
-from rkd.workflow.manifest import COMPARED, differences, earlier_manifest, environment_of, try_to_write
+from rkd.workflow.manifest import COMPARED, differences, earlier_manifest, environment_of, sizes_of, try_to_write
 
 
 def test_the_environment(catalog: Catalog) -> None:
@@ -62,3 +62,13 @@ def test_what_cannot_be_read_of_an_earlier_manifest_is_left_out(tmp_path: Path) 
 
 def test_a_manifest_that_cannot_be_written_hides_no_error(tmp_path: Path) -> None:
     try_to_write(RunFolder(tmp_path / "nowhere"), {"status": "failed"})
+
+
+def test_a_net_that_cannot_be_measured_costs_no_run() -> None:
+    class Fails(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("not here\nnor there")
+
+    assert sizes_of(Fails(), (1, 8, 8)) == {"student": {"error": "RuntimeError: not here"}, "teachers": {}}
+    sizes = sizes_of(torch.nn.Flatten(), (1, 8, 8))
+    assert sizes["student"]["macs"] == 0 and sizes["student"]["latency"]["median"] >= 0

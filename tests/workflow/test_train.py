@@ -70,6 +70,7 @@ def test_what_it_returns_and_leaves(finished) -> None:
     folder = RunFolder.open(path)
     assert [line["epoch"] for line in folder.history()] == [0, 1, 2]
     assert folder.read_json(folder.manifest)["status"] == "finished"
+    assert folder.read_json(folder.manifest)["sizes"]["student"]["macs"] > 0
     assert student["chosen_epoch"] in range(3)
 
 

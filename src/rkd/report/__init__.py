@@ -6,7 +6,7 @@ costs the import of matplotlib and jinja2: do so inside the command that needs i
 
 from .compare import Comparison, compare
 from .pages import Report, build_report, save_report, write_comparison, write_report
-from .tables import basis, cells, to_csv, to_json, to_latex, where
+from .tables import basis, cells, sizes, to_csv, to_json, to_latex, where
 
 __all__ = [
     "Comparison",
@@ -16,6 +16,7 @@ __all__ = [
     "cells",
     "compare",
     "save_report",
+    "sizes",
     "to_csv",
     "to_json",
     "to_latex",

@@ -52,6 +52,19 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Size:
+    """How large a net is. `macs`: multiply-accumulates for one image; `latency`: milliseconds for one image on one
+    thread, the median of `runs` runs with their `quartiles`."""
+
+    parameters: int | None
+    bytes: int | None
+    macs: int | None
+    latency: float | None
+    quartiles: tuple[float, float] | None
+    runs: int | None
+
+
+@dataclass(frozen=True)
 class Curve:
     """Accuracy under one attack by radius. `intervals` has None where there is no interval."""
 
@@ -210,5 +223,24 @@ class RunData:
         return None if found is None else found + 1
 
     @property
+    def sizes(self) -> dict[str, Size]:
+        """Of the student, under "", and of the teachers by their roles, as far as the run measured them."""
+        sizes = table(self.manifest.get("sizes"))
+        student = {"": sizes["student"]} if "student" in sizes else {}
+        named = student | table(sizes.get("teachers"))
+        return {role: _size(table(named[role])) for role in list(named)[:64] if table(named[role])}
+
+    @property
     def seconds(self) -> float | None:
         return number(self.manifest.get("seconds"), 0)
+
+
+def _size(source: dict[str, Any]) -> Size:
+    latency = table(source.get("latency"))
+    ends = [number(value, 0) for value in items(latency.get("quartiles"))[:2]]
+    low, high = ends if len(ends) == 2 else (None, None)
+    return Size(
+        whole(source.get("parameters")), whole(source.get("bytes")), whole(source.get("macs")),
+        number(latency.get("median"), 0), None if low is None or high is None else (low, high),
+        whole(latency.get("runs")),
+    )  # fmt: skip

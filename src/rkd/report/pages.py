@@ -24,7 +24,7 @@ from .figures import Picture
 from .gallery import Gallery, read_gallery
 from .origin import origin
 from .read import read_run
-from .tables import cells, to_latex, where
+from .tables import cells, sizes, to_latex, where
 
 
 @dataclass(frozen=True)
@@ -93,7 +93,7 @@ def build_report(folder: RunFolder, citations: Mapping[str, str] | None = None) 
         reliability=reliability,
         gallery=gallery,
         named=lambda label: _named(classes, label),
-        cost=None if run.evaluated else summary.cost(run),
+        cost=None if run.evaluated and not run.sizes else summary.cost(run),
         commands=summary.commands(run),
         citations=None if citations is None else list(citations.values()),
         machine=summary.machine(run),
@@ -139,6 +139,7 @@ def write_comparison(comparison: Comparison, path: Path) -> list[Path]:
         picture=picture,
         titles=titles,
         rows=list(zip(comparison.groups, rows, strict=True)),
+        sizes=sizes(comparison),
         latex=to_latex(comparison),
     )
     pictures = write_pictures(path.parent, [picture], f"{path.stem}-") if picture else []
@@ -175,9 +176,10 @@ def render_page(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    filters = (values.percent, values.between, values.duration, values.plain, values.grouped, attack_name)
+    filters = (values.percent, values.between, values.duration, values.plain, values.grouped, values.magnitude,
+               attack_name)  # fmt: skip
     environment.filters |= {function.__name__: function for function in filters}
-    environment.globals |= {"fraction": fraction, "radius": values.radius}
+    environment.globals |= {"fraction": fraction, "radius": values.radius, "milliseconds": values.milliseconds}
     return environment.get_template(template).render(**content)
 
 

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from rkd.storage.text import attack_name, command
 
-from .data import Net, RunData
+from .data import Net, RunData, Size
 from .gallery import Gallery
 from .values import between, grouped, items, number, percent, radius, setting, shortened, table, text, whole
 
@@ -196,10 +196,12 @@ def doubts(run: RunData) -> list[Warned]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Forwards and backwards per training step by net, and (what, seconds) of the parts of the run."""
+    """Forwards and backwards per training step by net, (what, seconds) of the parts of the run, and the nets' sizes:
+    `compression` is how many times the parameters of the student a net has."""
 
     steps: list[tuple[str, int | None, int | None]]
     times: list[tuple[str, float]]
+    sizes: list[tuple[str, Size, float | None]]
 
 
 def cost(run: RunData) -> Cost:
@@ -215,7 +217,20 @@ def cost(run: RunData) -> Cost:
         times.append(("evaluation of the student", sum(run.student.seconds.values())))
     if run.seconds is not None:
         times.append(("the whole run, with preparing and evaluating", run.seconds))
-    return Cost([step for step in steps if step[1:] != (None, None)], times)
+    return Cost([step for step in steps if step[1:] != (None, None)], times, sizes(run))
+
+
+def sizes(run: RunData) -> list[tuple[str, Size, float | None]]:
+    """(net, size, compression) of the student and its teachers."""
+    small = run.sizes[""].parameters if "" in run.sizes else None
+    return [
+        (
+            f"{role} teacher" if role else "the net" if run.evaluated else "student",
+            size,
+            size.parameters / small if role and small and size.parameters is not None else None,
+        )
+        for role, size in run.sizes.items()
+    ]
 
 
 def _training_seconds(history: Sequence[Mapping[str, float]]) -> float | None:

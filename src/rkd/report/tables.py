@@ -2,12 +2,16 @@
 
 import csv
 import io
+from dataclasses import asdict
 from typing import Any
 
 from rkd.storage.text import attack_name
 
-from .compare import WORST, Comparison, Group, Value
-from .values import percent, radius
+from .compare import WORST, Comparison, Group, Run, Value
+from .data import Size
+from .values import grouped, magnitude, milliseconds, percent, plain, radius
+
+NO_SIZE = Size(None, None, None, None, None, None)
 
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
@@ -33,6 +37,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
                 "attacks": run.net.attacks,
                 "worst_case": run.net.worst_case,
                 "interval_95": {name: list(found) for name, found in run.net.intervals.items()},
+                "sizes": {role or "student": asdict(size) for role, size in run.data.sizes.items()},
                 "warnings": [doubt.finding or doubt.meaning for doubt in run.net.doubts],
             }
             for group in comparison.groups
@@ -73,6 +78,7 @@ def to_csv(comparison: Comparison) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow([
         "run", "group", "method", "student", "data", "norm", "eps", "seed", "epochs", "seconds", "samples",
+        "parameters", "bytes", "macs", "latency_ms", "teacher_parameters",
         *(_guarded(column) for name in measures for column in (name, f"{name}_low", f"{name}_high")),
     ])  # fmt: skip
     for group in comparison.groups:
@@ -80,6 +86,8 @@ def to_csv(comparison: Comparison) -> str:
             data = run.data
             row: list[Any] = [run.name, group.name, data.method, data.student_name, data.data, *data.threat,
                               data.training_seed, data.epochs, data.seconds, run.net.samples]  # fmt: skip
+            size = data.sizes.get("", NO_SIZE)
+            row += [size.parameters, size.bytes, size.macs, size.latency, largest_teacher(run)]
             for name in measures:
                 row += [run.measure(name), *(run.net.intervals.get(name) or (None, None))]
             writer.writerow(["" if cell is None else _guarded(cell) for cell in row])
@@ -106,6 +114,27 @@ def to_latex(comparison: Comparison) -> str:
     begin = r"\begin{tabular}{l" + "r" * (len(head) - 1) + "}"
     top = [comment, *warnings, begin, r"\toprule", " & ".join(head) + r" \\", r"\midrule"]
     return "\n".join([*top, *lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def sizes(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of the groups' sizes, as their first runs measured them; no rows where none did."""
+    rows = []
+    for group in comparison.groups:
+        run = group.runs[0]
+        size, teacher = run.data.sizes.get("", NO_SIZE), largest_teacher(run)
+        compression = teacher / size.parameters if teacher and size.parameters else None
+        rows.append([
+            group.name, grouped(size.parameters), magnitude(size.bytes, "B"), magnitude(size.macs),
+            milliseconds(size.latency, size.quartiles), grouped(teacher), plain(compression),
+        ])  # fmt: skip
+    heads = ["parameters", "size", "MACs", "ms, one image", "largest teacher", "compression"]
+    return heads, rows if any(run.data.sizes for run in comparison.runs) else []
+
+
+def largest_teacher(run: Run) -> int | None:
+    """Parameters of the largest teacher."""
+    known = [size.parameters for role, size in run.data.sizes.items() if role and size.parameters is not None]
+    return max(known, default=None)
 
 
 def where(comparison: Comparison) -> str:

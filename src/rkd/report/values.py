@@ -134,6 +134,24 @@ def grouped(value: int | None) -> str:
     return "–" if value is None else f"{value:,}"
 
 
+def magnitude(value: float | None, unit: str = "") -> str:
+    """`26.0 k`, `1.04 G`, `105 kB`: three digits and a prefix of a thousand."""
+    if value is None:
+        return "–"
+    for prefix in ("", "k", "M", "G"):
+        if abs(value) < 999.5:
+            return f"{value:.3g} {prefix}{unit}".rstrip()
+        value /= 1000
+    return f"{value:.3g} T{unit}"
+
+
+def milliseconds(median: float | None, quartiles: tuple[float, float] | None) -> str:
+    """`0.28 [0.27–0.39]`."""
+    if median is None:
+        return "–"
+    return f"{median:.2f}" + (f" [{quartiles[0]:.2f}–{quartiles[1]:.2f}]" if quartiles else "")
+
+
 def duration(seconds: float | None) -> str:
     """`0.4 s`, `45 s`, `3 min 20 s`, `2 h 5 min`."""
     if seconds is None:

@@ -41,7 +41,7 @@ from rkd.storage.text import file_of
 
 from .build import choose_device
 from .folders import cache_folder, find_run, new_folder
-from .manifest import manifest_of_evaluation
+from .manifest import manifest_of_evaluation, sizes_of
 from .nets import check_fits, from_sources, load_run, settle
 from .plan import Plan, Progress, Reporter, Silent, tell_data
 from .resolve import bounded, resolve
@@ -192,7 +192,8 @@ def evaluate_request(
             further = {"corruptions": request.corruptions, "transfer": list(request.others)}
             save_evaluation(
                 save, subject, summary, result, {key: value for key, value in further.items() if value},
-                manifest_of_evaluation(subject.plan, catalog, ranks, request.command, started),
+                manifest_of_evaluation(subject.plan, catalog, ranks, request.command, started)
+                | {"sizes": sizes_of(net, plan.data.shape)},
             )  # fmt: skip
         journal.close()
     return summary

@@ -11,13 +11,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from rkd.core.errors import RkdError
 from rkd.core.run import Run
+from rkd.core.types import Shape
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.evaluation.journal import fingerprint
 from rkd.nets.net import NetTeacher
 from rkd.nets.student import NetStudent
+from rkd.profiling.size import size_of
 from rkd.registry.catalog import Catalog
 from rkd.storage.runfolder import RunFolder
 from rkd.training.dry_run import StepCost
@@ -100,6 +103,20 @@ def engine_of(run: Run) -> list[str]:
     return (student or ["plain"]) + [
         f"teacher {role}: {name}" for role, t in teachers.items() for name in t.accelerator.choices() if name != "plain"
     ]
+
+
+def sizes_of(net: nn.Module, shape: Shape, teachers: Sequence[ResolvedTeacher] = ()) -> dict[str, Any]:
+    """`rkd.profiling.size.size_of` of a net, and of its teachers by role. One that does not run for a single image on
+    a CPU has an `error` instead: a finished run is not lost for that."""
+
+    def sized(net: nn.Module) -> dict[str, Any]:
+        try:
+            return size_of(net, shape)
+        except Exception as error:  # a net's own code
+            return {"error": f"{type(error).__name__}: {error}".splitlines()[0]}
+
+    found: dict[str, Any] = {"student": sized(net)}
+    return found | {"teachers": {t.reference.role: sized(t.teacher.net) for t in teachers}}
 
 
 def earlier_manifest(folder: RunFolder) -> dict[str, Any]:

@@ -37,7 +37,7 @@ from .build import accelerate, build, checkpointer
 from .evaluate import evaluate_plan
 from .folders import cache_folder
 from .forecast import duration, predict
-from .manifest import cost_of, engine_of, manifest_of, try_to_write, weights_of
+from .manifest import cost_of, engine_of, manifest_of, sizes_of, try_to_write, weights_of
 from .plan import Plan, Reporter, Silent, tell_data
 from .resolve import evaluation_batch, resolve
 from .resume import continue_run, digest
@@ -137,6 +137,8 @@ def train_run(
             run.hooks.hook.rkd_run_stopped(run=run, error=error)
             raise
         manifest |= {"engine": engine_of(run)}
+        if ranks.first:
+            manifest |= {"sizes": sizes_of(net, plan.data.shape, teachers)}
         folder.write_json(folder.manifest, manifest | {"status": "finished", "seconds": results["seconds"]})
         folder.prune()
     page = report(folder) if report and ranks.first else None
