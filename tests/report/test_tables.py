@@ -50,8 +50,8 @@ def test_csv_of_strange_names(tmp_path: Path) -> None:
 
 def test_sizes(tmp_path: Path, found: Comparison) -> None:
     assert sizes(found)[1] == [], "none of these runs measured them"
-    folders = [make_run(tmp_path / "sized", manifest={"sizes": SIZES}), make_run(tmp_path / "old", config={"epochs": 9})]
-    both = compare(folders)
+    old = make_run(tmp_path / "old", config={"epochs": 9})
+    both = compare([make_run(tmp_path / "sized", manifest={"sizes": SIZES}), old])
     heads, rows = sizes(both)
     assert len(heads) + 1 == len(rows[0])
     assert sorted(rows) == [
