@@ -21,7 +21,7 @@ from rkd.registry.recipes import recipes
 from rkd.testing import OneStep, tiny_batch, tiny_run
 from rkd.training.tracking import Tracker, Tracking
 
-from .core.losses import Clean
+from .core.losses import Adversarial, Clean
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -89,7 +89,7 @@ def test_each_hook_of_a_run_has_an_example_that_runs(tmp_path):
         scope = {"hookimpl": hookimpl}
         exec("class Example:\n" + textwrap.indent(example, "    "), scope)
         extensions[hook] = scope["Example"]()
-    run = tiny_run(Clean(), attack=OneStep(), extensions=extensions)
+    run = tiny_run(Adversarial(), attack=OneStep(), extensions=extensions)
     run.hooks.hook.rkd_notice(run=run, text="hello")
     fit(run)
     assert run.eval_net() is run.student.net
@@ -97,6 +97,7 @@ def test_each_hook_of_a_run_has_an_example_that_runs(tmp_path):
     run.hooks.hook.rkd_run_end(run=run, results=results)
     run.hooks.hook.rkd_run_stopped(run=run, error=KeyboardInterrupt())
     assert "weight_norm" in run.state.history[0] and extensions["rkd_notice"].notices == ["hello"]
+    assert 0 < float(extensions["rkd_attack_end"].largest) < 0.1
     assert extensions["rkd_run_end"].table == {"clean": 0.9, "worst case": 0.5, "pgd": 0.5}
 
 

@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from rkd.core.errors import DataError
-from rkd.data.dataset import ArraySplit, MixedSplit, Split, StoredSplit, Subset, check_images, fetch, hold_out
+from rkd.data.dataset import (
+    ArraySplit,
+    MixedSplit,
+    Split,
+    StoredSplit,
+    Subset,
+    check_images,
+    fetch,
+    hold_out,
+    part_of,
+    real_images,
+)
 from rkd.testing import tiny_batch, tiny_dataset
 
 
@@ -81,6 +92,25 @@ def test_too_few_generated_images_come_again() -> None:
     order = mixed(generated=5).epoch(10, seed=0)
     made = order[order >= 23] - 23
     assert sorted(made.bincount(minlength=5).tolist()) == [3, 3, 3, 3, 4]
+
+
+def test_a_part_of_the_images_has_of_each_class_its_share() -> None:
+    """Within one image, one of each class at least, and a larger part has the images of a smaller one."""
+    labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 9 + [3])[torch.randperm(100)]
+    split = ArraySplit(torch.rand(100, 1, 2, 2), labels)
+    before: set[int] = set()
+    for count in (4, 5, 20, 50, 99, 100):
+        part = part_of(split, count)
+        assert isinstance(part, Subset) and len(part) == count
+        found = torch.bincount(part.labels, minlength=4)
+        shares = count * torch.bincount(labels) / 100
+        assert bool((found >= 1).all()) and bool((found - shares).abs().max() <= 2), (count, found)
+        positions = set(part.positions.tolist())
+        assert before <= positions and len(positions) == count
+        before = positions
+    assert torch.equal(part_of(split, 20).labels, part_of(split, 20).labels)
+    mixed = part_of(MixedSplit(split, split, 0.5), 10)
+    assert isinstance(mixed, MixedSplit) and real_images(mixed) == 10 and len(mixed.generated) == 100
 
 
 def test_real_images_alone_are_held_out() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rkd.core.errors import RkdError
-from rkd.workflow.folders import cache_folder, find_results, find_run
+from rkd.workflow.folders import cache_folder, find_results, find_run, throwaway
 
 
 def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -33,3 +33,14 @@ def test_a_sweep_stands_for_its_runs(tmp_path: Path) -> None:
         find_results("new", str(out))
     with pytest.raises(RkdError, match=f"is a sweep, not a run's folder; `rkd compare '{out}/sweep'`"):
         find_run("sweep", str(out))
+
+
+def test_a_folder_to_throw_away(cache: Path) -> None:
+    """What is prepared in it is gone afterwards, images that were decoded stay."""
+    with pytest.raises(ZeroDivisionError), throwaway() as folder:
+        assert cache_folder() == folder / "cache" != cache
+        (cache_folder() / "teachers").mkdir()
+        (cache_folder() / "decoded" / "images").write_text("kept")
+        raise ZeroDivisionError
+    assert cache_folder() == cache and not folder.exists()
+    assert sorted(path.name for path in cache.rglob("*")) == ["decoded", "downloads", "images"]

@@ -18,7 +18,7 @@ from rkd.testing.tiny import TinyNet, tiny_net
 from rkd.training.dry_run import dry_step
 from rkd.workflow import forecast
 from rkd.workflow.build import build
-from rkd.workflow.forecast import measure, predict
+from rkd.workflow.forecast import measure, predict, shortened
 from rkd.workflow.plan import Plan
 from rkd.workflow.resolve import resolve
 
@@ -97,3 +97,16 @@ def test_a_bench_writes_nothing(cache: Path) -> None:
     assert measured["images"] == 32 and measured["training_seconds"] > 0
     assert measured["training_seconds"] == measured["steps"] * measured["step_seconds"]
     assert not cache.exists()
+
+
+def test_a_run_cut_down_to_two_batches_of_everything() -> None:
+    table = {"loss": {"name": "rslad"}, "batch_size": 48, "epochs": 9, "trackers": {"tensorboard": {}}}
+    plan = resolve(shortened(table, CATALOG), CATALOG)
+    config = plan.config
+    assert (config.epochs, config.batch_size, config.preparation_epochs) == (1, 48, 1)
+    run = build(plan, CATALOG, {role: NetTeacher(tiny_net(TinyNet, (1, 8, 8), 10), role) for role in plan.loss.roles})
+    assert len(run.loader) == 2 and plan.trackers == {}
+    assert (config.evaluate.limit, config.evaluate.batch_size, config.validate_.limit) == (32, 16, 32)
+    few = resolve(shortened({"loss": {"name": "ce"}, "batch_size": 2}, CATALOG), CATALOG)
+    assert len(few.data.train) == 10, "an image of each class"
+    assert few.config.preparation_epochs is None

@@ -284,3 +284,24 @@ def test_data_beyond_the_memory(catalog, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr("rkd.plugins.datasets.digits.Digits.__call__", beyond)
     with pytest.raises(ConfigError, match=r"do not fit into memory\. Batch by batch are read: a folder of images"):
         resolve({"loss": {"name": "ce"}, "data": {"name": "digits"}}, catalog)
+
+
+def test_a_part_of_the_training_images() -> None:
+    whole = resolve({"loss": {"name": "ce"}}, CATALOG).data
+    plan = resolve({"loss": {"name": "ce"}, "data": {"limit_train": "1/10"}, "seed": 3}, CATALOG)
+    assert len(plan.data.train) == round(len(whole.train) / 10) and len(plan.data.test) == len(whole.test)
+    assert plan.data.fingerprint != whole.fingerprint, "or a run would go on with other images"
+    assert "144 of the 1,438 training images, of each class its share (data.limit_train)" in plan.notes
+    again = resolve(tomllib.loads(plan.config.text()) | {"seed": 4}, CATALOG).data
+    assert torch.equal(again.train.images(torch.arange(144)), plan.data.train.images(torch.arange(144)))
+    assert resolve({"loss": {"name": "ce"}, "data": {"limit_train": 1438}}, CATALOG).data.train is whole.train
+
+
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [(1439, "above the 1,438"), (9, "below the 10 classes"), ("0.001", "below"), (0, "a share between"),
+     (1.5, "a share between"), ("many", "expected a number")],
+)  # fmt: skip
+def test_parts_of_the_training_images_that_make_no_sense(limit: Any, words: str) -> None:
+    with pytest.raises(ConfigError, match=rf"data.limit_train: .*{words}"):
+        resolve({"loss": {"name": "ce"}, "data": {"limit_train": limit}}, CATALOG)

@@ -238,6 +238,28 @@ def hold_out(split: Split, share: float, seed: int) -> tuple[Split, Split | None
     return Subset(split, order[count:].sort().values), Subset(split, order[:count].sort().values)
 
 
+def part_of(split: Split, count: int) -> Split:
+    """`count` images of a split, of each class its share, and one at least while there are as many.
+
+    They follow from the labels alone: every seed and method gets the same, and a larger part has all of a smaller one.
+    """
+    if isinstance(split, MixedSplit):
+        return MixedSplit(part_of(split.real, count), split.generated, split.fraction)
+    order = permutation(len(split), key("part of the training images"))
+    labels = split.labels[order]
+    sizes = torch.bincount(labels)
+    by_class = labels.argsort(stable=True)
+    within = torch.empty_like(labels)  # 0, 1, ... in each class
+    within[by_class] = torch.arange(len(labels)) - (sizes.cumsum(0) - sizes)[labels[by_class]]
+    chosen = (within.double() / sizes[labels]).argsort(stable=True)[:count]
+    return Subset(split, order[chosen].sort().values)
+
+
+def real_images(split: Split) -> int:
+    """How many images it has without generated ones."""
+    return len(split.real if isinstance(split, MixedSplit) else split)
+
+
 def shape_of(split: Split) -> Shape:
     """Of its images."""
     channels, height, width = split.images(torch.tensor([0])).shape[1:]

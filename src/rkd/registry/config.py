@@ -26,6 +26,13 @@ def _is_schedule(value: Any) -> Any:
     return value
 
 
+def _share_or_count(value: Any) -> int | float:
+    number = parse_number(value)
+    if not 0 < number <= MOST or (number > 1 and number != int(number)):
+        raise ValueError(f"expected a number of images, or a share between 0 and 1, got {shown(value)}")
+    return number if number < 1 else int(number)
+
+
 TrainEngine = Literal["auto", "plain", "folded", "channels-last", "fused", "compiled"]
 EvalEngine = Literal["auto", "bfloat16", "plain"]
 """What `engine` takes in a training and in an evaluation; `rkd.engine` says what each is."""
@@ -59,11 +66,13 @@ class Component(_WithOptions):
 
 
 class DataConfig(Component):
-    """`validation`: the share of the training images held out to choose the weights that are kept; `workers`:
+    """`validation`: the share of the training images held out to choose the weights that are kept; `limit_train`: so
+    many of the training images alone, or a share of them (both held-out and not), drawn from each class; `workers`:
     processes that read images which are not in memory (0: a thread)."""
 
     name: str = "digits"
     validation: Annotated[Number, Field(ge=0, lt=1)] = 0.1
+    limit_train: Annotated[int | float, BeforeValidator(_share_or_count)] | None = None
     workers: Annotated[int, Field(ge=0, le=256)] = 0
 
 

@@ -40,8 +40,10 @@ def _images(run: RunData) -> Box:
     augments = [f"+ {name}" for name, options in table(run.config.get("augments")).items() if options is not False]
     validation = number(data.get("validation"), 0, 1)
     held_out = [f"{percent(validation)} % held out to choose the weights"] if validation else []
+    limit = number(data.get("limit_train"), 0)
+    part = [f"{f'{percent(limit)} %' if limit < 1 else f'{limit:,.0f}'} of the training images"] if limit else []
     return Box("images", run.data or "?", f"threat: {radius(*run.threat)}" if run.threat[1] else "",
-               [*held_out, *augments[:MOST_CHIPS]])  # fmt: skip
+               [*part, *held_out, *augments[:MOST_CHIPS]])  # fmt: skip
 
 
 def _teachers(run: RunData) -> list[Box]:

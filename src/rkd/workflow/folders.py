@@ -6,6 +6,8 @@ import contextlib
 import json
 import os
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,33 @@ if TYPE_CHECKING:
 
 RUNS = "runs"
 """Folder of new runs unless told otherwise."""
+
+
+@contextlib.contextmanager
+def throwaway(ranks: Ranks | None = None) -> Iterator[Path]:
+    """A folder that is removed afterwards, and inside a cache of its own: teachers that are prepared there are not
+    found later. What a try cannot spoil, images that were decoded and downloads, is that of the usual cache."""
+    first = ranks is None or ranks.first
+    folder = Path(tempfile.mkdtemp(prefix="rkd-")) if first else None
+    folder = ranks.from_first(folder) if ranks else folder
+    assert folder is not None
+    usual = os.environ.get("RKD_CACHE")
+    if first:
+        (folder / "cache").mkdir()
+        for shared in (cache_folder().absolute() / name for name in ("decoded", "downloads")):
+            with contextlib.suppress(OSError):  # a cache that cannot be written, a system without links
+                shared.mkdir(parents=True, exist_ok=True)
+                (folder / "cache" / shared.name).symlink_to(shared)
+    os.environ["RKD_CACHE"] = str(folder / "cache")
+    try:
+        yield folder
+    finally:
+        if usual is None:
+            del os.environ["RKD_CACHE"]
+        else:
+            os.environ["RKD_CACHE"] = usual
+        if first:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def known_names() -> dict[str, list[str]]:

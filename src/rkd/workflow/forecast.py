@@ -1,4 +1,5 @@
-"""What a training costs: predicted before it starts, from a few dry steps, and measured in full by `rkd bench`."""
+"""What a training costs: predicted before it starts, from a few dry steps, and measured in full by `rkd bench`. And a
+run cut down to try all of it."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,10 +7,12 @@ from typing import Any
 import torch
 
 from rkd.core.run import Run
+from rkd.data.dataset import real_images
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.modes import frozen_parameters, running
 from rkd.profiling.bench import bench, peak_bytes, peaks
 from rkd.registry.catalog import Catalog
+from rkd.registry.recipes import Table, merge
 from rkd.training.dry_run import StepCost, dry_step
 from rkd.training.validation import Validation
 
@@ -18,6 +21,9 @@ from .manifest import engine_of
 from .plan import Plan, Reporter, Silent
 from .resolve import resolve
 from .teachers import load_teachers
+
+TRIED = 32
+"""Images of a validation and of an evaluation that are only to be tried."""
 
 
 def predict(run: Run, plan: Plan, card: StepCost, ranks: Ranks = ALONE) -> tuple[float, int]:
@@ -106,6 +112,25 @@ def measure(
         "steps": steps,
         "training_seconds": steps * result.step,
     }
+
+
+def shortened(table: Mapping[str, Any], catalog: Catalog) -> Table:
+    """A run's configuration cut down to an epoch of two batches (or an image of each class, if these are more), a
+    validation and an evaluation of 32 images, and as short a training of teachers that are prepared; without trackers.
+    All else stays: batch size, attacks, nets. Raises ConfigError."""
+    plan = resolve(table, catalog)
+    config, data = plan.config, plan.data
+    images = int((2 * config.batch_size - 1) / (1 - config.data.validation))
+    short: Table = {
+        "epochs": 1,
+        "data": {"limit_train": min(max(images, len(data.classes)), real_images(data.train))},
+        "validate": {"every": 1, "limit": TRIED},
+        "evaluate": {"limit": min(TRIED, len(data.test)), "batch_size": TRIED // 2},
+        "trackers": dict.fromkeys(config.trackers, False),
+    }
+    if any(teacher.model and not teacher.weights for teacher in plan.teachers):
+        short["preparation_epochs"] = 1
+    return merge(table, short)
 
 
 def duration(seconds: float) -> str:

@@ -45,7 +45,8 @@ def manifest_of(plan: Plan, catalog: Catalog, run: Run, ranks: Ranks = ALONE) ->
         "seed": plan.config.seed,
         **{key: environment[key] for key in ("versions", "plugins", "hardware")},
         "precision": str(plan.config.precision),
-        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint},
+        "data": {"name": plan.data.name, "fingerprint": plan.data.fingerprint, "train": len(plan.data.train)}
+        | ({"limit_train": limit} if (limit := plan.config.data.limit_train) else {}),
         "git": environment["git"],
         "command": sys.argv,
         "launch": ranks.launch,

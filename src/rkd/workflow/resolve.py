@@ -13,7 +13,7 @@ from rkd.core.interfaces import Attack
 from rkd.core.step import AttackPlan
 from rkd.core.traits import LossTraits, declared, traits_of
 from rkd.core.types import ThreatModel
-from rkd.data.dataset import Dataset
+from rkd.data.dataset import Dataset, part_of, real_images
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog
 from rkd.registry.config import AttackConfig, Component, RunConfig, parse, section, sound
@@ -140,9 +140,13 @@ def resolve(table: Mapping[str, Any], catalog: Catalog) -> Plan:
             f"grad_accumulation: {config.grad_accumulation} parts of a batch of {config.batch_size} have fewer than "
             f"two images each; at most {config.batch_size // 2} are possible"
         )
+    whole = real_images(data.train)
+    data = problems.catch(_limited, data, config) or data
     data = problems.catch(_with_threat, data, config) or data
     attacks = {}
     resolver = Resolver(catalog, data)
+    if (count := real_images(data.train)) < whole:
+        resolver.notes.append(f"{count:,} of the {whole:,} training images, of each class its share (data.limit_train)")
     if config.attack:
         attacks["adv"] = _plan(config.attack, config.objective, resolver, problems)
     elif config.objective:
@@ -286,6 +290,21 @@ def _validation(config: RunConfig, catalog: Catalog, problems: _Problems) -> Att
         return None
     search = problems.catch(catalog.create, "attack", "pgd", {"steps": rules.steps, "start": "uniform"}, "validate")
     return AttackPlan(search, problems.catch(catalog.create, "objective", "ce"))
+
+
+def _limited(data: Dataset, config: RunConfig) -> Dataset:
+    wish, whole, classes = config.data.limit_train, real_images(data.train), len(data.classes)
+    if wish is None:
+        return data
+    count = round(wish * whole) if wish < 1 else int(wish)
+    if count > whole:
+        raise ConfigError(f"data.limit_train: {count:,} is above the {whole:,} training images of {data.name}")
+    if count < classes:
+        share = f" ({wish:g} of {whole:,})" if wish < 1 else ""
+        raise ConfigError(f"data.limit_train: {count:,}{share} is below the {classes} classes of {data.name}")
+    if count == whole:
+        return data
+    return replace(data, train=part_of(data.train, count), fingerprint=f"{data.fingerprint} {count}")
 
 
 def _with_threat(data: Dataset, config: RunConfig) -> Dataset:

@@ -574,3 +574,19 @@ def test_settings_of_a_teacher_by_its_role() -> None:
     assert table["teachers"] == [{"reference": "mlp@w.pt"}, {"role": "clean", "normalize": "half"}]
     with pytest.raises(ConfigError, match=r"teachers\.ROLE\.KEY=VALUE"):
         run_table(None, options, ["teachers.clean=half"], load_catalog())
+
+
+def test_all_of_it_on_two_batches(rkd, tmp_path, cache, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    said = rkd("run", "--loss", "ce", "--student", "mlp", "--evaluate", "fgsm", "--fast-dev-run", "--json")
+    assert said.exit_code == 0, said.stderr
+    results = json.loads(said.stdout)
+    assert (results["epochs"], results["student"]["samples"]) == (1, 32)
+    assert "could not be written" not in said.stderr
+    assert not Path(results["run"]).exists()
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_a_try_of_a_run_that_is_there(rkd, finished) -> None:
+    said = rkd("run", "--resume", finished[0], "--fast-dev-run", "--epochs", "9")
+    assert said.exit_code != 0 and "keeps nothing: take out --resume" in said.stderr

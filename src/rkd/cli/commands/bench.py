@@ -32,7 +32,7 @@ def bench(app: Any, recipe: str | None, sets: tuple[str, ...], seconds: float, *
     from ..progress import Display
 
     catalog = app.catalog()
-    table = train.run_table(recipe, options | {"on_nan": None, "evaluate": ()}, sets, catalog)
+    table = train.run_table(recipe, options | {"on_nan": None, "evaluate": (), "limit_train": None}, sets, catalog)
     with app.terminal.guarded():
         measured = measure(table, catalog, Display(app.terminal), seconds)
     if app.json:

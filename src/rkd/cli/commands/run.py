@@ -26,17 +26,20 @@ if TYPE_CHECKING:
 
 Table = dict[str, Any]
 
-FREE = {"out", "dry_run", "resume", "report", "json", "quiet", "verbose", "plugin", "accept_changes", "epochs"}
+FREE = {
+    "out", "dry_run", "fast_dev_run", "resume", "report", "json", "quiet", "verbose", "plugin", "accept_changes",
+    "epochs",
+}  # fmt: skip
 """Options that go with --resume: all but the last say nothing about the run itself."""
 
 
 GROUPS = {
-    "What is trained": "dataset data_dir download student teacher teacher_epochs loss attack objective scheduler "
-                       "augment extension",
+    "What is trained": "dataset data_dir download limit_train student teacher teacher_epochs loss attack objective "
+                       "scheduler augment extension",
     "How long, how fast": "epochs batch_size lr seed on_nan device precision engine auto_batch grad_accumulation "
                           "sync_bn",
     "What is evaluated": "evaluate",
-    "The run's folder": "name out resume accept_changes report dry_run",
+    "The run's folder": "name out resume accept_changes report dry_run fast_dev_run",
 }  # fmt: skip
 
 
@@ -45,6 +48,8 @@ GROUPS = {
 @click.option("--dataset", metavar="NAME", help="Data set; digits needs no download.", shell_complete=values("dataset"))
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
 @click.option("--download", is_flag=True, help="Allow the data set to be downloaded.")
+@click.option("--limit-train", metavar="N", help="So many of the training images alone, or a share of them (0.1), "
+              "of each class its part.")  # fmt: skip
 @click.option("--student", metavar="NET[+CONVERSION...][@FILE]", help="Student, such as resnet18 or "
               "resnet18+aux-bn; with @FILE it starts from those weights.",
               shell_complete=values("model"))  # fmt: skip
@@ -92,12 +97,15 @@ GROUPS = {
 @click.option("--accept-changes", is_flag=True, help="With --resume: go on with what config.toml and options say now.")
 @click.option("--report/--no-report", default=True, help="Write report.html, a page about the run, at its end.")
 @click.option("--dry-run", is_flag=True, help="Show the resolved recipe and what it costs; write nothing.")
+@click.option("--fast-dev-run", is_flag=True, help="Try all of it, teachers, training, evaluation and report, on two "
+              "batches each; keep nothing.")  # fmt: skip
 @json_option
 @verbosity_options
 @plugin_option
 @click.pass_context
 def run(context: click.Context, recipe: str | None, name: str | None, out: str, resume: str | None, report: bool,
-        dry_run: bool, accept_changes: bool, sets: tuple[str, ...], **options: Any) -> None:  # fmt: skip
+        dry_run: bool, fast_dev_run: bool, accept_changes: bool, sets: tuple[str, ...],
+        **options: Any) -> None:  # fmt: skip
     """Prepare teachers, train a student, evaluate it, and write all of it into a folder.
 
     RECIPE is a shipped recipe's name (`rkd recipes`) or a .toml file; options go on top of it, --set on top of both.
@@ -118,6 +126,9 @@ def run(context: click.Context, recipe: str | None, name: str | None, out: str, 
     elif accept_changes:
         raise RkdError("--accept-changes goes with --resume")
     table = run_table(recipe, options, sets, catalog)
+    if fast_dev_run:
+        _try(table, catalog, app, resumed, dry_run=dry_run, report=report)
+        return
     if not resumed:
         begun = ranks.once(lambda: restarted_run(name, out, ranks))
         path, resumed = begun or ranks.once(lambda: new_run_folder(table, name, out)), begun is not None
@@ -125,11 +136,22 @@ def run(context: click.Context, recipe: str | None, name: str | None, out: str, 
     run_command(table, catalog, path, app, resume=resumed, changed=changed, dry_run=dry_run, report=report)
 
 
+def _try(table: Table, catalog: Catalog, app: App, resumed: bool, **options: bool) -> None:
+    """Run a configuration cut down to a few batches, in a folder and a cache that are removed. Raises RkdError."""
+    from rkd.workflow.folders import throwaway
+    from rkd.workflow.forecast import shortened
+
+    if resumed:
+        raise RkdError("--fast-dev-run tries a run from the beginning and keeps nothing: take out --resume")
+    with throwaway(app.ranks) as folder:
+        run_command(shortened(table, catalog), catalog, folder / "run", app, resume=False, kept=False, **options)
+
+
 def run_command(
     table: Mapping[str, Any], catalog: Catalog, path: Path, app: App, *, resume: bool, changed: bool = False,
-    dry_run: bool, report: bool,
+    dry_run: bool, report: bool, kept: bool = True,
 ) -> None:  # fmt: skip
-    """Run a configuration in the folder `path` and show its results."""
+    """Run a configuration in the folder `path` and show its results. `kept`: whether the folder stays."""
     from rkd.workflow.folders import RunFolder
     from rkd.workflow.plan import ALONE
     from rkd.workflow.train import train_run
@@ -141,7 +163,7 @@ def run_command(
     from .report import report_at_end
 
     terminal = app.terminal
-    began = resume or not path.exists()
+    began = kept and (resume or not path.exists())
     told: list[str] = []
 
     def page(folder: RunFolder) -> Path | None:
@@ -176,8 +198,13 @@ def run_command(
     folder = RunFolder(path)
     if not app.json:
         show_run(results, folder.read_json(folder.card), terminal)
-        kept = f"weights of epoch {results['student']['chosen_epoch'] + 1} of {results['epochs']}"
-        terminal.result(f"wrote {path} in {duration(results['seconds'])} ({kept})")
+        chosen = f"weights of epoch {results['student']['chosen_epoch'] + 1} of {results['epochs']}"
+        terminal.result(
+            f"wrote {path} in {duration(results['seconds'])} ({chosen})" if kept
+            else f"all of it ran, in {duration(results['seconds'])}; the numbers mean nothing, and nothing is kept"
+        )  # fmt: skip
+    if not kept:
+        return
     for line in told:
         terminal.message(line)
     known = [name for name in ("pgd-trades", "autoattack") if name in catalog.names("attack")]
@@ -338,7 +365,8 @@ def option_table(options: Mapping[str, Any], trackers: Sequence[str] = ()) -> Ta
             place[last] = value
 
     plain = {"dataset": "data.name", "data_dir": "data.dir", "download": "data.download", "loss": "loss.name",
-             "objective": "objective.name", "lr": "optimizer.lr", "teacher_epochs": "preparation_epochs"}  # fmt: skip
+             "objective": "objective.name", "lr": "optimizer.lr", "teacher_epochs": "preparation_epochs",
+             "limit_train": "data.limit_train"}  # fmt: skip
     for option, key in plain.items():
         put(key, options[option])
     same = ("epochs", "batch_size", "grad_accumulation", "sync_bn", "seed", "device", "precision", "engine", "on_nan")

@@ -118,7 +118,7 @@ def planned(words: list[str], app: App) -> tuple[Path, list[str]]:
     if given["resume"] is not None:
         return find_run(given["resume"], given["out"]), words
     catalog = app.catalog()
-    others = ("recipe", "name", "out", "resume", "report", "dry_run", "accept_changes", "sets")
+    others = ("recipe", "name", "out", "resume", "report", "dry_run", "fast_dev_run", "accept_changes", "sets")
     own = {key: given.pop(key) for key in others}
     table = run_table(own["recipe"], given, own["sets"], catalog)
     resolve(table, catalog)

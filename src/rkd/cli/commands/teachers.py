@@ -162,7 +162,7 @@ def rank(app: App, recipe: str | None, teacher: tuple[str, ...], sets: tuple[str
     if references and unlearnable:
         raise RkdError("--reference and --unlearnable both say which images are unlearnable: give one of them")
     catalog = app.catalog()
-    absent = dict.fromkeys(("epochs", "lr", "teacher_epochs", "sync_bn", "on_nan", "auto_batch"))
+    absent = dict.fromkeys(("epochs", "lr", "teacher_epochs", "sync_bn", "on_nan", "auto_batch", "limit_train"))
     table = train.run_table(recipe, options | absent | {"teacher": teacher, "evaluate": ()}, sets, catalog)
     with app.terminal.guarded():
         found = rank_teachers(

@@ -20,7 +20,7 @@ from rkd.storage.text import parse_toml, read_text, shown
 
 OPTIONS = (
     "loss", "student", "teacher", "dataset", "attack", "objective", "scheduler", "augment", "with", "epochs",
-    "batch-size", "lr", "seed", "evaluate", "device", "precision",
+    "batch-size", "lr", "seed", "evaluate", "device", "precision", "limit-train",
 )  # fmt: skip
 """Axes that are options of `rkd run`; `recipe` is its argument, and any other axis a setting (`--set`)."""
 
