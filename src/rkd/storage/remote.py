@@ -10,7 +10,7 @@ given, or else the one that it had when it was first fetched, which is told.
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
@@ -134,18 +134,18 @@ def is_kept(remote: Remote) -> bool:
 def hub_file(repository: str, file: str) -> tuple[Path, list[str]]:
     """A file of a model repository on the Hugging Face hub, OWNER/NAME or OWNER/NAME@REV, fetched if it is not in the
     cache; and what the user should know of it, a sentence each. Raises RkdError."""
-    notes = _Notes()
-    return keep(read_remote(f"hf:{repository}/{file}"), notes).path, notes.said
+    notes: list[str] = []
+    return keep(read_remote(f"hf:{repository}/{file}"), Messages(notes.append)).path, notes
 
 
-class _Notes:
-    """For who is asked without a reporter."""
+@dataclass(frozen=True)
+class Messages:
+    """Hands the lines for the user on to a function."""
 
-    def __init__(self) -> None:
-        self.said: list[str] = []
+    tell: Callable[[str], object]
 
     def message(self, text: str) -> None:
-        self.said.append(text)
+        self.tell(text)
 
     def doing(self, text: str) -> None: ...
 

@@ -22,6 +22,7 @@ from rkd.registry.hooks import HasParts
 from rkd.registry.losses import create_loss, loss_class, loss_options
 from rkd.registry.options import plain, values_of
 from rkd.registry.recipes import merge
+from rkd.storage.remote import Messages
 
 from .nets import check_fits, from_sources, settle
 from .objects.parts import ModuleModel
@@ -86,7 +87,7 @@ class Resolver:
 
     def _load(self, reference: TeacherReference, choice: str) -> nn.Module:
         text = reference.text
-        net = from_sources(reference, self.data, self.catalog)
+        net = from_sources(reference, self.data, self.catalog, told=Messages(self.notes.append))
         if net is None:
             problem = "is no net with weights" if reference.model else "is not the folder of a finished run"
             raise RkdError(f"{text!r} {problem}; give a run's folder, such as runs/my-run, or MODEL@WEIGHTS")
@@ -96,7 +97,8 @@ class Resolver:
         return net
 
     def _read(self, text: str, options: Mapping[str, Any]) -> TeacherReference:
-        if text and "@" not in text and ("/" in text or text not in self.catalog.entries["model"]):
+        known = text.startswith("zoo:")
+        if text and not known and "@" not in text and ("/" in text or text not in self.catalog.entries["model"]):
             return TeacherReference(text, "source")
         return read_reference(text, "source", "model", self.catalog, options)
 

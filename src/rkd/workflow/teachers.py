@@ -26,6 +26,7 @@ from rkd.distributed.ranks import ALONE, Ranks
 from rkd.nets.first_look import answers, doubts, first_images
 from rkd.nets.net import Net, NetTeacher
 from rkd.nets.sources import TeacherReference
+from rkd.nets.weights import SUFFIXES
 from rkd.registry.catalog import PYTHON, Catalog
 from rkd.registry.config import RunConfig, TeacherConfig, parse
 from rkd.registry.recipes import Table, merge, read_recipe
@@ -152,9 +153,17 @@ def read_reference(
             f"{text!r} is neither a model nor the folder of a run; weights need their architecture, as in "
             f"{shlex.join(['--teacher', f'{role}=wrn34@{text}'])}"
         )
+    if is_remote(text):
+        raise ConfigError(
+            f"{text!r} is an address; weights need their architecture, as in --teacher {role}=wrn34@{text}"
+        )
+    if text in catalog.entries["zoo"] and not at_sign:
+        raise ConfigError(f"{text!r} is a teacher of the catalogue: type --teacher {role}=zoo:{text}")
     catalog.create("model", model, options, where)
-    if is_remote(weights):
-        read_remote(weights)  # what is wrong with an address is told before anything else takes time
+    if is_remote(weights):  # what is wrong with an address is told before anything is fetched
+        name = read_remote(weights).name
+        if not name.endswith(SUFFIXES):
+            raise ConfigError(f"{weights} ends with {name!r}; weights are read from files with {', '.join(SUFFIXES)}")
     return TeacherReference(text, role, model, weights or None, options, **more)
 
 

@@ -19,7 +19,7 @@ from rkd.storage.serialize import save_weights
 from rkd.testing import tiny_dataset
 from rkd.workflow.choosing.zoo import CHECKED, fetch, listed
 from rkd.workflow.folders import components_of
-from rkd.workflow.nets import build_net, from_sources
+from rkd.workflow.nets import build_net, from_sources, new_student
 from rkd.workflow.plan import Silent
 from rkd.workflow.resolve import resolve
 from rkd.workflow.teachers import load_teachers
@@ -232,8 +232,48 @@ def test_a_model_with_an_address(net: tuple[Net, float], zoo: tuple[Loopback, Ca
         resolve(table(f"{reference}#sha256=1"), catalog)
     with pytest.raises(RkdError, match=r"its SHA-256 is .* is expected"):
         load(f"{reference}#sha256={'0' * 64}", catalog, options={"width": 4})
-    student = {"student": {"model": "small-cnn", "width": 4, "weights": f"{server.url}/w.safetensors"}}
-    assert resolve({"loss": {"name": "ce"}, **student}, catalog).config.student.weights.startswith("http")
+    for wrong, words in (
+        (f"{server.url}/w.safetensors", "is an address; weights need their architecture"),
+        ("good", "is a teacher of the catalogue: type --teacher clean=zoo:good"),
+        (f"small-cnn@{server.url}/download", "ends with 'download'; weights are read from"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            resolve(table(wrong), catalog)
+    with pytest.raises(ConfigError, match="a file needs its architecture, as in MODEL@hf:OWNER/NAME/FILE"):
+        load("hf:owner/name/w.pt", catalog)
+
+
+def test_a_student_starts_from_an_address(net: tuple[Net, float], zoo: tuple[Loopback, Catalog]) -> None:
+    server, catalog = zoo
+    weights = {"weights": f"{server.url}/w.safetensors", "normalize": "none"}
+    plan = resolve({"loss": {"name": "ce"}, "student": {"model": "small-cnn", "width": 4, **weights}}, catalog)
+    said: list[str] = []
+    student = new_student(plan.config.student, plan.data, catalog, 0, said.append)
+    assert same(student, net[0]) and any("downloading w.safetensors" in text for text in said)
+
+
+def test_images_made_on_one(net: tuple[Net, float], zoo: tuple[Loopback, Catalog]) -> None:
+    """`zoo:NAME` where an attack names a net."""
+    attack = {"attack": {"name": "transfer", "source": "zoo:good"}, "loss": {"name": "pgd-at"}}
+    plan = resolve({**attack, "student": {"model": "small-cnn", "width": 4}, "evaluate": {"attacks": []}}, zoo[1])
+    assert any("downloading w.safetensors" in note for note in plan.notes)
+
+
+class Evil:
+    def __reduce__(self) -> Any:
+        return (Path.touch, (Path("touched"),))
+
+
+def test_what_was_downloaded_runs_no_code(
+    zoo: tuple[Loopback, Catalog], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, catalog = zoo
+    monkeypatch.chdir(tmp_path)
+    torch.save({"state_dict": Evil()}, tmp_path / "evil.pt")
+    server.behaviours["/evil.pt"] = whole((tmp_path / "evil.pt").read_bytes())
+    with pytest.raises(WeightsError, match="cannot be read safely"):
+        load(f"small-cnn@{server.url}/evil.pt", catalog)
+    assert not Path("touched").exists()
 
 
 def test_cited_by_the_kind(zoo: tuple[Loopback, Catalog], tmp_path: Path) -> None:

@@ -6,11 +6,13 @@ architecture are a file of the repository: `MODEL@hf:OWNER/NAME/FILE`. HF_ENDPOI
 what is closed.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rkd.plugin import (
+    ConfigError,
     Dataset,
     Net,
     Refused,
@@ -32,6 +34,11 @@ class HuggingFaceTeacher:
         if not reference.text.startswith("hf:"):
             return None
         repository = reference.text.removeprefix("hf:")
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+(@[\w.-]+)?", repository):
+            raise ConfigError(
+                f"{reference.text}: expected hf:OWNER/NAME or hf:OWNER/NAME@REV; a file needs its architecture, as in "
+                "MODEL@hf:OWNER/NAME/FILE"
+            )
         path, notes = hub_file(repository, "config.json")
         try:
             config = parse_json(read_text(path))

@@ -15,7 +15,7 @@ from rkd.registry.catalog import Catalog
 from rkd.registry.zoo import ZooTeacher
 from rkd.storage.download import Told
 from rkd.storage.files import write_atomic
-from rkd.storage.remote import Remote, is_kept, is_remote, keep, read_remote
+from rkd.storage.remote import Messages, Remote, is_kept, is_remote, keep, read_remote
 from rkd.storage.text import command, parse_json, read_text
 
 if TYPE_CHECKING:  # a catalogue is listed without torch
@@ -65,13 +65,7 @@ def fetched(reference: TeacherReference, catalog: Catalog, told: Told) -> Teache
 
 def local_file(weights: str, tell: Callable[[str], None]) -> str:
     """A file for `FILE` or an address. Raises RkdError."""
-
-    class Messages:
-        message = staticmethod(tell)
-
-        def doing(self, text: str) -> None: ...
-
-    return keep(read_remote(weights), Messages()).reference if is_remote(weights) else weights
+    return keep(read_remote(weights), Messages(tell)).reference if is_remote(weights) else weights
 
 
 def fetch(reference: str, catalog: Catalog, told: Told) -> dict[str, Any]:
