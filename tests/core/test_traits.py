@@ -26,6 +26,7 @@ class Declares:
     norm: str | None = None
     bounded: bool = True
     mode: str = "eval"
+    steps: int = 10
 
     traits: ClassVar = AttackTraits(objective="margin", black_box=True, measure="L2")
 
@@ -39,11 +40,11 @@ class Silent:
 
 
 def test_declared_traits_and_those_that_are_options() -> None:
-    traits = traits_of(Declares(eps=0.1, norm="L2", bounded=False, mode="train"))
+    traits = traits_of(Declares(eps=0.1, norm="L2", bounded=False, mode="train", steps=3))
     assert traits == AttackTraits(
-        "margin", black_box=True, measure="L2", bounded=False, mode="train", eps=0.1, norm="L2"
+        "margin", black_box=True, measure="L2", bounded=False, mode="train", eps=0.1, norm="L2", steps=3
     )
-    assert traits_of(Declares) == AttackTraits("margin", black_box=True, measure="L2")
+    assert traits_of(Declares) == AttackTraits("margin", black_box=True, measure="L2", steps=10)
 
 
 def test_an_attack_that_declares_nothing() -> None:

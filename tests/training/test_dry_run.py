@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -20,9 +20,11 @@ from rkd.core.types import DerivedView
 from rkd.data.dataset import ArraySplit
 from rkd.data.loader import Loader
 from rkd.nets.student import NetStudent
+from rkd.plugins.attacks.pgd import Pgd
+from rkd.plugins.objectives.kl import KlAdaptive
 from rkd.plugins.students.aux_bn import AuxiliaryBatchNorm
 from rkd.testing import OneStep, check_trains, tiny_batch, tiny_dataset, tiny_run, tiny_teachers, untouched
-from rkd.training.dry_run import dry_step
+from rkd.training.dry_run import FEW, dry_step, with_few_steps
 
 from ..core.losses import Adversarial, Clean, Setter, weights
 
@@ -38,6 +40,34 @@ def test_the_dry_step_leaves_everything_as_it_was() -> None:
     assert run.terms == {}
     assert str(run.state_dict()) == str(state)
     assert (card.samples, card.counts["student"].forwards) == (2, 3)
+
+
+def test_of_a_long_search_some_steps_are_made_and_the_others_counted() -> None:
+    run = tiny_run(Adversarial(), attack=Pgd(steps=10_000, restarts=2, start="uniform"))
+    run.attacks["adv"] = replace(run.attacks["adv"], objective=KlAdaptive("robust"))
+    run.teachers = tiny_teachers(("robust",))
+    run.teachers["robust"].net.register_forward_hook(lambda *_: forwards.append(1))
+    forwards: list[int] = []
+    card = dry_step(run)
+    assert len(forwards) < 400
+    student, teacher = card.counts["student"], card.counts["teacher robust"]
+    # Two images in the loss; of each search the steps, and two forwards by which it is judged.
+    assert (student.forwards, student.backwards) == (20_000 + 4 + 2, 20_000 + 2)
+    assert (teacher.forwards, teacher.backwards) == (20_000 + 2, 20_000)
+    assert run.attacks["adv"].attack.steps == 10_000
+
+
+def test_two_long_searches_are_counted_each_by_itself() -> None:
+    class Both(Adversarial):
+        def __call__(self, step: Step) -> dict[str, Tensor]:
+            return {**super().__call__(step), "far": ops.cross_entropy(step.student("far"), step.y)}
+
+    run = tiny_run(Both(), attack=Pgd(steps=137))
+    run.attacks["far"] = replace(run.attacks["adv"], attack=Pgd(steps=1000))
+    count = dry_step(run).counts["student"]
+    assert (count.forwards, count.backwards) == (137 + 1000 + 3, 137 + 1000 + 3)
+    trial = with_few_steps(run, "far")
+    assert [plan.attack.steps for plan in trial.attacks.values()] == [FEW, FEW // 2]
 
 
 def test_the_dry_step_changes_no_training() -> None:

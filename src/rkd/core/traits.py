@@ -25,8 +25,8 @@ class AttackTraits:
 
         traits: ClassVar = AttackTraits(black_box=True, own_objective=True)
 
-    An attack's attributes `mode`, `eps`, `norm` and `bounded`, usually options, need no mention: `traits_of` reads
-    them from the attack.
+    An attack's attributes `mode`, `eps`, `norm`, `bounded` and `steps`, usually options, need no mention: `traits_of`
+    reads them from the attack.
     """
 
     objective: str = "ce"
@@ -54,6 +54,8 @@ class AttackTraits:
     """A radius of its own; None: the target's."""
     norm: Norm | None = None
     """A norm of its own; None: the target's."""
+    steps: int | None = None
+    """Gradients in a row, if it is a search by gradients: its cost is linear in them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,8 +84,8 @@ class LossTraits:
 
 
 def traits_of(attack: object) -> AttackTraits:
-    """The traits of an attack, or of its class: those it declares, and its attributes `mode`, `eps`, `norm` and
-    `bounded`. The other ones as class attributes are those of 0.1: read with a warning."""
+    """The traits of an attack, or of its class: those it declares, and its attributes `mode`, `eps`, `norm`, `bounded`
+    and `steps`. The other ones as class attributes are those of 0.1: read with a warning."""
     traits = _attributes(attack, ["traits"]).get("traits")
     if not isinstance(traits, AttackTraits):
         # Whoever says nothing, and has the option to keep to no ball, needs none to find its images.
@@ -91,7 +93,7 @@ def traits_of(attack: object) -> AttackTraits:
         traits = AttackTraits(seeks_nearest="bounded" in options)
     own = _attributes(attack, [item.name for item in fields(AttackTraits)])
     values = {name: value for name, value in own.items() if value is not None}
-    for name in values.keys() - {"mode", "eps", "norm", "bounded"}:
+    for name in values.keys() - {"mode", "eps", "norm", "bounded", "steps"}:
         warnings.warn(
             f"{name} = {values[name]!r} on the attack {attack!r} is deprecated, and 0.3 will not read it: declare "
             f"traits = AttackTraits({name}={values[name]!r}), with `from rkd.plugin import AttackTraits`",

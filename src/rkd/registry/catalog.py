@@ -290,7 +290,9 @@ def _entry(kind: str, name: Any, component: Any, plugin: Plugin) -> Entry:
 def attack_traits(attack: Any) -> dict[str, Any]:
     """The traits of an attack's class that are no options of it."""
     own = {option.name for option in options.describe(attack)}
-    return {name: value for name, value in asdict(traits_of(attack)).items() if name not in {*own, "eps", "norm"}}
+    return {
+        name: value for name, value in asdict(traits_of(attack)).items() if name not in {*own, "eps", "norm", "steps"}
+    }
 
 
 def bibtex(text: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from ..core.random import forked, key
 from ..core.run import Run
 from ..distributed.ranks import ALONE, Ranks
 from .accumulation import SMALLEST, Accumulation
-from .dry_run import trial_of
+from .dry_run import trial_of, with_few_steps
 
 RESERVE = 0.05
 """Share of a GPU's memory that is left free in the trials: fragments, and what extensions keep."""
@@ -68,7 +68,7 @@ def _fits(run: Run, samples: int, count: int) -> bool:
 
 def _try(run: Run, samples: int, count: int) -> None:
     """A step's gradient, beside as much memory as the rest of a training needs."""
-    trial = trial_of(run, Accumulation(count))
+    trial = trial_of(with_few_steps(run), Accumulation(count))
     if run.device.type == "cuda":
         total = torch.cuda.get_device_properties(run.device).total_memory
         weights = sum(p.numel() * p.element_size() for net in run.nets.values() for p in net.parameters())

@@ -4,7 +4,8 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,11 +15,14 @@ from ..core.hooks import run_hooks
 from ..core.random import forked, key
 from ..core.run import Backward, Checkpoints, Monitor, Processes, Run, TrainState
 from ..core.step import Step
-from ..core.traits import LossTraits, declared
-from ..core.types import Batch
+from ..core.traits import LossTraits, declared, traits_of
+from ..core.types import Batch, View
 from ..data.dataset import check_images
 from ..nets.net import NetTeacher, check_logits
 from ..storage.serialize import finite
+
+FEW = 50
+"""Steps of a search that a trial makes."""
 
 
 @dataclass(slots=True)
@@ -91,11 +95,43 @@ def trial_of(run: Run, backward: Backward | None = None) -> Run:
     )
 
 
+def with_few_steps(run: Run, fewer: View | None = None) -> Run:
+    """The run with searches of `FEW` steps where they have more, and half of these in the view `fewer`."""
+    attacks = dict(run.attacks)
+    for view in long_searches(run):
+        attack: Any = run.attacks[view].attack
+        short = replace(attack, steps=FEW // 2 if view == fewer else FEW)
+        attacks[view] = replace(run.attacks[view], attack=short)
+    return replace(run, attacks=attacks)
+
+
+def long_searches(run: Run) -> dict[View, int]:
+    """The steps of searches that have more than `FEW`, by view."""
+    found = {view: traits_of(plan.attack).steps for view, plan in run.attacks.items() if is_dataclass(plan.attack)}
+    return {view: steps for view, steps in found.items() if isinstance(steps, int) and steps > FEW}
+
+
 def dry_step(run: Run, samples: int = 2) -> StepCost:
     """One step on a few images and on copies of everything that changes, to find mistakes before training.
 
+    Of a search of more than `FEW` steps it makes these, and half of them once more: the cost of the rest follows.
     Raises Refused for a part that was given and never used: a teacher, an attack, a value that a scheduler sets.
     """
+    card = _dry_step(with_few_steps(run), samples)
+    if not (long := long_searches(run)):
+        return card
+    counts = {name: replace(count) for name, count in card.counts.items()}
+    for view, steps in long.items():
+        half = _dry_step(with_few_steps(run, view), samples).counts
+        more = (steps - FEW) / (FEW - FEW // 2)
+        for name, count in card.counts.items():
+            counts[name].forwards += round(more * (count.forwards - half[name].forwards))
+            counts[name].backwards += round(more * (count.backwards - half[name].backwards))
+    made, whole = (sum(c.forwards + c.backwards for c in some.values()) for some in (card.counts, counts))
+    return replace(card, counts=counts, seconds=card.seconds * whole / made)
+
+
+def _dry_step(run: Run, samples: int) -> StepCost:
     trial = trial_of(run)
     batch = run.loader.batch(torch.arange(min(samples, len(run.loader.split))), 0)
     _check_nets(trial, batch)

@@ -6,7 +6,7 @@ from typing import get_args
 from rkd.plugin import Mode, Norm, Refused, Schedule, Target, ThreatModel, at, fraction
 
 MOST_STEPS = 10_000
-"""Gradients in a row: the dry run makes them, too. AutoAttack takes 100."""
+"""Gradients in a row. AutoAttack takes 100."""
 MOST_QUERIES = 100_000
 
 
