@@ -24,7 +24,7 @@ from .evaluation.corruptions import Corruption, at_severity
 from .evaluation.model import Finite
 from .evaluation.transfer import identity
 from .export.formats import Artefact, Exported, Exporter, quiet, translated
-from .export.onnx import OnnxNet
+from .export.onnx import INSIDE, OnnxNet
 from .nets.batchnorm import Router, add_auxiliary
 from .nets.fitting import built_for, load_into, net_from_file, take_normalization, without_download
 from .nets.net import Accelerator, Net, Outputs
@@ -147,6 +147,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "take_normalization",
     "without_download",
     # Exporters
+    "INSIDE",
     "Artefact",
     "Exported",
     "Exporter",

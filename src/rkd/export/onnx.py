@@ -1,6 +1,7 @@
 """A net in an ONNX file, run by onnxruntime on the CPU."""
 
 import hashlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from ..core.errors import RkdError, WeightsError, optional
 from ..core.types import Shape
+
+INSIDE = "images in [0, 1]; normalisation inside"
+"""What a file of rkd's says of its `input`, in its metadata."""
 
 
 class OnnxNet(nn.Module):
@@ -54,6 +58,11 @@ class OnnxNet(nn.Module):
     def metadata(self) -> dict[str, str]:
         """What its maker wrote into it."""
         return dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def parameters_in_file(self) -> int:
+        """The numbers that the file holds, scales and constants among them. Raises RkdError without onnx."""
+        graph = optional("onnx", "onnx", "an ONNX file").load(self.path, load_external_data=False).graph
+        return sum(math.prod(tensor.dims) for tensor in graph.initializer)
 
     def takes(self, shape: Shape) -> bool:
         """Whether images of `shape` fit what the file says of its input."""

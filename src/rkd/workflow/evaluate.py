@@ -120,8 +120,9 @@ class EvalRequest:
     """A run or a weights file to be evaluated, and how; None for what the run says, or else the usual.
 
     `net`: a run's folder or name, or a weights file; `curve`: "usual" or radii by commas; `corruptions`: "own" or a
-    folder; `others`: runs for a transfer matrix; `save`: a new folder for the result; `settings`: tables `evaluate`,
-    `attack`, `model` and `data` on top of all; `command`: the words that asked for it.
+    folder; `others`: runs for a transfer matrix; `source`: of an ONNX file, the run that lends it gradients; `save`: a
+    new folder for the result; `settings`: tables `evaluate`, `attack`, `model` and `data` on top of all; `command`: the
+    words that asked for it.
     """
 
     net: str
@@ -137,6 +138,7 @@ class EvalRequest:
     checks: str = "full"
     corruptions: str | None = None
     others: Sequence[str] = ()
+    source: str | None = None
     save: str | None = None
     engine: str | None = None
     batch_size: int | None = None
@@ -156,10 +158,18 @@ def evaluate_request(
 
     An evaluation that was killed goes on where it was, if it is asked for again. Raises RkdError.
     """
-    reporter, started = reporter or Silent(), time.time()
+    reporter = reporter or Silent()
     reporter.doing(f"reading {request.net} and the data")
     is_file = file_of(request.net).is_file()
     subject = _of_file(request, catalog, reporter) if is_file else subject_of_run(request, catalog)
+    return evaluate_subject(subject, request, catalog, reporter, ranks)
+
+
+def evaluate_subject(
+    subject: Subject, request: EvalRequest, catalog: Catalog, reporter: Reporter, ranks: Ranks = ALONE
+) -> dict[str, Any]:
+    """Evaluate the net that a request is about, once it is found. As `evaluate_request`."""
+    started = time.time()
     plan = subject.plan
     device = choose_device(plan.config.device)
     net = subject.net.to(device)
@@ -177,10 +187,11 @@ def evaluate_request(
     if others:
         nets = {subject.name: net} | {name: other.net.to(device) for name, other in others.items()}
         result.extra["transfer"] = _transfer(nets, plan, reporter, ranks)
+    size = subject.size or {"parameters": sum(parameter.numel() for parameter in net.parameters())}
     summary = {
         "net": subject.name,
         "model": subject.model,
-        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "parameters": size["parameters"],
         "data": plan.data.name,
         "classes": list(plan.data.classes),
         "threat": asdict(plan.data.threat),
@@ -193,7 +204,7 @@ def evaluate_request(
             save_evaluation(
                 save, subject, summary, result, {key: value for key, value in further.items() if value},
                 manifest_of_evaluation(subject.plan, catalog, ranks, request.command, started)
-                | {"sizes": sizes_of(net, plan.data.shape)},
+                | {"sizes": {"student": subject.size} if subject.size else sizes_of(net, plan.data.shape)},
             )  # fmt: skip
         journal.close()
     return summary
@@ -210,7 +221,7 @@ def subject_of_run(request: EvalRequest, catalog: Catalog, text: str | None = No
     own["threat"] = asdict(card.threat)
     if request.dataset:
         own.get("evaluate", {}).pop("limit", None)  # it was meant for another number of test images
-    plan = _plan(own, request, catalog)
+    plan = plan_of_request(own, request, catalog)
     if (card.shape, len(card.classes)) != (tuple(plan.data.shape), len(plan.data.classes)):
         raise RkdError(
             f"{folder.path} is for images {card.shape} and {len(card.classes)} classes; data set {plan.data.name!r} "
@@ -234,7 +245,7 @@ def _name_in(section: Any) -> Any:
 
 def _of_file(request: EvalRequest, catalog: Catalog, reporter: Reporter) -> Subject:
     """A net with weights from a file."""
-    plan = _plan({}, request, catalog)
+    plan = plan_of_request({}, request, catalog)
     data, model, options = plan.data, str(request.model), request.settings.get("model", {})
     table = {"classes": request.classes.strip("[]").split(",")} if request.classes else {}
     classes = tuple(section(TeacherConfig, table, "--classes").classes)
@@ -252,7 +263,7 @@ def _of_file(request: EvalRequest, catalog: Catalog, reporter: Reporter) -> Subj
     return Subject(request.net, model, net.eval().requires_grad_(False), plan, options)
 
 
-def _plan(own: Mapping[str, Any], request: EvalRequest, catalog: Catalog) -> Plan:
+def plan_of_request(own: Mapping[str, Any], request: EvalRequest, catalog: Catalog) -> Plan:
     """The plan of a request: a run's own settings yield to it."""
     table: dict[str, Any] = {"loss": {"name": "ce"}, **own}  # a method without teachers and attacks
     data = merge(_given({"name": request.dataset, "dir": request.data_dir}), request.settings.get("data", {}))

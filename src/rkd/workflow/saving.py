@@ -18,7 +18,8 @@ from .plan import Plan
 
 @dataclass(frozen=True)
 class Subject:
-    """A net to be evaluated. `options`: its model's; `trained`: its run's settings, for the card."""
+    """A net to be evaluated. `options`: its model's; `trained`: its run's settings, for the card; `size`: `parameters`
+    and what else is known of a net that is more than its module's weights."""
 
     name: str
     model: str
@@ -26,6 +27,7 @@ class Subject:
     plan: Plan
     options: Mapping[str, Any]
     trained: Mapping[str, Any] = field(default_factory=dict)
+    size: Mapping[str, Any] | None = None
 
 
 def save_evaluation(

@@ -479,3 +479,20 @@ def test_some_classes_of_a_weights_file(rkd) -> None:
     for wrong, message in (("1,x", "--classes.classes.1"), ("1,1", "named twice"), ("1,99", "no output 99")):
         refused = rkd("eval", "more.pt", *arguments, "--classes", wrong)
         assert refused.exit_code == 2 and message in refused.stderr, refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("none.onnx", "--dataset", "digits"), "there is no file none.onnx"),
+        (("net.onnx",), "net.onnx does not say what it is for: give --dataset, or --source RUN"),
+        (("net.onnx", "--dataset", "digits", "--model", "mlp"), "--model belong to weights files"),
+        (("RUN", "--source", "RUN"), "--source belongs to ONNX files"),
+        (("net.onnx", "--dataset", "digits", "--attack", "none"), "onnxruntime cannot read net.onnx"),
+    ],
+)
+def test_onnx_files(words: tuple, problem: str, rkd, finished: tuple) -> None:
+    pytest.importorskip("onnxruntime")
+    Path("net.onnx").write_text("no model")
+    said = rkd("eval", *(finished[0] if word == "RUN" else word for word in words))
+    assert said.exit_code == 2 and problem in said.stderr and "Traceback" not in said.stderr

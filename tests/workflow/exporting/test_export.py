@@ -17,8 +17,8 @@ from rkd.export.formats import Artefact, Exported
 from rkd.registry.catalog import Catalog, Entry
 from rkd.registry.plugins import Plugin
 from rkd.workflow.exporting.export import ExportRequest, export_request
-from rkd.workflow.plan import Silent
-from rkd.workflow.train import train_run
+
+from .conftest import Told
 
 
 @dataclass
@@ -42,32 +42,6 @@ class Copied:
 class Constant(torch.nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return x * 0 + torch.eye(x.shape[1])[0]
-
-
-class Told(Silent):
-    """Remembers messages and warnings."""
-
-    def __init__(self) -> None:
-        self.messages: list[str] = []
-        self.warnings: list[str] = []
-
-    def message(self, text: str) -> None:
-        self.messages.append(text)
-
-    def warning(self, text: str) -> None:
-        self.warnings.append(text)
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory, catalog: Catalog) -> Path:
-    path = tmp_path_factory.mktemp("runs") / "small"
-    table = {
-        "loss": {"name": "pgd-at"}, "epochs": 1, "student": {"model": "small-cnn", "width": 2},
-        "attack": {"name": "pgd", "steps": 1}, "validate": {"limit": 20},
-        "evaluate": {"attacks": ["pgd-sat"], "limit": 20, "checks": "off", "options": {"pgd-sat": {"steps": 2}}},
-    }  # fmt: skip
-    train_run(table, catalog, path)
-    return path
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""`rkd eval`: clean and attacked accuracy of a run's student, or of a weights file."""
+"""`rkd eval`: clean and attacked accuracy of a run's student, of a weights file or of an ONNX file."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -35,6 +35,8 @@ from ..processes import in_processes, is_one_of_several
               "corruptions: of a folder such as CIFAR-10-C, else rkd's own.")  # fmt: skip
 @click.option("--transfer", "others", multiple=True, metavar="RUN", help="Another run: a matrix of who falls to whose "
               "adversarial images; repeatable.", shell_complete=values(runs=True))  # fmt: skip
+@click.option("--source", metavar="RUN", shell_complete=values(runs=True), help="The run that an ONNX file was made "
+              "of, or one like it: lends gradients, and images to transfer.")  # fmt: skip
 @click.option("--save", metavar="DIR", type=click.Path(), help="A new folder for the result, some images and a page; "
               "`rkd report` and `rkd compare` take it.")  # fmt: skip
 @click.option("--report/--no-report", default=True, help="Write report.html into the --save folder.")
@@ -63,13 +65,15 @@ from ..processes import in_processes, is_one_of_several
 def evaluate(
     app: App, net: str, sets: Sequence[str], processes: int, per_class: bool, report: bool, **options: Any
 ) -> None:
-    """Clean and attacked accuracy of a finished run's student, or of a weights file (with --model and --dataset).
+    """Clean and attacked accuracy of a finished run's student, of a weights file (with --model and --dataset), or of an
+    ONNX file (with --dataset, or with --source).
 
     Attacks, radius and test images are a run's own unless given, so that its numbers come out again.
     """
     app.load_torch()
     from rkd.registry.normalization import known_normalization
     from rkd.workflow.evaluate import EvalRequest, evaluate_request
+    from rkd.workflow.exporting.onnx_file import evaluate_onnx
     from rkd.workflow.folders import RUNS, RunFolder, file_of
 
     from ..progress import Display
@@ -78,8 +82,12 @@ def evaluate(
     from .report import report_at_end
 
     path = file_of(net)
-    is_file = path.is_file()
-    if is_file and not (options["model"] and options["dataset"]):
+    is_file, is_onnx = path.is_file(), path.suffix == ".onnx"
+    if options["source"] and not (is_file and is_onnx):
+        raise RkdError(f"--source belongs to ONNX files; {path} is none")
+    if is_onnx:
+        check_onnx(path, options)
+    elif is_file and not (options["model"] and options["dataset"]):
         missing = [f"--{name}" for name in ("model", "dataset") if not options[name]]
         raise RkdError(f"{path} is a weights file, which does not say what it is for: give {' and '.join(missing)}")
     if options["model"] and not path.exists() and not (Path(RUNS) / net).is_dir():
@@ -99,7 +107,8 @@ def evaluate(
     request = EvalRequest(net, **options, settings=settings, command=("rkd", *app.words))
     interrupts = Interrupts()
     with interrupts.noted(), app.terminal.guarded():
-        result = evaluate_request(request, catalog, Display(app.terminal, interrupts), ranks)
+        evaluated = evaluate_onnx if is_onnx else evaluate_request
+        result = evaluated(request, catalog, Display(app.terminal, interrupts), ranks)
     app.leave()
     if not app.speaks:
         return
@@ -112,6 +121,16 @@ def evaluate(
     if options["save"] and report:
         for line in report_at_end(RunFolder(options["save"]), catalog, app)[1]:
             app.terminal.message(line)
+
+
+def check_onnx(path: Path, options: Mapping[str, Any]) -> None:
+    """Raise RkdError for an ONNX file that is not there, lacks data, or is given what belongs to weights files."""
+    if not path.is_file():
+        raise RkdError(f"there is no file {path}")
+    if not (options["dataset"] or options["source"]):
+        raise RkdError(f"{path} does not say what it is for: give --dataset, or --source RUN for a run's data")
+    if wrong := [f"--{name}" for name in ("model", "strip") if options[name]]:
+        raise RkdError(f"{' and '.join(wrong)} belong to weights files; {path} holds its architecture")
 
 
 def eval_settings(sets: Sequence[str]) -> dict[str, Any]:

@@ -39,8 +39,11 @@ CALIBRATION = 512
 COMPARED = 64
 """Test images whose logits are put beside the net's."""
 
+BLACK_BOX = "square"
+"""The attack without gradients that is added to a run's own."""
+
 QUERIES = 1000
-"""Of the black-box search that is added to a run's own attacks; AutoAttack's takes 5,000."""
+"""Its queries; AutoAttack's takes 5,000."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +93,11 @@ def export_request(request: ExportRequest, catalog: Catalog, reporter: Reporter 
     if path.exists() and (path.is_symlink() or not path.is_dir() or any(path.iterdir())):
         raise RkdError(f"{path} exists already; choose another --out folder, or remove it")
     reporter.doing(f"reading {folder.path} and the data")
-    subject = subject_of_run(_evaluation(request), catalog)
+    evaluation = EvalRequest(
+        request.run, data_dir=request.data_dir, attacks=request.attacks, limit=request.limit, checks="off",
+        device="cpu", settings={key: table for key, table in request.settings.items() if key != "export"},
+    )  # fmt: skip
+    subject = subject_of_run(with_black_box(evaluation, request.run), catalog)
     plan = subject.plan
     if tuple(plan.data.classes) != card.classes:
         raise Refused(f"{folder.path} was trained on classes in another order than the data's now: {card.classes}")
@@ -144,20 +151,16 @@ def _exporters(request: ExportRequest, catalog: Catalog) -> dict[str, Any]:
     return exporters
 
 
-def _evaluation(request: ExportRequest) -> EvalRequest:
-    """The evaluation of the run, with a black-box search among its attacks unless the user chose some."""
-    settings = {key: table for key, table in request.settings.items() if key != "export"}
-    own = EvalRequest(request.run, data_dir=request.data_dir, attacks=request.attacks, limit=request.limit,
-                      checks="off", device="cpu", settings=settings)  # fmt: skip
-    if request.attacks is not None:
-        return own
-    rules = read_recipe(RunFolder(find_run(request.run)).config).get("evaluate", {})
+def with_black_box(request: EvalRequest, run: str) -> EvalRequest:
+    """An evaluation under the attacks of a run, and a search without gradients besides, unless attacks are given."""
+    rules = read_recipe(RunFolder(find_run(run)).config).get("evaluate", {})
     attacks = list(rules.get("attacks", []))
-    if not attacks or "square" in attacks:
-        return own
-    usual = {"evaluate": {"options": {"square": {"queries": QUERIES}}}}
-    chosen = settings.get("attack", {}).get("square", {})
-    return replace(own, attacks=[*attacks, "square"], settings=settings if chosen else merge(usual, settings))
+    if request.attacks is not None or not attacks or BLACK_BOX in attacks:
+        return request
+    usual = {"evaluate": {"options": {BLACK_BOX: {"queries": QUERIES}}}}
+    told = {**request.settings.get("attack", {}), **request.settings.get("evaluate", {}).get("options", {})}
+    settings = request.settings if BLACK_BOX in told else merge(usual, request.settings)
+    return replace(request, attacks=[*attacks, BLACK_BOX], settings=settings)
 
 
 def _row_of_net(subject: Subject, reporter: Reporter) -> _Written:
