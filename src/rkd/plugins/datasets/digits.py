@@ -19,6 +19,7 @@ from rkd.plugin import (
     ThreatModel,
     fingerprint_of,
     hookimpl,
+    optional,
     statistics,
 )
 
@@ -69,9 +70,8 @@ class Digits:
 
 @cache  # unpacking takes longer than all else
 def _load() -> Any:
-    from sklearn.datasets import load_digits  # here: it takes a second to import
-
-    return load_digits()
+    # Here: it takes a second to import.
+    return optional("sklearn.datasets", "digits", "the data set digits").load_digits()
 
 
 @hookimpl
