@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import pytest
+
 CONTENT = bytes(range(256)) * 40
 
 
@@ -68,7 +70,9 @@ def loopback(**behaviours: Behaviour) -> Iterator[Loopback]:
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:
-        yield server
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("no_proxy", "127.0.0.1")  # whatever proxy this machine has
+            yield server
     finally:
         server.shutdown()
         server.server_close()

@@ -26,6 +26,8 @@ def test_values_of_options() -> None:
     assert "resnet18" in offered("run", "--student", "res") and "aux-bn" not in offered("run", "--student", "")
     assert offered("run", "--evaluate", "fgsm,pgd-s") == ["fgsm,pgd-sat"]
     assert "robust=wrn28-10" in offered("run", "--teacher", "robust=wrn28")
+    assert "robust=zoo:fare2-clip" in offered("run", "--teacher", "robust=zoo:f")
+    assert offered("teachers", "show", "fare2") == ["fare2-clip"] == offered("teachers", "fetch", "fare2")
     assert "digits-rslad" in offered("run", "digits") and offered("recipes", "nothing") == []
     assert "pgd" in offered("info", "pg")
 

@@ -178,7 +178,8 @@ def test_slow_bytes(path: Path) -> None:
     enough.set()
 
 
-def test_nobody_there(path: Path) -> None:
+def test_nobody_there(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
