@@ -37,15 +37,15 @@ MAY_IMPORT = {
     "export": {"core", "nets", "data", "evaluation", "storage", "export"},
     "plugins": {"plugin", "plugins"},
     "testing": {
-        "core", "ops", "plugin", "nets", "data", "distributed", "storage", "evaluation", "training", "registry",
-        "testing",
+        "core", "ops", "plugin", "nets", "data", "distributed", "storage", "evaluation", "export.formats", "training",
+        "registry", "testing",
     },
     "workflow": {
         "core", "nets", "data", "distributed", "storage", "evaluation", "engine", "training", "profiling", "registry",
         "export", "workflow",
     },
     "report": {"core.errors", "core.types", "storage", "report"},
-    "cli": {"workflow", "registry", "report", "core.errors", "storage.text", "cli"},
+    "cli": {"workflow", "registry", "report", "core.errors", "storage.text", "testing.kit", "plugin", "cli"},
     "api": {"workflow", "registry", "report", "core.errors", "storage.text", "cli.notebook"},
     "__main__": {"cli"},
     "plugin": {

@@ -9,9 +9,10 @@ import click
 
 from rkd import __version__, keep_freed_memory
 
-from .commands import bench, cite, compare, export, info, list_plugins, recipes, report, submit, sweep, teachers
+from .commands import bench, cite, compare, export, info, list_plugins, plugins, recipes, report, submit, sweep
 from .commands import eval as evaluate
 from .commands import run as train
+from .commands import teachers as teaching
 from .group import Commands
 from .options import App, plugin_option
 
@@ -35,8 +36,9 @@ def cli(context: click.Context, debug: bool) -> None:
 
 
 for command in (
-    train.run, evaluate.evaluate, bench.bench, report.report, compare.compare, list_plugins.list_plugins, info.info,
-    cite.cite, recipes.recipes, export.export, sweep.sweep, submit.submit, teachers.teachers,
+    train.run, evaluate.evaluate, bench.bench, report.report, compare.compare, list_plugins.list_plugins,
+    plugins.plugins, info.info, cite.cite, recipes.recipes, export.export, sweep.sweep, submit.submit,
+    teaching.teachers,
 ):  # fmt: skip
     cli.add_command(command)
 

@@ -9,6 +9,7 @@ import importlib.util
 import os
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -58,6 +59,8 @@ class Plugins:
         self.manager = pluggy.PluginManager(GROUP)
         self.manager.add_hookspecs(RegistrationHooks)
         self.plugins: dict[str, Plugin] = {}
+        self.seconds: dict[str, float] = {}
+        """How long the import of each took."""
 
     @property
     def broken(self) -> list[Plugin]:
@@ -65,8 +68,12 @@ class Plugins:
 
     def add(self, plugin: Plugin, load: Callable[[], Any]) -> None:
         """Load and register one plugin; whatever goes wrong becomes its `error`."""
+        started = time.perf_counter()
         with self.guarded(plugin):
-            module = load()
+            try:
+                module = load()
+            finally:
+                self.seconds[plugin.key] = time.perf_counter() - started
             self._check_hooks(module)
             self.manager.register(module, name=plugin.key)
             self.manager.check_pending()

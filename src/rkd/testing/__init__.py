@@ -20,7 +20,9 @@ from rkd.registry.catalog import Catalog, Entry, load_catalog
 from .attack import check_attack, check_objective
 from .catalog import check_entry, check_method
 from .data import check_augment, check_corruption, check_dataset
+from .kit import Verdict, check_component, check_plugin
 from .nets import check_conversion, check_model
+from .outputs import check_exporter, check_teacher_source, check_tracker
 from .state import untouched
 from .tiny import (
     LinearNet,
@@ -45,18 +47,24 @@ __all__ = [
     "StubTeacher",
     "TinyNet",
     "TinyParts",
+    "Verdict",
     "check_attack",
     "check_augment",
+    "check_component",
     "check_conversion",
     "check_corruption",
     "check_dataset",
     "check_entry",
+    "check_exporter",
     "check_extension",
     "check_loss",
     "check_method",
     "check_model",
     "check_objective",
+    "check_plugin",
     "check_scheduler",
+    "check_teacher_source",
+    "check_tracker",
     "check_trains",
     "load_catalog",
     "tiny_batch",
