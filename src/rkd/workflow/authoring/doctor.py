@@ -22,7 +22,7 @@ OWN = "rkd-toolkit"
 SLOW = 1.0
 """Seconds of an import from which on it is named: every command waits for it."""
 
-PUBLIC = {"", "plugin", "testing"}
+PUBLIC = {"", "ops", "plugin", "testing"}
 """What of rkd a plugin may import."""
 
 
