@@ -11,7 +11,8 @@ import pytest
 
 from rkd.core.errors import RkdError
 from rkd.storage.download import Patience
-from rkd.storage.remote import cache_folder, hub_file, is_kept, is_remote, keep, read_remote
+from rkd.storage.files import cache_folder
+from rkd.storage.remote import hub_file, is_kept, is_remote, keep, read_remote
 
 from ..loopback import CONTENT, cut_after, loopback, status, then, whole
 

@@ -31,6 +31,14 @@ _NO_LINKS = getattr(os, "O_NOFOLLOW", 0)
 _HOST = f"{zlib.crc32(platform.node().encode()):08x}"
 
 
+def cache_folder() -> Path:
+    """Of all that can be made or fetched again (prepared teachers, journals, downloads): `RKD_CACHE`, else
+    `$XDG_CACHE_HOME/rkd`, else `~/.cache/rkd`."""
+    if "RKD_CACHE" in os.environ:
+        return Path(os.environ["RKD_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rkd"
+
+
 def open_file(path: Path | str) -> BinaryIO:
     """A regular file, for reading. Raises OSError, also for a FIFO, a socket or a device: at once, without a wait."""
     return os.fdopen(_open(path, os.O_RDONLY), "rb")

@@ -22,7 +22,7 @@ from filelock import FileLock, Timeout
 
 from ..core.errors import RkdError
 from .download import Asked, Patience, Told, download, sha256_of, size_text
-from .files import write_atomic
+from .files import cache_folder, write_atomic
 from .text import parse_json, read_text
 
 _HUB = re.compile(r"hf:(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[\w.-]+))?(/(?P<path>[^#]+))?")
@@ -61,14 +61,6 @@ class Kept:
     path: Path
     sha256: str
     reference: str
-
-
-def cache_folder() -> Path:
-    """Of all that can be made or fetched again (prepared teachers, journals, downloads): `RKD_CACHE`, else
-    `$XDG_CACHE_HOME/rkd`, else `~/.cache/rkd`."""
-    if "RKD_CACHE" in os.environ:
-        return Path(os.environ["RKD_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rkd"
 
 
 def is_remote(text: str) -> bool:

@@ -18,8 +18,8 @@ from rkd.registry.config import RunConfig, parse
 from rkd.registry.hooks import Family
 from rkd.registry.plugins import Plugins, installed
 from rkd.registry.recipes import read_recipe
+from rkd.storage.files import cache_folder as cache_folder
 from rkd.storage.files import write_atomic
-from rkd.storage.remote import cache_folder as cache_folder
 from rkd.storage.runfolder import RunFolder, safe_name
 from rkd.storage.text import command, did_you_mean, parse_json, read_text
 from rkd.storage.text import file_of as file_of
