@@ -119,6 +119,22 @@ def test_a_value_that_nobody_reads() -> None:
     assert "'T.robust'" in refusal(tiny_run(Clean(), schedulers={"s": Setter({"T.robust": 2.0})}))
 
 
+@pytest.mark.parametrize(("name", "value"), [
+    ("class_weights", torch.ones(3)), ("class_weights.a", torch.ones(5)), ("class_weights", 1.0), ("weight.a", "x"),
+    ("class_weights", torch.tensor([1.0, math.inf, 1.0, 1.0])), ("weight.a", torch.ones(2)), ("weight.a", math.nan),
+])  # fmt: skip
+def test_weights_that_weigh_nothing(name: str, value) -> None:
+    with pytest.raises(Refused, match=f"a scheduler sets '{name}' to .*; expected a "):
+        dry_step(tiny_run(Clean(), schedulers={"s": Setter({name: value})}))
+
+
+@pytest.mark.parametrize(("name", "value"), [
+    ("class_weights", torch.ones(4)), ("class_weights.a", torch.zeros(4)), ("weight.a", 2), ("weight.a", torch.ones(1)),
+])  # fmt: skip
+def test_weights_as_they_should_be(name: str, value) -> None:
+    dry_step(tiny_run(Clean(), schedulers={"s": Setter({name: value})}))
+
+
 def test_norms_that_are_never_trained() -> None:
     run = tiny_run(Clean(), conversion=AuxiliaryBatchNorm())
     assert "batch norm of the view 'adv'" in refusal(run)

@@ -99,7 +99,10 @@ class Step:
         """The teacher that a loss means where it names none, of several that stand side by side."""
         self._open: tuple[View, ...] = ()
         for view in {**self._attacks, **self._views}:
-            makers = [("an augmentation", batch.views), ("an attack", self._attacks), ("the loss", self._views)]
+            makers = [
+                ("the data", ["clean"]), ("an augmentation", batch.views), ("an attack", self._attacks),
+                ("the loss", self._views),
+            ]  # fmt: skip
             if len(twice := [maker for maker, views in makers if view in views]) > 1:
                 raise Refused(
                     f"{' and '.join(twice)} both make the view {view!r}: take one of them out, or give the attack "

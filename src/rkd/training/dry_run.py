@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, is_dataclass, replace
+from numbers import Real
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import DataError, Refused
 from ..core.hooks import run_hooks
+from ..core.objective import loss_terms, scheduled, weighted
 from ..core.random import forked, key
 from ..core.run import Backward, Checkpoints, Monitor, Processes, Run, TrainState
 from ..core.step import Step
@@ -141,7 +143,10 @@ def _dry_step(run: Run, samples: int) -> StepCost:
     started = time.perf_counter()
     with forked(key(run.seed, "dry"), run.device), counting(nets) as counts:
         step = trial.step(batch)
-        loss = trial.total_loss(step)
+        terms = loss_terms(trial.loss, step)
+        trial.state.knobs.update(scheduled(trial.schedulers, step, terms))
+        _check_weights(trial)
+        loss = weighted(trial.loss, trial.state.knobs, step, terms)
         if not loss.requires_grad:
             raise Refused("the loss does not depend on the student: no weight would ever move")
         torch.autograd.backward(loss)
@@ -189,6 +194,20 @@ def _check_nets(run: Run, batch: Batch) -> None:
         for name, companion in run.companions.items():
             logits = companion.logits({"clean": batch.x[:1]}, "eval")["clean"]
             check_logits(logits, 1, classes, f"the companion {name!r}")
+
+
+def _check_weights(run: Run) -> None:
+    """Refuse what a scheduler sets and no term or class can be weighed with."""
+    classes = len(run.data.classes)
+    for name, value in run.state.knobs.items():
+        kind = name.partition(".")[0]
+        if kind not in ("weight", "class_weights"):
+            continue
+        given = torch.as_tensor(value) if isinstance(value, (Tensor, Real)) else torch.zeros(0)
+        fits = given.numel() == 1 if kind == "weight" else tuple(given.shape) == (classes,)
+        if not (fits and bool(given.isfinite().all())):
+            wanted = "a finite number" if kind == "weight" else f"a tensor ({classes},) of finite numbers, one a class"
+            raise Refused(f"a scheduler sets {name!r} to {value!r}; expected {wanted}")
 
 
 def _check_used(run: Run, step: Step) -> None:

@@ -191,9 +191,10 @@ def _companions(table: Mapping[str, Any], loss: Any) -> dict[str, Any]:
     own = [name for name, one in declarations.items() if one.of == "student" and one.follows is None]
     if strange := [name for name in given if name not in own]:
         known = f"its companions with an architecture to choose: {', '.join(own) or 'none'}"
-        raise ConfigError(
-            [f"companions.{name}: the loss {name_of(table['loss'])!r} has none; {known}" for name in strange]
-        )
+        raise ConfigError([
+            f"companions.{name}: there is no architecture to choose: {declarations[name]}" if name in declarations
+            else f"companions.{name}: the loss {name_of(table['loss'])!r} has none; {known}" for name in strange
+        ])  # fmt: skip
     others = ("weights", "normalize", "conversions")  # auxiliary norms need views that a companion may never learn
     same = {key: value for key, value in table.get("student", {}).items() if key not in others}
     return {name: wanted if "model" in (wanted := given.get(name, {})) else merge(same, wanted) for name in own}
