@@ -24,7 +24,7 @@ def values(*kinds: str, zoo: bool = False, recipes: bool = False, runs: bool = F
         before = incomplete.removesuffix(last)
         wanted = ("student",) if kinds == ("model",) and before.endswith("+") else kinds
         known = [name for kind in wanted for name in known_names().get(kind, ())]
-        if zoo:
+        if zoo and last.startswith("z"):  # else some fifty names would stand before the runs
             known += [f"zoo:{name}" for name in known_names().get("zoo", ())]
         if recipes:
             from rkd.registry.recipes import recipes as shipped

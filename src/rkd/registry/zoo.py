@@ -82,6 +82,11 @@ class ZooTeacher(BaseModel):
         """Who has it."""
         return "huggingface.co" if self.url.startswith("hf:") else urlsplit(self.url or self.page).netloc
 
+    @property
+    def accuracies(self) -> str:
+        """The published ones, in words."""
+        return f"{_share(self.clean)} clean, {_share(self.autoattack)} under AutoAttack"
+
     def how(self, name: str) -> str:
         """What to type to have it teach."""
         if self.url and self.model:
@@ -106,18 +111,14 @@ class ZooTeacher(BaseModel):
 
     def facts(self, name: str) -> dict[str, str]:
         """All that is known, and what is not, in words."""
-
-        def share(value: float | None) -> str:
-            return "unknown" if value is None else f"{100 * value:.4g} %"
-
         found = {
             "role": self.role,
             "data": self.data,
             "trained against": self.threat or ("nothing" if self.role == "clean" else "unknown"),
             "architecture": f"{self.architecture} ({f'rkd: {self.model}' if self.model else 'rkd has no such model'})",
-            "clean accuracy": share(self.clean)
+            "clean accuracy": _share(self.clean)
             + (f" (rkd allows {100 * self.tolerance:.3g} % more or less)" if self.clean is not None else ""),
-            "under AutoAttack": share(self.autoattack),
+            "under AutoAttack": _share(self.autoattack),
             "normalisation": {"auto": "as the file says, or compared"}.get(self.normalize, self.normalize),
             "address": self.url or "none that a program may fetch",
             "page": self.page,
@@ -131,6 +132,10 @@ class ZooTeacher(BaseModel):
             "to type": self.how(name),
         }
         return {name: text for name, text in found.items() if text}
+
+
+def _share(value: float | None) -> str:
+    return "unknown" if value is None else f"{100 * value:.4g} %"
 
 
 def read_zoo(path: Path | str) -> dict[str, ZooTeacher]:

@@ -40,6 +40,7 @@ from rkd.storage.runfolder import RunFolder
 from rkd.storage.text import file_of
 
 from .build import choose_device
+from .choosing.zoo import is_published, known_teacher, zoo_reference
 from .folders import cache_folder, find_run, new_folder
 from .manifest import manifest_of_evaluation, sizes_of
 from .nets import check_fits, from_sources, load_run, settle
@@ -160,7 +161,7 @@ def evaluate_request(
     """
     reporter = reporter or Silent()
     reporter.doing(f"reading {request.net} and the data")
-    is_file = file_of(request.net).is_file()
+    is_file = is_published(request.net) or file_of(request.net).is_file()
     subject = _of_file(request, catalog, reporter) if is_file else subject_of_run(request, catalog)
     return evaluate_subject(subject, request, catalog, reporter, ranks)
 
@@ -244,13 +245,21 @@ def _name_in(section: Any) -> Any:
 
 
 def _of_file(request: EvalRequest, catalog: Catalog, reporter: Reporter) -> Subject:
-    """A net with weights from a file."""
+    """A net with weights from a file, from an address, or of the catalogue."""
+    known = known_teacher(request.net, catalog)
+    if known is not None:
+        request = replace(request, dataset=request.dataset or known.data)
     plan = plan_of_request({}, request, catalog)
     data, model, options = plan.data, str(request.model), request.settings.get("model", {})
     table = {"classes": request.classes.strip("[]").split(",")} if request.classes else {}
     classes = tuple(section(TeacherConfig, table, "--classes").classes)
     reference = TeacherReference(f"{model}@{request.net}", "net", model, request.net, options, request.strip, classes)
-    net = from_sources(reference, data, catalog, "file")
+    if known is not None:
+        more = {"strip": request.strip, "classes": classes}
+        reference = zoo_reference(request.net, known.role, catalog, options, more)
+        model, options = str(reference.model), reference.options
+        reporter.message(f"{request.net}, as published: {known.accuracies}")
+    net = from_sources(reference, data, catalog, "file", reporter)
     assert isinstance(net, Net), "the source of files makes Nets"
     check_fits(net, request.net, data)
     # Without an attack a normalisation that makes no clear difference makes none to the result either.

@@ -104,3 +104,10 @@ def test_fetched(rkd, cache: Path) -> None:
         assert said.exit_code == 2 and "404 Not Found" in said.stderr and "Traceback" not in said.stderr
     said = rkd("teachers", "fetch", "chen2021-ltd-cifar10-linf-wrn34-10")
     assert said.exit_code == 2 and "drive.google.com" in said.stderr and "--teacher robust=wrn34-10@FILE" in said.stderr
+
+
+def test_a_published_net_is_evaluated(rkd) -> None:
+    said = rkd("eval", "zoo:fare2-clip", "--model", "resnet18")
+    assert said.exit_code == 2 and "the catalogue says what zoo:fare2-clip is" in said.stderr
+    said = rkd("eval", "https://host/w.pt", "--model", "resnet18")
+    assert said.exit_code == 2 and "https://host/w.pt is a weights file" in said.stderr

@@ -18,6 +18,7 @@ from rkd.registry.catalog import Catalog, load_catalog
 from rkd.storage.serialize import save_weights
 from rkd.testing import tiny_dataset
 from rkd.workflow.choosing.zoo import CHECKED, fetch, listed
+from rkd.workflow.evaluate import EvalRequest, evaluate_request
 from rkd.workflow.folders import components_of
 from rkd.workflow.nets import build_net, from_sources, new_student
 from rkd.workflow.plan import Silent
@@ -356,3 +357,17 @@ def test_timm_with_its_own_weights(catalog: Catalog, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(catalog.find("model", "timm:x").factory, "_check", lambda self, timm: None)
     monkeypatch.setattr(timm, "create_model", lambda name, **options: make("test_resnet", num_classes=1000))
     assert "makes no net robust to AutoAttack" in net("timm:efficientnet_b0.ap_in1k", "robust").notes[1]
+
+
+def test_evaluated(net: tuple[Net, float], zoo: tuple[Loopback, Catalog]) -> None:
+    server, catalog = zoo
+    listener = Listener()
+    found = evaluate_request(EvalRequest("zoo:good", attacks=[], checks="off"), catalog, listener)
+    assert (found["model"], found["data"]) == ("small-cnn", "digits")
+    assert found["clean"] == pytest.approx(net[1])
+    assert f"zoo:good, as published: {100 * round(net[1], 4):.4g} % clean, unknown under AutoAttack" in listener.said
+    address = EvalRequest(
+        f"{server.url}/w.safetensors", "small-cnn", "digits", attacks=[], checks="off", normalize="none",
+        settings={"model": {"width": 4}},
+    )  # fmt: skip
+    assert evaluate_request(address, catalog, listener)["clean"] == found["clean"]

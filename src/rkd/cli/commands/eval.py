@@ -14,7 +14,7 @@ from ..processes import in_processes, is_one_of_several
 
 
 @click.command("eval", short_help="Evaluate a run or a weights file under attack.")
-@click.argument("net", metavar="RUN_OR_WEIGHTS", type=click.Path(), shell_complete=values(runs=True))
+@click.argument("net", metavar="RUN_OR_WEIGHTS", type=click.Path(), shell_complete=values(zoo=True, runs=True))
 @click.option("--model", metavar="NAME", help="Architecture of a weights file.", shell_complete=values("model"))
 @click.option("--dataset", metavar="NAME", help="Data set; a run's own unless given.", shell_complete=values("dataset"))
 @click.option("--data-dir", metavar="DIR", help="Where the data set's files are.")
@@ -65,13 +65,14 @@ from ..processes import in_processes, is_one_of_several
 def evaluate(
     app: App, net: str, sets: Sequence[str], processes: int, per_class: bool, report: bool, **options: Any
 ) -> None:
-    """Clean and attacked accuracy of a finished run's student, of a weights file (with --model and --dataset), or of an
-    ONNX file (with --dataset, or with --source).
+    """Clean and attacked accuracy of a finished run's student, of a weights file or its address (with --model and
+    --dataset), of a published teacher (zoo:NAME), or of an ONNX file (with --dataset, or with --source).
 
     Attacks, radius and test images are a run's own unless given, so that its numbers come out again.
     """
     app.load_torch()
     from rkd.registry.normalization import known_normalization
+    from rkd.workflow.choosing.zoo import is_published
     from rkd.workflow.evaluate import EvalRequest, evaluate_request
     from rkd.workflow.exporting.onnx_file import evaluate_onnx
     from rkd.workflow.folders import RUNS, RunFolder, file_of
@@ -82,15 +83,19 @@ def evaluate(
     from .report import report_at_end
 
     path = file_of(net)
-    is_file, is_onnx = path.is_file(), path.suffix == ".onnx"
+    is_file, is_onnx = path.is_file() or is_published(net), path.suffix == ".onnx"
     if options["source"] and not (is_file and is_onnx):
         raise RkdError(f"--source belongs to ONNX files; {path} is none")
     if is_onnx:
         check_onnx(path, options)
+    elif net.startswith("zoo:"):
+        if options["model"]:
+            raise RkdError(f"--model belongs to weights files; the catalogue says what {net} is")
     elif is_file and not (options["model"] and options["dataset"]):
         missing = [f"--{name}" for name in ("model", "dataset") if not options[name]]
-        raise RkdError(f"{path} is a weights file, which does not say what it is for: give {' and '.join(missing)}")
-    if options["model"] and not path.exists() and not (Path(RUNS) / net).is_dir():
+        file = path if path.is_file() else net
+        raise RkdError(f"{file} is a weights file, which does not say what it is for: give {' and '.join(missing)}")
+    if options["model"] and not (is_file or path.exists()) and not (Path(RUNS) / net).is_dir():
         raise RkdError(f"there is no weights file {path}")
     try:
         known_normalization(options["normalize"])

@@ -49,6 +49,11 @@ def zoo_reference(
     )
 
 
+def is_published(net: str) -> bool:
+    """Whether a net is named by its address or by its name in the catalogue, and is neither a file nor a run."""
+    return is_remote(net) or net.startswith("zoo:")
+
+
 def known_teacher(text: str, catalog: Catalog) -> ZooTeacher | None:
     """What the catalogue says of a reference; None where it is of something else."""
     return catalog.create("zoo", text.removeprefix("zoo:")) if text.startswith("zoo:") else None
