@@ -37,6 +37,7 @@ from .registry.hooks import Family, HasParts, Parts
 from .registry.schedules import check_range, parse_schedule
 from .registry.zoo import ZooTeacher, read_zoo
 from .storage.card import read_card
+from .storage.pixels import kept_pixels
 from .storage.remote import hub_file
 from .storage.runfolder import RunFolder
 from .storage.text import did_you_mean, expanded, fraction, parse_json, read_text, shown
@@ -117,6 +118,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "fingerprint",
     "fingerprint_of",
     "free_memory",
+    "kept_pixels",
     "make_dataset",
     "spread",
     "statistics",

@@ -302,6 +302,74 @@ def write_parts(root: Path, test: str = "test", **options) -> None:
     write_folder(root / test, **{**options, "count": 2})
 
 
+def pictures(data) -> list[torch.Tensor]:
+    return [split.images(torch.arange(len(split))) for split in (data.train, data.test)]
+
+
+def kept(cache: Path) -> list[str]:
+    return sorted(path.name for path in cache.rglob("*.npy"))
+
+
+def test_decoded_once_and_kept(tmp_path, cache, monkeypatch):
+    """The second time nothing is decoded, and all is as it was the first time."""
+    write_parts(tmp_path / "data")
+    first = ImageFolder(str(tmp_path / "data"))()
+    assert len(kept(cache)) == 1 and first.notes == ()
+    for name in ("_header", "FileSplit"):
+        monkeypatch.setattr(imagefolder, name, None)
+    again = ImageFolder(str(tmp_path / "data"))()
+    check(again)
+    assert all(map(torch.equal, pictures(again), pictures(first)))
+    facts = ("shape", "classes", "mean", "std", "fingerprint", "threat")
+    assert [getattr(again, name) for name in facts] == [getattr(first, name) for name in facts]
+    batch_by_batch = ImageFolder(str(tmp_path / "data"), memory_mib=0.001)()
+    assert not batch_by_batch.train.in_memory and all(map(torch.equal, pictures(batch_by_batch), pictures(first)))
+
+
+def test_kept_images_are_those_of_the_files(tmp_path, cache):
+    write_parts(tmp_path / "data")
+    folder = str(tmp_path / "data")
+    plain = pictures(ImageFolder(folder, cache_gib=0)())
+    assert kept(cache) == []
+    assert all(map(torch.equal, pictures(ImageFolder(folder)()), plain))
+    ImageFolder(folder, size=8)()
+    assert len(kept(cache)) == 2
+    file = tmp_path / "data" / "train" / "red" / "000.png"
+    content = file.read_bytes()
+    Image.new("RGB", (10, 10), (1, 2, 3)).save(file)
+    file.write_bytes(file.read_bytes().ljust(len(content), b"\0"))  # as long as before
+    changed = ImageFolder(folder)()
+    assert len(kept(cache)) == 3
+    assert torch.equal(changed.train.images(torch.tensor([10]))[0, :, 5, 5] * 255, torch.tensor([1.0, 2, 3]))
+    file.unlink()
+    assert len(ImageFolder(folder)().train) == 14
+
+
+def test_names_below_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for root in (tmp_path, Path("."), Path("a"), Path("a/b")):
+        files = [root / "train" / "x y.png", root / "test" / "a" / "b.png"]
+        assert imagefolder._below(root, files) == [file.relative_to(root).as_posix() for file in files]
+
+
+def test_images_that_cannot_be_kept(tmp_path, cache, monkeypatch):
+    write_parts(tmp_path / "data")
+    folder = str(tmp_path / "data")
+    (note,) = ImageFolder(folder, cache_gib=1e-6)().notes
+    assert "are not kept in the cache (data.cache_gib): they take" in note
+    names = iter(["before", "after"])
+    with monkeypatch.context() as patch:
+        patch.setattr(ImageFolder, "_name", lambda *_: next(names))
+        (note,) = ImageFolder(folder)().notes
+    assert "files changed while they were read" in note and kept(cache) == []
+    (tmp_path / "data" / "test" / "red" / "000.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match="cannot be read"):
+        ImageFolder(folder)()
+    assert kept(cache) == []
+    with pytest.raises(ConfigError, match="cache_gib"):
+        ImageFolder(folder, cache_gib=-1)
+
+
 @pytest.mark.parametrize("test", ["test", "val"])
 def test_a_folder_with_both_parts(tmp_path, test):
     write_parts(tmp_path, test)

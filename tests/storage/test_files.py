@@ -17,6 +17,7 @@ from rkd.storage.files import (
     MOST_TENSORS,
     append_line,
     check_safetensors,
+    make_room,
     open_file,
     remove_abandoned,
     whole_folder,
@@ -114,3 +115,15 @@ def test_a_header_of_a_million_tensors_is_not_read(tmp_path: Path) -> None:
             check_safetensors(file)
         with pytest.raises(RkdError, match=words):
             load_weights(file)
+
+
+def test_older_files_make_room(tmp_path: Path) -> None:
+    for number, name in enumerate(["old", "older", "mine", "new"]):
+        path = tmp_path / f"{name}.answers"
+        path.write_bytes(bytes(100))
+        os.utime(path, (1000 + number, 1000 + number) if name != "older" else (1, 1))
+    (tmp_path / "else").write_bytes(bytes(1000))
+    make_room(tmp_path, "*.answers", 90, 400, {tmp_path / "mine.answers"})
+    assert {path.name for path in tmp_path.iterdir()} == {"old.answers", "mine.answers", "new.answers", "else"}
+    make_room(tmp_path, "*.answers", 250, 400, {tmp_path / "mine.answers"})
+    assert {path.name for path in tmp_path.iterdir()} == {"mine.answers", "else"}

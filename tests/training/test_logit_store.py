@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from rkd.training import logit_store
-from rkd.training.logit_store import LogitStore, answer_bytes, make_room
+from rkd.training.logit_store import LogitStore, answer_bytes
 
 CLASSES, COUNT = 5, 40
 
@@ -117,15 +117,3 @@ def test_nothing_is_kept_on_a_disk_that_is_nearly_full(tmp_path: Path, monkeypat
     store = LogitStore(COUNT, CLASSES, 7, tmp_path / "a", said.append)
     store.write(np.array([0]), logits(1))
     assert known(store) == [] and said == ["too little of the disk is free"] and not list(tmp_path.iterdir())
-
-
-def test_older_files_make_room(tmp_path: Path) -> None:
-    for number, name in enumerate(["old", "older", "mine", "new"]):
-        path = tmp_path / f"{name}.answers"
-        path.write_bytes(bytes(100))
-        os.utime(path, (1000 + number, 1000 + number) if name != "older" else (1, 1))
-    (tmp_path / "else").write_bytes(bytes(1000))
-    make_room(tmp_path, 90, 400, {tmp_path / "mine.answers"})
-    assert {path.name for path in tmp_path.iterdir()} == {"old.answers", "mine.answers", "new.answers", "else"}
-    make_room(tmp_path, 250, 400, {tmp_path / "mine.answers"})
-    assert {path.name for path in tmp_path.iterdir()} == {"mine.answers", "else"}

@@ -39,12 +39,11 @@ class StoredSplit(Split, Protocol):
 class ArraySplit:
     """Images in memory: `images (N, C, H, W)` uint8 (0..255) or float (in [0, 1]), `labels (N,)`.
 
-    uint8 is kept as it is, a quarter of the memory, and becomes float32 batch by batch.
+    uint8 is kept as it is, a quarter of the memory, and becomes float32 batch by batch. `in_memory=False`: the images
+    are a file's, mapped into memory that has no room for all of them.
     """
 
-    in_memory = True
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
+    def __init__(self, images: Tensor, labels: Tensor, in_memory: bool = True) -> None:
         for name, value in (("images", images), ("labels", labels)):
             if not isinstance(value, Tensor):
                 raise DataError(f"{name} must be a tensor, got {type(value).__name__}; torch.as_tensor makes one")
@@ -59,6 +58,7 @@ class ArraySplit:
             check_images(images)
         self._images = images
         self.labels = labels.long()
+        self.in_memory = in_memory
 
     def __len__(self) -> int:
         return len(self._images)

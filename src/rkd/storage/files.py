@@ -13,7 +13,7 @@ import shutil
 import stat
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
@@ -23,6 +23,8 @@ from ..core.errors import RkdError
 
 MOST_TENSORS = 50_000
 """Tensors of a file that is read; a million empty ones take a minute and a gigabyte."""
+RESERVE = 2**30
+"""Bytes of a disk that caches leave free."""
 MOST_HEADER = 64 << 20
 """Bytes of a file's names, shapes and state, which are kept as Python's objects."""
 
@@ -73,22 +75,45 @@ def check_safetensors(path: Path) -> None:
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Write `content` so that `path` holds either its old content or all of the new, also after a loss of power."""
+    try:
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:
+        raise RkdError(f"cannot write {path}: {_reason(path, error)}") from None
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A new file to be written inside, which gets the name `path` at the end, once the disk has it. Raises OSError."""
     temporary = _temporary(path)
     try:
         # Never through what lies there: a stranger's folder may hold a link of this very name.
         _remove(temporary)
         with open(temporary, "xb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except OSError as error:
-        _remove(temporary)
-        raise RkdError(f"cannot write {path}: {_reason(path, error)}") from None
-    except BaseException:  # a second Ctrl-C
+    except BaseException:  # also a second Ctrl-C
         _remove(temporary)
         raise
     sync_folder(path.parent)
+
+
+def make_room(folder: Path, pattern: str, size: int, max_bytes: int, keep: Collection[Path] = ()) -> None:
+    """Remove the files of `folder` that were used the longest ago until `size` more bytes make at most `max_bytes`.
+
+    A process that is using one of them goes on with it, and has its room until it ends. `keep` stay.
+    """
+    with contextlib.suppress(OSError):  # another process may be at it as well
+        files = {p: p.stat() for p in folder.glob(pattern) if p.is_file() and not p.is_symlink()}
+        total = sum(status.st_size for status in files.values())
+        for path in sorted(files, key=lambda path: files[path].st_mtime):
+            if total + size <= max_bytes:
+                return
+            if path not in keep:
+                path.unlink(missing_ok=True)
+                total -= files[path].st_size
 
 
 @contextmanager

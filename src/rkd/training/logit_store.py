@@ -13,12 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..storage.files import open_to_change
+from ..storage.files import RESERVE, open_to_change
 
 CHECKSUM = 2
 """32-bit columns of a row's checksum."""
-RESERVE = 2**30
-"""Bytes of a disk that stay free."""
 
 Rows: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -92,22 +90,6 @@ class LogitStore:
 def answer_bytes(rows: int, classes: int) -> int:
     """Bytes of so many answers."""
     return 4 * rows * (classes + CHECKSUM)
-
-
-def make_room(folder: Path, size: int, max_bytes: int, keep: set[Path]) -> None:
-    """Remove the files of `folder` that were used the longest ago until `size` more bytes make at most `max_bytes`.
-
-    A process that is using one of them goes on with it, and has its room until it ends. `keep` stay.
-    """
-    with contextlib.suppress(OSError):  # another process may be at it as well
-        files = {p: p.stat() for p in folder.glob("*.answers") if p.is_file() and not p.is_symlink()}
-        total = sum(status.st_size for status in files.values())
-        for path in sorted(files, key=lambda path: files[path].st_mtime):
-            if total + size <= max_bytes:
-                return
-            if path not in keep:
-                path.unlink(missing_ok=True)
-                total -= files[path].st_size
 
 
 def _open(path: Path, size: int) -> FileIO:

@@ -33,8 +33,9 @@ from ..data.loader import Loader
 from ..data.prefetch import HostCopy, send
 from ..evaluation.journal import fingerprint
 from ..nets.net import PLAIN, NetTeacher, TensorVersions
+from ..storage.files import make_room
 from .accumulation import Accumulation
-from .logit_store import LogitStore, Rows, answer_bytes, make_room, size_of
+from .logit_store import LogitStore, Rows, answer_bytes, size_of
 
 BLOCK = 32
 """Images in a block, or as many as a step asks about at once, if these are fewer. Of a batch's new images half a block
@@ -255,7 +256,7 @@ def _open_caches(
     if folder and paths:
         if ranks.local == 0:
             missing = sum(plans[role].size - size_of(path) for role, path in paths.items())
-            make_room(folder, missing, max_bytes, set(paths.values()))
+            make_room(folder, "*.answers", missing, max_bytes, set(paths.values()))
         ranks.objects(None)  # nobody opens a file before the others have made room
     caches = {}
     for role, owner in owners.items():
