@@ -149,10 +149,10 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "take_normalization",
     "without_download",
     # Exporters
-    "INSIDE",
     "Artefact",
     "Exported",
     "Exporter",
+    "INSIDE",
     "OnnxNet",
     "quiet",
     "translated",

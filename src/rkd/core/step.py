@@ -290,8 +290,13 @@ class Step:
         if role is None:
             if len(self._teachers) == 1:
                 return self._role(next(iter(self._teachers)))
-            problem = "a teacher is needed" if not self._teachers else "there are several teachers"
-            raise Refused(f"{problem}, and none was named (teachers given: {given}); type --teacher ROLE=MODEL")
+            if not self._teachers:
+                raise Refused(
+                    "a teacher is needed, and there is none: take a loss with one, or another attack or objective"
+                )
+            raise Refused(
+                f"there are several teachers ({given}), and whoever asks must name one, such as objective.role"
+            )
         if role in self._teachers:
             self.used.roles.add(role)
         elif role in self._companions:
