@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from rkd.nets.net import Net
 from rkd.nets.resize import Resize
 from rkd.registry.catalog import Catalog
 from rkd.storage.card import Card
+
+OLD_TIMM = tuple(map(int, version("timm").split(".")[:3])) < (1, 0, 16)
 
 
 def student(catalog: Catalog, model: str, shape: tuple[int, int, int] = (1, 8, 8), **options: Any) -> Exported:
@@ -64,6 +67,7 @@ def test_onnx(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(OLD_TIMM, reason="timm reads no folders before 1.0.16")
 @pytest.mark.parametrize("model", ["timm:test_resnet", "timm:test_vit2"])
 def test_timm(model: str, catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     what = student(catalog, model)
@@ -97,3 +101,11 @@ def test_a_missing_package_is_named(catalog: Catalog, tmp_path: Path, monkeypatc
     monkeypatch.setitem(__import__("sys").modules, "onnx", None)
     with pytest.raises(RkdError, match=r"the format onnx needs onnx.*pip install 'rkd-toolkit\[onnx\]'"):
         exported(catalog, "onnx", student(catalog, "small-cnn", width=2), tmp_path)
+
+
+def test_executorch_is_named_where_it_is_missing(
+    catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "executorch", None)
+    with pytest.raises(RkdError, match=r"the format executorch needs executorch.*'rkd-toolkit\[executorch\]'"):
+        exported(catalog, "executorch", student(catalog, "small-cnn", width=2), tmp_path)

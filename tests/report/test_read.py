@@ -10,10 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from rkd.core.errors import RkdError
+from rkd.report import build_report
 from rkd.report.read import read_run
 from rkd.storage.runfolder import RunFolder
 
-from .folders import EPS, epoch, full_net, make_run, net
+from .folders import EPS, Page, epoch, full_net, make_run, net
 from .test_values import JSON
 
 
@@ -147,3 +148,40 @@ def test_what_a_net_was_normalised_with(tmp_path: Path) -> None:
     assert _normalization(chosen) == "none (98.8 % of training images right; data: 61.0 %)"
     assert _normalization({"choice": "0.5/0.5", "known": "file"}) == "0.5/0.5"
     assert _normalization({"choice": 3, "shares": [1]}) == "3" and _normalization({}) == ""
+
+
+def write_export(folder: RunFolder, name: str, **more: Any) -> Path:
+    """What `rkd export` writes into a run's folder."""
+    row = {
+        "name": "int8", "samples": 100, "whole_test_set": {"clean": 0.96, "samples": 359}, "runtime": "runner 1",
+        "accuracy": {"clean": 0.95, "straight_through": 0.6, "worst_case": 0.55}, "interval_95": {"clean": [0.9, 0.98]},
+        "size": {"bytes": 46_523, "latency": {"median": 0.06, "quartiles": [0.05, 0.07]}},
+    }  # fmt: skip
+    place = folder.path / "exports" / name
+    place.mkdir(parents=True)
+    (place / "export.json").write_text(json.dumps({"to": name, "rows": [row], "changes": ["told"]} | more))
+    return place
+
+
+def test_exports(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run")
+    write_export(folder, "onnx")
+    write_export(folder, "strange", rows=[3, {"name": 4, "size": [], "accuracy": {"clean": 7}}], changes="many")
+    (folder.path / "exports" / "empty").mkdir()
+    run = read_run(folder)
+    assert [export.format for export in run.exports] == ["onnx", "strange"]
+    (row,) = run.exports[0].rows
+    assert (row.clean, row.whole, row.accuracy["worst_case"]) == (0.96, 359, 0.55)
+    assert (row.size.bytes, row.runtime, run.exports[0].changes) == (46_523, "runner 1", ["told"])
+    assert run.exports[1].rows[0].accuracy == {} and run.exports[1].changes == []
+    page = Page(build_report(folder).html).text("exports")
+    assert "int8 96.0 95.0 [90.0–98.0] 60.0 55.0 46.5 kB 0.06 [0.05–0.07] runner 1" in page and "told." in page
+
+
+def test_exports_behind_links_are_left_out(tmp_path: Path) -> None:
+    folder, other = make_run(tmp_path / "run"), make_run(tmp_path / "other")
+    write_export(other, "onnx")
+    (folder.path / "exports").mkdir()
+    (folder.path / "exports" / "onnx").symlink_to(other.path / "exports" / "onnx")
+    run = read_run(folder)
+    assert not run.exports and "exports/onnx: it is a link" in run.left_out

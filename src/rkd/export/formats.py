@@ -29,12 +29,13 @@ class Exported:
     card: Card
     calibration: Tensor
 
-    def program(self) -> torch.export.ExportedProgram:
-        """The net as torch.export's graph, for any batch size. Raises Refused for a net that has none."""
-        x = torch.zeros(2, *self.card.shape)
-        batch = torch.export.Dim("batch", min=1)
+    def program(self, batch: int | None = None) -> torch.export.ExportedProgram:
+        """The net as torch.export's graph, for any number of images, or for `batch`. Raises Refused for a net that has
+        none."""
+        x = torch.zeros(batch or 2, *self.card.shape)
+        shapes = {"x": {0: torch.export.Dim("batch")}} if batch is None else None
         return translated(
-            lambda: torch.export.export(self.net, (x,), dynamic_shapes={"x": {0: batch}}, strict=False),
+            lambda: torch.export.export(self.net, (x,), dynamic_shapes=shapes, strict=False),
             self.card.model, "torch.export",
         )  # fmt: skip
 

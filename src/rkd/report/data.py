@@ -65,6 +65,30 @@ class Size:
 
 
 @dataclass(frozen=True)
+class ExportedNet:
+    """A row of an export's table: the net itself (`float`), what was exported, and what has eight bits. `accuracy` and
+    `intervals` by kind of attack; `clean` on `whole` images, the whole test set."""
+
+    name: str
+    clean: float | None
+    whole: int | None
+    samples: int | None
+    accuracy: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    size: Size
+    runtime: str
+
+
+@dataclass(frozen=True)
+class Export:
+    """A folder that `rkd export` wrote into the run's own."""
+
+    format: str
+    rows: list[ExportedNet]
+    changes: list[str]
+
+
+@dataclass(frozen=True)
 class Curve:
     """Accuracy under one attack by radius. `intervals` has None where there is no interval."""
 
@@ -164,6 +188,7 @@ class RunData:
     teachers: list[Net]
     left_out: list[str]
     evaluated: bool = False
+    exports: list[Export] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -228,14 +253,15 @@ class RunData:
         sizes = table(self.manifest.get("sizes"))
         student = {"": sizes["student"]} if "student" in sizes else {}
         named = student | table(sizes.get("teachers"))
-        return {role: _size(table(named[role])) for role in list(named)[:64] if table(named[role])}
+        return {role: size_of(table(named[role])) for role in list(named)[:64] if table(named[role])}
 
     @property
     def seconds(self) -> float | None:
         return number(self.manifest.get("seconds"), 0)
 
 
-def _size(source: dict[str, Any]) -> Size:
+def size_of(source: dict[str, Any]) -> Size:
+    """What a manifest or an export says of a net's size."""
     latency = table(source.get("latency"))
     ends = [number(value, 0) for value in items(latency.get("quartiles"))[:2]]
     low, high = ends if len(ends) == 2 else (None, None)

@@ -94,6 +94,7 @@ def build_report(folder: RunFolder, citations: Mapping[str, str] | None = None) 
         gallery=gallery,
         named=lambda label: _named(classes, label),
         cost=None if run.evaluated and not run.sizes else summary.cost(run),
+        exports=[(export, *summary.exported(export)) for export in run.exports],
         commands=summary.commands(run),
         citations=None if citations is None else list(citations.values()),
         machine=summary.machine(run),

@@ -8,7 +8,22 @@ from rkd.core.errors import RkdError
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.text import MOST_JSON, parse_json, parse_toml, read_text
 
-from .data import MOST_CLASSES, Calibration, Corruptions, Curve, Doubt, Example, Net, RunData, Search, Seen, Transfer
+from .data import (
+    MOST_CLASSES,
+    Calibration,
+    Corruptions,
+    Curve,
+    Doubt,
+    Example,
+    Export,
+    ExportedNet,
+    Net,
+    RunData,
+    Search,
+    Seen,
+    Transfer,
+    size_of,
+)
 from .values import block, interval, items, number, percent, setting, shallow, share, shortened, table, text, whole
 
 T = TypeVar("T")
@@ -52,7 +67,31 @@ def read_run(folder: RunFolder) -> RunData:
             teachers.append(found)
     return RunData(
         name, folder.path, table(config), block(config_text), manifest, card, _history(folder, left_out),
-        student, teachers, left_out,
+        student, teachers, left_out, exports=_exports(folder, left_out),
+    )  # fmt: skip
+
+
+def _exports(folder: RunFolder, left_out: list[str]) -> list[Export]:
+    """What `rkd export` wrote into the run's folder. Nothing is read through links."""
+    found = []
+    for path in sorted(folder.path.glob("exports/*/export.json"))[:MOST]:
+        if any(place.is_symlink() for place in (path, *path.parents[:2])):
+            left_out.append(f"exports/{text(path.parent.name)}: it is a link")
+            continue
+        content = _json_of(path, left_out)
+        rows = [_exported(table(row)) for row in items(content.get("rows"))[:MOST] if table(row)]
+        if rows:
+            told = [text(line, 400) for line in items(content.get("changes"))[:MOST]]
+            found.append(Export(text(content.get("to")) or text(path.parent.name), rows, [t for t in told if t]))
+    return found
+
+
+def _exported(row: Mapping[str, Any]) -> ExportedNet:
+    reader, whole_set = _Reader([], "the export's"), table(row.get("whole_test_set"))
+    return ExportedNet(
+        text(row.get("name")), share(whole_set.get("clean")), whole(whole_set.get("samples")),
+        whole(row.get("samples")), reader._each(row, "accuracy", share), reader._each(row, "interval_95", interval),
+        size_of(table(row.get("size"))), text(row.get("runtime")),
     )  # fmt: skip
 
 

@@ -7,9 +7,23 @@ from pathlib import PurePath
 
 from rkd.storage.text import attack_name, command
 
-from .data import Net, RunData, Size
+from .data import Export, Net, RunData, Size
 from .gallery import Gallery
-from .values import between, grouped, items, number, percent, radius, setting, shortened, table, text, whole
+from .values import (
+    between,
+    grouped,
+    items,
+    magnitude,
+    milliseconds,
+    number,
+    percent,
+    radius,
+    setting,
+    shortened,
+    table,
+    text,
+    whole,
+)
 
 
 def badge(run: RunData) -> tuple[str, str]:
@@ -218,6 +232,29 @@ def cost(run: RunData) -> Cost:
     if run.seconds is not None:
         times.append(("the whole run, with preparing and evaluating", run.seconds))
     return Cost([step for step in steps if step[1:] != (None, None)], times, sizes(run))
+
+
+KINDS = {
+    "clean": "clean",
+    "transferred": "transferred",
+    "straight_through": "straight through",
+    "black_box": "black-box",
+    "worst_case": "worst case",
+}
+"""Accuracies of an export, in order, and how they are headed."""
+
+
+def exported(export: Export) -> tuple[list[str], list[list[str]]]:
+    """Headings and rows of an export's table."""
+    kinds = [kind for kind in KINDS if any(kind in row.accuracy for row in export.rows)]
+    heads = ["clean, all images", *(KINDS[kind] for kind in kinds), "size", "ms, one image", "run by"]
+    rows = []
+    for row in export.rows:
+        accuracies = [f"{percent(row.accuracy.get(kind))} {between(row.intervals.get(kind))}".strip() for kind in kinds]
+        size = row.size
+        rows.append([row.name, percent(row.clean), *accuracies, magnitude(size.bytes, "B"),
+                     milliseconds(size.latency, size.quartiles), row.runtime])  # fmt: skip
+    return heads, rows
 
 
 def sizes(run: RunData) -> list[tuple[str, Size, float | None]]:
