@@ -96,44 +96,6 @@ def phases() -> None:
     _replace(onednn, "FEW", 0)
 
 
-def pooled_head() -> None:
-    """Pooling and the linear layer one after the other, still on the tape."""
-    import torch.nn.functional as F
-    from torch import Tensor
-
-    from rkd.engine.onednn import PooledHead
-
-    begin = PooledHead.__init__
-
-    def init(self: Any, layer: Any, pool: Any, shape: Any) -> None:
-        begin(self, layer, pool, shape)
-        self.pool = pool
-
-    def reset(self: Any) -> None:
-        self._weight = self.layer.weight.detach()
-        self._bias = None if self.layer.bias is None else self.layer.bias.detach()
-
-    def forward(self: Any, x: Tensor) -> Tensor:
-        return F.linear(self.pool(x.to(self._weight.dtype)).flatten(1), self._weight, self._bias)
-
-    def input_gradient(self: Any, g: Tensor) -> Tensor:
-        planes, height, width = self.shape
-        by_pooled = (g @ self._weight).view(len(g), planes, -1).transpose(1, 2)  # (B, h w, C)
-        by_pixel = (self.pooled.to(g.dtype) @ by_pooled).view(len(g), height, width, planes).permute(0, 3, 1, 2)
-        return by_pixel if self.in_dtype is None else by_pixel.to(self.in_dtype)
-
-    methods = {"__init__": init, "reset": reset, "forward": forward, "input_gradient": input_gradient}
-    for name, method in methods.items():
-        _replace(PooledHead, name, method)
-
-
-def pad_shortcut() -> None:
-    """Without it a ResNet with such shortcuts has no tape."""
-    from rkd.engine import fusion
-
-    _replace(fusion, "_pad_shortcut", lambda node: None)
-
-
 def tape() -> None:
     from rkd.engine import backends
 
@@ -232,8 +194,6 @@ FEATURES = {
     "gradients": Feature("own input gradients of convolutions", input_gradients),
     "taps": Feature("of these: taps (one input plane)", taps, (ATTACK,)),
     "phases": Feature("of these: phases (stride 2)", phases),
-    "head": Feature("pooling and linear layer as one product", pooled_head),
-    "shortcut": Feature("parameter-free shortcut on the tape", pad_shortcut, (STEP,)),
     "tape": Feature("tape", tape),
     "pieces": Feature("micro-batches of 32", micro_batches),
     "windows": Feature("changed windows followed on the tape", windows, (ATTACK,)),

@@ -17,7 +17,7 @@ from ..nets.resize import Resize
 from .copy import FrozenCopy, is_plain, put
 from .fusion import FusedGraph
 from .incremental import TapePatches
-from .onednn import FusedConv, PooledHead
+from .onednn import FusedConv
 from .tape import Tape, taped
 
 Logits = Callable[[Tensor], Tensor]
@@ -94,7 +94,7 @@ class FastCopy(FastNet):
 
     def __init__(self, backend: Backend, net: nn.Module, view: View | None, x: Tensor) -> None:
         self.copy = FrozenCopy(net, x[:2], view)
-        self.layers: list[FusedConv | PooledHead] = []
+        self.layers: list[FusedConv] = []
         low = backend.dtype != "float32"
         arch, mean, std, resize = parts(self.copy.net)
         micro_batch = MICRO_BATCH if x.device.type == "cpu" else None

@@ -192,71 +192,31 @@ class _FusedConv(torch.autograd.Function):
         return fused.input_gradient(g, context.shape) if before else None, g if beside else None, None
 
 
-class PadShortcut(nn.Module):
-    """A ResNet's shortcut without parameters: every `stride`-th pixel, with planes of zeros around the planes.
-
-    Planes `(B, C, H, W)` to `(B, before + C + after, ceil(H / stride), ceil(W / stride))`.
-    """
-
-    def __init__(self, stride: int, before: int, after: int) -> None:
-        super().__init__()
-        self.stride, self.before, self.after = stride, before, after
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, self.before, self.after))
-
-    def compute(self, x: Tensor, other: Tensor | None = None, padded: bool = False) -> Tensor:
-        """The same without autograd. There is nothing to add, and no padding of the pixels."""
-        seen = x[:, :, :: self.stride, :: self.stride]
-        batch, planes, height, width = seen.shape
-        found = x.new_zeros(batch, height, width, self.before + planes + self.after).permute(0, 3, 1, 2)
-        found[:, self.before : self.before + planes] = seen
-        return found
-
-    def input_gradient(self, g: Tensor, shape: torch.Size, accumulate_into: Tensor | None = None) -> Tensor:
-        seen = g[:, self.before : self.before + shape[1]]
-        if accumulate_into is None:
-            return spread(seen, shape, self.stride, self.stride)
-        accumulate_into[:, :, :: self.stride, :: self.stride].add_(seen)
-        return accumulate_into
-
-
 class PooledHead(nn.Module):
-    """Average pooling of planes `shape` (C, H, W) and the linear `layer` behind it, as one matrix product.
+    """Average pooling of planes `shape` (C, H, W), and the linear `layer` behind it, with its gradient for a tape.
 
-    Pooling is linear and the same for each plane: the layer's weights are spread over the pixels. The product has more
-    terms, but nothing is averaged, copied and spread again on the way back. `pool` takes planes to `(B, C, h, w)` or
-    `(B, C)`; `in_dtype`: that of the planes, where it is not the layer's own; it may be set.
+    `pool` takes planes to `(B, C, h, w)` or `(B, C)`; `in_dtype`: that of the planes, where it is not the layer's own;
+    it may be set.
     """
-
-    MAX_NUMBERS = 2**20
-    """In the matrix: for few classes and small planes, where what surrounds the product takes longer."""
 
     in_dtype: torch.dtype | None = None
 
     def __init__(self, layer: nn.Linear, pool: Callable[[Tensor], Tensor], shape: tuple[int, int, int]) -> None:
         super().__init__()
-        self.layer, self.shape = layer, shape
+        self.layer, self.pool, self.shape = layer, pool, shape
         _, height, width = shape
-        pixels = torch.eye(height * width).view(-1, 1, height, width)
-        self.pooled = pool(pixels).flatten(1).detach()
+        self.pooled = pool(torch.eye(height * width).view(-1, 1, height, width)).flatten(1).detach()
         """(H W, h w): what each pixel gives to each pooled one."""
-        self.reset()
-
-    def reset(self) -> None:
-        """Read the layer's weights, which have moved."""
-        weight = self.layer.weight.detach()
-        wide = weight.view(len(weight), self.shape[0], -1).double() @ self.pooled.double().t()  # (K, C, H W)
-        self._weight = wide.transpose(1, 2).reshape(len(weight), -1).to(weight.dtype)
-        self._bias = None if self.layer.bias is None else self.layer.bias.detach().clone()
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x.permute(0, 2, 3, 1).flatten(1).to(self._weight.dtype), self._weight, self._bias)
+        logits: Tensor = self.layer(self.pool(x.to(self.layer.weight.dtype)).flatten(1))
+        return logits
 
     def input_gradient(self, g: Tensor) -> Tensor:
         """The gradient by the planes from that by the outputs `g (B, K)`."""
         planes, height, width = self.shape
-        found = (g @ self._weight).view(len(g), height, width, planes).permute(0, 3, 1, 2)
+        by_pooled = (g @ self.layer.weight).view(len(g), planes, -1).transpose(1, 2)  # (B, h w, C)
+        found = (self.pooled.to(g.dtype) @ by_pooled).view(len(g), height, width, planes).permute(0, 3, 1, 2)
         return found if self.in_dtype is None else found.to(self.in_dtype)
 
 
