@@ -8,9 +8,9 @@ itself and `rkd.testing`, is private and may move between two versions.
 
 from . import ops
 from .core.attack import Patches, PlainProbe, Target
-from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError, optional
+from .core.errors import ConfigError, DataError, Refused, RkdError, UnknownName, WeightsError
 from .core.hooks import hookimpl
-from .core.interfaces import Attack, HasNotes, Loss, Objective, Probe, Scheduler, Student, Teacher
+from .core.interfaces import Attack, Loss, Objective, Probe, Scheduler, Student, Teacher
 from .core.random import Noise, forked, key
 from .core.run import Run
 from .core.step import AttackPlan, Step
@@ -21,6 +21,7 @@ from .data.augment import Augment, FiniteAugment
 from .data.dataset import ArraySplit, Dataset, DatasetSource, MixedSplit, Split, check_images
 from .data.prefetch import free_memory
 from .evaluation.corruptions import Corruption, at_severity
+from .evaluation.evaluate import HasNotes
 from .evaluation.model import Finite
 from .evaluation.transfer import identity
 from .export.formats import Artefact, Exported, Exporter, quiet, translated
@@ -38,6 +39,7 @@ from .registry.schedules import check_range, parse_schedule
 from .registry.zoo import ZooTeacher, read_zoo
 from .storage.card import read_card
 from .storage.pixels import kept_pixels
+from .storage.optional import optional
 from .storage.remote import hub_file
 from .storage.runfolder import RunFolder
 from .storage.text import did_you_mean, expanded, fraction, parse_json, read_text, shown

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-import pytest
-
-from rkd.core.errors import ConfigError, RkdError, Stopped, optional
+from rkd.core.errors import ConfigError, RkdError, Stopped
 
 
 def test_several_problems_are_one_error() -> None:
@@ -18,13 +13,3 @@ def test_several_problems_are_one_error() -> None:
 
 def test_a_stop_is_no_mistake() -> None:
     assert issubclass(Stopped, KeyboardInterrupt) and not issubclass(Stopped, RkdError)
-
-
-def test_an_optional_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert optional("json.decoder", "x", "this").JSONDecoder
-    with pytest.raises(RkdError, match=r"^this needs rkd_none: pip install 'rkd-toolkit\[x\]'$"):
-        optional("rkd_none.inner", "x", "this")
-    (tmp_path / "rkd_broken.py").write_text("import rkd_none")
-    monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
-    with pytest.raises(RkdError, match="it is there, and does not load: No module named 'rkd_none'"):
-        optional("rkd_broken", "x", "this")

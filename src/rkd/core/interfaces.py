@@ -94,8 +94,7 @@ class Attack(Protocol):
             score, gradient = target.gradient(x)
             return (x + target.threat.eps * gradient.sign()).clamp(0, 1)
 
-    `traits` may be left out, and so may a method `notes(classes)`, see `HasNotes`, and a method `assemble(parts)`, see
-    `rkd.plugin.HasParts`.
+    `traits` may be left out, and so may the methods of `rkd.plugin.HasNotes` and `rkd.plugin.HasParts`.
     """
 
     mode: Mode
@@ -103,14 +102,6 @@ class Attack(Protocol):
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1] inside the ball around `x`."""
-
-
-@runtime_checkable
-class HasNotes(Protocol):
-    """An attack that has something to say about its settings; evaluations show it."""
-
-    def notes(self, classes: int) -> Sequence[str]:
-        """What a reader of the result should know, a sentence each, on data of so many classes."""
 
 
 Objective = Callable[["Step", Probe, "Tensor"], "Tensor"]

@@ -71,10 +71,9 @@ def weighted(
 
 def weight_of(loss: Loss, knobs: Mapping[str, Any], term: str, progress: float) -> float | Tensor:
     """The weight of a term now: a scheduler's, else the loss's, else 1."""
+    own = declared(loss, LossTraits).weights.get(term, 1.0)
     set_by_scheduler: float | Tensor | None = knobs.get(f"weight.{term}")
-    if set_by_scheduler is not None:
-        return set_by_scheduler
-    return at(declared(loss, LossTraits).weights.get(term, 1.0), progress)
+    return at(own, progress) if set_by_scheduler is None else set_by_scheduler
 
 
 def per_class(values: Tensor, y: Tensor) -> Tensor:

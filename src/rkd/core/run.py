@@ -71,8 +71,8 @@ class Processes:
         return mine
 
     def counted(self, samples: int) -> bool:
-        """Whether what this process sees of a batch counts in such a sum: its own part of it does, and of a batch of so
-        few `samples` that all processes do it whole, what the first one sees."""
+        """Whether what this process sees of a batch counts in such a sum: its own part does, and of a batch of so few
+        `samples` that all do it whole, the first one's."""
         return True
 
 
@@ -166,11 +166,9 @@ class RunningMeans:
         return {name: float(value) / self.steps for name, value in self.sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The sums so far, for a checkpoint within an epoch."""
         return {"steps": self.steps, "sums": dict(self.sums)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where `state` was taken."""
         self.steps, self.sums = state["steps"], dict(state["sums"])
 
 
@@ -220,11 +218,10 @@ class TrainState:
         """Go on where `state` was taken; values of schedulers go to `device`."""
         self.epoch, self.batch = state["epoch"], state["done"]
         self.means.load_state_dict(state["meter"])
-        self.skipped, self.rollbacks = state["skipped"], state["rollbacks"]
-        self.epoch_start, self.seconds = state["epoch_start"], state["seconds"]
+        for name in ("skipped", "rollbacks", "epoch_start", "seconds", "best", "best_weights"):
+            setattr(self, name, state[name])
         self.knobs = {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state["knobs"].items()}
         self.history = list(state["history"])
-        self.best, self.best_weights = state["best"], state["best_weights"]
 
 
 @dataclass
@@ -372,11 +369,9 @@ class Run:
                 parts[name].load_state_dict(state[kind][name])
 
     def _stateful(self) -> dict[str, dict[str, Stateful]]:
-        kinds: dict[str, Mapping[str, Any]]
         own = {id(scheduler) for scheduler in self.schedulers.values()}  # some of them listen, too
-        extensions = {n: p for n, p in self.hooks.list_name_plugin() if id(p) not in own}
-        kinds = {"schedulers": self.schedulers, "extensions": extensions}
-        return {kind: {n: p for n, p in parts.items() if isinstance(p, Stateful)} for kind, parts in kinds.items()}
+        extensions = {n: p for n, p in self.hooks.list_name_plugin() if id(p) not in own and isinstance(p, Stateful)}
+        return {"schedulers": dict(self.schedulers), "extensions": extensions}
 
     def _progress_at(self, batch: int) -> float:
         return (self.state.epoch + batch / len(self.loader)) / self.epochs

@@ -32,16 +32,14 @@ class AttackTraits:
     objective: str = "ce"
     """The objective that is maximised where nobody chooses another one."""
     own_objective: bool = False
-    """It has a loss of its own and never asks for `target.score`: whoever chooses an objective is told that it makes
-    no difference."""
+    """It never asks for `target.score`: whoever chooses an objective is told that it makes no difference."""
     black_box: bool = False
     """It takes no gradient of the attacked net, and so must not beat attacks that do."""
     confirms: bool = False
     """It asks `target.reference` before it counts an image as fooling the net: its other questions may go to a faster,
     less exact copy."""
     seeks_nearest: bool = False
-    """It looks for the nearest image that fools the net, whatever the radius: accuracy against eps is drawn of other
-    attacks, if there are any."""
+    """It looks for the nearest image that fools the net, whatever the radius: curves over eps prefer other attacks."""
     any_radius: bool = False
     """Its option `bounded` only withholds what lies outside the ball: one unbounded search serves all radii."""
     measure: Norm | None = None

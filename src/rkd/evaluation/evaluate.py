@@ -3,14 +3,13 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from itertools import chain
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 from .. import ops
 from ..core.errors import DataError, Refused, RkdError
-from ..core.interfaces import HasNotes
 from ..core.random import key
 from ..core.step import AttackPlan, Step
 from ..core.traits import name_of, traits_of
@@ -29,6 +28,14 @@ from .warnings import find_warnings
 
 BATCHING = "by lead"
 """How images are put into batches: a journal of other batches is another one."""
+
+
+@runtime_checkable
+class HasNotes(Protocol):
+    """An attack that has something to say about its settings; evaluations show it."""
+
+    def notes(self, classes: int) -> Sequence[str]:
+        """What a reader of the result should know, a sentence each, on data of so many classes."""
 
 
 # Tensors of inference mode take no part in gradients, which attacks need, whatever the caller's own mode.

@@ -3,7 +3,8 @@
 import re
 from pathlib import Path
 
-from ..core.errors import RkdError, optional
+from ..core.errors import RkdError
+from ..storage.optional import optional
 from ..storage.text import shown
 
 COMMIT = "Exported by rkd"

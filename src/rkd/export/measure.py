@@ -22,10 +22,11 @@ from torch import Tensor, nn
 
 from ..core.attack import Target
 from ..core.errors import Refused
-from ..core.interfaces import Attack, HasNotes
+from ..core.interfaces import Attack
 from ..core.step import AttackPlan
 from ..core.traits import AttackTraits, traits_of
 from ..core.types import Mode
+from ..evaluation.evaluate import HasNotes
 from ..evaluation.result import Evaluation, interval
 from ..nets.modes import running
 

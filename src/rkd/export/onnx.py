@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import RkdError, WeightsError, optional
+from ..core.errors import RkdError, WeightsError
 from ..core.types import Shape
+from ..storage.optional import optional
 
 INSIDE = "images in [0, 1]; normalisation inside"
 """What a file of rkd's says of its `input`, in its metadata."""

@@ -6,7 +6,7 @@ of matplotlib and jinja2, tables do not: whatever makes a page is imported when 
 
 from typing import TYPE_CHECKING, Any
 
-from ..core.errors import optional
+from ..storage.optional import optional
 from .compare import Comparison, compare
 from .tables import basis, cells, sizes, to_csv, to_json, to_latex, where
 
