@@ -96,6 +96,13 @@ def phases() -> None:
     _replace(onednn, "FEW", 0)
 
 
+def pad_shortcut() -> None:
+    """Without it a ResNet with such shortcuts has no tape."""
+    from rkd.engine import fusion
+
+    _replace(fusion, "_pad_shortcut", lambda node: None)
+
+
 def tape() -> None:
     from rkd.engine import backends
 
@@ -194,6 +201,7 @@ FEATURES = {
     "gradients": Feature("own input gradients of convolutions", input_gradients),
     "taps": Feature("of these: taps (one input plane)", taps, (ATTACK,)),
     "phases": Feature("of these: phases (stride 2)", phases),
+    "shortcut": Feature("parameter-free shortcut on the tape", pad_shortcut, (STEP,)),
     "tape": Feature("tape", tape),
     "pieces": Feature("micro-batches of 32", micro_batches),
     "windows": Feature("changed windows followed on the tape", windows, (ATTACK,)),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from rkd.core.interfaces import Attack, CachingTeacher, HasNotes, Probe, Scheduler, Stateful, Student, Teacher
+from rkd.core.interfaces import Attack, CachingTeacher, Probe, Scheduler, Stateful, Student, Teacher
+from rkd.evaluation.evaluate import HasNotes
 from rkd.nets.net import NetTeacher
 from rkd.nets.student import NetStudent
 from rkd.plugin import PlainProbe

@@ -13,6 +13,7 @@ from rkd.engine.onednn import (
     SILU,
     Activation,
     FusedConv,
+    PadShortcut,
     PrepackedConv,
     input_gradient,
 )
@@ -188,3 +189,13 @@ def test_weights_that_moved_are_read_after_a_reset() -> None:
     fused.reset()
     assert not fused.conv.packed
     torch.testing.assert_close(fused(x), layer(x), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (7, 9)])
+def test_a_shortcut_of_every_other_pixel(size: tuple[int, int]) -> None:
+    layer = PadShortcut(2, 1, 3)
+    x = torch.rand(4, 3, *size, requires_grad=True)
+    expected = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 1, 3))
+    assert torch.equal(layer(x), expected) and torch.equal(layer.compute(x.detach()), expected)
+    g = torch.rand_like(expected)
+    assert torch.equal(layer.input_gradient(g, x.shape), torch.autograd.grad(expected, x, g)[0])

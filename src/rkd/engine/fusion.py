@@ -1,4 +1,4 @@
-"""Which nodes of a traced net are fused: a convolution with what follows it, the pooled head.
+"""Which nodes of a traced net are fused: a convolution with what follows it, a padded shortcut, the pooled head.
 
 Nodes are taken in only where nothing else reads what lies between them. Same function up to rounding.
 """
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from .copy import is_plain
-from .onednn import GELU, HARDSWISH, NONE, RELU, RELU6, SILU, Activation, FusedConv, PooledHead
+from .onednn import GELU, HARDSWISH, NONE, RELU, RELU6, SILU, Activation, FusedConv, PadShortcut, PooledHead
 
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
 _ACTIVATIONS: dict[Any, Activation] = {
@@ -46,6 +46,9 @@ class FusedGraph:
             layer = self._module(node)
             if type(layer) is nn.Conv2d and layer.padding_mode == "zeros" and not isinstance(layer.padding, str):
                 self._fuse_conv(node, layer, f"fused_{number}")
+        for number, node in enumerate(list(self.net.graph.nodes)):
+            if (shortcut := _pad_shortcut(node)) is not None:
+                self._put(f"shortcut_{number}", shortcut, [node.args[0], node], (node.args[0].args[0],))
         self._fuse_head()
         self.net.recompile()
 
@@ -145,6 +148,21 @@ def _means(node: fx.Node) -> bool:
         return False
     axes = node.args[1]
     return isinstance(axes, (list, tuple)) and tuple(axes) in ((2, 3), (-2, -1))
+
+
+def _pad_shortcut(node: fx.Node) -> PadShortcut | None:
+    """Pooling of single pixels with padding by planes behind it."""
+    if node.target is not F.pad or len(node.args) != 2 or node.kwargs.get("value"):
+        return None
+    pool, around = node.args
+    if not isinstance(pool, fx.Node) or pool.target is not F.avg_pool2d or len(pool.users) != 1 or pool.kwargs:
+        return None
+    sizes: tuple[Any, ...] = tuple(around) if isinstance(around, (list, tuple)) else ()
+    by_planes = len(sizes) == 6 and all(type(size) is int and size >= 0 for size in sizes) and not any(sizes[:4])
+    if not by_planes or node.kwargs.get("mode", "constant") != "constant" or len(pool.args) != 3 or pool.args[1] != 1:
+        return None
+    stride = pool.args[2]
+    return PadShortcut(stride, sizes[4], sizes[5]) if type(stride) is int else None
 
 
 class _Tracer(fx.Tracer):

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.attack import Patches
 from ..nets.memory_format import in_channels_last
 from ..nets.net import micro_batches
-from .onednn import FusedConv
+from .onednn import FusedConv, PadShortcut
 from .tape import Step, Tape
 
 SHARE = 0.35
@@ -45,7 +45,9 @@ class Kernel:
     dilation: tuple[int, ...] = (1, 1)
 
     @classmethod
-    def of(cls, layer: FusedConv) -> Kernel:
+    def of(cls, layer: FusedConv | PadShortcut) -> Kernel:
+        if isinstance(layer, PadShortcut):
+            return cls(stride=(layer.stride, layer.stride))
         conv = layer.layer
         assert not isinstance(conv.padding, str)
         return cls(conv.kernel_size, conv.stride, conv.padding, conv.dilation)

@@ -192,6 +192,35 @@ class _FusedConv(torch.autograd.Function):
         return fused.input_gradient(g, context.shape) if before else None, g if beside else None, None
 
 
+class PadShortcut(nn.Module):
+    """A ResNet's shortcut without parameters: every `stride`-th pixel, with planes of zeros around the planes.
+
+    Planes `(B, C, H, W)` to `(B, before + C + after, ceil(H / stride), ceil(W / stride))`.
+    """
+
+    def __init__(self, stride: int, before: int, after: int) -> None:
+        super().__init__()
+        self.stride, self.before, self.after = stride, before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, self.before, self.after))
+
+    def compute(self, x: Tensor, other: Tensor | None = None, padded: bool = False) -> Tensor:
+        """The same without autograd. There is nothing to add, and no padding of the pixels."""
+        seen = x[:, :, :: self.stride, :: self.stride]
+        batch, planes, height, width = seen.shape
+        found = x.new_zeros(batch, height, width, self.before + planes + self.after).permute(0, 3, 1, 2)
+        found[:, self.before : self.before + planes] = seen
+        return found
+
+    def input_gradient(self, g: Tensor, shape: torch.Size, accumulate_into: Tensor | None = None) -> Tensor:
+        seen = g[:, self.before : self.before + shape[1]]
+        if accumulate_into is None:
+            return spread(seen, shape, self.stride, self.stride)
+        accumulate_into[:, :, :: self.stride, :: self.stride].add_(seen)
+        return accumulate_into
+
+
 class PooledHead(nn.Module):
     """Average pooling of planes `shape` (C, H, W), and the linear `layer` behind it, with its gradient for a tape.
 

@@ -13,14 +13,14 @@ from torch import Tensor, fx, nn
 from torch.autograd.function import once_differentiable
 
 from ..nets.memory_format import in_channels_last
-from .onednn import FusedConv, PooledHead
+from .onednn import FusedConv, PadShortcut, PooledHead
 
 
 @dataclass(frozen=True)
 class Step:
     """One layer: of which value, with which one added. Values are numbered from 0, the images, in order."""
 
-    layer: FusedConv
+    layer: FusedConv | PadShortcut
     source: int
     other: int | None
 
@@ -71,7 +71,7 @@ class Tape(nn.Module):
         The weights have to be read anew. False, and nothing changed, where others than convolutions see the images.
         """
         first = [step for step in self.steps if 0 in (step.source, step.other)]
-        layers = [step.layer for step in first if step.other is None]
+        layers = [step.layer for step in first if step.other is None and isinstance(step.layer, FusedConv)]
         if len(layers) < len(first) or self.source == 0:
             return False
         for layer in layers:
@@ -99,7 +99,9 @@ class _Tape(torch.autograd.Function):
             gradients[number + 1] = None
             if own is None:
                 continue
-            own = step.layer.activation.backward(in_channels_last(own), values[number + 1], inplace=True)
+            own = in_channels_last(own)
+            if isinstance(step.layer, FusedConv):
+                own = step.layer.activation.backward(own, values[number + 1], inplace=True)
             shape = values[step.source].shape
             gradients[step.source] = step.layer.input_gradient(own, shape, gradients[step.source])
             if step.other is not None:
@@ -119,7 +121,7 @@ def taped(net: fx.GraphModule) -> Tape | None:
         layer = net.get_submodule(str(node.target)) if node.op == "call_module" else None
         if node.op == "placeholder" and not values:
             values[node] = 0
-        elif isinstance(layer, FusedConv) and layer.activation.by_output:
+        elif isinstance(layer, PadShortcut) or (isinstance(layer, FusedConv) and layer.activation.by_output):
             source, *others = (values[each] for each in node.args)
             steps.append(Step(layer, source, others[0] if others else None))
             values[node] = len(steps)
