@@ -38,8 +38,8 @@ from .registry.hooks import Family, HasParts, Parts
 from .registry.schedules import check_range, parse_schedule
 from .registry.zoo import ZooTeacher, read_zoo
 from .storage.card import read_card
-from .storage.pixels import kept_pixels
 from .storage.optional import optional
+from .storage.pixels import kept_pixels
 from .storage.remote import hub_file
 from .storage.runfolder import RunFolder
 from .storage.text import did_you_mean, expanded, fraction, parse_json, read_text, shown
