@@ -4,6 +4,7 @@ import io
 import sys
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from rich.console import Console, RenderableType
 
@@ -23,6 +24,8 @@ class NotebookTerminal(Terminal):
         self.err = self.out  # a notebook shows stderr as if it were errors
         self._stop = threading.Event()
         self._drawing: threading.Thread | None = None
+        self._place: Any = None
+        """The one place in the cell's output where everything is drawn; messages come below it."""
 
     @property
     def animated(self) -> bool:
@@ -32,16 +35,20 @@ class NotebookTerminal(Terminal):
         from IPython.display import display
 
         self.still()
-        handle = display({"text/plain": rendered(draw())}, raw=True, display_id=True)
+        self._place = self._place or display({"text/plain": ""}, raw=True, display_id=True)
         stop = self._stop = threading.Event()
 
         def follow() -> None:
-            while not stop.wait(EVERY):
-                handle.update({"text/plain": rendered(draw())}, raw=True)
-            handle.update({"text/plain": ""}, raw=True)
+            while not stop.is_set():
+                self._draw(rendered(draw()))
+                stop.wait(EVERY)
+            self._draw("")
 
         self._drawing = threading.Thread(target=follow, daemon=True)
         self._drawing.start()
+
+    def _draw(self, text: str) -> None:
+        self._place.update({"text/plain": text}, raw=True)
 
     def still(self) -> None:
         super().still()
@@ -53,10 +60,10 @@ class NotebookTerminal(Terminal):
 
 def rendered(content: RenderableType) -> str:
     """As plain text."""
-    console = Console(file=io.StringIO(), width=WIDTH, markup=False, highlight=False, emoji=False)
-    with console.capture() as capture:
-        console.print(content)
-    return capture.get().rstrip()
+    file = io.StringIO()
+    # Left to itself, it would find the kernel and send what it prints to the cell, too.
+    Console(file=file, width=WIDTH, markup=False, highlight=False, emoji=False, force_jupyter=False).print(content)
+    return file.getvalue().rstrip()
 
 
 def is_notebook() -> bool:

@@ -239,7 +239,7 @@ def _console(stream: IO[str]) -> Console:
     width = None if _is_tty(stream) or os.environ.get("COLUMNS", "").isdigit() else 10_000
     return Console(
         file=stream, markup=False, highlight=False, emoji=False, width=width, force_terminal=_is_tty(stream),
-        soft_wrap=False,
+        force_jupyter=False, soft_wrap=False,
     )  # fmt: skip
 
 
