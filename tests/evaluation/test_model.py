@@ -31,7 +31,8 @@ THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
 CLASSES = 6
 ATTACKS = {
     "square": {"queries": 60}, "cw-l2": {"steps": 30, "searches": 2}, "autoattack": {"steps": 10, "queries": 30},
-    "autoattack-reference": {"queries": 30}, "transfer": None, "pgd-joint": None, "cw": {"steps": 5}, "cw-30": {}, "jsma": {},
+    "autoattack-reference": {"queries": 30}, "transfer": None, "cw": {"steps": 5}, "cw-30": {}, "jsma": {},
+    "pgd-joint": None,
 }  # fmt: skip
 """Options that make them quick; `transfer` has a test of its own, and `pgd-joint` asks a teacher."""
 NAMES = sorted(name for name in load_catalog().names("attack") if ATTACKS.get(name, {}) is not None)

@@ -87,6 +87,8 @@ def test_every_method_learns_the_same_in_parts(name: str) -> None:
         run = a_run(loss, accumulation, schedulers=schedulers, epochs=2)
         if "attack" not in loss.defaults:
             run.attacks = {}
+        elif loss.defaults["attack"] == "pgd-joint":  # makes two views
+            run.attacks["adv"] = replace(run.attacks["adv"], attack=CATALOG.create("attack", "pgd-joint", {"steps": 2}))
         fit(run)
         ends.append((weights(run), run.state.history[-1]))
     torch.testing.assert_close(ends[0][0], ends[1][0], rtol=1e-4, atol=1e-5)
