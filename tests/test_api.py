@@ -205,7 +205,7 @@ X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
         (lambda x: x.mul_(0.5).flatten(1)[:, :5], (X.clone(), Y), {}, "changes the images .* x -= mean"),
         (lambda x: x.flatten(1)[:, :1], (X, Y + 1), {}, "but the net knows 1 class$"),
         (lambda x: x[:, :2] @ torch.rand(3, 3), (X, Y), {}, "cannot take images \\(3, 8, 8\\)"),
-        (None, (X, Y), {"device": None}, "device is a name.*got None"),
+        (None, (X, Y), {"device": 3}, "device is a name.*got 3"),
         (None, (X, Y), {"journal": 3}, "journal is a folder's path; got 3"),
         (lambda x, more: x, (X, Y), {}, r"cannot take images \(3, 8, 8\): TypeError: .*'more'"),
     ],

@@ -19,7 +19,7 @@ from rkd.workflow.evaluate import Engine, EvalSettings, Evaluation, Journal, eva
 from rkd.workflow.objects.continued import continued
 from rkd.workflow.objects.functions import as_plan
 from rkd.workflow.objects.loaded import LoadedRun, loaded_run
-from rkd.workflow.objects.parts import Parts, evaluated_split
+from rkd.workflow.objects.parts import Parts, device_of, evaluated_split
 from rkd.workflow.plan import AttackPlan, Reporter, ThreatModel, join, name_of
 from rkd.workflow.train import train_run
 
@@ -70,6 +70,7 @@ def train(
     schedulers: Any = None,
     augments: Any = None,
     extensions: Any = None,
+    trackers: Any = None,
     evaluate: Any = None,
     plugins: Sequence[str | Path] = (),
     resume: bool = False,
@@ -92,8 +93,8 @@ def train(
       or what `rkd.make_dataset` returns, which has more options.
     - `loss`, `attack`, `objective`: objects as plugins have them; an attack may be a function
       `f(model, images, labels) -> images`.
-    - `schedulers`, `augments`, `extensions`, and `evaluate` (the attacks of the final evaluation): lists of names and
-      objects. An extension is used as it is: a fresh one for each run.
+    - `schedulers`, `augments`, `extensions`, `trackers`, and `evaluate` (the attacks of the final evaluation): lists
+      of names and objects. An extension is used as it is: a fresh one for each run.
 
     `recipe` is a shipped recipe's name or a TOML file; `settings` go on top, a section or value by its name in
     `config.toml`, and so do the parts and further keywords (`epochs=20`, `batch_size=64`, `optimizer={"lr": 0.1}`).
@@ -107,7 +108,8 @@ def train(
         raise RkdError(f"settings are a table, such as {{'loss': {{'name': 'rslad'}}}}; got {type(settings).__name__}")
     named = {
         "student": student, "teachers": teachers, "data": data, "loss": loss, "attack": attack, "objective": objective,
-        "schedulers": schedulers, "augments": augments, "extensions": extensions, "evaluate": evaluate,
+        "schedulers": schedulers, "augments": augments, "extensions": extensions, "trackers": trackers,
+        "evaluate": evaluate,
     }  # fmt: skip
     given = {key: value for key, value in named.items() if value is not None} | more
     parts = Parts()
@@ -123,7 +125,14 @@ def train(
     elif Path(out).exists():
         raise RkdError(f"{out} exists already: choose another folder, or go on with it: resume=True")
     with _shown(progress, reporter) as told:
-        return train_run(table, names, Path(out), told, resume=resume, changed=resume and accept_changes, ranks=ranks)
+        try:
+            return train_run(
+                table, names, Path(out), told, resume=resume, changed=resume and accept_changes, ranks=ranks
+            )
+        except KeyboardInterrupt as error:
+            if Path(out).exists():
+                error.add_note(f"{out} holds what there is of the run; the same call with resume=True goes on with it")
+            raise
 
 
 @contextmanager
@@ -174,7 +183,7 @@ def evaluate(
     seed: int = 0,
     batch_size: int = 256,
     limit: int | None = None,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     rounded: bool = False,
     checks: Checks = "quick",
     engine: EvalEngine = "auto",
@@ -188,7 +197,7 @@ def evaluate(
     torch Dataset or DataLoader, or `(train, test)` of them, as `train` takes it (the second). `attacks`: names, attacks
     of rkd, or functions `f(model, images, labels) -> images`; several in a list, or by the names under which their
     results stand. The threat is `threat`, else the data set's, else Linf 8/255; `eps` changes its radius. The
-    module is left as it was.
+    module is left as it was; it runs where it is, and `device` is for one without weights.
     `rounded`: also the accuracy after rounding adversarial images to 8 bits. `checks`: what to look for before the
     numbers are believed; findings are in `.warnings`, and `full` runs attacks with a known outcome on a few images.
     `engine`: `auto` lets attacks that confirm what they find (autoattack) search on a faster copy; `bfloat16` lets them
@@ -203,10 +212,12 @@ def evaluate(
         raise RkdError(f"eps must be a number, such as 8 / 255; got {eps!r}")
     if threat is not None and not isinstance(threat, ThreatModel):
         raise RkdError(f'threat must be a ThreatModel, such as ThreatModel("Linf", 8 / 255, 2 / 255); got {threat!r}')
-    if not isinstance(device, (str, torch.device)):
+    if device is not None and not isinstance(device, (str, torch.device)):
         raise RkdError(f"device is a name, such as 'cpu' or 'cuda:1', or a torch.device; got {device!r}")
     if journal is not None and not isinstance(journal, (str, Path)):
         raise RkdError(f"journal is a folder's path; got {journal!r}")
+    if device is None:
+        device = device_of(module)
     device = choose_device(device) if isinstance(device, str) else device
     split, dataset = evaluated_split(data)
     if dataset is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from rkd.evaluation.curve import curve
 from rkd.evaluation.samples import EvalSettings
 from rkd.evaluation.transfer import transfer_matrix
 from rkd.plugin import Target
-from rkd.testing import TinyParts, tiny_batch, tiny_net
+from rkd.testing import TinyParts, tiny_batch, tiny_net, untouched
 
 from .runs import CATALOG, CPU, assert_same, short
 
@@ -178,3 +179,18 @@ def test_an_evaluation_goes_on_elsewhere(
     Interrupted.left = batches - 1
     assert_same_verdicts(evaluated(second, plans, journal=tmp_path / "journal"), expected)
     assert Interrupted.left == 0
+
+
+def test_a_module_runs_where_it_is(device: torch.device) -> None:
+    """`device` need not be said, and data may be anywhere."""
+    net = tiny_net().eval()
+    with torch.no_grad():
+        y = net(BATCH.x).argmax(1)
+    expected = rkd.evaluate(net, (BATCH.x, y), "pgd", checks="off")
+    moved = copy.deepcopy(net).to(device)
+    with untouched(moved):
+        found = rkd.evaluate(moved, (BATCH.x.to(device), y), "pgd", checks="off")
+    assert found.accuracy("pgd") == expected.accuracy("pgd")
+    moved.arch.to("cpu")
+    with pytest.raises(rkd.RkdError, match=f"the module is on cpu and {device.type}"):
+        rkd.evaluate(moved, (BATCH.x, y), "pgd")

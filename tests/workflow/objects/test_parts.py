@@ -51,6 +51,7 @@ def test_a_teacher_that_is_normalised_for(tmp_path: Path) -> None:
         ({"loss": 3}, "loss: expected a name, a class, or an object with __call__"),
         ({"extensions": [3]}, "extensions: expected a name, a class, or an object with hooks"),
         ({"extensions": "ema"}, "extensions is a list of names and objects"),
+        ({"trackers": [Losses()]}, "trackers: expected a name, a class, or an object with every, start"),
         ({"schedulers": [Losses()]}, "schedulers: expected a name, a class, or an object with update"),
         ({"attack": lambda x: x}, "takes 1 arguments"),
         ({"epoch": 3}, "epoch: there is no such setting. Did you mean epochs"),

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
@@ -26,6 +27,7 @@ from rkd.nets.net import Net
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import OBJECT, Catalog, Given
 from rkd.registry.recipes import Table, merge
+from rkd.training.tracking import Tracker
 
 from .functions import as_attack
 
@@ -88,7 +90,7 @@ class Parts:
                 special[key](value)
             elif key in ("loss", "objective"):
                 self._one(key, value)
-            elif key in ("schedulers", "augments", "extensions"):
+            elif key in ("schedulers", "augments", "extensions", "trackers"):
                 self._several(key, value)
             elif key == "optimizer" and isinstance(value, str):
                 self._put({key: {"name": value}})
@@ -237,6 +239,8 @@ FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
                   lambda given: isinstance(given, Scheduler)),
     "augment": ("an object with __call__(batch, noise) -> batch", lambda given: isinstance(given, Augment)),
     "extension": ("an object with hooks: methods called rkd_epoch_end, ... under @rkd.hookimpl", _listens),
+    "tracker": ("an object with every, start, log_scalars, log_table, log_artifacts and finish",
+                lambda given: isinstance(given, Tracker)),
     "model": ("a function (shape, classes) -> module", callable),
 }  # fmt: skip
 """Kind -> its objects in words, and whether something is one."""
@@ -250,6 +254,15 @@ def evaluated_split(data: Any) -> tuple[Split, Dataset | None]:
     if isinstance(data, (tuple, list)) and len(data) == 2 and not is_pair(data):
         data = data[1]
     return as_split(data), None
+
+
+def device_of(module: Any) -> torch.device:
+    """Where a module's weights are; the CPU for one without. Raises RkdError where they are on several devices."""
+    tensors = [*module.parameters(), *module.buffers()] if isinstance(module, nn.Module) else []
+    devices = {tensor.device for tensor in tensors} or {torch.device("cpu")}
+    if len(devices) > 1:
+        raise RkdError(f"the module is on {' and '.join(sorted(map(str, devices)))}: move it to one, module.to(...)")
+    return devices.pop()
 
 
 def copied(module: nn.Module) -> nn.Module:

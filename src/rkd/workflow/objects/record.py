@@ -73,7 +73,8 @@ def _components(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     yield from ((f"companions.{name}", "model", net.model) for name, net in config.companions.items())
     for kind, where, section in (
         ("scheduler", "schedulers", config.schedulers), ("augment", "augments", config.augments),
-        ("extension", "extensions", config.extensions), ("student", "student.conversions", config.student.conversions),
+        ("extension", "extensions", config.extensions), ("tracker", "trackers", config.trackers),
+        ("student", "student.conversions", config.student.conversions),
     ):  # fmt: skip
         yield from ((f"{where}.{name}", kind, name) for name, options in section.items() if options is not False)
     yield from ((f"evaluate.{name}", "attack", name) for name in config.evaluate.attacks)
