@@ -23,6 +23,7 @@ from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.journal import Journal
 from rkd.evaluation.samples import EvalSettings
 from rkd.nets.student import NetStudent
+from rkd.plugins.attacks.joint import PgdJoint
 from rkd.plugins.augments.mixup import Mixup
 from rkd.plugins.extensions.awp import Awp
 from rkd.plugins.extensions.ema import Ema
@@ -49,10 +50,11 @@ def a_run(ranks: Ranks, loss: Any, net: Any = LinearNet, mode: str = "eval", **s
     student = NetStudent(tiny_net(net))
     if settings.pop("aux_bn", False):
         student = AuxiliaryBatchNorm(joint=True)(student)
-    attack = OneStep()
+    wanted = getattr(loss, "defaults", {}).get("attack")
+    attack = PgdJoint(steps=2) if wanted == "pgd-joint" else OneStep()
     attack.mode = mode
     return tiny_run(
-        loss, attack=attack if "attack" in getattr(loss, "defaults", {}) else None, data=DATA, student=student,
+        loss, attack=attack if wanted else None, data=DATA, student=student,
         loader=Loader(DATA.train, 16, 0, augments, ranks=ranks), ranks=ranks,
         backward=Accumulation(settings.pop("micro_batches", 1), ranks, settings.pop("sync_bn", False)),
         monitor=DivergenceMonitor(ranks=ranks), checkpoints=Checkpointer(ranks=ranks),
