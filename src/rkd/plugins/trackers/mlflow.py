@@ -42,8 +42,9 @@ class Mlflow:
         check_tracker("mlflow", "mlflow", self.every)
 
     def start(self, folder: Path, known: str | None, settings: Mapping[str, Any]) -> str:
-        # A server that is away is asked seven times with growing pauses, minutes in all, unless told otherwise.
+        # Unless told otherwise it asks a server that is away seven times, with two minutes each for an answer.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "30")
         from mlflow import MlflowClient
         from mlflow.entities import Param
 
