@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from rkd.cli import cli
-from rkd.cli.commands.run import run_table
 from rkd.cli.options import App
+from rkd.cli.settings import run_table
 from rkd.registry.catalog import Catalog, load_catalog
 from rkd.workflow.resolve import resolve
 from rkd.workflow.sweeps.sweep import begin, read_sweep
@@ -176,8 +176,7 @@ def check_run(options: dict[str, Any], catalog: Catalog) -> None:
     if options.get("resume"):
         assert Path(options["resume"]).is_dir()
         return
-    absent = dict.fromkeys(("epochs", "lr", "teacher_epochs", "sync_bn", "on_nan", "auto_batch"))
-    resolve(run_table(options["recipe"], {**absent, "evaluate": (), **options}, options["sets"], catalog), catalog)
+    resolve(run_table(options["recipe"], options, options["sets"], catalog), catalog)
 
 
 def weak(words: Words) -> Words:

@@ -16,10 +16,6 @@ from pathlib import Path
 
 import pytest
 
-from rkd.cli.commands.run import option_table, run_table
-from rkd.cli.commands.run import run as run_command
-from rkd.core.errors import ConfigError
-from rkd.registry.catalog import load_catalog
 from rkd.workflow.sweeps.sweep import state_of
 
 from ..conftest import TINY, digest
@@ -552,28 +548,6 @@ def test_help_is_in_groups(rkd) -> None:
     assert len(options) == len(set(options)) > 25 and {"loss", "teacher-epochs", "set", "plugin", "help"} <= set(
         options
     )
-
-
-def test_a_student_with_weights() -> None:
-    options = {parameter.name: () if parameter.multiple else None for parameter in run_command.params}
-    table = option_table(options | {"student": "resnet18+aux-bn@some/w+1.pt#ema"})
-    assert table["student"] == {"model": "resnet18", "weights": "some/w+1.pt#ema", "conversions": {"aux-bn": {}}}
-    with pytest.raises(ConfigError, match="empty part"):
-        option_table(options | {"student": "resnet18@"})
-
-
-def test_with_takes_extensions_and_trackers() -> None:
-    options = {parameter.name: () if parameter.multiple else None for parameter in run_command.params}
-    table = run_table(None, options | {"extension": ("ema", "tensorboard", "no-such")}, [], load_catalog())
-    assert table == {"extensions": {"ema": {}, "no-such": {}}, "trackers": {"tensorboard": {}}}
-
-
-def test_settings_of_a_teacher_by_its_role() -> None:
-    options = {parameter.name: () if parameter.multiple else None for parameter in run_command.params}
-    table = run_table(None, options | {"teacher": ("mlp@w.pt",)}, ["teachers.clean.normalize=half"], load_catalog())
-    assert table["teachers"] == [{"reference": "mlp@w.pt"}, {"role": "clean", "normalize": "half"}]
-    with pytest.raises(ConfigError, match=r"teachers\.ROLE\.KEY=VALUE"):
-        run_table(None, options, ["teachers.clean=half"], load_catalog())
 
 
 def test_all_of_it_on_two_batches(rkd, tmp_path, cache, monkeypatch) -> None:

@@ -5,11 +5,12 @@ from typing import Any
 import click
 
 from ..options import json_option, pass_app, plugin_option, verbosity_options
+from ..settings import run_table
 from . import run as train
 
 OTHERS = {
-    "name", "out", "resume", "accept_changes", "report", "dry_run", "on_nan", "evaluate", "json", "quiet", "verbose",
-    "plugin",
+    "name", "out", "resume", "accept_changes", "report", "dry_run", "fast_dev_run", "on_nan", "evaluate", "json",
+    "quiet", "verbose", "plugin",
 }  # fmt: skip
 """Options of `rkd run` that say nothing about a training step."""
 
@@ -32,7 +33,7 @@ def bench(app: Any, recipe: str | None, sets: tuple[str, ...], seconds: float, *
     from ..progress import Display
 
     catalog = app.catalog()
-    table = train.run_table(recipe, options | {"on_nan": None, "evaluate": (), "limit_train": None}, sets, catalog)
+    table = run_table(recipe, options, sets, catalog)
     with app.terminal.guarded():
         measured = measure(table, catalog, Display(app.terminal), seconds)
     if app.json:

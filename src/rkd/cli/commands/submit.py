@@ -111,7 +111,8 @@ def planned(words: list[str], app: App) -> tuple[Path, list[str]]:
     from rkd.workflow.folders import find_run, new_run_folder
     from rkd.workflow.resolve import resolve
 
-    from .run import run, run_table
+    from ..settings import run_table
+    from .run import run
 
     parsed = run.make_context("rkd run", list(words[1:]))
     given = dict(parsed.params)

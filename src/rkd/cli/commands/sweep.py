@@ -128,7 +128,8 @@ def _check(sweep: Sweep, points: Sequence[Point], folder: Path, app: App) -> Non
     runs that it stops."""
     from rkd.workflow.resolve import check_names
 
-    from .run import run, run_table
+    from ..settings import run_table
+    from .run import run
 
     stops: dict[str, list[str]] = {}
     catalog = app.catalog() if points else None

@@ -9,6 +9,7 @@ import click
 
 from ..complete import values
 from ..options import App, json_option, pass_app, plugin_option, verbosity_options
+from ..settings import run_table
 from . import run as train
 
 if TYPE_CHECKING:
@@ -162,8 +163,7 @@ def rank(app: App, recipe: str | None, teacher: tuple[str, ...], sets: tuple[str
     if references and unlearnable:
         raise RkdError("--reference and --unlearnable both say which images are unlearnable: give one of them")
     catalog = app.catalog()
-    absent = dict.fromkeys(("epochs", "lr", "teacher_epochs", "sync_bn", "on_nan", "auto_batch", "limit_train"))
-    table = train.run_table(recipe, options | absent | {"teacher": teacher, "evaluate": ()}, sets, catalog)
+    table = run_table(recipe, options | {"teacher": teacher}, sets, catalog)
     with app.terminal.guarded():
         found = rank_teachers(
             table, catalog, Display(app.terminal), references=references, unlearnable=unlearnable,
