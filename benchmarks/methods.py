@@ -74,8 +74,8 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
         cells = [spread(rows, key) for key in columns if key != "minutes"]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean(rows, 'minutes'):.1f} |")
     one = next(iter(runs.values()))[0]
-    about = f"Accuracy in % on {one['samples']:,} test images, mean ± standard deviation of {seeds} seeds. Minutes of training. "
-    return [*lines, "", about + f"{one['versions']}."]
+    about = f"Accuracy in % on {one['samples']:,} test images, mean ± standard deviation of {seeds} seeds"
+    return [*lines, "", f"{about}; minutes of training. {one['versions']}."]
 
 
 def mean(rows: list[dict[str, Any]], key: str) -> float:
