@@ -129,7 +129,7 @@ def test_changes_are_told_and_drops_doubted() -> None:
     same = evaluation(ones, ones)
     assert changes(same, same, "int8") == ([], [])
     told, doubts = changes(same, evaluation([0] * 2 + [1] * 98, [0] * 2 + [1] * 98), "int8")
-    assert told[0] == "int8: clean from 100.00% to 98.00% (2 images lost, 0 won, of 100)" and len(told) == 2
+    assert told[0] == "int8: clean from 100.00% to 98.00% (lost 2, won 0 of 100 images)" and len(told) == 2
     assert not doubts
     told, doubts = changes(same, evaluation([0] * 9 + [1] * 91, [0] * 9 + [1] * 91), "int8")
     assert not told and [text.endswith(": a drop") for text in doubts] == [True, True]

@@ -161,7 +161,7 @@ def changes(before: Evaluation, after: Evaluation, name: str) -> tuple[list[str]
         if not lost and not won:
             continue
         share = f"{float(old.double().mean()):.2%} to {float(new.double().mean()):.2%}"
-        text = f"{name}: {what} from {share} ({lost} images lost, {won} won, of {len(old)})"
+        text = f"{name}: {what} from {share} (lost {lost}, won {won} of {len(old)} images)"
         clear = 2 * math.sqrt(lost + won)
         if lost - won > clear:
             doubts.append(f"{text}: a drop")
