@@ -121,6 +121,16 @@ def test_the_oldest_make_room(cache: Path) -> None:
     assert found is None and "at most" in why and files(cache) == ["new.npy", "old.npy"]
 
 
+def test_a_cache_that_can_be_read_alone(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept_pixels("a", 10, 2**20, making())
+
+    def refused(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "utime", refused)
+    assert np.array_equal(kept_pixels("a", 10, 2**20, never)[0], IMAGES)
+
+
 def test_a_cache_that_cannot_be_written(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache.write_text("a file in its place")
     found, why = kept_pixels("a", 10, 2**20, making())

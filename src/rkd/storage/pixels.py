@@ -53,9 +53,10 @@ def _mapped(path: Path, images: int) -> Pixels | None:
         check_file(path)
         # "c": torch wants memory that can be written, and a file stays as it is.
         found = np.load(path, mmap_mode="c", allow_pickle=False)
-        os.utime(path)  # in use: `make_room` removes the oldest
     except (OSError, ValueError, EOFError):
         return None
+    with contextlib.suppress(OSError):  # a cache that others have filled may be readable alone
+        os.utime(path)  # in use: `make_room` removes the oldest
     whole = found.dtype == np.uint8 and found.ndim == 4 and len(found) == images
     return found if whole else None
 
