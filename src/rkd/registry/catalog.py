@@ -240,9 +240,11 @@ class Catalog:
 
     def _unknown(self, kind: str, name: str) -> str:
         if name.startswith(OBJECT):
+            given = [known for known in self.names(kind) if known.startswith(OBJECT)]
             return (
                 f"the {kind} {shown(name)} was an object of Python code, which no file holds: give it again from "
                 "there, to rkd.train(..., resume=True), rkd.load_student or rkd.load_run"
+                + (f"; given is {', '.join(given)}" if given else "")
             )
         known = self.names(kind)
         examples = [

@@ -26,7 +26,7 @@ from rkd.storage.runfolder import RunFolder
 from rkd.training.dry_run import StepCost
 
 from .build import choose_device
-from .objects.record import check_same, given_parts
+from .objects.record import given_parts
 from .plan import Plan
 from .teachers import ResolvedTeacher
 
@@ -135,9 +135,8 @@ def earlier_manifest(folder: RunFolder) -> dict[str, Any]:
 def differences(earlier: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     """What may keep a continued run from ending bit for bit where it would have, a sentence each.
 
-    Raises RkdError for a teacher, or another part that Python code gave, that is another one now.
+    Raises RkdError for a teacher that is another one now.
     """
-    check_same(earlier.get("objects"), now.get("objects", {}))
     for role, weights in now["teachers"].items():
         old = earlier.get("teachers", {}).get(role, weights)
         if old != weights:

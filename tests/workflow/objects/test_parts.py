@@ -45,7 +45,7 @@ def test_a_teacher_that_is_normalised_for(tmp_path: Path) -> None:
         ({"teachers": [small()]}, "teachers"),
         ({"teachers": small()}, "teachers is a table ROLE: TEACHER, .*; got Sequential"),
         ({"teachers": {"robust": 3}}, "the robust teacher is a torch.nn.Module, .*; got int"),
-        ({"teachers": {"robust": small(5)}}, r"the robust teacher object:robust returned \(2, 5\)"),
+        ({"teachers": {"robust": small(5)}}, r"the robust teacher object:Sequential-\w{6} returned \(2, 5\)"),
         ({"teachers": {}}, r"needs a teacher in the role 'robust'.*from Python: teachers=\{'robust': net\}"),
         ({"data": halves()[0]}, r"data is \(train, test\), .*; got a tuple of 2"),
         ({"loss": 3}, "loss: expected a name, a class, or an object with __call__"),

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 import rkd
-from rkd.testing import untouched
+from rkd.testing import tiny_batch, untouched
+from rkd.workflow.objects.parts import Parts
 
 from . import EPS, SHORT, Losses, Taught, halves, my_fgsm, small
 
@@ -28,11 +29,34 @@ def test_a_run_of_objects(tmp_path: Path) -> None:
     assert set(run.manifest["objects"]) == {
         "data", "student", "teachers.robust", "loss", "attack", "extensions.object:Losses", "evaluate.object:my_fgsm",
     }  # fmt: skip
-    assert run.config["student"] == {"model": "object:Sequential", "normalize": "none", "conversions": {}, "strip": ""}
+    model = run.config["student"]["model"]
+    assert model.startswith("object:Sequential-") and run.config["student"]["normalize"] == "none"
+    assert run.manifest["objects"]["student"] == {
+        "kind": "model", "name": model, "class": "Sequential", "module": "torch.nn.modules.container",
+    }  # fmt: skip
     trained = run.student
     assert not torch.equal(trained.arch[0].weight, student[0].weight)  # type: ignore[index, union-attr]
     test = halves()[1]
     found = rkd.evaluate(trained, test, my_fgsm, eps=EPS, checks="off")
     assert found.accuracy("my_fgsm") == results["student"]["attacks"]["fgsm"]
-    with pytest.raises(rkd.RkdError, match="the model 'object:Sequential' was an object of Python code"):
+    with pytest.raises(rkd.RkdError, match=r"the model 'object:Sequential-\w{6}' was an object of Python code"):
         rkd.load_student(tmp_path / "it")
+
+
+def test_names_tell_other_nets_and_data_apart() -> None:
+    """`rkd compare` takes runs of equal configurations for repetitions of one another."""
+
+    def names(student: nn.Module, teacher: nn.Module, images: torch.Tensor) -> tuple[str, str, str]:
+        parts = Parts()
+        labels = torch.arange(len(images)) % 4
+        data = ((images, labels), (images, labels))
+        parts.add({"student": student, "teachers": {"robust": teacher}, "data": data})
+        table = parts.table
+        return table["student"]["model"], table["teachers"][0]["reference"], table["data"]["name"]
+
+    images = tiny_batch(8).x
+    one, deeper = small(), nn.Sequential(small(), nn.Linear(4, 4))
+    first, again = names(one, one, images), names(small(), one, images)
+    assert first == again, "a student of other weights is another repetition"
+    others = names(deeper, small(), 1 - images)
+    assert all(a != b for a, b in zip(first, others, strict=True))

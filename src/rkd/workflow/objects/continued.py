@@ -14,6 +14,12 @@ from ..resolve import resolve
 from ..resume import SHOWN, changes, check_config
 from .parts import SOURCE
 
+DIGITS_TELL = {
+    "model": " (the digits tell the names and shapes of its weights)",
+    "teacher": " (the digits tell its weights)",
+    "dataset": " (the digits tell its images and labels)",
+}
+
 
 def continued(path: Path, given: Table, catalog: Catalog, accept_changes: bool) -> Table:
     """The configuration with which a run goes on: its own, in which `given` changes nothing unless that is accepted.
@@ -47,11 +53,11 @@ def _check_objects(folder: RunFolder, catalog: Catalog) -> None:
         known = catalog.entries.get(kind, {})
         if kind == "teacher":
             sources = (entry.component.value for entry in known.get(SOURCE, []))
-            here = [f"{OBJECT}{role}" for source in sources for role in source.modules]
+            here = [f"{OBJECT}{module}" for source in sources for module in source.modules]
         else:
             here = [other for other in known if other.startswith(OBJECT)] + [name] * (name in known)
         if name not in here:
-            instead = f"given is {', '.join(here)}" if here else "give it again"
-            problems.append(f"{setting}: this run was made with the {kind} {name} of Python code; {instead}")
+            said = f"given is {', '.join(here)}{DIGITS_TELL.get(kind, '')}" if here else "give it again"
+            problems.append(f"{setting}: this run was made with the {kind} {name} of Python code; {said}")
     if problems:
         raise ConfigError(problems)

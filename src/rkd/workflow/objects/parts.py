@@ -22,6 +22,7 @@ from rkd.core.types import Shape
 from rkd.data.arrays import as_split, is_pair, make_dataset
 from rkd.data.augment import Augment
 from rkd.data.dataset import Dataset, Split
+from rkd.evaluation.journal import fingerprint
 from rkd.nets.first_look import InputNormalization
 from rkd.nets.net import Net
 from rkd.nets.sources import TeacherReference
@@ -33,6 +34,11 @@ from .functions import as_attack
 
 SOURCE = OBJECT.rstrip(":")
 """The source of teachers that are objects."""
+
+
+DIGITS = 6
+"""Of a hash in a name. Runs whose configurations name the same parts count as repetitions of one another: so a net's
+name tells the names and shapes of its weights, a teacher's the weights, a data set's the images."""
 
 
 class ModuleModel:
@@ -56,7 +62,7 @@ class GivenData:
 
 
 class ModuleTeachers:
-    """Teachers that are modules, by role."""
+    """Teachers that are modules, by their names."""
 
     def __init__(self) -> None:
         self.modules: dict[str, nn.Module] = {}
@@ -143,7 +149,8 @@ class Parts:
         elif isinstance(given, Mapping):
             self._put({"student": given})
         elif isinstance(given, nn.Module):
-            name = self._add("model", name_of(given), Given(ModuleModel(_module(given, "the student"))))
+            module = _module(given, "the student")
+            name = self._add("model", f"{name_of(given)}-{form_of(given)}", Given(ModuleModel(module)))
             # A module is whole: what it is to normalise, it does inside, unless the user says otherwise.
             self._put({"student": {"model": name, "normalize": self.table.get("student", {}).get("normalize", "none")}})
         elif isinstance(given, type) and issubclass(given, nn.Module):
@@ -167,8 +174,10 @@ class Parts:
             row = dict(teacher) if isinstance(teacher, Mapping) else {"reference": teacher}
             reference = row.get("reference")
             if isinstance(reference, nn.Module):
-                source.modules[str(role)] = _module(reference, f"the {role} teacher")
-                row["reference"] = f"{OBJECT}{role}"
+                module = _module(reference, f"the {role} teacher")
+                name = f"{name_of(module)}-{fingerprint(*module.state_dict().values())[:DIGITS]}"
+                source.modules[name] = module
+                row["reference"] = f"{OBJECT}{name}"
             elif isinstance(reference, Path):
                 row["reference"] = str(reference)
             elif reference is not None and not isinstance(reference, str):
@@ -192,7 +201,13 @@ class Parts:
                     f"or a name, or what rkd.make_dataset gives; got {_kind(given)}"
                 )
             given = make_dataset(*given)
-        self._put({"data": {"name": self._add("dataset", given.name, Given(GivenData(given)))}})
+        self._put(
+            {
+                "data": {
+                    "name": self._add("dataset", f"{given.name}-{given.fingerprint[:DIGITS]}", Given(GivenData(given)))
+                }
+            }
+        )
 
     def _name(self, kind: str, given: Any, where: str) -> str:
         """The name of a component in the run's catalog. Raises RkdError for what is none of this kind."""
@@ -254,6 +269,11 @@ def evaluated_split(data: Any) -> tuple[Split, Dataset | None]:
     if isinstance(data, (tuple, list)) and len(data) == 2 and not is_pair(data):
         data = data[1]
     return as_split(data), None
+
+
+def form_of(module: nn.Module) -> str:
+    """Follows from the names and shapes of a module's weights."""
+    return fingerprint(*[(key, tuple(weight.shape)) for key, weight in module.state_dict().items()])[:DIGITS]
 
 
 def device_of(module: Any) -> torch.device:

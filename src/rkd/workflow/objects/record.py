@@ -1,14 +1,9 @@
-"""Which parts of a run Python code gave by hand, which its `config.toml` can only name: what the manifest says of them,
-and whether a run that goes on has the same again."""
+"""Which parts of a run Python code gave by hand: its `config.toml` can only name them, and its manifest says so."""
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
-from torch import nn
-
-from rkd.core.errors import RkdError
-from rkd.evaluation.journal import fingerprint
 from rkd.registry.catalog import OBJECT, PYTHON, Catalog, Given
 from rkd.registry.config import RunConfig
 from rkd.registry.losses import names_of
@@ -17,47 +12,22 @@ from .parts import SOURCE, GivenData, ModuleModel, ModuleTeachers
 
 
 def given_parts(config: RunConfig, catalog: Catalog) -> dict[str, dict[str, str]]:
-    """By setting, the parts that no plugin provides: kind, name, class or function with its module, and of nets a hash
-    of their weights' names and shapes, of data that of its images and labels."""
+    """By setting, the parts that no plugin provides: kind, name, and class or function with its module."""
     found = {}
     for setting, kind, name in _components(config):
-        entry = catalog.find(kind, name)
+        entry = catalog.find(kind, SOURCE if kind == "teacher" else name)
         if entry.plugin.distribution != PYTHON:
             continue
         value: Any = entry.component.value if isinstance(entry.component, Given) else entry.component
-        form = ""
         if isinstance(value, ModuleTeachers):
-            role = setting.removeprefix("teachers.")
-            value, name = value.modules[role], f"{OBJECT}{role}"
-        if isinstance(value, ModuleModel):
+            value = value.modules[name.removeprefix(OBJECT)]
+        elif isinstance(value, ModuleModel):
             value = value.module
-        if isinstance(value, GivenData):
-            value, form = value.dataset, value.dataset.fingerprint
-        if isinstance(value, nn.Module):
-            form = fingerprint(*[(key, tuple(weight.shape)) for key, weight in value.state_dict().items()])
+        elif isinstance(value, GivenData):
+            value = value.dataset
         owner = value if isinstance(value, type) or inspect.isroutine(value) else type(value)
         found[setting] = {"kind": kind, "name": name, "class": owner.__qualname__, "module": owner.__module__}
-        if form:
-            found[setting]["form"] = form
     return found
-
-
-def check_same(earlier: Any, now: Mapping[str, Mapping[str, str]]) -> None:
-    """Raise RkdError for a part of another class, or a net of another shape, or other data, than the run began with.
-    (The options of other objects are in the configuration.)"""
-    for setting, part in now.items():
-        before = earlier.get(setting) if isinstance(earlier, Mapping) else None
-        if not isinstance(before, Mapping):
-            continue
-        if before.get("class") != part["class"]:
-            raise RkdError(
-                f"{setting}: this run began with an object of the class {before.get('class')}, and goes on with the "
-                f"same alone; given is {part['class']}"
-            )
-        if before.get("form") != part.get("form"):
-            other = "other images or labels, or in another order" if part["kind"] == "dataset" else (
-                f"a {part['class']} whose weights have other names or shapes")  # fmt: skip
-            raise RkdError(f"{setting}: this run began with {other}: make it as it was made then, or start a new run")
 
 
 def _components(config: RunConfig) -> Iterator[tuple[str, str, str]]:
@@ -78,4 +48,6 @@ def _components(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     ):  # fmt: skip
         yield from ((f"{where}.{name}", kind, name) for name, options in section.items() if options is not False)
     yield from ((f"evaluate.{name}", "attack", name) for name in config.evaluate.attacks)
-    yield from ((f"teachers.{t.role}", "teacher", SOURCE) for t in config.teachers if t.reference.startswith(OBJECT))
+    yield from (
+        (f"teachers.{t.role}", "teacher", t.reference) for t in config.teachers if t.reference.startswith(OBJECT)
+    )
