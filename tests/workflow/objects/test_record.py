@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 import rkd
 from rkd.testing import tiny_batch, untouched

@@ -201,13 +201,8 @@ class Parts:
                     f"or a name, or what rkd.make_dataset gives; got {_kind(given)}"
                 )
             given = make_dataset(*given)
-        self._put(
-            {
-                "data": {
-                    "name": self._add("dataset", f"{given.name}-{given.fingerprint[:DIGITS]}", Given(GivenData(given)))
-                }
-            }
-        )
+        name = self._add("dataset", f"{given.name}-{given.fingerprint[:DIGITS]}", Given(GivenData(given)))
+        self._put({"data": {"name": name}})
 
     def _name(self, kind: str, given: Any, where: str) -> str:
         """The name of a component in the run's catalog. Raises RkdError for what is none of this kind."""

@@ -48,6 +48,5 @@ def _components(config: RunConfig) -> Iterator[tuple[str, str, str]]:
     ):  # fmt: skip
         yield from ((f"{where}.{name}", kind, name) for name, options in section.items() if options is not False)
     yield from ((f"evaluate.{name}", "attack", name) for name in config.evaluate.attacks)
-    yield from (
-        (f"teachers.{t.role}", "teacher", t.reference) for t in config.teachers if t.reference.startswith(OBJECT)
-    )
+    given = (teacher for teacher in config.teachers if teacher.reference.startswith(OBJECT))
+    yield from ((f"teachers.{teacher.role}", "teacher", teacher.reference) for teacher in given)
