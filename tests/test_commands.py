@@ -111,7 +111,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             Path(f"DATA/MNIST/raw/{prefix}-images-idx3-ubyte").write_bytes(idx(images))
             Path(f"DATA/MNIST/raw/{prefix}-labels-idx1-ubyte").write_bytes(idx(labels.astype(np.uint8)))
         for folder_of_images in ("PHOTOS", "CIFAR"):
-            write_photos(Path(folder_of_images))
+            write_photos(Path(folder_of_images), 250)
         images, labels = np.zeros((40, 8, 8), np.uint8), np.arange(40) % 4
         images[:, labels] = 255
         np.savez("DATA.npz", x_train=images, y_train=labels, x_test=images, y_test=labels)
@@ -125,12 +125,13 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
-def write_photos(root: Path) -> None:
+def write_photos(root: Path, tests: int) -> None:
+    """Six training images of each of two classes, and so many for the test."""
     noise = np.random.default_rng(0)
     for part in ("train", "test"):
         for name in ("cat", "dog"):
             (root / part / name).mkdir(parents=True)
-            for number in range(250 if part == "test" else 6):
+            for number in range(tests if part == "test" else 6):
                 pixels = noise.integers(0, 256, (32, 32, 3), dtype=np.uint8)
                 Image.fromarray(pixels).save(root / part / name / f"{number}.png")
 
