@@ -33,6 +33,9 @@ PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"] + [
     page for page in sorted((ROOT / "docs").rglob("*.md")) if page.relative_to(ROOT / "docs").parts[0] not in GENERATED
 ]
 
+NOT_INSTALLED = {"hello": "hello.py", "mine": "rkd-mine/rkd_mine.py"}
+"""Losses of packages that the pages install, and a file in place of each."""
+
 Words = list[str]
 
 
@@ -53,8 +56,9 @@ def commands(page: Path) -> Iterator[Words]:
                     continue
                 words = shlex.split(command)
                 words = words[words.index("rkd") + 1 :]
-                if "examples/rkd-hello" in line:
-                    words += ["--plugin", "hello.py"]  # in place of the installed package
+                for loss, file in NOT_INSTALLED.items():
+                    if loss in words and words[0] == "run" and "--plugin" not in words:
+                        words += ["--plugin", file]
                 if "..." in words:
                     at = words.index("...")
                     words[at : at + 1] = before[at:]
@@ -120,6 +124,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
                 if name := re.match(r'"""(\w+): ', body):
                     Path(f"{name[1].lower()}.py").write_text(body)
         shutil.copy(ROOT / "examples" / "rkd-hello" / "rkd_hello.py", "hello.py")
+        assert invoke("plugins", "new", "mine", "--kind", "loss").exit_code == 0
         for file in ("trades.pt", "weights.pt"):
             Path(file).touch()
         yield folder

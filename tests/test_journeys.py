@@ -1,4 +1,4 @@
-"""What a newcomer types from a page of the site, line after line in an empty folder: only sizes and epochs are smaller."""
+"""What a newcomer types from a page of the site, line after line in an empty folder, with smaller sizes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,15 @@ from .test_commands import ROOT, commands, write_photos
 
 pytestmark = pytest.mark.slow
 
-SMALL = {"attack.steps": 2, "validate.limit": 20, "evaluate.limit": 20, "evaluate.attacks": '["fgsm"]'}
+SMALL = ["--set", "attack.steps=1", "--set", "validate.limit=20", "--set", "evaluate.limit=20",
+         "--set", 'evaluate.attacks=["fgsm"]']  # fmt: skip
+FEW = ["--checks", "off", "--limit", "10"]
 
 
 @pytest.fixture
 def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
-    """Types a page's commands in an empty folder; what each said on stdout."""
+    """Types a page's commands in an empty folder: words replaced by smaller ones, more words at the end of a command.
+    Returns what each said on stdout."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RKD_CACHE", str(tmp_path / "cache"))
 
@@ -33,13 +36,12 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
     monkeypatch.setattr(LocalRuns, "carry_out", carry_out)
 
-    def page(name: str, smaller: Mapping[str, str], settings: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    def page(name: str, smaller: Mapping[str, str], more: Mapping[str, Sequence[str]]) -> list[str]:
         answers = []
         for words in commands(ROOT / "docs" / name):
-            words = [smaller.get(word, word) for word in words]
-            sets = [text for key, value in settings.get(words[0], {}).items() for text in ("--set", f"{key}={value}")]
-            said = invoke(*words, *sets)
-            assert said.exit_code == 0, f"rkd {' '.join([*words, *sets])}\n{said.stderr}"
+            words = [*(smaller.get(word, word) for word in words), *more.get(words[0], ())]
+            said = invoke(*words)
+            assert said.exit_code == 0, f"rkd {' '.join(words)}\n{said.stderr}"
             answers.append(said.stdout)
         return answers
 
@@ -47,23 +49,19 @@ def typed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list
 
 
 def test_comparing_methods(typed: Callable[..., list[str]]) -> None:
-    """A sweep, its table over seeds, and the page with the trade-off."""
-    smaller = {"loss=pgd-at,trades,ard,rslad": "loss=pgd-at,trades", "seed=0..4": "seed=0..1", "epochs=20": "epochs=1"}
-    smaller |= {
+    """A sweep, its table over seeds, the page with the trade-off, and saved evaluations side by side."""
+    smaller = {
+        "loss=pgd-at,trades,ard,rslad": "loss=pgd-at,trades", "seed=0..4": "seed=0..1", "epochs=20": "epochs=1",
         "runs/study/loss=rslad_seed=0": "runs/study/loss=trades_seed=0",
-        "pgd-sat": "fgsm",
-        "autoattack": "fgsm",
-        "pgd-sat,square": "fgsm",
-        "1000": "20",
-    }
-    answers = typed(
-        "howto/compare.md", smaller, {"sweep": SMALL | {"student.width": 4}, "eval": {"evaluate.limit": 20}}
-    )
-    plan, _, table, *_ = answers
+        "pgd-sat": "fgsm", "autoattack": "fgsm", "pgd-sat,square": "fgsm",
+    }  # fmt: skip
+    more = {"sweep": [*SMALL, "--set", "student.width=4", "--set", "batch_size=256"], "eval": FEW}
+    plan, _, table, *_, saved, _ = typed("howto/compare.md", smaller, more)
     assert [line.split()[0] for line in plan.splitlines()] == ["new"] * 4
     rows = [line.split() for line in table.splitlines() if line.startswith(("pgd-at small-cnn", "trades small-cnn"))]
-    assert len(rows) == 2 and all(row[2] == "2" and row.count("±") > 1 for row in rows), table
+    assert all(row[2] == "2" and row.count("±") > 1 for row in rows[:2]), table
     assert "<svg" in Path("study.html").read_text()
+    assert "loss=pgd-at_seed=0" in saved and "loss=trades_seed=0" in saved
 
 
 def test_a_robust_net_on_a_phone(typed: Callable[..., list[str]]) -> None:
@@ -71,10 +69,20 @@ def test_a_robust_net_on_a_phone(typed: Callable[..., list[str]]) -> None:
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     write_photos(Path("PHOTOS"), 20)
-    smaller = {"data.size=64": "data.size=32", "resnet18": "resnet8", "60": "1", "1000": "20", "autoattack": "fgsm"}
-    smaller |= {"timm:mobilenetv3_small_100": "timm:test_efficientnet"}
-    settings = {"run": SMALL | {"batch_size": 6}, "export": {"attack.square.queries": 5}}
-    answers = typed("howto/deploy.md", smaller, settings)
+    smaller = {
+        "data.size=64": "data.size=32", "resnet18": "resnet8", "60": "1", "autoattack": "fgsm",
+        "timm:mobilenetv3_small_100": "timm:test_efficientnet",
+    }  # fmt: skip
+    more = {"run": [*SMALL, "--batch-size", "6"], "export": ["--set", "attack.square.queries=5"], "eval": FEW}
+    answers = typed("howto/deploy.md", smaller, more)
     rows = json.loads(Path("runs/phone/exports/onnx/export.json").read_text())["rows"]
     assert len(rows) == 3 and rows[2]["files"] == ["model.int8.onnx"]
     assert "worst case" in answers[4]
+
+
+def test_a_plugin(typed: Callable[..., list[str]]) -> None:
+    """A package of one's own, the checks of what it provides, and a plan of a run with it."""
+    more = {"run": ["--dry-run"]}
+    answers = typed("plugins.md", {}, more)
+    assert (Path("rkd-mine") / "pyproject.toml").is_file()
+    assert any('name = "mine"' in answer for answer in answers)
