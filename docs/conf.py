@@ -20,7 +20,6 @@ author = "The rkd developers"
 copyright = author
 version = release = __version__
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_copybutton"]
-suppress_warnings = ["toc.not_readable"]  # pages that index.md names before they are written
 
 html_theme = "furo"
 html_title = f"rkd {__version__}"
