@@ -174,7 +174,7 @@ def _write_folder(
     for entry, (cells, lines) in pages.items():
         index.append(_row(f"[`{entry.name}`]({_slug(entry)}.md)", entry.summary, *cells))
         (folder / f"{_slug(entry)}.md").write_text("\n".join(lines) + "\n", encoding="utf-8")
-    index += ["", "```{toctree}", ":hidden:", "", *map(_slug, pages), "```", ""]
+    index += ["", "```{toctree}", ":hidden:", ":titlesonly:", "", *map(_slug, pages), "```", ""]
     (folder / "index.md").write_text("\n".join(index), encoding="utf-8")
 
 
