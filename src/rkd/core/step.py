@@ -291,12 +291,8 @@ class Step:
             if len(self._teachers) == 1:
                 return self._role(next(iter(self._teachers)))
             if not self._teachers:
-                raise Refused(
-                    "a teacher is needed, and there is none: take a loss with one, or another attack or objective"
-                )
-            raise Refused(
-                f"there are several teachers ({given}), and whoever asks must name one, such as objective.role"
-            )
+                raise Refused("a teacher is needed, and there is none: take another loss, attack or objective")
+            raise Refused(f"there are several teachers ({given}); whoever asks must name one, such as objective.role")
         if role in self._teachers:
             self.used.roles.add(role)
         elif role in self._companions:

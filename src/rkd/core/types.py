@@ -83,10 +83,6 @@ class Companion:
     lr: float = 1.0
     follows: Schedule | None = None
 
-    def __str__(self) -> str:
-        start = "like the student" if self.of == "student" else f"starts as the teacher {self.of}"
-        return "the student's moving average" if self.follows is not None else f"learns, {start}"
-
 
 @dataclass(frozen=True, slots=True)
 class ThreatModel:

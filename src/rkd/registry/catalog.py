@@ -12,7 +12,7 @@ from typing import Any
 
 from rkd.core.errors import ConfigError, RkdError, UnknownName
 from rkd.core.traits import LossTraits, declared, name_of, traits_of
-from rkd.core.types import at
+from rkd.core.types import Companion, at
 from rkd.storage.text import did_you_mean, read_text, shown
 
 from . import options
@@ -118,7 +118,7 @@ class Entry:
             ],
             "traits": attack_traits(component) if self.kind == "attack" else {},
             "roles": list(loss.roles or ()),
-            "companions": {name: str(companion) for name, companion in usual.companions.items()},
+            "companions": companion_words(usual.companions),
             "weights": {name: [at(weight, when) for when in (0, 0.5, 1)] for name, weight in usual.weights.items()},
             "defaults": options.plain(dict(loss.defaults) if isinstance(loss.defaults, Mapping) else {}),
         }
@@ -334,3 +334,12 @@ def _referenced(text: str, file: str | None) -> dict[str, str]:
 def load_catalog(files: Iterable[Path | str] = ()) -> Catalog:
     """The catalog of all installed plugins and the local `files`."""
     return Catalog(load_plugins(files))
+
+
+def companion_words(companions: Mapping[str, Companion]) -> dict[str, str]:
+    """By name, how each net beside the student begins and moves."""
+    words = {}
+    for name, one in companions.items():
+        start = "like the student" if one.of == "student" else f"starts as the teacher {one.of}"
+        words[name] = f"learns, {start}" if one.follows is None else "the student's moving average"
+    return words

@@ -9,7 +9,7 @@ from rkd.core.errors import ConfigError
 from rkd.core.traits import LossTraits, declared
 from rkd.core.types import Schedule
 
-from .catalog import Catalog
+from .catalog import Catalog, companion_words
 from .options import plain, values_of
 from .recipes import Table
 
@@ -96,7 +96,7 @@ class LossSum:
             "name": "+".join(self.parts),
             "parts": [catalog.find("loss", name).facts() for name in self.parts],
             "roles": list(self.roles or ()),
-            "companions": {name: str(companion) for name, companion in self.companions.items()},
+            "companions": companion_words(self.companions),
             "defaults": plain(self.defaults),
             "contradictions": self.contradictions({}),
         }
