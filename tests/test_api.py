@@ -142,6 +142,13 @@ def test_an_image_set_the_worst_case_is_right_about() -> None:
     assert int(worst[-1].sum()) <= int(worst[0].sum())
 
 
+def test_progress_is_shown_on_request(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for progress, lines in ((None, 0), (False, 0), (True, 1)):
+        out = tmp_path / str(progress)
+        rkd.train(student=small(), data=halves(), loss="ce", out=out, progress=progress, **SHORT)
+        assert capsys.readouterr().err.count("epoch 2/2") == lines
+
+
 class Wrong(nn.Module):
     def __init__(self, answer) -> None:
         super().__init__()

@@ -79,6 +79,16 @@ def flipped(place: int) -> tuple[torch.Tensor, int]:
     return (X[place].flip(2) if torch.rand(()) < 0.5 else X[place]), int(Y[place])
 
 
+class Balanced:
+    """Deals out batches of its own."""
+
+    def __iter__(self) -> Any:
+        return iter([[0, 1]])
+
+    def __len__(self) -> int:
+        return 1
+
+
 class Stream(IterableDataset[Any]):
     def __iter__(self) -> Any:
         return iter([(X[0], 0)])
@@ -119,6 +129,7 @@ class Stream(IterableDataset[Any]):
             DataLoader(TensorDataset(X, Y), sampler=WeightedRandomSampler([1.0] * 12, 5)),
             "WeightedRandomSampler chooses",
         ),
+        (DataLoader(TensorDataset(X, Y), batch_sampler=Balanced()), "Balanced chooses images"),
         (DataLoader(TensorDataset(X, Y), collate_fn=lambda items: items), "collate_fn would not be used"),
     ],
 )

@@ -15,7 +15,14 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, RandomSampler, SequentialSampler, default_collate
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    default_collate,
+)
 from torch.utils.data import Dataset as TorchDataset
 
 from ..core.errors import DataError
@@ -178,8 +185,10 @@ def _dataset_of(loader: DataLoader[Any], what: str) -> Any:
     """The data set of a DataLoader, if it deals out all of that and changes nothing."""
     if isinstance(loader.dataset, IterableDataset):
         raise DataError(f"{what}: {NO_POSITIONS}")
-    sampler = loader.sampler
+    sampler: Any = loader.sampler
     plain = isinstance(sampler, SequentialSampler) or (isinstance(sampler, RandomSampler) and not sampler.replacement)
+    if plain and not isinstance(loader.batch_sampler, BatchSampler | None):
+        plain, sampler = False, loader.batch_sampler
     if not plain:
         raise DataError(
             f"{what}: the DataLoader's {type(sampler).__name__} chooses images, and rkd deals out its own batches: "

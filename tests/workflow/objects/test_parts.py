@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import rkd
+from rkd.workflow.objects.parts import Parts
 
 from . import SHORT, Losses, Taught, halves, small
 
@@ -16,6 +17,16 @@ from . import SHORT, Losses, Taught, halves, small
 class Softmax(nn.Sequential):
     def __init__(self) -> None:
         super().__init__(small(), nn.Softmax(1))
+
+
+def test_a_module_with_settings() -> None:
+    parts = Parts()
+    parts.add({"student": {"model": small(), "normalize": "data", "conversions": {"aux-bn": {}}}})
+    student = parts.table["student"]
+    assert student.pop("model").startswith("object:Sequential-")
+    assert student == {"normalize": "data", "conversions": {"aux-bn": {}}}
+    parts.add({"student": "resnet20+aux-bn"})
+    assert parts.table["student"]["model"] == "resnet20"
 
 
 def test_a_teacher_that_is_normalised_for(tmp_path: Path) -> None:

@@ -147,7 +147,11 @@ class Parts:
             more: Table = {"conversions": {name: {} for name in conversions}} if conversions else {}
             self._put({"student": {"model": model} | more})
         elif isinstance(given, Mapping):
-            self._put({"student": given})
+            table = dict(given)
+            model = table.pop("model", None)
+            self._put({"student": table})
+            if model is not None:
+                self._student(model)
         elif isinstance(given, nn.Module):
             module = _module(given, "the student")
             name = self._add("model", f"{name_of(given)}-{form_of(given)}", Given(ModuleModel(module)))
