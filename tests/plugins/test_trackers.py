@@ -83,6 +83,7 @@ def check(points: list[tuple[str, int, float]], path: Path) -> None:
     assert others == pytest.approx(values(path), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_tensorboard(tmp_path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
