@@ -257,7 +257,7 @@ def test_a_run_builds_them_as_its_settings_say(table: dict[str, Any], tmp_path: 
     assert weights(build(other, catalog, {}).companions["peer"].net).shape != weights(run.student.net).shape
     again = resolve(plan.config.model_dump(by_alias=True, exclude_none=True), catalog)
     assert again.config.text() == plan.config.text(), "what config.toml says is the whole truth"
-    with pytest.raises(ConfigError, match=r"companions\.average: the loss 'pair' has none; .* choose: peer"):
+    with pytest.raises(ConfigError, match=r"companions\.average: there is no architecture to choose: the student's"):
         resolve({**table, "companions": {"average": {"model": "resnet8"}}}, catalog)
     with pytest.raises(ConfigError, match="there is no model 'resnet9'"):
         resolve({**table, "companions": {"peer": {"model": "resnet9"}}}, catalog)

@@ -15,7 +15,7 @@ from rkd.core.traits import LossTraits, declared, traits_of
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import Dataset, part_of, real_images
 from rkd.nets.sources import TeacherReference
-from rkd.registry.catalog import Catalog
+from rkd.registry.catalog import Catalog, companion_words
 from rkd.registry.config import AttackConfig, Component, RunConfig, parse, section, sound
 from rkd.registry.defaults import data_defaults, method_defaults, name_of, named_attacks, with_names
 from rkd.registry.hooks import HasParts
@@ -190,9 +190,10 @@ def _companions(table: Mapping[str, Any], loss: Any) -> dict[str, Any]:
     declarations = declared(loss, LossTraits).companions
     own = [name for name, one in declarations.items() if one.of == "student" and one.follows is None]
     if strange := [name for name in given if name not in own]:
+        words = companion_words(declarations)
         known = f"its companions with an architecture to choose: {', '.join(own) or 'none'}"
         raise ConfigError([
-            f"companions.{name}: there is no architecture to choose: {declarations[name]}" if name in declarations
+            f"companions.{name}: there is no architecture to choose: {words[name]}" if name in declarations
             else f"companions.{name}: the loss {name_of(table['loss'])!r} has none; {known}" for name in strange
         ])  # fmt: skip
     others = ("weights", "normalize", "conversions")  # auxiliary norms need views that a companion may never learn
