@@ -18,7 +18,7 @@ from rkd.core.hooks import RunHooks, hookimpl
 from rkd.core.trainer import fit
 from rkd.registry.catalog import load_catalog
 from rkd.registry.recipes import recipes
-from rkd.testing import OneStep, tiny_batch, tiny_run
+from rkd.testing import OneStep, check_attack, tiny_batch, tiny_run
 from rkd.training.tracking import Tracker, Tracking
 
 from .core.losses import Adversarial, Clean
@@ -156,3 +156,16 @@ def test_the_python_of_the_docs_runs(tmp_path: Path, monkeypatch: pytest.MonkeyP
     finally:
         rkd.forget_registered()
     assert (tmp_path / "small.pt").exists() and len(names["losses"].seen) == 1
+
+
+@pytest.mark.slow
+def test_the_method_and_the_attack_of_the_how_tos_keep_their_promises(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    method, checks = _blocks("howto/method.md")
+    (tmp_path / "pull.py").write_text(method)
+    tests, attack = {}, {}
+    exec(checks, tests)
+    tests["test_promises"]()
+    tests["test_it_trains"]()
+    exec(_blocks("howto/attack.md")[0], attack)
+    check_attack(attack["Walk"]())
