@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from .folders import Page
+from rkd.report.origin import origin
+from rkd.report.read import read_run
+
+from .folders import Page, make_run
 
 
 @pytest.mark.slow
@@ -22,3 +25,10 @@ def test_the_diagram(page: Page) -> None:
     ):
         assert words in text, words
     assert text.index("robust teacher") < text.index("mtard-anl") < text.index("small-cnn")
+
+
+@pytest.mark.parametrize(("limit", "words"), [(0.1, "10.0 %"), (500, "500")])
+def test_a_part_of_the_training_images(tmp_path, limit: float, words: str) -> None:
+    data = {"name": "digits", "validation": 0, "limit_train": limit}
+    run = read_run(make_run(tmp_path / "run", config={"data": data}, epochs=0))
+    assert origin(run).images.chips == [f"{words} of the training images"]

@@ -308,7 +308,7 @@ def _limited(data: Dataset, config: RunConfig) -> Dataset:
         raise ConfigError(f"data.limit_train: {count:,}{share} is below the {classes} classes of {data.name}")
     if count == whole:
         return data
-    return replace(data, train=part_of(data.train, count), fingerprint=f"{data.fingerprint} {count}")
+    return replace(data, train=part_of(data.train, count))  # its fingerprint stays: the test images are the same
 
 
 def _with_threat(data: Dataset, config: RunConfig) -> Dataset:
