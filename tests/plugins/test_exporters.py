@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -97,15 +98,27 @@ def test_hugging_face(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.Monk
 
 
 def test_a_missing_package_is_named(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "onnxscript", None)
-    monkeypatch.setitem(__import__("sys").modules, "onnx", None)
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    monkeypatch.setitem(sys.modules, "onnx", None)
     with pytest.raises(RkdError, match=r"the format onnx needs onnx.*pip install 'rkd-toolkit\[onnx\]'"):
         exported(catalog, "onnx", student(catalog, "small-cnn", width=2), tmp_path)
+
+
+@pytest.mark.slow
+def test_executorch(catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    pytest.importorskip("executorch.runtime")
+    what = student(catalog, "small-cnn", width=4)
+    artefact, apart = exported(catalog, "executorch", what, tmp_path)
+    assert apart < 1e-5
+    assert len(run_usage(artefact, tmp_path, monkeypatch, capsys)) == 1
+    rounded, apart = exported(catalog, "executorch", what, tmp_path, int8=True)
+    assert 1e-5 < apart < 0.3 and rounded.files == ("model.int8.pte",)
 
 
 def test_executorch_is_named_where_it_is_missing(
     catalog: Catalog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "executorch", None)
+    for name in ("executorch", "executorch.runtime"):
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(RkdError, match=r"the format executorch needs executorch.*'rkd-toolkit\[executorch\]'"):
         exported(catalog, "executorch", student(catalog, "small-cnn", width=2), tmp_path)

@@ -3,12 +3,12 @@
 One image at a time, as a device sees them. Eight bits are PT2E's: the graph of torch.export with the scales that
 XNNPACK's quantiser puts into it, signed bytes, one scale for each output channel of a weight.
 
-ExecuTorch's wheels ask for one version of torch exactly: in an environment with another, pip changes torch, or the
-import fails. This file follows ExecuTorch's documentation (1.x) and is not run by rkd's own tests; what it writes is
-compared with the net and evaluated like every artefact.
+ExecuTorch's wheels name no version of torch, but their libraries are built for one: where these do not load, the
+message says so. (1.5.1 runs with torch 2.14.)
 """
 
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class ExecuTorch:
         return Artefact(
             ProgramNet(runtime, folder / file),
             (file,),
-            "executorch, XNNPACK",
+            f"executorch {version('executorch')}, XNNPACK",
             USAGE.format(file=file, shape=", ".join(map(str, student.card.shape))),
             ("One image at a time.", *rounded),
         )
