@@ -1,4 +1,7 @@
-"""The notebooks run from top to bottom, on small settings, and are kept without output."""
+"""The notebooks run from top to bottom, on small settings, and are kept without output.
+
+They are run where the extra `notebooks` is installed: by a job of its own in CI.
+"""
 
 from __future__ import annotations
 
