@@ -100,13 +100,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("RKD_CACHE", str(folder / "cache"))
         said = invoke("run", "--loss", "pgd-at", *TINY, "--evaluate", "pgd-sat,cw", "--name", "my-run", "-q")
         assert said.exit_code == 0, said.stderr
-        for other in ("a", "b", "student-s0", "student-s1", "mtard-anl-small-cnn-digits-s0", "teacher"):
+        for other in (
+            "a",
+            "b",
+            "student-s0",
+            "student-s1",
+            "mtard-anl-small-cnn-digits-s0",
+            "teacher",
+            "phone",
+            "alone",
+        ):
             shutil.copytree("runs/my-run", f"runs/{other}")
         Path("sweep.toml").write_text('[set]\nloss = "pgd-at"\n[grid]\nseed = "0..2"\n')
         for sweep in ("first", "study", "MY-SWEEP"):
             begin(read_sweep(Path("sweep.toml")), Path("runs") / sweep)
-            shutil.copytree("runs/my-run", f"runs/{sweep}/seed=0")
-        shutil.copytree("runs/my-run", "my-run-aa")
+            for point in ("seed=0", "loss=rslad_seed=0", "loss=pgd-at_seed=0"):
+                shutil.copytree("runs/my-run", f"runs/{sweep}/{point}")
+        for saved in ("rslad-aa", "pgd-at-aa"):
+            shutil.copytree("runs/my-run", saved)
         write_mnist(Path("DATA"))
         write_cifar(Path("DATA"), patch)
         write_cifar(Path("DATA"), patch, "CIFAR100")
@@ -152,7 +163,7 @@ def test_is_understood(words: tuple[str, ...], place: Path, catalog: Catalog, mo
 def test_is_carried_out(words: tuple[str, ...], place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(place)
     name, rest = words[0], list(words)
-    if name == "eval" and Path(words[1]).is_dir():
+    if name == "eval" and Path(words[1]).parts[0] == "runs" and not words[1].endswith(".onnx"):
         rest = without(rest, "--processes", "--save", "--limit", "--checks", "--corruptions")
         carried_out([*rest, *weak(rest)])
     elif name == "sweep":
