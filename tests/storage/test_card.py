@@ -62,6 +62,7 @@ def test_cards_that_are_no_table(content: str, tmp_path: Path, catalog: Catalog)
 def test_the_key_of_a_training() -> None:
     config = {"seed": 0, "epochs": 3, "loss": {"name": "ard"}, "evaluate": {"limit": 5}, "device": "cpu"}
     assert training_key(config) == training_key(config | {"seed": 1, "evaluate": {}, "device": "cuda", "name": "x"})
+    assert training_key(config) == training_key(config | {"trackers": {"wandb": {}}})
     assert training_key(config) == training_key(dict(reversed(config.items())))
     assert training_key(config) != training_key(config | {"epochs": 4})
     assert training_key(config) != training_key(config | {"loss": {"name": "ard", "alpha": 1.0}})
