@@ -243,8 +243,7 @@ class Catalog:
             given = [known for known in self.names(kind) if known.startswith(OBJECT)]
             return (
                 f"the {kind} {shown(name)} was an object of Python code, which no file holds: give it again from "
-                "there, to rkd.train(..., resume=True), rkd.load_student or rkd.load_run"
-                + (f"; given is {', '.join(given)}" if given else "")
+                "there (rkd.train, rkd.load_run; docs/python.md)" + (f"; given is {', '.join(given)}" if given else "")
             )
         known = self.names(kind)
         examples = [

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 from torch import nn
 
 import rkd
+from rkd.cli import cli
 from rkd.testing import tiny_batch, untouched
 from rkd.workflow.objects.parts import Parts
 
@@ -42,6 +44,15 @@ def test_a_run_of_objects(tmp_path: Path) -> None:
     assert found.accuracy("my_fgsm") == results["student"]["attacks"]["fgsm"]
     with pytest.raises(rkd.RkdError, match=r"the model 'object:Sequential-\w{6}' was an object of Python code"):
         rkd.load_student(tmp_path / "it")
+
+
+def test_the_page_of_such_a_run(tmp_path: Path) -> None:
+    """It is made, without a word about citations of what was never installed; other commands say what to do."""
+    rkd.train(out=tmp_path / "it", student=small(), data=halves(), loss="ce", **SHORT)
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "it")])
+    assert done.exit_code == 0 and "warning" not in done.output, done.output
+    done = CliRunner().invoke(cli, ["eval", str(tmp_path / "it")])
+    assert done.exit_code == 2 and "was an object of Python code, which no file holds" in done.output
 
 
 def test_names_tell_other_nets_and_data_apart() -> None:

@@ -48,11 +48,15 @@ def cite(app: App, name: str) -> None:
 
 
 def components(folder: RunFolder, catalog: Catalog, warn: Callable[[str], None]) -> list[Entry]:
-    """The components of a run or a saved evaluation; `warn` is told of those that are not installed any more."""
+    """The components of a run or a saved evaluation; `warn` is told of those that are not installed any more. (Objects
+    of Python code were never installed, and have nothing to cite.)"""
+    from rkd.registry.catalog import OBJECT
     from rkd.workflow.folders import components_of
 
     entries = []
     for kind, name in components_of(folder):
+        if name.startswith(OBJECT):
+            continue
         try:
             entries.append(catalog.find(kind, name))
         except RkdError as error:
