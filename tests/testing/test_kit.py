@@ -15,7 +15,7 @@ from rkd.testing.kit import _CHECKS
 CODE = '''
 from dataclasses import dataclass
 from typing import ClassVar
-from rkd.plugin import Family, RkdError, hookimpl, ops
+from rkd.plugin import ConfigError, Family, RkdError, hookimpl, ops
 
 class Sound:
     """Cross-entropy."""
@@ -54,6 +54,20 @@ class Broken:
     def __call__(self, batch, noise):
         return 1 / 0
 
+class Asking:
+    """Wants an option that no type can demand."""
+    def __call__(self, batch, noise):
+        raise ConfigError("asking: give the number of classes")
+
+class Writer:
+    """Wants a package."""
+    def __call__(self, student, folder):
+        raise RkdError("type pip install what-it-needs")
+
+@hookimpl
+def rkd_exporters():
+    return {"writer": Writer}
+
 @hookimpl
 def rkd_losses():
     return {"sound": Sound, "averaged": Averaged, "silent": Silent}
@@ -68,7 +82,7 @@ def rkd_datasets():
 
 @hookimpl
 def rkd_augments():
-    return {"broken": Broken}
+    return {"broken": Broken, "asking": Asking}
 '''
 
 
@@ -93,6 +107,8 @@ def test_each_gets_its_verdict(catalog: Catalog) -> None:
     )
     assert verdicts["folder"] == ("skipped", "it needs the option path: check it in a test of your own")
     assert verdicts["folders:PATH"] == ("skipped", "its images are not here: there is no folder x")
+    assert verdicts["asking"] == ("skipped", "asking: give the number of classes")
+    assert verdicts["writer"] == ("skipped", "type pip install what-it-needs")
     assert verdicts["broken"] == ("failed", "ZeroDivisionError: division by zero")
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from rkd.core.errors import RkdError
+from rkd.core.errors import ConfigError, RkdError
 from rkd.core.traits import LossTraits, declared, traits_of
 from rkd.core.types import Schedule
 from rkd.registry.catalog import Catalog, Entry
@@ -29,6 +29,11 @@ class Verdict:
     reason: str = ""
 
 
+_ASKS: dict[str, type[RkdError]] = {"exporter": RkdError, "tracker": RkdError}
+"""By kind, errors of a component that ask its user for something (an option, a package, a login): it cannot be checked
+here. Of other kinds those of the configuration."""
+
+
 class _Skip(Exception):
     pass
 
@@ -43,7 +48,8 @@ def check_plugin(catalog: Catalog, distribution: str, kind: str | None = None) -
             except _Skip as reason:
                 yield Verdict(entry, "skipped", str(reason))
             except (AssertionError, RkdError) as problem:
-                yield Verdict(entry, "failed", str(problem))
+                asks = isinstance(problem.__cause__, _ASKS.get(entry.kind, ConfigError))
+                yield Verdict(entry, "skipped" if asks else "failed", str(problem.__cause__ if asks else problem))
             except Exception as error:  # the component's own code
                 yield Verdict(entry, "failed", f"{type(error).__name__}: {error}")
             else:
@@ -105,20 +111,6 @@ def _check_dataset(catalog: Catalog, name: str, source: Any) -> None:
     check_dataset(data)
 
 
-def _check_exporter(catalog: Catalog, name: str, exporter: Any) -> None:
-    try:
-        check_exporter(exporter)
-    except RkdError as error:  # a package that is not installed
-        raise _Skip(str(error)) from None
-
-
-def _check_tracker(catalog: Catalog, name: str, tracker: Any) -> None:
-    try:
-        check_tracker(tracker)
-    except RkdError as error:
-        raise _Skip(str(error)) from None
-
-
 _CHECKS: dict[str, Callable[[Catalog, str, Any], None]] = {
     "loss": _check_loss,
     "attack": _check_attack,
@@ -131,6 +123,6 @@ _CHECKS: dict[str, Callable[[Catalog, str, Any], None]] = {
     "augment": lambda catalog, name, augment: check_augment(augment),
     "corruption": lambda catalog, name, corruption: check_corruption(corruption),
     "extension": lambda catalog, name, extension: check_extension(extension),
-    "exporter": _check_exporter,
-    "tracker": _check_tracker,
+    "exporter": lambda catalog, name, exporter: check_exporter(exporter),
+    "tracker": lambda catalog, name, tracker: check_tracker(tracker),
 }
