@@ -82,7 +82,9 @@ def test_a_robust_net_on_a_phone(typed: Callable[..., list[str]]) -> None:
 
 def test_a_plugin(typed: Callable[..., list[str]]) -> None:
     """A package of one's own, the checks of what it provides, and a plan of a run with it."""
-    more = {"run": ["--dry-run"]}
-    answers = typed("plugins.md", {}, more)
+    answers = typed("plugins.md", {}, {})
     assert (Path("rkd-mine") / "pyproject.toml").is_file()
-    assert any('name = "mine"' in answer for answer in answers)
+    assert "passed" in answers[1]
+    words = ["run", "--plugin", "rkd-mine/rkd_mine.py", "--loss", "mine"]  # where it is not installed
+    assert f"rkd {' '.join(words)}" in " ".join((ROOT / "docs" / "plugins.md").read_text().split())
+    assert 'name = "mine"' in invoke(*words, "--dry-run").stdout

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from functools import partial
+from importlib.machinery import SourceFileLoader
 from importlib.metadata import Distribution, EntryPoint, distributions
 from pathlib import Path
 from types import ModuleType
@@ -199,10 +200,11 @@ def _tell_of(plugin: Plugin) -> None:
 def _load_file(path: Path, name: str) -> ModuleType:
     name = f"rkd_local_{name}"
     spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if spec is None or not isinstance(spec.loader, SourceFileLoader):
         raise RkdError(f"{path} is not a Python file")
     module = importlib.util.module_from_spec(spec)
     # Dataclasses look their module up by name.
     sys.modules[name] = module
-    spec.loader.exec_module(module)
+    # Not by exec_module: it may take what it has kept of a file that was edited within the same second.
+    exec(spec.loader.source_to_code(path.read_bytes(), str(path)), vars(module))
     return module

@@ -10,7 +10,6 @@ import click
 
 from rkd.core.errors import RkdError
 from rkd.registry.hooks import KINDS
-from rkd.registry.losses import names_of
 
 from ..complete import values
 from ..options import App, pass_app, plugin_option
@@ -35,6 +34,8 @@ def cite(app: App, name: str) -> None:
     if folder:
         entries = components(RunFolder(folder), catalog, app.terminal.warning)
     elif "+" in name:  # losses side by side
+        from rkd.registry.losses import names_of
+
         entries = [catalog.find("loss", part) for part in names_of(name)]
     else:
         entries = catalog.find_all(name)

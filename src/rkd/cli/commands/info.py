@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rkd.registry.hooks import KINDS
-from rkd.registry.losses import create_loss
 from rkd.storage.text import command
 
 from ..complete import values
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 @pass_app
 def info(app: App, name: str, kind: str | None) -> None:
     """Show a component's description, options and defaults; of losses side by side (rslad+igdm) what they share."""
+    from rkd.registry.losses import create_loss
+
     with app.terminal.guarded():
         catalog = app.catalog()
         if "+" in name and kind in (None, "loss"):
