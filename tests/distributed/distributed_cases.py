@@ -5,6 +5,7 @@ torchrun ... -m tests.distributed.distributed_cases FOLDER
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -157,3 +158,6 @@ if __name__ == "__main__":
     if (state := interrupted(these)) and these.first:
         save_state(folder / "state.safetensors", state)
     leave(these)
+    # As rkd.cli does: torch's threads may abort a process of several that ends by itself.
+    sys.stdout.flush()
+    os._exit(0)
