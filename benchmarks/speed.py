@@ -230,6 +230,8 @@ def main() -> None:
     parser.add_argument("--table-only", action="store_true", help="measure nothing: the table of the rows there are")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if "plain" not in arguments.kinds:
+        parser.error("--kinds needs plain: all ratios of the table are beside it")
     if arguments.worker:
         work(json.loads(arguments.worker))
         return
