@@ -16,7 +16,7 @@ import click
 import torch
 
 from rkd.cli import cli
-from rkd.cli.commands.info import defaults_texts, traits_text
+from rkd.cli.commands.lookup.info import defaults_texts, traits_text
 from rkd.cli.options import Grouped
 from rkd.registry.catalog import Catalog, Entry, attack_traits, load_catalog
 from rkd.registry.hooks import KINDS, Family

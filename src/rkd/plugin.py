@@ -25,7 +25,7 @@ from .evaluation.evaluate import HasNotes
 from .evaluation.model import Finite
 from .evaluation.transfer import identity
 from .export.formats import Artefact, Exported, Exporter, quiet, translated
-from .export.onnx import INSIDE, OnnxNet
+from .export.onnx import NORMALIZES_INSIDE, OnnxNet
 from .nets.batchnorm import Router, add_auxiliary
 from .nets.fitting import built_for, load_into, net_from_file, take_normalization, without_download
 from .nets.net import Accelerator, Net, Outputs
@@ -154,7 +154,7 @@ __all__ = [  # noqa: RUF022  grouped by what a plugin does
     "Artefact",
     "Exported",
     "Exporter",
-    "INSIDE",
+    "NORMALIZES_INSIDE",
     "OnnxNet",
     "quiet",
     "translated",

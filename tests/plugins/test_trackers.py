@@ -181,7 +181,7 @@ def test_trackio(tmp_path, monkeypatch) -> None:
 
 
 def test_a_package_that_is_missing_is_named(monkeypatch) -> None:
-    monkeypatch.setattr("rkd.plugins.trackers._package.find_spec", lambda name: None)
+    monkeypatch.setattr("rkd.plugins.trackers._common.find_spec", lambda name: None)
     for name in ("tensorboard", "wandb", "trackio", "mlflow"):
         with pytest.raises(ConfigError, match=rf"trackers.{name}: .*pip install 'rkd-toolkit\[{name}\]'"):
             CATALOG.create("tracker", name, {}, f"trackers.{name}")

@@ -9,7 +9,17 @@ import pytest
 
 from rkd.core.errors import RkdError
 from rkd.registry.recipes import read_recipe
-from rkd.storage.text import attack_name, command, did_you_mean, fraction, parse_toml, read_text, shown, with_input
+from rkd.storage.text import (
+    attack_name,
+    command,
+    did_you_mean,
+    flattened,
+    fraction,
+    parse_toml,
+    read_text,
+    shown,
+    with_input,
+)
 
 
 @pytest.mark.parametrize(
@@ -116,3 +126,8 @@ def test_other_encodings_are_told(tmp_path: Path) -> None:
 def test_dates_are_no_settings(text: str) -> None:
     with pytest.raises(ValueError, match="a date or a time"):
         parse_toml(text)
+
+
+def test_dotted_keys() -> None:
+    table = {"seed": 1, "loss": {"name": "kd", "inner": {"T": [2]}}, "empty": {}}
+    assert dict(flattened(table)) == {"seed": 1, "loss.name": "kd", "loss.inner.T": [2]}

@@ -9,10 +9,11 @@ import click
 
 from rkd import __version__, keep_freed_memory
 
-from .commands import bench, cite, compare, export, info, list_plugins, plugins, recipes, report, submit, sweep
+from .commands import bench, compare, export, plugins, report, submit, sweep
 from .commands import eval as evaluate
 from .commands import run as train
 from .commands import teachers as teaching
+from .commands.lookup import cite, info, list_plugins, recipes
 from .group import Commands
 from .options import App, plugin_option
 

@@ -13,7 +13,7 @@ from ..core.errors import RkdError, WeightsError
 from ..core.types import Shape
 from ..storage.optional import optional
 
-INSIDE = "images in [0, 1]; normalisation inside"
+NORMALIZES_INSIDE = "images in [0, 1]; normalisation inside"
 """What a file of rkd's says of its `input`, in its metadata."""
 
 

@@ -10,7 +10,7 @@ import re
 import shlex
 import tomllib
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import date, time
 from difflib import get_close_matches
 from pathlib import Path
@@ -175,3 +175,12 @@ def attack_name(name: str) -> str:
     """`PGD-SAT` for `pgd-sat`, `AutoAttack` for `autoattack`, as tables of the field write them; others as they are."""
     words = (_SPELT.get(word) or (word.upper() if word in _ACRONYMS else word) for word in name.split("-"))
     return name if "/" in name else "-".join(words)
+
+
+def flattened(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a table of tables with their dotted keys: `{"loss": {"T": 2}}` gives `loss.T`, 2."""
+    for key, value in table.items():
+        if isinstance(value, Mapping):
+            yield from flattened(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value

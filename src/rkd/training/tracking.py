@@ -10,7 +10,7 @@ from ..core.errors import RkdError, Stopped
 from ..core.hooks import hookimpl
 from ..core.run import Run
 from ..storage.runfolder import RunFolder
-from ..storage.text import parse_toml, read_text
+from ..storage.text import flattened, parse_toml, read_text
 
 Axis: TypeAlias = Literal["step", "epoch", "final"]
 """What the number of a point counts: steps of the optimiser, finished epochs; `final`: epochs, of the result."""
@@ -83,7 +83,7 @@ class Tracking:
         with self._sheltered(run):
             self._known = _read(RunFolder(run.folder)).get(self.name, {})
             known = self._known.get("run")
-            settings = dict(_flat(parse_toml(read_text(run.folder / "config.toml"))))
+            settings = dict(flattened(parse_toml(read_text(run.folder / "config.toml"))))
             self._known["run"] = self.tracker.start(run.folder, known if isinstance(known, str) else None, settings)
             self._write(run)
 
@@ -158,11 +158,3 @@ def _read(folder: RunFolder) -> dict[str, dict[str, Any]]:
     if not isinstance(content, dict) or not all(isinstance(value, dict) for value in content.values()):
         raise RkdError(f"{folder.trackers} is damaged; remove it, and the trackers begin anew")
     return content
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rkd.core.errors import ConfigError, Refused, RkdError
-from rkd.export.onnx import INSIDE
+from rkd.export.onnx import NORMALIZES_INSIDE
 from rkd.registry.catalog import Catalog
 from rkd.workflow.evaluate import EvalRequest
 from rkd.workflow.exporting.onnx_file import evaluate_onnx
@@ -55,7 +55,7 @@ def quick(path: Path, **more: Any) -> EvalRequest:
 
 def test_without_gradients(weights: Any, tmp_path: Path, catalog: Catalog, cache: Path) -> None:
     told = Told()
-    path = linear(tmp_path / "net.onnx", *weights, input=INSIDE, classes='["9", "8"]')
+    path = linear(tmp_path / "net.onnx", *weights, input=NORMALIZES_INSIDE, classes='["9", "8"]')
     settings = {"attack": {"square": {"queries": 5}}}
     summary = evaluate_onnx(
         quick(path, dataset="digits", settings=settings, save=str(tmp_path / "saved")), catalog, told
@@ -70,7 +70,7 @@ def test_with_the_gradients_of_its_run(weights: Any, tmp_path: Path, catalog: Ca
     """The file is the run's net, so that it falls as the net does."""
     from rkd.workflow.evaluate import evaluate_request
 
-    path = linear(tmp_path / "net.onnx", *weights, input=INSIDE)
+    path = linear(tmp_path / "net.onnx", *weights, input=NORMALIZES_INSIDE)
     settings = {"evaluate": {"options": {"square": {"queries": 5}}}}
     summary = evaluate_onnx(quick(path, source=str(linear_run), settings=settings), catalog)
     own = evaluate_request(quick(linear_run), catalog)
@@ -84,14 +84,14 @@ def test_outputs_in_another_order(weights: Any, tmp_path: Path, catalog: Catalog
     order = [3, 1, 2, 0, 4, 5, 6, 7, 9, 8]
     weight, bias = (tensor[order].contiguous() for tensor in weights)
     right = evaluate_onnx(
-        quick(linear(tmp_path / "right.onnx", *weights, input=INSIDE), dataset="digits", attacks=[]), catalog
+        quick(linear(tmp_path / "right.onnx", *weights, input=NORMALIZES_INSIDE), dataset="digits", attacks=[]), catalog
     )["clean"]
-    named = linear(tmp_path / "named.onnx", weight, bias, input=INSIDE, classes=str(order).replace("[", '["').replace(
-        "]", '"]').replace(", ", '", "'))  # fmt: skip
+    names = str(order).replace("[", '["').replace("]", '"]').replace(", ", '", "')
+    named = linear(tmp_path / "named.onnx", weight, bias, input=NORMALIZES_INSIDE, classes=names)
     told = Told()
     assert evaluate_onnx(quick(named, dataset="digits", attacks=[]), catalog, told)["clean"] == right
     assert any("in the order of the data's classes, by name" in text for text in told.messages)
-    unnamed = linear(tmp_path / "unnamed.onnx", weight, bias, input=INSIDE)
+    unnamed = linear(tmp_path / "unnamed.onnx", weight, bias, input=NORMALIZES_INSIDE)
     places = ",".join(map(str, order))
     assert evaluate_onnx(quick(unnamed, dataset="digits", attacks=[], classes=places), catalog)["clean"] == right
     assert evaluate_onnx(quick(unnamed, dataset="digits", attacks=[]), catalog)["clean"] < right
@@ -105,7 +105,7 @@ def test_another_makers_normalisation_is_settled(
     weight, bias = weights
     inner = linear(tmp_path / "inner.onnx", weight * card.std[0], bias + weight.sum(1) * card.mean[0])
     told = Told()
-    outer = linear(tmp_path / "outer.onnx", *weights, input=INSIDE)
+    outer = linear(tmp_path / "outer.onnx", *weights, input=NORMALIZES_INSIDE)
     expected = evaluate_onnx(quick(outer, dataset="digits", attacks=[]), catalog)["clean"]
     found = evaluate_onnx(quick(inner, dataset="digits", attacks=[], normalize="data"), catalog, told)
     assert found["clean"] == expected

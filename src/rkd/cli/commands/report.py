@@ -77,7 +77,7 @@ def report_at_end(folder: RunFolder, catalog: Catalog, app: App) -> tuple[Path |
 def citations_of(folder: RunFolder, catalog: Catalog, app: App) -> tuple[dict[str, str] | None, str]:
     """BibTeX entries of a run's parts by their keys, as `rkd cite` gives them; None and the reason where its
     configuration cannot be read for parts."""
-    from .cite import components
+    from .lookup.cite import components
 
     citations: dict[str, str] = {}
     try:

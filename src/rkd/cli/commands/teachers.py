@@ -82,7 +82,7 @@ def show_list(rows: list[dict[str, Any]], terminal: Terminal) -> None:
 @pass_app
 def show_known(app: App, name: str) -> None:
     """Show what is known of a published teacher, what is not, and what to type."""
-    from .info import show as show_facts
+    from .lookup.info import show as show_facts
 
     with app.terminal.guarded():
         item = app.catalog().find("zoo", name.removeprefix("zoo:")).facts()

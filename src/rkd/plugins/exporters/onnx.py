@@ -15,7 +15,17 @@ from typing import Any
 
 from torch import Tensor
 
-from rkd.plugin import INSIDE, Artefact, Exported, OnnxNet, check_range, hookimpl, optional, quiet, translated
+from rkd.plugin import (
+    NORMALIZES_INSIDE,
+    Artefact,
+    Exported,
+    OnnxNet,
+    check_range,
+    hookimpl,
+    optional,
+    quiet,
+    translated,
+)
 
 USAGE = """import numpy as np
 import onnxruntime
@@ -65,7 +75,7 @@ def _write(student: Exported, path: Path) -> None:
     )  # fmt: skip
     model = made.model_proto
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "batch"
-    facts = {"classes": list(student.card.classes), "input": INSIDE}
+    facts = {"classes": list(student.card.classes), "input": NORMALIZES_INSIDE}
     onnx.helper.set_model_props(model, {key: v if isinstance(v, str) else json.dumps(v) for key, v in facts.items()})
     model.producer_name, model.doc_string = "rkd", f"{student.card.model}, exported by rkd"
     onnx.save(model, path)

@@ -12,7 +12,7 @@ from typing import Any
 
 from rkd.plugin import hookimpl
 
-from ._package import check_tracker
+from ._common import check_tracker
 
 LONGEST = 500
 """Characters of a parameter's value that every version of MLflow takes."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from rkd.plugin import hookimpl
 
-from ._package import check_tracker
+from ._common import check_tracker
 
 
 @dataclass

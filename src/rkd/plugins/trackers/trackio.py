@@ -14,8 +14,8 @@ from typing import Any
 
 from rkd.plugin import hookimpl
 
-from . import _calls
-from ._package import check_tracker
+from . import _common
+from ._common import check_tracker
 
 
 @dataclass
@@ -45,18 +45,18 @@ class Trackio:
         return name
 
     def log_scalars(self, axis: str, number: int, step: int, values: Mapping[str, float]) -> None:
-        _calls.log_scalars(self._run, axis, number, step, values)
+        _common.log_scalars(self._run, axis, number, step, values)
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, str | float | None]]) -> None:
         import trackio
 
-        _calls.log_table(trackio, self._run, name, rows)
+        _common.log_table(trackio, self._run, name, rows)
 
     def log_artifacts(self, files: Sequence[Path]) -> None:
         import trackio
 
         if self.artifacts:
-            _calls.log_artifacts(trackio, self._run, files)
+            _common.log_artifacts(trackio, self._run, files)
 
     def finish(self, status: str) -> None:
         with contextlib.redirect_stdout(io.StringIO()):

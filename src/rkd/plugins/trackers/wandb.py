@@ -12,8 +12,8 @@ from typing import Any, Literal
 
 from rkd.plugin import RkdError, hookimpl
 
-from . import _calls
-from ._package import check_tracker
+from . import _common
+from ._common import check_tracker
 
 
 @dataclass
@@ -54,18 +54,18 @@ class Wandb:
         return str(self._run.id)
 
     def log_scalars(self, axis: str, number: int, step: int, values: Mapping[str, float]) -> None:
-        _calls.log_scalars(self._run, axis, number, step, values)
+        _common.log_scalars(self._run, axis, number, step, values)
 
     def log_table(self, name: str, rows: Sequence[Mapping[str, str | float | None]]) -> None:
         import wandb
 
-        _calls.log_table(wandb, self._run, name, rows)
+        _common.log_table(wandb, self._run, name, rows)
 
     def log_artifacts(self, files: Sequence[Path]) -> None:
         import wandb
 
         if self.artifacts:
-            _calls.log_artifacts(wandb, self._run, files)
+            _common.log_artifacts(wandb, self._run, files)
 
     def finish(self, status: str) -> None:
         self._run.summary["status"] = status

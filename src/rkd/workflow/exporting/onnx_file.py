@@ -11,7 +11,7 @@ from rkd.core.traits import traits_of
 from rkd.data.dataset import Dataset
 from rkd.distributed.ranks import ALONE, Ranks
 from rkd.export.measure import StraightThrough, plans_of
-from rkd.export.onnx import INSIDE, OnnxNet
+from rkd.export.onnx import NORMALIZES_INSIDE, OnnxNet
 from rkd.nets.first_look import answers, doubts, first_images
 from rkd.nets.net import Net, Outputs
 from rkd.nets.sources import TeacherReference
@@ -73,7 +73,7 @@ def _net(file: OnnxNet, request: EvalRequest, data: Dataset, must: bool, reporte
     net = Net(nn.Sequential(file, Outputs(places)) if places else file)
     check_fits(net, request.net, data)
     choice = request.normalize
-    if file.metadata.get("input") == INSIDE and choice == "auto":
+    if file.metadata.get("input") == NORMALIZES_INSIDE and choice == "auto":
         choice = "none"
         reporter.message(f"{request.net}: its normalisation is inside, as it says")
     reference = TeacherReference(request.net, "net", "onnx", request.net)

@@ -16,7 +16,7 @@ import tomli_w
 from rkd.core.errors import ConfigError, RkdError
 from rkd.storage.files import check_no_link, whole_folder, write_atomic
 from rkd.storage.runfolder import RunFolder, safe_name
-from rkd.storage.text import parse_toml, read_text, shown
+from rkd.storage.text import flattened, parse_toml, read_text, shown
 
 OPTIONS = (
     "loss", "student", "teacher", "dataset", "attack", "objective", "scheduler", "augment", "with", "epochs",
@@ -114,9 +114,11 @@ def read_sweep(path: Path) -> Sweep:
             problems.append(f"{path}: {name} must be a table")
     if problems:
         raise ConfigError(problems)
-    axes = {key: _values(key, value) for key, value in _flat(table.get("grid", {}))}
+    axes = {key: _values(key, value) for key, value in flattened(table.get("grid", {}))}
     recipe = table.get("recipe")
-    return Sweep(axes, None if recipe is None else str(recipe), {k: _text(v) for k, v in _flat(table.get("set", {}))})
+    return Sweep(
+        axes, None if recipe is None else str(recipe), {k: _text(v) for k, v in flattened(table.get("set", {}))}
+    )
 
 
 def is_sweep_file(path: Path) -> bool:
@@ -198,14 +200,6 @@ def _split(text: str, by: str) -> list[str]:
         else:
             parts[-1] += c
     return [part.strip() for part in parts if part.strip()]
-
-
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
-    for key, value in table.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _text(value: Any) -> str:

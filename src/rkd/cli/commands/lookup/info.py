@@ -11,12 +11,12 @@ import click
 from rkd.registry.hooks import KINDS
 from rkd.storage.text import command
 
-from ..complete import values
-from ..options import App, json_option, pass_app, plugin_option
-from ..reflow import reflowed
+from ...complete import values
+from ...options import App, json_option, pass_app, plugin_option
+from ...reflow import reflowed
 
 if TYPE_CHECKING:
-    from ..terminal import Terminal
+    from ...terminal import Terminal
 
 
 @click.command("info", short_help="Describe a component and its options.")

@@ -1,12 +1,23 @@
-"""The calls that W&B and Trackio have in common. Not a plugin.
+"""What trackers share, and the calls that W&B and Trackio have in common. Not a plugin.
 
 A point is called `step/loss`, `epoch/val.robust` or `final/clean`. It stands at the step of the optimiser, so that a
 run that goes on never goes back, and an epoch's tells its epoch beside.
 """
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+from rkd.plugin import RkdError
+
+
+def check_tracker(name: str, package: str, every: int) -> None:
+    """Raise for a tracker that cannot be: said when a run's settings are read, not when it begins to train."""
+    if every < 0:
+        raise ValueError(f"every must not be negative, got {every}")
+    if find_spec(package) is None:
+        raise RkdError(f"{name} needs the package {package}: pip install 'rkd-toolkit[{name}]'")
 
 
 def log_scalars(run: Any, axis: str, number: int, step: int, values: Mapping[str, float]) -> None:

@@ -5,8 +5,8 @@ import click
 from rkd.core.errors import UnknownName
 from rkd.storage.text import did_you_mean
 
-from ..complete import values
-from ..options import App, json_option, pass_app
+from ...complete import values
+from ...options import App, json_option, pass_app
 
 
 @click.command("recipes", short_help="List or print the shipped recipes.")

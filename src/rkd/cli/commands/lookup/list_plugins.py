@@ -13,12 +13,12 @@ from rkd.core.errors import UnknownName
 from rkd.registry.hooks import KINDS
 from rkd.storage.text import did_you_mean
 
-from ..options import App, json_option, pass_app, plugin_option
+from ...options import App, json_option, pass_app, plugin_option
 
 if TYPE_CHECKING:
     from rkd.registry.catalog import Entry
 
-    from ..terminal import Terminal
+    from ...terminal import Terminal
 
 OWN = "rkd-toolkit"
 """The distribution of the built-in plugins."""

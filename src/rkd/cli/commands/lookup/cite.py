@@ -11,8 +11,8 @@ import click
 from rkd.core.errors import RkdError
 from rkd.registry.hooks import KINDS
 
-from ..complete import values
-from ..options import App, pass_app, plugin_option
+from ...complete import values
+from ...options import App, pass_app, plugin_option
 
 if TYPE_CHECKING:
     from rkd.registry.catalog import Catalog, Entry
