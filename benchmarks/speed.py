@@ -146,7 +146,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     teachers = {role: NetTeacher(Net(nets[role]), role) for role in roles}
     if job["kind"] == "bf16":
         for teacher in teachers.values():
-            teacher.net.autocast = torch.bfloat16  # as rkd.workflow.teachers does
+            teacher.net.autocast = torch.bfloat16  # as rkd.workflow.preparing.teachers does
     run = build(plan, catalog(), teachers)
     accelerate(run, plan.config.engine)
     run.hooks.hook.rkd_run_start(run=run)

@@ -7,7 +7,17 @@ import math
 import pytest
 import torch
 
-from rkd.evaluation.result import calibration, interval, nrr, per_class, w_robust, wilson
+from rkd.evaluation.result import (
+    calibration,
+    difference,
+    interval,
+    nrr,
+    packed,
+    per_class,
+    unpacked,
+    w_robust,
+    wilson,
+)
 
 from .made import made
 
@@ -93,3 +103,33 @@ def test_the_worst_case_of_rounded_images() -> None:
     result.outcomes["far"].rounded = torch.tensor([False] * 4)
     result.outcomes["far"].about["in_threat"] = False
     assert result.summary()["rounded"] == {"a": 0.5, "b": 0.5, "far": 0.0, "worst_case": 0.25}
+
+
+def test_who_is_right_as_text() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for count in (1, 4, 7, 359):
+        right = torch.rand(count, generator=generator) < 0.6
+        assert torch.equal(unpacked(packed(right), count), right)
+    assert packed(torch.tensor([True, False, False, False, True])) == "88"
+
+
+def test_the_interval_of_a_difference_is_agresti_and_mins() -> None:
+    """Beside the formula for a table of two nets: b images that only the first gets right, c that only the second."""
+    for b, c, count in ((0, 0, 50), (9, 2, 100), (3, 30, 359)):
+        first = torch.tensor([True] * b + [False] * c + [True] * (count - b - c))
+        second = torch.tensor([False] * b + [True] * c + [True] * (count - b - c))
+        b1, c1, n1 = b + 0.5, c + 0.5, count + 2
+        half = 1.959964 * math.sqrt(b1 + c1 - (b1 - c1) ** 2 / n1) / n1
+        mean, low, high = difference(first, second)
+        assert mean == pytest.approx((b - c) / count)
+        assert (low, high) == pytest.approx(((b1 - c1) / n1 - half, (b1 - c1) / n1 + half))
+
+
+def test_the_interval_of_a_difference_holds_the_truth_in_19_of_20_draws() -> None:
+    generator = torch.Generator().manual_seed(1)
+    held = 0
+    for _ in range(1000):
+        first, second = torch.rand(2, 100, generator=generator) < torch.tensor([[0.8], [0.7]])
+        _, low, high = difference(first, second)
+        held += low <= 0.1 <= high
+    assert 930 <= held <= 975

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from rkd.core.errors import RkdError
-from rkd.report import compare, to_json, to_latex, write_comparison
+from rkd.report import against_baselines, compare, to_json, to_latex, write_comparison
 from rkd.report.compare import Comparison
+from rkd.storage.runfolder import RunFolder
 
 from .conftest import seeds
 from .folders import CARD, CONFIG, MANIFEST, Page, make_run, net, search
@@ -48,6 +49,30 @@ def test_what_is_measured_besides_does_not_part_seeds(tmp_path: Path) -> None:
     assert not any(key.startswith("evaluate.") for key in compare([pair[0], apart]).differences)
     other = make_run(tmp_path / "c", config={"seed": 2, "epochs": 4}, student=net())
     assert len(compare([*pair, other]).groups) == 2
+
+
+def test_baselines(tmp_path: Path) -> None:
+    def run(seed: int, apart: float, loss: str = "pgd-at") -> RunFolder:
+        baseline = net() | {"loss": loss, "difference": {"clean": [apart, apart - 0.1, apart + 0.2]}}
+        folder = make_run(tmp_path / f"{loss}-{seed}", config={"seed": seed}, student=net())
+        content = folder.read_json(folder.evaluation)
+        folder.evaluation.write_text(json.dumps(content | {"baseline": baseline}))
+        return folder
+
+    folders = [run(0, 0.01), run(1, 0.03), run(2, 0.02)]
+    found = compare(folders).groups[0].against()
+    assert found is not None and (found.loss, found.seeds) == ("pgd-at", 3)
+    # Student's t with 2 degrees of freedom: 4.303 s / sqrt(3), s = 0.01.
+    assert found.difference["clean"] == pytest.approx((0.02, 0.02 - 0.02484, 0.02 + 0.02484), abs=1e-5)
+    (line,) = against_baselines(compare(folders))
+    assert "less pgd-at without a teacher (mean of 3 seeds, 95 % interval): clean +2.0 (-0.5 to +4.5)" in line
+    assert to_json(compare(folders))["groups"][0]["baseline"]["seeds"] == 3
+    write_comparison(compare(folders), tmp_path / "page.html")
+    assert "mean of 3 seeds" in (tmp_path / "page.html").read_text()
+    alone = compare(folders[:1]).groups[0].against()
+    assert alone is not None and alone.difference["clean"] == pytest.approx((0.01, -0.09, 0.21))
+    other = compare([folders[0], run(1, 0.1, "trades")]).groups[0]
+    assert other.against() is None, "baselines of two losses have no mean"
 
 
 def test_the_same_seed_twice_is_told(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ def test_json(found: Comparison) -> None:
     content = json.loads(json.dumps(to_json(found)))
     assert set(content) == {"robust", "attacks", "groups", "runs", "differences", "warnings"}
     for group in content["groups"]:
-        assert set(group) == {"name", "runs", "seeds", "clean", "attacks", "worst_case", "w_robust", "nrr"}
+        assert set(group) == {"name", "runs", "seeds", "clean", "attacks", "worst_case", "w_robust", "nrr", "baseline"}
         assert set(group["clean"]) == {"mean", "std", "interval_95"}
     for run in content["runs"]:
         assert set(run) == {

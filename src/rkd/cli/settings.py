@@ -70,6 +70,8 @@ def option_table(options: Mapping[str, Any], trackers: Sequence[str] = ()) -> di
     same = ("epochs", "batch_size", "grad_accumulation", "sync_bn", "seed", "device", "precision", "engine", "on_nan")
     for option in same:
         put(option, options.get(option))
+    if (baseline := options.get("baseline")) is not None:
+        table["baseline"] = False if baseline == "none" else {"loss": baseline}
     if options.get("student") is not None:
         net, at_sign, weights = options["student"].partition("@")
         if at_sign and not weights:

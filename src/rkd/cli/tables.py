@@ -24,6 +24,11 @@ def show_run(results: Mapping[str, Any], card: Mapping[str, Any], terminal: Term
         name = f"{teacher['role']} teacher {teacher['model']}"
         accuracies.append((name, {"clean": teacher["clean"], **_named(teacher["attacks"]), WORST: teacher["robust"]}))
         w_robust.append((name, _named(teacher["w_robust"])))
+    if baseline := results.get("baseline"):
+        name = f"no teacher, {baseline['loss']}"
+        row = {"clean": baseline["clean"], **_named(baseline["attacks"]), WORST: baseline["worst_case"]}
+        accuracies.append((name, row))
+        w_robust.append((name, _named(baseline["w_robust"])))
     name = f"student {student['model']}"
     accuracies.append((name, {"clean": student["clean"], **_named(student["attacks"]), WORST: student["worst_case"]}))
     w_robust.append((name, _named(student["w_robust"])))
@@ -35,6 +40,16 @@ def show_run(results: Mapping[str, Any], card: Mapping[str, Any], terminal: Term
     if attacks:
         accuracy_table("W-Robust in %: the mean of clean and attacked accuracy", columns[1 : len(attacks) + 1],
                        w_robust, terminal)  # fmt: skip
+    if baseline:
+        from rkd.report import apart
+
+        measures = {"clean": "clean", "worst_case": WORST, "w_robust": "W-Robust"}
+        against = (
+            f"Student less {baseline['loss']} without a teacher (95 % interval over the test images, one training)"
+        )
+        parts = [f"{said} {apart(*baseline['difference'][name])}" for name, said in measures.items()]
+        terminal.result(f"{against}:\n  {', '.join(parts)}")
+        terminal.result()
     show_warnings(student.get("warnings", []), terminal)
 
 

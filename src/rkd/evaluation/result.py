@@ -115,7 +115,7 @@ class Evaluation:
         return self.outcomes[attack].about.get("measure", self.threat.norm) == self.threat.norm
 
     def summary(self) -> dict[str, Any]:
-        """Plain numbers for JSON."""
+        """Plain numbers for JSON; `right` says of each image whether it is right, see `unpacked`."""
         names = list(self.attacks)
         worst = self.worst()
         rights = {"clean": self.clean, **self.attacks, "worst_case": worst}
@@ -132,6 +132,7 @@ class Evaluation:
             "per_class": {name: per_class(right, self.labels, self.classes) for name, right in rights.items()},
             "calibration": {name: calibration(o.confidence, o.right) for name, o in self.outcomes.items()},
             "searches": {name: self._attack(name) for name in names},
+            "right": {name: packed(right) for name, right in rights.items()},
         }
         values["worst_class"] = {
             name: min((a for a in accuracies if a is not None), default=None)
@@ -190,6 +191,32 @@ def wilson(successes: int, count: int, z: float = 1.959964) -> tuple[float, floa
 def interval(right: Tensor) -> list[float]:
     """The 95 % interval of the share of True in `right (N,)`."""
     return list(wilson(int(right.sum()), len(right)))
+
+
+def packed(right: Tensor) -> str:
+    """`right (N,)` bool as hexadecimal text, four samples a digit, the first sample the highest bit."""
+    bits = "".join("01"[value] for value in right.tolist())
+    return "".join(f"{int(bits[place : place + 4].ljust(4, '0'), 2):x}" for place in range(0, len(bits), 4))
+
+
+def unpacked(text: str, count: int) -> Tensor:
+    """`(count,)` bool from what `packed` made."""
+    bits = "".join(f"{int(digit, 16):04b}" for digit in text)[:count]
+    return torch.tensor([bit == "1" for bit in bits], dtype=torch.bool)
+
+
+def difference(first: Tensor, second: Tensor) -> tuple[float, float, float]:
+    """The mean of `first - second` with its 95 % interval: two nets' values `(N,)` in [0, 1] on the same images.
+
+    The interval is Agresti and Min's (Statistics in Medicine 2005) for paired shares, with half an image added to each
+    of the two kinds of disagreement and one to the agreements, carried over to values between 0 and 1.
+    """
+    apart = first.double() - second.double()
+    count = len(apart) + 2
+    centre = float(apart.sum()) / count
+    variance = (float(apart.square().sum()) + 1) / count - centre**2
+    half = 1.959964 * math.sqrt(variance / count)
+    return float(apart.mean()), max(-1.0, centre - half), min(1.0, centre + half)
 
 
 def w_robust(clean: float, robust: float) -> float:

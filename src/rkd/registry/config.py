@@ -106,6 +106,13 @@ class TeacherConfig(_Section):
     classes: list[Annotated[int, Field(ge=0, lt=100_000)]] = Field(default_factory=list)
 
 
+class BaselineConfig(_Section):
+    """The same student trained the same way without teachers, to compare with: its `loss`; `train` adds settings."""
+
+    loss: Annotated[str, Field(min_length=1)] = "pgd-at"
+    train: Table = Field(default_factory=dict)
+
+
 class AttackConfig(Component):
     """An attack with its options; `objective` (a name) for views other than `adv`."""
 
@@ -181,7 +188,8 @@ class RunConfig(_Section):
     run, `skip` the batch, or `rollback` to the start of the epoch with half the learning rate. `teacher_cache`: `auto`
     keeps teachers' answers to clean images that come again, where that pays; `on` wherever it is exact;
     `teacher_cache_gib`: the most that the answers to augmented images may take. `companions`: nets beside the student
-    that the loss declares, each a table like the student's; without a model, the student's own."""
+    that the loss declares, each a table like the student's; without a model, the student's own. `baseline`: the student
+    without teachers, trained before and shown beside it."""
 
     name: str | None = None
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
@@ -199,6 +207,7 @@ class RunConfig(_Section):
     companions: dict[str, StudentConfig] = Field(default_factory=dict)
     data: DataConfig = Field(default_factory=DataConfig)
     teachers: list[TeacherConfig] = Field(default_factory=list, max_length=100)
+    baseline: BaselineConfig | Literal[False] | None = None
     attack: AttackConfig | None = None
     attacks: dict[str, AttackConfig] = Field(default_factory=dict)
     objective: Component | None = None

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 from ..storage.optional import optional
 from .compare import Comparison, compare
-from .tables import basis, cells, sizes, to_csv, to_json, to_latex, where
+from .tables import against_baselines, apart, basis, cells, sizes, to_csv, to_json, to_latex, where
 
 __all__ = [
     "Comparison",
     "Report",
+    "against_baselines",
+    "apart",
     "basis",
     "build_report",
     "cells",

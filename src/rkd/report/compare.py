@@ -5,6 +5,7 @@ a key of the run's settings (`storage.card`), and those of one key, evaluated al
 """
 
 import json
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,16 @@ class Value:
 
 
 @dataclass(frozen=True)
+class Against:
+    """How far a group's students are from their baselines, students without teachers by `loss`: by measure the mean
+    difference with the ends of its 95 % interval, over `seeds` or, of one run, over its test images."""
+
+    loss: str
+    seeds: int
+    difference: dict[str, tuple[float, float, float]]
+
+
+@dataclass(frozen=True)
 class Group:
     """Runs that differ by seed alone."""
 
@@ -74,6 +85,18 @@ class Group:
         if len(known) == 1:
             return Value(known[0], None, self.runs[0].net.intervals.get(name))
         return Value(statistics.fmean(known), statistics.stdev(known))
+
+    def against(self) -> Against | None:
+        """None unless every run of the group has a baseline, and all by the same loss."""
+        baselines = [run.data.baseline for run in self.runs if run.data.baseline is not None]
+        losses = {baseline.loss for baseline in baselines}
+        if len(baselines) < len(self.runs) or len(losses) != 1:
+            return None
+        shared = [name for name in baselines[0].difference if all(name in b.difference for b in baselines)]
+        if len(baselines) == 1:
+            return Against(losses.pop(), 1, {name: baselines[0].difference[name] for name in shared})
+        values = {name: [baseline.difference[name][0] for baseline in baselines] for name in shared}
+        return Against(losses.pop(), len(baselines), {name: _paired(found) for name, found in values.items()})
 
 
 @dataclass(frozen=True)
@@ -106,6 +129,20 @@ class Comparison:
             _value([(clean + robust) / 2 for clean, robust in known]),
             _value([2 * clean * robust / (clean + robust) if clean + robust else 0.0 for clean, robust in known]),
         )
+
+
+STUDENT = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""97.5 % quantiles of Student's distribution for 1 to 10 degrees of freedom."""
+
+
+def _paired(differences: Sequence[float]) -> tuple[float, float, float]:
+    """The mean of two or more seeds' differences with its 95 % interval by Student's t."""
+    freedom = len(differences) - 1
+    # Beyond the table: within 0.003 of the quantile.
+    quantile = STUDENT[freedom - 1] if freedom <= len(STUDENT) else 1.96 + 2.4 / freedom + 2.9 / freedom**2
+    half = quantile * statistics.stdev(differences) / math.sqrt(len(differences))
+    mean = statistics.fmean(differences)
+    return mean, max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def _value(values: Sequence[float]) -> Value:

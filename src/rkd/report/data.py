@@ -172,6 +172,16 @@ class Net:
         return self.attacks.get(name)
 
 
+@dataclass(frozen=True)
+class Baseline:
+    """The student without teachers, by `loss`. `difference`: by measure the run's student less it, with the ends of the
+    95 % interval over the test images."""
+
+    loss: str
+    net: Net
+    difference: dict[str, tuple[float, float, float]]
+
+
 @dataclass
 class RunData:
     """All that a run's folder says, or the folder of a saved evaluation (`evaluated`): that has no history and no
@@ -188,6 +198,7 @@ class RunData:
     teachers: list[Net]
     left_out: list[str]
     evaluated: bool = False
+    baseline: Baseline | None = None
     exports: list[Export] = field(default_factory=list)
 
     @property

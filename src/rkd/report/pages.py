@@ -24,7 +24,7 @@ from .figures import Picture
 from .gallery import Gallery, read_gallery
 from .origin import origin
 from .read import read_run
-from .tables import cells, sizes, to_latex, where
+from .tables import against_baselines, cells, sizes, to_latex, where
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def build_report(folder: RunFolder, citations: Mapping[str, str] | None = None) 
         facts=summary.facts(run),
         tiles=summary.tiles(run) if net else [],
         origin=None if run.evaluated else origin(run),
-        table=summary.results(net, run.teachers) if net else None,
+        table=summary.results(net, run.teachers, run.baseline) if net else None,
         doubts=summary.doubts(run),
         training=training,
         eps=eps,
@@ -140,6 +140,7 @@ def write_comparison(comparison: Comparison, path: Path) -> list[Path]:
         picture=picture,
         titles=titles,
         rows=list(zip(comparison.groups, rows, strict=True)),
+        against=against_baselines(comparison),
         sizes=sizes(comparison),
         latex=to_latex(comparison),
     )

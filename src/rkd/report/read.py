@@ -10,6 +10,7 @@ from rkd.storage.text import MOST_JSON, parse_json, parse_toml, read_text
 
 from .data import (
     MOST_CLASSES,
+    Baseline,
     Calibration,
     Corruptions,
     Curve,
@@ -67,8 +68,23 @@ def read_run(folder: RunFolder) -> RunData:
             teachers.append(found)
     return RunData(
         name, folder.path, table(config), block(config_text), manifest, card, _history(folder, left_out),
-        student, teachers, left_out, exports=_exports(folder, left_out),
+        student, teachers, left_out, baseline=_baseline(evaluation.get("baseline"), left_out),
+        exports=_exports(folder, left_out),
     )  # fmt: skip
+
+
+def _baseline(value: Any, left_out: list[str]) -> Baseline | None:
+    reader = _Reader(left_out, "the baseline's")
+    if value is None or (net := reader.net(value)) is None:
+        return None
+    return Baseline(text(value.get("loss")), net, reader._each(value, "difference", _difference))
+
+
+def _difference(value: Any) -> tuple[float, float, float] | None:
+    if not isinstance(value, list) or len(value) != 3:
+        return None
+    middle, low, high = (number(each, -1, 1) for each in value)
+    return None if middle is None or low is None or high is None else (middle, low, high)
 
 
 def _exports(folder: RunFolder, left_out: list[str]) -> list[Export]:

@@ -7,7 +7,7 @@ from pathlib import PurePath
 
 from rkd.storage.text import attack_name, command
 
-from .data import Export, Net, RunData, Size
+from .data import Baseline, Export, Net, RunData, Size
 from .gallery import Gallery
 from .values import (
     between,
@@ -132,6 +132,10 @@ def tiles(run: RunData) -> list[Tile]:
             assert best.worst_case is not None
             line = f"worst case; the {best.role} teacher keeps {percent(best.worst_case)}".replace("the  ", "the ")
             found.append(Tile("against its teacher", net.worst_case - best.worst_case, line, signed=True))
+    if run.baseline and (apart := run.baseline.difference.get("w_robust")):
+        low, high = (f"{100 * end:+.1f}" for end in apart[1:])
+        line = f"W-Robust, {low} to {high}; {run.baseline.loss} without a teacher: {_w_robust(run.baseline.net)}"
+        found.append(Tile("what teaching brings", apart[0], line, signed=True))
     measure, under = ("worst_case", "worst case") if net.attacks else ("clean", "clean")
     worst = [(a, place) for place, a in enumerate(net.per_class.get(measure, [])) if a is not None]
     if len(worst) > 1:
@@ -141,9 +145,14 @@ def tiles(run: RunData) -> list[Tile]:
     return found
 
 
+def _w_robust(net: Net) -> str:
+    known = net.clean is not None and net.worst_case is not None
+    return percent(((net.clean or 0) + (net.worst_case or 0)) / 2 if known else None)
+
+
 @dataclass(frozen=True)
 class Row:
-    """A line of the table of results; `values` are the teachers', `counts`: the attack is part of the worst case."""
+    """A line of the table of results; `values` are the other nets', `counts`: the attack is part of the worst case."""
 
     name: str
     value: float | None
@@ -158,12 +167,12 @@ class Row:
 
 @dataclass(frozen=True)
 class Results:
-    teachers: list[str]
+    others: list[str]
     rows: list[Row]
     rounded: bool
 
 
-def results(net: Net, teachers: Sequence[Net]) -> Results:
+def results(net: Net, teachers: Sequence[Net], baseline: Baseline | None = None) -> Results:
     names = ["clean", *net.attacks]
     if len(net.attacks) > 1 and net.worst_case is not None:
         names.append("worst_case")
@@ -175,13 +184,14 @@ def results(net: Net, teachers: Sequence[Net]) -> Results:
             net.w_robust.get(name),
             net.nrr.get(name),
             net.rounded.get(name),
-            [teacher.accuracy(name) for teacher in teachers],
+            [other.accuracy(name) for other in (*teachers, *([baseline.net] if baseline else []))],
             "clean" if name == "clean" else "attacked",
             name not in net.searches or net.searches[name].counts,
         )
         for name in names
     ]
     heads = [f"{teacher.role} teacher".strip() for teacher in teachers]
+    heads += [f"no teacher, {baseline.loss}"] if baseline else []
     return Results(heads, rows, any(row.rounded is not None for row in rows))
 
 

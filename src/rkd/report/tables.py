@@ -62,6 +62,7 @@ def _group(group: Group, comparison: Comparison) -> dict[str, Any]:
         "worst_case": _plain(group.value(WORST)),
         "w_robust": _plain(w_robust),
         "nrr": _plain(nrr),
+        "baseline": asdict(against) if (against := group.against()) else None,
     }
 
 
@@ -129,6 +130,26 @@ def sizes(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
         ])  # fmt: skip
     heads = ["parameters", "size", "MACs", "ms, one image", "largest teacher", "compression"]
     return heads, rows if any(run.data.sizes for run in comparison.runs) else []
+
+
+def against_baselines(comparison: Comparison) -> list[str]:
+    """`rslad small-cnn less pgd-at without a teacher (mean of 5 seeds, 95 % interval): clean -0.3 (-0.8 to +0.2), ...`,
+    a line for each group that has baselines; values in %."""
+    lines = []
+    for group in comparison.groups:
+        if (found := group.against()) is None:
+            continue
+        over = f"mean of {found.seeds} seeds" if found.seeds > 1 else "one training, over its test images"
+        names = {"clean": "clean", WORST: "worst case", "w_robust": "W-Robust"}
+        parts = [f"{said} {apart(*found.difference[name])}" for name, said in names.items() if name in found.difference]
+        told = f"{group.name} less {found.loss} without a teacher"
+        lines.append(f"{told} ({over}, 95 % interval): {', '.join(parts)}")
+    return lines
+
+
+def apart(value: float, low: float, high: float) -> str:
+    """`+1.2 (-0.3 to +2.7)`, in %."""
+    return f"{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
 
 
 def largest_teacher(run: Run) -> int | None:

@@ -19,8 +19,9 @@ MOST_NUMBERS = 1 << 22
 
 MOST_CLASSES = 100_000
 
-ALIKE = ("seed", "name", "device", "prepare_minutes", "trackers")
-"""Settings that do not make two runs different: they say which draw it was, its folder, where it ran, who watched."""
+ALIKE = ("seed", "name", "device", "prepare_minutes", "trackers", "baseline")
+"""Settings that do not make two runs different: they say which draw it was, its folder, where it ran, what watched it,
+and what it is shown beside."""
 
 
 @dataclass(frozen=True)

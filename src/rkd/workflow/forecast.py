@@ -19,8 +19,8 @@ from rkd.training.validation import Validation
 from .build import accelerate, build, choose_precision
 from .manifest import engine_of
 from .plan import Plan, Reporter, Silent
+from .preparing.teachers import load_teachers
 from .resolve import resolve
-from .teachers import load_teachers
 
 TRIED = 32
 """Images of a validation and of an evaluation that are only to be tried."""

@@ -28,7 +28,7 @@ from rkd.training.dry_run import StepCost
 from .build import choose_device
 from .objects.record import given_parts
 from .plan import Plan
-from .teachers import ResolvedTeacher
+from .preparing.teachers import ResolvedTeacher
 
 COMPARED = ("python", "torch", "torchvision", "numpy")
 """Packages whose version may change the last bits of a result."""

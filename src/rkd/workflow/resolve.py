@@ -27,7 +27,7 @@ from rkd.storage.remote import Messages
 from .nets import check_fits, from_sources, settle
 from .objects.parts import ModuleModel
 from .plan import Plan
-from .teachers import read_reference, teacher_references
+from .preparing.teachers import read_reference, teacher_references
 
 
 class _Problems:

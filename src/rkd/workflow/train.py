@@ -39,10 +39,11 @@ from .folders import cache_folder
 from .forecast import duration, predict
 from .manifest import cost_of, engine_of, manifest_of, sizes_of, try_to_write, weights_of
 from .plan import Plan, Reporter, Silent, tell_data
+from .preparing.baseline import Baseline, baseline_of, baseline_results, prepare_baseline
+from .preparing.teachers import ResolvedTeacher, load_teachers, prepare
 from .resolve import evaluation_batch, resolve
 from .resume import continue_run, digest
 from .saving import save_gallery
-from .teachers import ResolvedTeacher, load_teachers, prepare
 
 
 def train_run(
@@ -74,14 +75,18 @@ def train_run(
     plan = resolve(table, catalog)
     _check_processes(plan, ranks)
     tell_data(plan, reporter)
+    baseline = baseline_of(plan, catalog)
     teachers = load_teachers(plan, catalog, reporter, ranks)
-    if any(teacher.missing for teacher in teachers):
-        # A mistake in the run itself shall not show after the hours that a teacher may take.
+    unready = baseline is not None and not ranks.from_first(baseline.ready)
+    if unready or any(teacher.missing for teacher in teachers):
+        # A mistake in the run itself shall not show after the hours that these may take.
         reporter.doing(f"{title}: trying a training step and the evaluation on a few images")
         _rehearse(build(plan, catalog, _by_role(teachers), tell=reporter.message), plan)
         teachers = [
             prepare(t, plan, catalog, reporter, train_run, dry_run, ranks) if t.missing else t for t in teachers
         ]
+    if baseline is not None and unready:
+        prepare_baseline(baseline, catalog, reporter, train_run, dry_run, ranks)
     run = build(plan, catalog, _by_role(teachers), reporter.training(title), ranks, reporter.message)
     if plan.config.validate_.on == "test":
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
@@ -129,7 +134,7 @@ def train_run(
             ):  # fmt: skip
                 fit(run)
             net = chosen_net(run)
-            results = _finish(run, folder, ranks, plan, net, teachers, catalog, reporter, title, started)
+            results = _finish(run, folder, ranks, plan, net, teachers, baseline, catalog, reporter, title, started)
         except BaseException as error:
             stopped = isinstance(error, KeyboardInterrupt)
             status = "interrupted" if stopped else f"failed: {type(error).__name__}: {error}"
@@ -187,7 +192,7 @@ def card_of(plan: Plan, net: Net, results: Mapping[str, Any]) -> dict[str, Any]:
 
 def _finish(
     run: Run, folder: RunFolder, ranks: Ranks, plan: Plan, net: nn.Module, resolved: list[ResolvedTeacher],
-    catalog: Catalog, reporter: Reporter, title: str, started: float,
+    baseline: Baseline | None, catalog: Catalog, reporter: Reporter, title: str, started: float,
 ) -> dict[str, Any]:  # fmt: skip
     journal = Journal(folder.checkpoints / "evaluation")  # a run that is killed here goes on here
 
@@ -217,7 +222,10 @@ def _finish(
     further = {"parameters": parameters, "chosen_epoch": chosen_epoch, "teachers": taught}
     folder.write_json(folder.card, described | further)
     save_gallery(folder, evaluation)
-    folder.write_json(folder.evaluation, {"student": student, "teachers": teachers})
+    compared = {}
+    if baseline is not None:
+        compared = {"baseline": baseline_results(baseline, plan, catalog, run.device, student, evaluated)}
+    folder.write_json(folder.evaluation, {"student": student, "teachers": teachers} | compared)
     ranks.objects(None)  # nobody may still be writing into what is about to be taken away
     if ranks.first:
         journal.close()
@@ -238,6 +246,7 @@ def _finish(
             | {key: t[key] for key in ("normalization",) if key in t}
             for t in teachers
         ],
+        **compared,
         "config": _plain_config(plan),
     }
 

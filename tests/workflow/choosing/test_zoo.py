@@ -22,8 +22,8 @@ from rkd.workflow.evaluate import EvalRequest, evaluate_request
 from rkd.workflow.folders import components_of
 from rkd.workflow.nets import build_net, from_sources, new_student
 from rkd.workflow.plan import Silent
+from rkd.workflow.preparing.teachers import load_teachers
 from rkd.workflow.resolve import resolve
-from rkd.workflow.teachers import load_teachers
 
 from ...loopback import Loopback, loopback, status, whole
 

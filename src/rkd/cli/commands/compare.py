@@ -66,7 +66,7 @@ def compare(
 def show_comparison(comparison: Comparison, app: App, more: dict[str, Any]) -> None:
     """The table, in a terminal that is too narrow for it without the intervals; one JSON object, with `more`, with
     --json."""
-    from rkd.report import basis, cells, sizes, to_json, where
+    from rkd.report import against_baselines, basis, cells, sizes, to_json, where
 
     from ..terminal import fits
 
@@ -84,6 +84,8 @@ def show_comparison(comparison: Comparison, app: App, more: dict[str, Any]) -> N
         title += "; too narrow for 95 % intervals: --csv has them" if short != rows else ""
         whole = [[*name, *row] for name, row in zip(names, short, strict=True)]
     app.terminal.table(columns, whole, title)
+    for line in against_baselines(comparison):
+        app.terminal.result(line)
     heads, sized = sizes(comparison)
     if sized:
         app.terminal.table(["", *((text, "right") for text in heads)], sized, "Sizes; latency on each run's machine")

@@ -33,8 +33,8 @@ FREE = {
 
 
 GROUPS = {
-    "What is trained": "dataset data_dir download limit_train student teacher teacher_epochs loss attack objective "
-                       "scheduler augment extension",
+    "What is trained": "dataset data_dir download limit_train student teacher teacher_epochs baseline loss attack "
+                       "objective scheduler augment extension",
     "How long, how fast": "epochs batch_size lr seed on_nan device precision engine auto_batch grad_accumulation "
                           "sync_bn",
     "What is evaluated": "evaluate",
@@ -57,6 +57,8 @@ GROUPS = {
               shell_complete=values("model", zoo=True, runs=True))  # fmt: skip
 @click.option("--teacher-epochs", type=int, metavar="N", help="Epochs of teachers that are prepared; the data set's "
               "usual number unless given.")  # fmt: skip
+@click.option("--baseline", metavar="LOSS", help="Train the same student without teachers first, such as by pgd-at, "
+              "and show it beside; `none`: not the recipe's.", shell_complete=values("loss"))  # fmt: skip
 @click.option("--loss", metavar="NAME", help="Method, such as mtard-anl (the default), rslad, trades, pgd-at.",
               shell_complete=values("loss"))  # fmt: skip
 @click.option("--attack", multiple=True, metavar="[VIEW=]NAME", help="Attack of the training instead of the method's.",

@@ -23,8 +23,8 @@ from ..build import accelerate, build
 from ..evaluate import evaluate_and_check, settings_of
 from ..folders import cache_folder
 from ..plan import Plan, Reporter, Silent, tell_data
+from ..preparing.teachers import ResolvedTeacher, load_teachers
 from ..resolve import resolve
-from ..teachers import ResolvedTeacher, load_teachers
 from . import unlearnable as rule
 
 USUAL_TRAINING_IMAGES = 10_000

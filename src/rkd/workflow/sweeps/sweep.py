@@ -19,8 +19,8 @@ from rkd.storage.runfolder import RunFolder, safe_name
 from rkd.storage.text import flattened, parse_toml, read_text, shown
 
 OPTIONS = (
-    "loss", "student", "teacher", "dataset", "attack", "objective", "scheduler", "augment", "with", "epochs",
-    "batch-size", "lr", "seed", "evaluate", "device", "precision", "limit-train",
+    "loss", "baseline", "student", "teacher", "dataset", "attack", "objective", "scheduler", "augment", "with",
+    "epochs", "batch-size", "lr", "seed", "evaluate", "device", "precision", "limit-train",
 )  # fmt: skip
 """Axes that are options of `rkd run`; `recipe` is its argument, and any other axis a setting (`--set`)."""
 

@@ -1,25 +1,18 @@
 """Teachers: which one has which role, loaded from where their reference says, or prepared on demand and cached.
 
-A prepared teacher is an ordinary run in the cache folder, named by a hash of its whole configuration and the data's
-fingerprint. Two processes that want the same one: the first prepares it under a file lock, the second waits.
+A prepared teacher is an ordinary run in the cache folder (`prepared.py`).
 """
 
-import hashlib
-import json
 import os
 import shlex
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
 
-from rkd import __version__
-from rkd.core.errors import ConfigError, Refused, RkdError, TrainingFailed, WeightsError
+from rkd.core.errors import ConfigError, Refused, RkdError, WeightsError
 from rkd.core.traits import LossTraits, declared
 from rkd.data.dataset import Dataset
 from rkd.distributed.ranks import ALONE, Ranks
@@ -34,11 +27,11 @@ from rkd.storage.remote import is_remote, read_remote
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.text import did_you_mean
 
-from .build import choose_device, choose_precision
-from .choosing.zoo import accuracy_notes, zoo_reference
-from .folders import cache_folder
-from .nets import build_net, check_fits, from_sources, settle
-from .plan import Plan, Reporter
+from ..build import choose_device, choose_precision
+from ..choosing.zoo import accuracy_notes, zoo_reference
+from ..nets import build_net, check_fits, from_sources, settle
+from ..plan import Plan, Reporter
+from .prepared import TrainRun, is_prepared, place_of_prepared, prepare_into
 
 
 @dataclass
@@ -192,7 +185,7 @@ def _load(
         net = build_net(reference.model, reference.options, plan.data, catalog)
         folder = _place(_recipe(reference, config.train, plan, net), reference, plan)
         # Another job may put it there at any moment: one process looks for all.
-        missing = ranks.from_first(not (folder / "evaluation.json").is_file())
+        missing = ranks.from_first(not is_prepared(folder))
         source = "not prepared yet"
         if not missing:
             prepared = from_sources(TeacherReference(str(folder), reference.role), plan.data, catalog, "run")
@@ -240,16 +233,6 @@ def _config(reference: TeacherReference, plan: Plan) -> TeacherConfig:
     return next(t for t in plan.config.teachers if t.role == reference.role)
 
 
-class TrainRun(Protocol):
-    """`rkd.workflow.train.train_run`, which prepares teachers and is needed to prepare one."""
-
-    def __call__(
-        self, table: Mapping[str, Any], catalog: Catalog, path: Path, reporter: Reporter | None = None, *,
-        title: str = ..., dry_run: bool = ..., limit_minutes: float | None = ..., how_to_avoid: str = ...,
-        resume: bool = ..., ranks: Ranks = ...,
-    ) -> Mapping[str, Any]: ...  # fmt: skip
-
-
 def prepare(
     missing: ResolvedTeacher, plan: Plan, catalog: Catalog, reporter: Reporter, train: TrainRun,
     dry_run: bool = False, ranks: Ranks = ALONE,
@@ -258,11 +241,10 @@ def prepare(
     reference = missing.reference
     table = _recipe(reference, _config(reference, plan).train, plan, missing.teacher.net)
     folder = _place(table, reference, plan)
-    unfinished = folder.with_name(f"{folder.name}.part")
 
-    def run(resume: bool = False) -> None:
+    def run(path: Path, resume: bool) -> None:
         train(
-            table, catalog, unfinished, reporter, title=f"{reference.role} teacher {reference.model}", dry_run=dry_run,
+            table, catalog, path, reporter, title=f"{reference.role} teacher {reference.model}", dry_run=dry_run,
             resume=resume, limit_minutes=plan.config.prepare_minutes,
             how_to_avoid=f"give weights (--teacher {reference.role}={reference.model}@FILE) or a finished run "
             f"(--teacher {reference.role}=RUN), fewer epochs (--teacher-epochs N), choose a smaller model, or allow it "
@@ -270,81 +252,16 @@ def prepare(
         )  # fmt: skip
 
     if dry_run:
-        run()
+        run(folder, False)
         return missing
-    with _prepare_lock(folder, reporter, ranks):
-        if ranks.from_first(not (folder / "evaluation.json").is_file()):
-            begun = RunFolder(unfinished)
-            if ranks.first:
-                shutil.rmtree(folder, ignore_errors=True)  # an earlier version's half
-            if not ranks.from_first(begun.finished):
-                try:
-                    _train(begun, run, reporter, ranks)
-                except TrainingFailed as error:
-                    own = f"--set teachers.{reference.role}.train"
-                    error.add_note(f"that is the {reference.role} teacher; its own settings are {own}.KEY=VALUE, such "
-                                   f"as {own}.optimizer.lr=0.01")  # fmt: skip
-                    raise
-            ranks.once(lambda: unfinished.rename(folder))
+    own = f"--set teachers.{reference.role}.train"
+    how = f"its own settings are {own}.KEY=VALUE, such as {own}.optimizer.lr=0.01"
+    prepare_into(folder, f"the {reference.role} teacher", run, reporter, ranks, how)
     return _load(reference, plan, catalog, reporter, ranks)
 
 
-def _train(begun: RunFolder, run: Callable[[bool], None], reporter: Reporter, ranks: Ranks) -> None:
-    """Prepare a teacher, or go on with one whose preparation was killed."""
-    if ranks.from_first(begun.config.is_file()):
-        reporter.message(f"continuing with the teacher that another process began ({begun.path})")
-        try:
-            return run(True)
-        except RkdError as error:
-            # Whatever is wrong with what was left there, the user has not asked for it by name.
-            reporter.message(f"it cannot be continued ({error}); it is prepared anew")
-    ranks.once(lambda: shutil.rmtree(begun.path, ignore_errors=True))
-    try:
-        run(False)
-    except TrainingFailed:
-        if ranks.first:
-            shutil.rmtree(begun.path, ignore_errors=True)
-        raise
-
-
-@contextmanager
-def _prepare_lock(folder: Path, reporter: Reporter, ranks: Ranks) -> Iterator[None]:
-    """Inside, no other job prepares this very teacher."""
-    lock = FileLock(f"{folder}.lock")
-
-    def acquired(seconds: float) -> bool:
-        try:
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            lock.acquire(timeout=seconds)
-        except Timeout:
-            return False
-        except OSError as error:
-            place = f"the cache folder {folder.parent}"
-            raise RkdError(f"cannot write into {place}: {error.strerror}; set RKD_CACHE") from None
-        return True
-
-    if not ranks.once(lambda: acquired(1)):
-        reporter.message(f"waiting for another process that prepares {folder}")
-        # From time to time the other processes of this job hear that it still waits.
-        while not ranks.once(lambda: acquired(60)):
-            continue
-    try:
-        yield
-    finally:
-        if ranks.first:
-            lock.release()
-
-
 def _place(table: Table, reference: TeacherReference, plan: Plan) -> Path:
-    # The attacks of the evaluation, the device, checkpoints and the place of the data change nothing about the teacher.
-    table = {key: value for key, value in table.items() if key not in ("evaluate", "device", "checkpoint")}
-    table["data"] = {key: value for key, value in table["data"].items() if key not in ("dir", "download")}
-    digest = hashlib.sha256(
-        json.dumps([__version__, table, plan.data.fingerprint], sort_keys=True).encode()
-    ).hexdigest()[:12]
-    # All three may be a stranger's: a recipe names the role, a plugin the data set.
-    name = "-".join([*map(_slug, (plan.data.name.split(":")[0], reference.role, reference.model)), digest])
-    return cache_folder() / "teachers" / name
+    return place_of_prepared(table, "teachers", (reference.role, reference.model), plan.data)
 
 
 def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan, net: torch.nn.Module) -> Table:
@@ -379,7 +296,3 @@ def _recipe(reference: TeacherReference, train: Mapping[str, Any], plan: Plan, n
     recipes = [custom.get("recipe", {}), custom.get("large", {}) if large else {}]
     epochs = {"epochs": config.preparation_epochs} if config.preparation_epochs else {}
     return merge(ROLE_RECIPES.get(reference.role, {}), *recipes, prepare, base, train, epochs)
-
-
-def _slug(name: str | None) -> str:
-    return "".join(c if (c.isascii() and c.isalnum()) or c in "-_." else "-" for c in name or "")[:60].lstrip(".")

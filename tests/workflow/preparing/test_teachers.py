@@ -18,8 +18,8 @@ from rkd.registry.catalog import Catalog, load_catalog
 from rkd.storage.runfolder import RunFolder
 from rkd.storage.serialize import save_weights
 from rkd.workflow.plan import Plan, Silent
+from rkd.workflow.preparing.teachers import ResolvedTeacher, load_teachers, prepare
 from rkd.workflow.resolve import resolve
-from rkd.workflow.teachers import ResolvedTeacher, load_teachers, prepare
 from rkd.workflow.train import train_run
 
 CATALOG = load_catalog()
@@ -105,7 +105,7 @@ def test_a_teacher_is_prepared_once(cache: Path) -> None:
 )
 def test_what_makes_another_teacher(changes: dict, same: bool, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the teacher's own training does not see makes none."""
-    from rkd.workflow import teachers
+    from rkd.workflow.preparing import teachers
 
     places = []
 
