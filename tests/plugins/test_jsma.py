@@ -86,6 +86,24 @@ def test_changes_the_two_pixels_that_matter(of: str) -> None:
     assert not ops.correct(net(run_attack(Jsma(of=of, fraction=0.5), net, batch, LINF)), batch.y).any()
 
 
+@pytest.mark.parametrize("theta", [1.0, -1.0])
+def test_nearly_full_pixels_are_left_alone_on_wish(theta: float) -> None:
+    """The saliency sees no size: without `full` the pair is spent on pixels that hardly have room."""
+    weight = torch.tensor([[-8.0, -8.0, -2.0, -2.0], [8.0, 8.0, 2.0, 2.0]]) * theta
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    net[1].weight.data.copy_(weight)
+    images = torch.tensor([253 / 255, 254 / 255, 0.1, 0.1])
+    images = images if theta > 0 else 1 - images
+    net[1].bias.data.copy_(torch.tensor([0.0, -2 * float(weight[1] @ images) - 1]))
+    batch = Batch(images.reshape(1, 1, 2, 2), torch.zeros(1).long(), torch.arange(1))
+    options = {"of": "logits", "theta": theta, "fraction": 0.5}
+    plain, reached, *_ = searched(Jsma(**options), net, batch)
+    assert not reached.any() and (plain[0, 0].flatten()[:2] - batch.x.flatten()[:2]).abs().min() > 0
+    found, reached, changed, _ = searched(Jsma(full=0.95, **options), net, batch)
+    assert reached.all() and changed.tolist() == [[2]]
+    assert torch.equal(found[0, 0].flatten()[:2], batch.x.flatten()[:2])
+
+
 def searched(attack: Jsma, net: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """All that `run` finds, and the classes aimed at."""
     kept = []
@@ -182,6 +200,8 @@ def test_without_a_gradient_nothing_is_changed() -> None:
         ({"aim": "none"}, "aim"),
         ({"of": "features"}, "of must"),
         ({"temperature": 0.0}, "temperature"),
+        ({"full": 0.0}, "full"),
+        ({"full": 1.1}, "full"),
         ({"mode": "test"}, "mode"),
     ],
 )
@@ -194,4 +214,5 @@ def test_defaults_are_papernots() -> None:
     attack = jsma.rkd_attacks()["jsma"]()
     assert isinstance(attack, Attack) and attack.mode == "eval" and not traits_of(attack).bounded
     assert attack.theta == 1 and int(attack.fraction * 784 + 1e-6) == 112 and attack.of == "probabilities"
-    assert len(reference_keys(inspect.getdoc(jsma))) == 3
+    assert attack.full == 1
+    assert len(reference_keys(inspect.getdoc(jsma))) == 4

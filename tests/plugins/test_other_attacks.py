@@ -152,6 +152,23 @@ def test_deepfool_finds_the_boundary_of_any_net_and_leaves_what_is_wrong_alone()
     assert torch.equal(run_attack(DeepFool(), net, wrong, LINF), batch.x)
 
 
+class Bend(nn.Module):
+    """Two pixels a, b: the margin is 3 - b - 5 (a - 1) below b = 0.5, and 3 - b + 5 (a - 1) above."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = x.flatten(1).unbind(1)
+        margin = 3 - b - 5 * torch.where(b < 0.5, 1.0, -1.0) * (a - 1)
+        return torch.stack((margin, torch.zeros_like(margin)), dim=1)
+
+
+def test_deepfool_goes_on_from_the_clamped_image() -> None:
+    """a = 1 has no room upwards: what the first steps would add there is none that later ones have to take back."""
+    batch = Batch(torch.tensor([1.0, 0.0]).reshape(1, 1, 1, 2), torch.zeros(1).long(), torch.arange(1))
+    x_adv = run_attack(DeepFool(bounded=False, steps=8), Bend(), batch, L2)
+    assert standing(Bend(), x_adv, batch) == 0
+    assert x_adv.flatten()[0] > 0.4
+
+
 def test_more_draws_of_noise_are_never_weaker() -> None:
     net = Scaled(tiny_net(), 3)
     batch, wide = labelled(net, 40), ThreatModel("Linf", 0.2, 0.05)

@@ -3,7 +3,7 @@
     f_k = z_k - z_y,  w_k = ∇f_k        l = argmin_k |f_k| / ‖w_k‖_q
     r  <- r + |f_l| / ‖w_l‖_2² * w_l                     L2   (q = 2)
     r  <- r + |f_l| / ‖w_l‖_1 * sign(w_l)                Linf (q = 1)
-    x' =  clamp(x + (1 + overshoot) r, 0, 1)
+    x' =  clamp(x + (1 + overshoot) r, 0, 1),   r <- (x' - x) / (1 + overshoot)
 
 It finds a near boundary in few steps and knows no radius. With `bounded` (default) its image is shrunk into the ball
 of the data set, so that its result can be compared with those of other attacks; where shrinking leaves an image that
@@ -17,7 +17,8 @@ of the net's own first answer; a sample that the net gets wrong as it is, is ret
 
 As the authors' code and unlike the paper: gradients are taken at x + (1 + overshoot) r, each way is made
 1e-4 longer, and only the `candidates` likeliest classes at x are looked at. Deviation from both: images are clamped to
-[0, 1] in each step.
+[0, 1] in each step, and r goes on from the clamped image. What the clamp cuts off would otherwise stay in r, and the
+steps after it would be taken for ways that no image can go.
 """
 
 from __future__ import annotations
@@ -83,6 +84,7 @@ class DeepFool:
         for done in range(1, self.steps + 1):
             active.r = ops.where(active.fooled, active.r, active.r + self._step(active, norm))
             active.candidate = (active.x + (1 + self.overshoot) * active.r).clamp_(0, 1)
+            active.r = (active.candidate - active.x) / (1 + self.overshoot)
             active.fooled = misclassified(active.target.logits(active.candidate), active.y)
             if (is_check_step(done) or done == self.steps) and not result.confirm(active):
                 return result.images

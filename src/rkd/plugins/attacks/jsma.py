@@ -6,11 +6,17 @@
 
 The pair that raises the class t and lowers the others the most is changed by theta; a pixel at its limit is changed no
 more. The search ends with success, at `fraction` of the features, or where no pair does both. F are the probabilities
-softmax(z / T) (`of = "probabilities"`, Papernot's) or the logits z themselves. With probabilities, a net trained by
-defensive distillation has no gradient left in float32 and nothing is found: that is what the defence's figures show.
+softmax(z / T) (`of = "probabilities"`) or the logits z themselves (`of = "logits"`). The original attack takes the
+derivative of the logits, and its authors took that of the probabilities where they attacked nets trained by defensive
+distillation (Carlini and Wagner 2017 call the two JSMA-Z and JSMA-F). With probabilities, such a net has no gradient
+left in float32 and nothing is found: that is what the defence's figures show.
 `temperature` = the net's T, which divides the logits and changes no decision, undoes it (Carlini and Wagner 2016).
 
-References: papernot2016limitations, papernot2016distillation, carlini2016defensive
+References: papernot2016limitations, papernot2016distillation, carlini2016defensive, carlini2017towards
+
+Where the data has values just below 1, such as 253/255, a pair may be spent on them though they hardly change. `full`
+is the value from which a feature counts as at its limit: 1 as in the paper, 0.95 leaves such pixels alone. With a
+negative theta it is 1 - `full` and below.
 
 This is an attack in L0: it bounds how many features change, not how far. It ignores the data set's ball, and so does
 an evaluation, which asks only whether the image in [0, 1] fools the net; never set its number beside those of a ball.
@@ -52,7 +58,8 @@ class Jsma:
 
     `theta`: the change of a feature; `fraction`: the largest share of features to change. `aim`: at all other classes,
     one by chance, or the next one. `of`: the output whose derivative is taken, logits divided by `temperature`.
-    `scaled`: scale derivatives before they are multiplied; if false, small ones underflow.
+    `scaled`: scale derivatives before they are multiplied; if false, small ones underflow. `full`: from which value
+    on a feature counts as at its limit and is changed no more.
     """
 
     theta: float = 1.0
@@ -61,6 +68,7 @@ class Jsma:
     of: Output = "probabilities"
     temperature: float = 1.0
     scaled: bool = True
+    full: float = 1.0
     mode: Mode = "eval"
 
     traits: ClassVar = AttackTraits(objective="margin", own_objective=True)
@@ -77,6 +85,8 @@ class Jsma:
             raise ValueError(f"fraction is a share of features, above 0 and at most 1, got {self.fraction:g}")
         if not self.temperature > 0:
             raise ValueError(f"temperature must be greater than 0, got {self.temperature:g}")
+        if not 0 < self.full <= 1:
+            raise ValueError(f"full is the value of a feature at its limit, above 0 and at most 1, got {self.full:g}")
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], in no ball. A gradient a pair and class aimed at."""
@@ -116,7 +126,7 @@ class Jsma:
         limit = int(self.fraction * x[0].numel() + 1e-6) // 2
         for done in range(limit + 1):
             reached_goal, a, b = self._saliency(active)
-            limits = active.candidate < 1 if self.theta > 0 else active.candidate > 0
+            limits = active.candidate < self.full if self.theta > 0 else active.candidate > 1 - self.full
             sign = 1 if self.theta > 0 else -1
             p, q, exists = best_pair(sign * a, -sign * b, limits.flatten(1), self.scaled)
             off = reached_goal | ~exists if done < limit else torch.ones_like(reached_goal)

@@ -29,6 +29,8 @@ Deviations from the authors' code (pyautoattack 0.2.0, as AutoAttack calls it: m
   drawn from 0 to below h - s.
 - There one sign serves all samples (Linf). Here, as in the paper, each draws its own.
 - Images smaller than 5 pixels have a start of stripes of one pixel (L2); there they end in a division by zero.
+- Images smaller than 16 pixels get windows of one pixel in the end (L2); there no window is smaller than 3 x 3, which
+  is much of an image of 7 x 7 pixels, and all of one of 3 x 3.
 """
 
 import math
@@ -61,6 +63,8 @@ _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _BLOCK = 50
 """Queries between two looks at who has fallen."""
 _SMALL = 1e-12
+_FEW_PIXELS = 16
+"""Below so many pixels of height or width, windows in L2 shrink to one pixel."""
 
 
 @dataclass
@@ -157,7 +161,7 @@ def _change_l2(active: _Search, eps: float, share: float, signs: Tensor, chances
     """Try to move what is in a second window, and the budget left, into a first one. The whole image changes, since it
     is brought back to the surface of the ball."""
     height, width = active.x.shape[2:]
-    side = max(round(math.sqrt(share * height * width)), 3)
+    side = max(round(math.sqrt(share * height * width)), 1 if min(height, width) < _FEW_PIXELS else 3)
     side = min(side + (side % 2 == 0), height, width)
     first, second = (
         (..., _corner(down, height, side), _corner(right, width, side)) for down, right in (chances[0:2], chances[2:4])
