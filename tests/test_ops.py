@@ -222,3 +222,114 @@ def test_where_takes_whole_images() -> None:
     mask = torch.tensor([True, False, True, False, False])
     result = ops.where(mask, X, Y)
     assert torch.equal(result[mask], X[mask]) and torch.equal(result[~mask], Y[~mask])
+
+
+# The geometry of balls, against slow solutions in float64
+
+
+SHAPE = (3, 4, 4)
+
+
+def some_images(count: int = 12, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Images, many values at 0 and 1, and points around them."""
+    generator = torch.Generator().manual_seed(seed)
+    x = (torch.rand(count, *SHAPE, generator=generator) * 1.6 - 0.3).clamp(0, 1)
+    scale = torch.logspace(-2, 1, count).reshape(-1, 1, 1, 1)
+    return x, x + scale * torch.randn(x.shape, generator=generator)
+
+
+@pytest.mark.parametrize("clamp", [True, False])
+@pytest.mark.parametrize("eps", [0.1, 2.0, 15.0])
+def test_the_projection_onto_the_l1_ball_is_exact(eps: float, clamp: bool) -> None:
+    """Against bisection for the threshold, in float64; and nothing inside both sets is nearer."""
+    x, point = some_images()
+    found = ops.projection(x, eps, "L1", clamp)(point.clone())
+    delta, image = (point - x).double(), x.double()
+    room = torch.where(delta > 0, 1 - image, image) if clamp else torch.full_like(delta, torch.inf)
+    low, high = torch.zeros(len(x), 1, 1, 1).double(), delta.abs().amax((1, 2, 3), keepdim=True)
+
+    def moved(t: Tensor) -> Tensor:
+        return torch.minimum((delta.abs() - t).clamp(min=0), room)
+
+    for _ in range(200):
+        middle = (low + high) / 2
+        long = moved(middle).sum((1, 2, 3), keepdim=True) > eps
+        low, high = torch.where(long, middle, low), torch.where(long, high, middle)
+    short = moved(torch.zeros_like(low)).sum((1, 2, 3), keepdim=True) <= eps
+    expected = image + delta.sign() * moved(torch.where(short, 0.0, high))
+    assert torch.allclose(found.double(), expected, atol=3e-6)
+    assert ops.image_norm(found.double() - image, "L1").max() <= eps * (1 + 1e-6) + 1e-6
+    assert not clamp or (found.min() >= 0 and found.max() <= 1)
+    again = ops.projection(x, eps, "L1", clamp)(found.clone())
+    assert torch.allclose(again, found, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", ["L0", "L0-values"])
+def test_the_projection_onto_the_l0_ball_is_exact(norm: str) -> None:
+    """Against all choices of two pixels or values."""
+    x, point = some_images()
+    shape = (x.shape[0], 3, 16)
+    flat, there = x.reshape(shape), point.reshape(shape)
+    units = [(slice(None), n) for n in range(16)] if norm == "L0" else [(c, n) for c in range(3) for n in range(16)]
+    found = ops.projection(x, 2, norm)(point.clone())
+    assert ops.image_norm(found - x, norm).max() <= 2 and found.min() >= 0 and found.max() <= 1
+    for row in range(len(x)):
+        best = math.inf
+        for first in units:
+            for second in units:
+                image = flat[row].clone()
+                for unit in (first, second):
+                    image[unit] = there[row][unit].clamp(0, 1)
+                best = min(best, float((image - there[row]).double().square().sum()))
+        assert float((found[row] - point[row]).double().square().sum()) == pytest.approx(best, rel=1e-5)
+    free = ops.projection(x, 3, norm, clamp=False)(point.clone())
+    changed = free != x
+    assert torch.equal(free[changed], point[changed]) and ops.image_norm(free - x, norm).max() <= 3
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 0.2), ("L1", 2.5), ("L0", 3.0), ("L0-values", 5.0)])
+def test_the_linear_optimum_is_no_worse_than_any_image(norm: str, eps: float) -> None:
+    x, _ = some_images()
+    slope = torch.randn(x.shape, generator=torch.Generator().manual_seed(5))
+    found = ops.linear_optimum(x, slope, eps, norm)
+    assert ops.image_norm(found.double() - x.double(), norm).max() <= eps * (1 + 1e-6)
+    assert found.min() >= 0 and found.max() <= 1
+    gain = (slope * (found - x)).sum((1, 2, 3))
+    project = ops.projection(x, eps, norm)
+    climbed = x
+    for step in torch.logspace(1, -3, 400):  # projected ascent, exact for a linear function over a convex set
+        climbed = project(climbed + step * slope)
+        assert ((slope * (climbed - x)).sum((1, 2, 3)) <= gain + 1e-4).all()
+    if norm != "L0-values" and norm != "L0":
+        assert torch.allclose((slope * (climbed - x)).sum((1, 2, 3)), gain, rtol=1e-2)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0", "L0-values"])
+def test_random_changes_lie_in_the_ball(norm: str) -> None:
+    x, _ = some_images()
+    eps = 3.0 if norm.startswith("L0") else 0.5
+    noise = Noise(1, torch.arange(len(x)))
+    size = ops.image_norm(ops.uniform_in_ball(x, noise, eps, norm), norm)
+    assert (size <= eps * (1 + 1e-5)).all() and (size > 0).all()
+    if norm in ("L2", "L1"):
+        assert torch.allclose(
+            ops.image_norm(ops.random_on_sphere(x, noise, eps, norm), norm), torch.tensor(eps), rtol=1e-5
+        )
+        assert 0.8 * eps < float(size.mean())  # nearly all of the volume is near the surface
+
+
+def test_lengths_in_l1_and_l0() -> None:
+    image = torch.zeros(1, 3, 2, 2)
+    image[0, :2, 0, 0] = torch.tensor([0.5, -0.25])
+    image[0, 1, 1, 1] = 1
+    assert [float(ops.image_norm(image, norm)) for norm in ("L1", "L0", "L0-values")] == [1.75, 2, 3]
+
+
+def test_steps_in_l1_take_the_largest_slopes() -> None:
+    slope = torch.tensor([[[[5.0, -4.0], [3.0, 0.0]]]])
+    step = ops.sparse_steepest(slope, torch.tensor([0.5]))
+    assert torch.equal(step, torch.tensor([[[[0.5, -0.5], [0.0, 0.0]]]]))
+    assert torch.equal(ops.steepest(slope, "L1"), torch.tensor([[[[1.0, 0.0], [0.0, 0.0]]]]))
+    assert not ops.steepest(torch.zeros_like(slope), "L1").any()
+    edge = torch.tensor([[[[1.0, 0.0], [1.0, 0.5]]]])
+    assert torch.equal(ops.inward(slope, edge), torch.zeros_like(slope))

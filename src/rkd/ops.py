@@ -81,16 +81,25 @@ def where(mask: Tensor, images: Tensor, others: Tensor) -> Tensor:
 
 
 def image_norm(images: Tensor, norm: Norm, start_dim: int = 1) -> Tensor:
-    """The length of each image, `(B,)`; `start_dim`: the first of the dimensions that make an image."""
+    """The length of each image, `(B,)`; `start_dim`: the first of the dimensions that make an image.
+
+    `L0` counts the pixels that are not 0 in all channels, the first of these dimensions; `L0-values` counts values.
+    """
+    if norm == "L0" and images.ndim > start_dim + 1:
+        images = (images != 0).any(start_dim)
     flat = images.flatten(start_dim)
-    return flat.abs().amax(-1) if norm == "Linf" else torch.linalg.vector_norm(flat, dim=-1)
+    if norm == "Linf":
+        return flat.abs().amax(-1)
+    if norm in ("L0", "L0-values"):
+        return (flat != 0).sum(-1).to(torch.get_default_dtype())
+    return torch.linalg.vector_norm(flat, ord=1 if norm == "L1" else 2, dim=-1)
 
 
 def projection(x: Tensor, eps: float, norm: Norm, clamp: bool = True) -> Callable[[Tensor], Tensor]:
     """A function that brings images into the ball of radius `eps` around `x`, and if `clamp` then into [0, 1].
 
-    In Linf the result is the nearest image in both; in L2 it lies in both, since clamping moves each pixel towards `x`.
-    The function may write into its argument.
+    In Linf, L1 and L0 the result is the nearest image (in L2) of those in both; in L2 it lies in both, since clamping
+    moves each pixel towards `x`. The function may write into its argument.
     """
     if norm == "Linf":
         low, high = x - eps, x + eps
@@ -98,6 +107,10 @@ def projection(x: Tensor, eps: float, norm: Norm, clamp: bool = True) -> Callabl
             # x lies in both boxes, so this one clamp is the projection followed by the clamp, bit by bit.
             low, high = low.clamp_(min=0), high.clamp_(max=1)
         return lambda x_adv: x_adv.clamp_(low, high)
+    if norm == "L1":
+        return lambda x_adv: _project_l1(x, x_adv, eps, clamp)
+    if norm in ("L0", "L0-values"):
+        return lambda x_adv: _project_l0(x, x_adv, eps, norm, clamp)
 
     def project(x_adv: Tensor) -> Tensor:
         delta = x_adv - x
@@ -109,13 +122,99 @@ def projection(x: Tensor, eps: float, norm: Norm, clamp: bool = True) -> Callabl
     return project
 
 
+def _project_l1(x: Tensor, x_adv: Tensor, eps: float, clamp: bool) -> Tensor:
+    """The nearest change is sign(d) min(max(|d| - t, 0), room), with the one t >= 0 for which its L1 norm is eps, or 0
+    if it is shorter (Croce and Hein, 2021). As t falls the norm grows along a line between any two of the |d| and
+    |d| - room: sorted, their sums tell between which t lies."""
+    delta = (x_adv - x).flatten(1)
+    size, flat = delta.abs(), x.flatten(1)
+    room = torch.where(delta > 0, 1 - flat, flat) if clamp else torch.full_like(size, torch.inf)
+    if eps <= 0:
+        return x.clone()
+    knots = torch.cat((size, (size - room).clamp_(min=0)), 1)
+    knots, order = knots.sort(1, descending=True)
+    slope = torch.where(order < size.shape[1], 1.0, -1.0).to(size).cumsum_(1)
+    ends = torch.cat((knots[:, 1:], torch.zeros_like(knots[:, :1])), 1)
+    filled = (slope * (knots - ends)).cumsum_(1)
+    place = (filled < eps).sum(1, keepdim=True)
+    inside = place == filled.shape[1]
+    place = place.clamp_(max=filled.shape[1] - 1)
+    t = ends.gather(1, place) + (filled.gather(1, place) - eps) / slope.gather(1, place).clamp(min=1)
+    t = torch.where(inside, 0.0, t.clamp_(min=0))
+    for _ in range(2):  # the sums are rounded: Newton's steps on this stretch
+        change = torch.minimum((size - t).clamp_(min=0), room)
+        moving = ((size > t) & (size - t < room)).sum(1, keepdim=True).clamp_(min=1)
+        t = (t + torch.where(inside, 0.0, (change.sum(1, keepdim=True) - eps) / moving)).clamp_(min=0)
+    change = torch.minimum((size - t).clamp_(min=0), room)
+    least = eps * (1 - 1e-6)  # room for the rounding of x + change
+    change *= least / change.sum(1, keepdim=True).clamp_(min=max(least, TINY))
+    moved = torch.copysign(change, delta).view_as(x) + x
+    return moved.clamp_(0, 1) if clamp else moved
+
+
+def _project_l0(x: Tensor, x_adv: Tensor, eps: float, norm: Norm, clamp: bool) -> Tensor:
+    """Changes stay where leaving them out would cost the most distance (Croce and Hein, 2019)."""
+    best = x_adv.clamp(0, 1) if clamp else x_adv
+    return _keep_largest(x, best, (x_adv - x).square() - (x_adv - best).square(), eps, norm)
+
+
+def _keep_largest(x: Tensor, changed: Tensor, gain: Tensor, eps: float, norm: Norm) -> Tensor:
+    """`changed` at the `eps` pixels or values of the largest `gain (B, C, H, W)` in which it differs, else `x`."""
+    if norm == "L0" and x.ndim > 2:
+        gain = gain.sum(1, keepdim=True)
+    flat = gain.flatten(1)
+    count = int(min(eps + 1e-6, flat.shape[1]))
+    kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.topk(count, dim=1).indices, True)
+    return torch.where(kept.view_as(gain), changed, x)
+
+
+def linear_optimum(x: Tensor, gradient: Tensor, eps: float, norm: Norm) -> Tensor:
+    """The image of the ball of radius `eps` around `x` and of [0, 1] that raises a linear function of slope `gradient`
+    the most, exact in Linf, L1 and L0; in L2 the ball's best image, clamped."""
+    if norm in ("Linf", "L2"):
+        return projection(x, eps, norm)(torch.add(x, steepest(gradient, norm), alpha=eps))
+    far = torch.where(gradient > 0, 1.0, torch.where(gradient < 0, 0.0, x))
+    if norm != "L1":
+        return _keep_largest(x, far, scaled(gradient) * (far - x), eps, norm)
+    room = (far - x).flatten(1)
+    order = gradient.nan_to_num().flatten(1).abs().argsort(dim=1, descending=True, stable=True)
+    room = room.gather(1, order)
+    before = room.abs().cumsum(1) - room.abs()
+    change = torch.copysign(torch.minimum(room.abs(), (eps - before).clamp_(min=0)), room)
+    return (x + torch.zeros_like(change).scatter_(1, order, change).view_as(x)).clamp_(0, 1)
+
+
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     """The step of length 1 that raises a linear function the most: the gradient's sign (Linf), or the gradient of
-    length 1 (L2). A gradient of zero stays zero."""
+    length 1 (L2). A gradient of zero stays zero.
+
+    In L1, where a single value would move, the signs of the largest hundredth of the values share the length (Tramèr
+    and Boneh, 2019). L0 knows no length: there it is the gradient, with 1 as its largest entry.
+    """
     if norm == "Linf":
         return gradient.sign()
     gradient = scaled(gradient)
+    if norm == "L1":
+        return sparse_steepest(gradient, torch.full_like(gradient[:, :1].flatten(1)[:, 0], 0.01))
+    if norm in ("L0", "L0-values"):
+        return gradient
     return gradient / per_image(image_norm(gradient, "L2").clamp_(min=TINY), gradient)
+
+
+def sparse_steepest(gradient: Tensor, share: Tensor) -> Tensor:
+    """The step of length 1 in L1 in which the values of the largest slopes take equal parts: the share `share (B,)` of
+    all values, at least one. Values without a slope do not move."""
+    size = gradient.flatten(1).abs()
+    count = (share * size.shape[1]).long().clamp_(1, size.shape[1])
+    most = int(count.max())
+    least = size.topk(most, dim=1).values.gather(1, count.unsqueeze(1) - 1)
+    step = torch.where(size >= least, gradient.flatten(1).sign(), 0.0)
+    return (step / step.abs().sum(1, keepdim=True).clamp_(min=1)).view_as(gradient)
+
+
+def inward(gradient: Tensor, x: Tensor) -> Tensor:
+    """The gradient without the entries that lead out of [0, 1] at `x`."""
+    return gradient.where(~(((gradient > 0) & (x >= 1)) | ((gradient < 0) & (x <= 0))), 0.0)
 
 
 def scaled(gradient: Tensor) -> Tensor:
@@ -128,20 +227,28 @@ def scaled(gradient: Tensor) -> Tensor:
 
 
 def uniform_in_ball(x: Tensor, noise: Noise, eps: float, norm: Norm) -> Tensor:
-    """A random change of each image `x (B, C, H, W)`, uniform in the ball of radius `eps`."""
+    """A random change of each image `x (B, C, H, W)`, uniform in the ball of radius `eps`; in L0 uniform values of
+    [0, 1] in as many pixels or values by chance."""
     shape = x.shape[1:]
     if norm == "Linf":
         return noise.uniform(shape, -eps, eps)
+    if norm in ("L0", "L0-values"):
+        chosen = noise.uniform(shape[1:] if norm == "L0" else shape)
+        chosen = (chosen.unsqueeze(1) if norm == "L0" else chosen).expand_as(x)
+        return _keep_largest(x, noise.uniform(shape), chosen, eps, norm) - x
     radius = eps * noise.uniform(()) ** (1 / shape.numel())
-    return steepest(noise.normal(shape), "L2") * per_image(radius, x)
+    return random_on_sphere(x, noise, 1.0, norm) * per_image(radius, x)
 
 
 def random_on_sphere(x: Tensor, noise: Noise, eps: float, norm: Norm) -> Tensor:
-    """A random change of each image `x (B, C, H, W)`, of length `eps`: uniform on the sphere in L2; in Linf a point of
-    the cube, stretched."""
+    """A random change of each image `x (B, C, H, W)`, of length `eps`: uniform on the sphere in L2 and L1; in Linf a
+    point of the cube, stretched."""
     if norm == "L2":
         return eps * steepest(noise.normal(x.shape[1:]), "L2")
     delta = noise.uniform(x.shape[1:], -1, 1)
+    if norm == "L1":  # exponential numbers over their sum, with signs by chance
+        sizes = torch.copysign(delta.abs().clamp_(min=1e-7).log_(), delta)
+        return eps * sizes / per_image(image_norm(sizes, "L1").clamp_(min=TINY), x)
     return eps * delta / per_image(image_norm(delta, "Linf").clamp_(min=1e-12), x)
 
 

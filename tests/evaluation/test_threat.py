@@ -6,18 +6,19 @@ import pytest
 import torch
 from torch import Tensor
 
+from rkd import ops
 from rkd.core.errors import RkdError
 from rkd.core.types import Norm, ThreatModel
-from rkd.evaluation.threat import check_inside, check_threat, to_eight_bits
+from rkd.evaluation.threat import check_inside, check_threat, to_eight_bits, unfit_radius
 
 BALLS: list[tuple[Norm, float]] = [
     ("Linf", 8 / 255), ("Linf", 0.3), ("Linf", 0.6 / 255), ("Linf", 0.2 / 255), ("L2", 0.5), ("L2", 0.01),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("threat", [ThreatModel("Linf", 0.0), ThreatModel("L2", float("inf")), ThreatModel("L1", 1.0)])
+@pytest.mark.parametrize("threat", [ThreatModel("Linf", 0.0), ThreatModel("L2", float("inf")), ThreatModel("L3", 1.0)])
 def test_a_threat_that_is_none(threat: ThreatModel) -> None:
-    with pytest.raises(RkdError, match=r"eps must be above 0 and finite|one of Linf, L2; got 'L1'"):
+    with pytest.raises(RkdError, match=r"eps must be above 0 and finite|one of Linf, L2, L1, L0, L0-values; got 'L3'"):
         check_threat(threat)
 
 
@@ -82,3 +83,36 @@ def test_between_levels(norm: Norm) -> None:
     if norm == "Linf":
         expected[1] = 100.4  # its nearest level is 101, and on the way back to x there is none
     assert rounded.flatten().tolist() == pytest.approx(expected, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps", "words"),
+    [
+        ("Linf", 8, "a radius in Linf is at most 1, got 8"),
+        ("L0", 8 / 255, "a radius in L0 is a number of pixels, 1 or more, got 8/255"),
+        ("L0-values", 1.5, "number of values"),
+        ("L1", 49, "every image is within 48 of any other in L1"),
+        ("L0", 17, "within 16 of any other"),
+        ("L2", 7, "within 6.9"),
+    ],
+)
+def test_a_radius_that_does_not_go_with_its_norm(norm: Norm, eps: float, words: str) -> None:
+    assert words in str(unfit_radius(norm, eps, (3, 4, 4)))
+    if "within" not in words:  # which needs the images' shape
+        with pytest.raises(RkdError, match=words):
+            check_threat(ThreatModel(norm, eps, eps / 4))
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("Linf", 1.0), ("L2", 6.9), ("L1", 48), ("L0", 16), ("L0-values", 48)])
+def test_a_radius_that_goes_with_its_norm(norm: Norm, eps: float) -> None:
+    assert unfit_radius(norm, eps, (3, 4, 4)) is None
+    check_threat(ThreatModel(norm, eps, eps / 4))
+
+
+@pytest.mark.parametrize(("norm", "eps"), [("L1", 2.0), ("L0", 3.0), ("L0-values", 5.0)])
+def test_eight_bits_stay_in_sparse_balls(norm: Norm, eps: float) -> None:
+    x = torch.rand(8, 3, 4, 4, generator=torch.Generator().manual_seed(1))  # between levels
+    ball = ThreatModel(norm, eps, eps / 4)
+    x_adv = ops.projection(x, eps, norm)(torch.rand(x.shape, generator=torch.Generator().manual_seed(2)))
+    check_inside(x, x_adv, ball, "made")
+    check_inside(x, to_eight_bits(x, x_adv, ball), ball, "rounded")

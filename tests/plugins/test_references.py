@@ -37,5 +37,5 @@ def test_keys_of_a_docstring() -> None:
 
 
 def test_components_cite_what_their_module_names(catalog: Catalog) -> None:
-    assert list(catalog.find("attack", "pgd").citations()) == ["madry2018towards"]
+    assert list(catalog.find("attack", "fgsm").citations()) == ["goodfellow2015explaining"]
     assert list(catalog.find("corruption", "fog").citations()) == ["hendrycks2019benchmarking"]

@@ -185,6 +185,9 @@ def test_the_threat() -> None:
     assert plan("kd", threat={"norm": "L2", "eps": 2}).data.threat.norm == "L2"
     assert "at most 1" in problems(threat={"eps": 8})[0]
     assert "an L2 radius must be given" in problems(threat={"norm": "L2"})[0]
+    assert plan("kd", threat={"norm": "L1", "eps": 4}).data.threat == ThreatModel("L1", 4, 1)
+    assert "a number of pixels" in problems(threat={"norm": "L0", "eps": 2.5})[0]
+    assert "every image is within 64" in problems(threat={"norm": "L1", "eps": 65})[0]
 
 
 # Roles

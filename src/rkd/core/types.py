@@ -18,7 +18,7 @@ Mode = Literal["eval", "train", "frozen"]
 QueryKind = Literal["gradient", "forward"]
 """What an attack asks a net for: `gradient`, logits and their gradient by the images; `forward`, logits alone."""
 
-Norm = Literal["Linf", "L2"]
+Norm = Literal["Linf", "L2", "L1", "L0", "L0-values"]  # L0 counts pixels, their channels as one
 
 Schedule = float | Callable[[float], float]
 """A number, or a function of the training progress in [0, 1]."""

@@ -16,6 +16,7 @@ from ..data.dataset import Split
 from .evaluate import evaluate
 from .result import interval
 from .samples import EvalSettings
+from .threat import unfit_radius
 
 
 def curve(
@@ -95,7 +96,9 @@ def _distances(net: nn.Module, split: Split, name: str, plan: AttackPlan, settin
 def usual_radii(threat: ThreatModel) -> list[float]:
     """Parts and multiples of the threat's radius, as far as they mean anything."""
     radii = [share * threat.eps for share in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)]
-    return [eps for eps in radii if threat.norm != "Linf" or eps <= 1]
+    if threat.norm in ("L0", "L0-values"):
+        radii = sorted({float(round(eps)) for eps in radii})
+    return [eps for eps in radii if unfit_radius(threat.norm, eps) is None]
 
 
 def _without_radius(attack: Any) -> Any:

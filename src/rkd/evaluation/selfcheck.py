@@ -26,6 +26,7 @@ from .evaluate import evaluate
 from .model import NoGradient, prepare_model
 from .result import Evaluation, EvaluationWarning
 from .samples import EvalSettings, choose_samples
+from .threat import widest
 from .warnings import missed_by
 
 ALIKE = 0.1
@@ -200,7 +201,10 @@ def margin_slope(net: nn.Module, split: Split, settings: EvalSettings, *, sample
             return None
         (gradient,) = torch.autograd.grad(margin.sum(), x)
     right = ops.correct(logits, batch.y)
-    order, largest_eps = (1, 1.0) if settings.threat.norm == "Linf" else (2, math.sqrt(x[0].numel()))
+    norm, largest_eps = settings.threat.norm, widest(settings.threat.norm, (x.shape[1], x.shape[2], x.shape[3]))
+    if norm == "L0":  # of a pixel, all channels move
+        gradient = gradient.abs().sum(1)
+    order = {"Linf": 1, "L2": 2}.get(norm, math.inf)
     slope, margin = gradient.flatten(1).norm(order, dim=1)[right], margin.detach()[right]
     reached = margin <= largest_eps * slope  # False for NaN, too
     if not len(slope) or float(reached.double().mean()) < 0.9:

@@ -10,7 +10,7 @@ from .. import ops
 from ..core.errors import RkdError
 from ..core.step import AttackPlan
 from ..core.traits import traits_of
-from ..core.types import Norm, ThreatModel, at
+from ..core.types import Norm, Shape, ThreatModel, at
 from ..storage.text import fraction
 
 SLACK = 1e-6
@@ -18,13 +18,31 @@ SLACK = 1e-6
 
 
 def check_threat(threat: ThreatModel) -> None:
-    """Raise RkdError for an unknown norm, or a radius that is not above 0, finite and, in Linf, at most 1."""
+    """Raise RkdError for an unknown norm, or a radius that does not go with it."""
     if threat.norm not in get_args(Norm):
         raise RkdError(f"the norm of a threat is one of {', '.join(get_args(Norm))}; got {threat.norm!r}")
     if not 0 < threat.eps < math.inf:
         raise RkdError(f"eps must be above 0 and finite, got {threat.eps:g}; for clean accuracy alone give no attack")
-    if threat.norm == "Linf" and threat.eps > 1:
-        raise RkdError(f"eps is in units of [0, 1] images, got {threat.eps:g}; 8/255 is meant by 8 of 255 levels")
+    if problem := unfit_radius(threat.norm, threat.eps):
+        raise RkdError(problem)
+
+
+def unfit_radius(norm: Norm, eps: float, shape: Shape | None = None) -> str | None:
+    """Why a radius does not go with its norm, on images of that shape; None if it does."""
+    if norm == "Linf" and eps > 1:
+        return f"images lie in [0, 1], so a radius in Linf is at most 1, got {eps:g}; 8/255 is meant by 8 of 255 levels"
+    counted = {"L0": "pixels", "L0-values": "values"}.get(norm)
+    if counted and (eps < 1 or eps != round(eps)):
+        return f"a radius in {norm} is a number of {counted}, 1 or more, got {fraction(eps)}"
+    if norm != "Linf" and shape is not None and eps > (most := widest(norm, shape)):
+        return f"every image is within {most:g} of any other in {norm}, got a radius of {eps:g}"
+    return None
+
+
+def widest(norm: Norm, shape: Shape) -> float:
+    """The largest distance of two images of a shape."""
+    values = math.prod(shape)
+    return {"Linf": 1.0, "L2": math.sqrt(values), "L0": values / shape[0]}.get(norm, float(values))
 
 
 def ball_of(plan: AttackPlan, threat: ThreatModel) -> ThreatModel | None:
@@ -57,9 +75,9 @@ def check_inside(x: Tensor, x_adv: Tensor, ball: ThreatModel | None, name: str) 
 def to_eight_bits(x: Tensor, x_adv: Tensor, ball: ThreatModel | None) -> Tensor:
     """`x_adv` as an 8-bit image, `(B, C, H, W)` in [0, 1] and still inside the ball.
 
-    Each pixel goes to the nearest of the levels 0, 1/255, ..., 1, or where that is outside (in L2: wherever it is
-    further from x than the pixel is) to the nearest level on the way to x. If there is none on that way, it takes the
-    value of x: so where x itself is no 8-bit image, some pixels of the result are between levels, too.
+    Each pixel goes to the nearest of the levels 0, 1/255, ..., 1, or where that is outside (in other norms than Linf:
+    wherever it is further from x than the pixel is) to the nearest level on the way to x. If there is none on that way,
+    it takes the value of x: so where x itself is no 8-bit image, some pixels of the result are between levels, too.
     """
     levels = x_adv * 255
     nearest = levels.round()
@@ -72,4 +90,5 @@ def to_eight_bits(x: Tensor, x_adv: Tensor, ball: ThreatModel | None) -> Tensor:
         out = (nearest / 255 - x).abs() > ball.eps + SLACK
     else:
         out = (nearest / 255 - x).abs() > (x_adv - x).abs()
-    return torch.where(out, towards, nearest) / 255
+    rounded = torch.where(out, towards, nearest) / 255
+    return torch.where(x_adv == x, x, rounded) if ball.norm in ("L0", "L0-values") else rounded

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rkd.core.errors import ConfigError
+from rkd.core.types import Norm
 from rkd.storage.text import did_you_mean, shown, with_input
 
 from .normalization import known_normalization
@@ -122,7 +123,7 @@ class AttackConfig(Component):
 class ThreatConfig(_Section):
     """The attacker of training, validation and evaluation; what is not given is the data set's custom."""
 
-    norm: Literal["Linf", "L2"] | None = None
+    norm: Norm | None = None
     eps: Annotated[Number, Field(gt=0)] | None = None
     step_size: Annotated[Number, Field(gt=0)] | None = None
 

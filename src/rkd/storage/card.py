@@ -8,10 +8,10 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 from ..core.errors import RkdError
-from ..core.types import Shape, ThreatModel
+from ..core.types import Norm, Shape, ThreatModel
 from .runfolder import RunFolder
 
 MOST_NUMBERS = 1 << 22
@@ -85,7 +85,7 @@ def _numbers(value: Any, low: float = -1e6) -> bool:
 
 
 def _threat(value: Any) -> bool:
-    known = isinstance(value, Mapping) and value.get("norm") in ("Linf", "L2")
+    known = isinstance(value, Mapping) and value.get("norm") in get_args(Norm)
     return known and _number(value.get("eps"), 0) and _number(value.get("step_size"), 0)
 
 
@@ -96,5 +96,5 @@ _RULES = {
     "classes": (_classes, f"expected the classes' names, at most {MOST_CLASSES:,}"),
     "mean": (_numbers, "expected a number for each channel"),
     "std": (lambda value: _numbers(value, 1e-6), "expected a positive number for each channel"),
-    "threat": (_threat, "expected a norm (Linf or L2), eps and step_size"),
+    "threat": (_threat, f"expected a norm ({', '.join(get_args(Norm))}), eps and step_size"),
 }

@@ -25,6 +25,7 @@ from .tiny import CLASSES, FlatNet, LinearNet, Scaled, cross_entropy, tiny_batch
 
 LINF = ThreatModel("Linf", 8 / 255, 2 / 255)
 L2 = ThreatModel("L2", 0.25, 0.0625)
+THREATS = (LINF, L2, ThreatModel("L1", 0.8, 0.2), ThreatModel("L0", 4, 1), ThreatModel("L0-values", 4, 1))
 
 
 @promise
@@ -33,7 +34,7 @@ def check_attack(
 ) -> None:
     """Raise AssertionError unless `attack` keeps the promises of `rkd.plugin.Attack`.
 
-    It is tried in Linf and in L2, and must raise Refused in a norm that it does not know. `eps`: its own radius, where
+    It is tried in each norm, and must raise Refused in one that it does not know. `eps`: its own radius, where
     it does not take the target's. `optimum`: the share of the best possible gain that it must reach on a linear net,
     where it does not fool it with less (lower for searches without gradients, 0 for those that guarantee nothing).
     `needs_gradient`: whether it must at least hold still where there is no gradient. There is one teacher to ask.
@@ -41,12 +42,12 @@ def check_attack(
     who = type(attack).__name__
     _check_traits(attack, who)
     batch = tiny_batch()
-    for threat in (LINF, L2):
+    for threat in THREATS:
         radius = threat.eps if eps is None else eps
         try:
             x_adv = run_attack(attack, tiny_net(), batch, threat)
         except RkdError as error:
-            require(threat.norm == "L2", f"{who} refuses the plainest of threats, Linf 8/255: {error}")
+            require(threat.norm != "Linf", f"{who} refuses the plainest of threats, Linf 8/255: {error}")
             continue
         _check_images(x_adv, batch.x, radius, threat, who)
         _check_optimum(attack, threat, radius, optimum, who)
@@ -166,7 +167,7 @@ def _check_images(x_adv: Tensor, x: Tensor, eps: float, threat: ThreatModel, who
     )
     require(not x_adv.requires_grad, f"{who} must return images without a graph")
     check_images(x_adv)
-    distance = float(ops.image_norm(x_adv - x, threat.norm).max())
+    distance = float(ops.image_norm(x_adv.double() - x.double(), threat.norm).max())
     require(distance <= eps + 1e-6, f"{who} left the {threat.norm} ball of radius {eps:.6g}: {distance:.6g}")
 
 
@@ -176,10 +177,9 @@ def _check_optimum(attack: Attack, threat: ThreatModel, eps: float, optimum: flo
     with torch.no_grad():
         batch = dataclasses.replace(tiny_batch(16), x=x, y=net(x).argmax(1))
     weight = net.get_parameter("arch.weight").detach()
-    direction = weight[1] - weight[0]
-    direction = direction.sign() if threat.norm == "Linf" else direction / direction.norm()
     side = 1 - 2 * batch.y.float()  # class 0 is attacked towards 1, and the other way round
-    best = batch.x + eps * (side[:, None] * direction).reshape(batch.x.shape)
+    slope = (side[:, None] * (weight[1] - weight[0])).reshape(batch.x.shape)
+    best = ops.linear_optimum(batch.x, slope, eps, threat.norm)
     x_adv = run_attack(attack, net, batch, threat, classes=2)
     with torch.no_grad():
         clean, found, known = (-ops.margin(net(x), batch.y) for x in (batch.x, x_adv, best))

@@ -1,7 +1,6 @@
 """Evaluating: the net of a plan at the end of a run, a run or a weights file by `rkd eval`, any module by
 `rkd.evaluate`."""
 
-import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +25,7 @@ from rkd.evaluation.journal import MONTH, Journal
 from rkd.evaluation.result import Evaluation, EvaluationWarning
 from rkd.evaluation.samples import EvalSettings
 from rkd.evaluation.selfcheck import BLACK_BOX, full_checks, margin_slope, other_normalization, quick_checks
+from rkd.evaluation.threat import widest
 from rkd.evaluation.transfer import transfer_matrix
 from rkd.evaluation.warnings import find_warnings
 from rkd.nets.first_look import answers, doubts, first_images
@@ -370,8 +370,7 @@ def curve_attack(plans: Mapping[str, AttackPlan]) -> str:
 
 def check_plans(threat: ThreatModel, shape: Shape, catalog: Catalog) -> dict[str, AttackPlan]:
     """The attacks of `rkd.evaluation.selfcheck.full_checks`, as far as their plugins are installed."""
-    dimensions = math.prod(shape)
-    most = 1.0 if threat.norm == "Linf" else math.sqrt(dimensions)
+    most = widest(threat.norm, shape)
     wanted: dict[str, tuple[str, str, dict[str, Any]]] = {
         "fgsm": ("fgsm", "ce", {}),
         "short": ("pgd", "ce", {"steps": 20, "start": "uniform"}),

@@ -14,6 +14,7 @@ from rkd.core.step import AttackPlan
 from rkd.core.traits import LossTraits, declared, traits_of
 from rkd.core.types import ThreatModel
 from rkd.data.dataset import Dataset, part_of, real_images
+from rkd.evaluation.threat import unfit_radius
 from rkd.nets.sources import TeacherReference
 from rkd.registry.catalog import Catalog, companion_words
 from rkd.registry.config import AttackConfig, Component, RunConfig, parse, section, sound
@@ -269,8 +270,8 @@ def _evaluation(config: RunConfig, data: Dataset, resolver: Resolver, problems: 
             "evaluate.curve: an accuracy against eps needs an attack that keeps to a ball; "
             f"there is {', '.join(plans) or 'none'} among evaluate.attacks"
         )
-    if rules.curve and data.threat.norm == "Linf" and max(rules.curve) > 1:
-        problems.add(f"evaluate.curve: a radius in Linf is at most 1, got {max(rules.curve):g}")
+    problems.messages += [f"evaluate.curve: {unfit}" for eps in rules.curve
+                          if eps and (unfit := unfit_radius(data.threat.norm, eps))]  # fmt: skip
     if rules.limit and rules.limit > len(data.test):
         problems.add(f"evaluate.limit: {rules.limit} is above the {len(data.test)} test images of {data.name}")
     return plans
@@ -314,13 +315,13 @@ def _limited(data: Dataset, config: RunConfig) -> Dataset:
 def _with_threat(data: Dataset, config: RunConfig) -> Dataset:
     wish = config.threat
     threat: ThreatModel = data.threat
-    if wish.norm == "L2" and threat.norm != "L2" and wish.eps is None:
-        raise ConfigError(f"threat.eps: an L2 radius must be given, {data.name}'s custom is {threat.norm}")
+    if wish.norm not in (None, threat.norm) and wish.eps is None:
+        raise ConfigError(f"threat.eps: an {wish.norm} radius must be given, {data.name}'s custom is {threat.norm}")
     if wish.eps is not None:
         threat = threat.with_eps(wish.eps)
     threat = replace(threat, norm=wish.norm or threat.norm, step_size=wish.step_size or threat.step_size)
-    if threat.norm == "Linf" and threat.eps > 1:
-        raise ConfigError(f"threat.eps: images lie in [0, 1], so an Linf radius is at most 1, got {threat.eps:g}")
+    if unfit := unfit_radius(threat.norm, threat.eps, data.shape):
+        raise ConfigError(f"threat.eps: {unfit}")
     return replace(data, threat=threat)
 
 

@@ -10,8 +10,16 @@ MOST_STEPS = 10_000
 MOST_QUERIES = 100_000
 
 
-def attacker(target: Target, eps: Schedule | None = None, norm: Norm | None = None) -> ThreatModel:
-    """The target's attacker, with another norm and radius where they are given; the step keeps its share."""
+BOXES: tuple[Norm, ...] = ("Linf", "L2")
+CONVEX: tuple[Norm, ...] = ("Linf", "L2", "L1")
+ALL: tuple[Norm, ...] = get_args(Norm)
+
+
+def attacker(
+    target: Target, eps: Schedule | None = None, norm: Norm | None = None, *, knows: tuple[Norm, ...] = ALL
+) -> ThreatModel:
+    """The target's attacker, with another norm and radius where they are given; the step keeps its share. Raises
+    Refused for a norm that the attack does not know, and a radius that does not go with it."""
     threat = target.threat
     if norm is not None and norm != threat.norm:
         if eps is None:
@@ -22,11 +30,25 @@ def attacker(target: Target, eps: Schedule | None = None, norm: Norm | None = No
         threat = replace(threat, norm=norm)
     if eps is not None:
         threat = threat.with_eps(at(eps, target.progress))
+    if threat.norm not in knows:
+        raise Refused(
+            f"it knows the balls of {', '.join(knows)} alone; in {threat.norm} there is {_THERE[threat.norm]}"
+        )
     if threat.norm == "Linf":
         check_pixels(threat.eps, Refused)
     if not threat.eps >= 0:
         raise Refused(f"eps is {threat.eps:g} at progress {target.progress:g}: it must not go below 0")
     return threat
+
+
+_THERE: dict[Norm, str] = {
+    "Linf": "autoattack",
+    "L2": "autoattack",
+    "L1": "pgd",
+    "L0": "pgd",
+    "L0-values": "pgd",
+}
+"""An attack for each norm."""
 
 
 def check_positive(name: str, value: Schedule | None) -> None:
@@ -47,12 +69,16 @@ def check_word(name: str, value: str | None, *words: str | None) -> None:
         raise ValueError(f"{name} must be one of {', '.join(map(str, words))}, got {value!r}")
 
 
-def check_search(eps: Schedule | None, norm: Norm | None, mode: Mode, **counts: int) -> None:
-    """Raise ValueError for nonsense among the options that these searches share."""
+def check_search(
+    eps: Schedule | None, norm: Norm | None, mode: Mode, *, knows: tuple[Norm, ...] = ALL, **counts: int
+) -> None:
+    """Raise ValueError for nonsense among the options that these searches share, or a norm that it does not know."""
     check_positive("eps", eps)
     if norm == "Linf":
         check_pixels(eps, ValueError)
-    check_word("norm", norm, None, *get_args(Norm))
+    if norm in ("L0", "L0-values") and eps is not None and not callable(eps) and (eps < 1 or eps != round(eps)):
+        raise ValueError(f"in {norm} eps is a number of pixels or values, 1 or more, got {eps:g}")
+    check_word("norm", norm, None, *knows)
     check_word("mode", mode, *get_args(Mode))
     for name, value in counts.items():
         most = MOST_STEPS if name == "steps" else MOST_QUERIES

@@ -53,7 +53,7 @@ from ._early_stop import (
     target_classes,
     targeted_runs,
 )
-from ._options import attacker, check_search
+from ._options import BOXES, attacker, check_search
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Logits `(B, K)`, labels, classes aimed at: a loss `(B,)` to be raised."""
@@ -78,14 +78,14 @@ class ApgdCe:
     traits: ClassVar = AttackTraits(own_objective=True, confirms=True)
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts)
+        check_search(self.eps, self.norm, self.mode, knows=BOXES, steps=self.steps, restarts=self.restarts)
         if not 0 < self.rho <= 1:
             raise ValueError(f"rho is a share of steps, above 0 and at most 1, got {self.rho:g}")
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` + 1 gradients a restart."""
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm)
+        threat = attacker(target, self.eps, self.norm, knows=BOXES)
         result = begin(x, target) if self.stop else FooledImages(x)
         fast = target.low_precision("gradient")
         for remaining, selected, _ in runs(result, fast, self.restarts, "apgd", self.traits.objective):
@@ -134,14 +134,16 @@ class ApgdT:
     traits: ClassVar = AttackTraits(objective="dlr", own_objective=True, confirms=True)
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts, targets=self.targets)
+        check_search(
+            self.eps, self.norm, self.mode, knows=BOXES, steps=self.steps, restarts=self.restarts, targets=self.targets
+        )
         if not 0 < self.rho <= 1:
             raise ValueError(f"rho is a share of steps, above 0 and at most 1, got {self.rho:g}")
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` + 1 gradients a target."""
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm)
+        threat = attacker(target, self.eps, self.norm, knows=BOXES)
         result = begin(x, target)
         classes = target_classes(x, target, self.targets)
         target = target.low_precision("gradient")

@@ -32,7 +32,7 @@ from torch import Tensor
 from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl, ops
 
 from ._early_stop import ActiveSamples, begin, is_check_step, misclassified, target_classes
-from ._options import attacker, check_search
+from ._options import BOXES, attacker, check_search
 
 
 @dataclass
@@ -54,7 +54,7 @@ class DeepFool:
     traits: ClassVar = AttackTraits(objective="margin", own_objective=True, seeks_nearest=True)
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, steps=self.steps)
+        check_search(self.eps, self.norm, self.mode, knows=BOXES, steps=self.steps)
         if not self.overshoot >= 0:
             raise ValueError(f"overshoot must be at least 0, got {self.overshoot:g}")
         if self.candidates < 2:
@@ -63,7 +63,7 @@ class DeepFool:
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1]; inside the ball around `x` if `bounded`. K - 1 gradients a step."""
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm)
+        threat = attacker(target, self.eps, self.norm, knows=BOXES)
         x_adv = self._search(x, target, threat.norm)
         if not self.bounded:
             return x_adv

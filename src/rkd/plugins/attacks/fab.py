@@ -57,7 +57,7 @@ from ._early_stop import (
     target_classes,
     targeted_runs,
 )
-from ._options import attacker, check_search
+from ._options import BOXES, attacker, check_search
 
 NEAR = 1.5
 """How many radii from x the net is asked exactly, where reduced precision is allowed."""
@@ -87,7 +87,9 @@ class FabT:
     traits: ClassVar = AttackTraits(objective="margin", own_objective=True, confirms=True, seeks_nearest=True)
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, steps=self.steps, restarts=self.restarts, targets=self.targets)
+        check_search(
+            self.eps, self.norm, self.mode, knows=BOXES, steps=self.steps, restarts=self.restarts, targets=self.targets
+        )
         if not 0 <= self.alpha_max <= 1:
             raise ValueError(f"alpha_max is a share, from 0 to 1, got {self.alpha_max:g}")
         if not self.eta >= 1:
@@ -99,7 +101,7 @@ class FabT:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. For each target `steps` gradients and a
         forward more."""
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm)
+        threat = attacker(target, self.eps, self.norm, knows=BOXES)
         result = begin(x, target)
         classes = target_classes(x, target, self.targets)
         for remaining, selected, goal, restart in targeted_runs(result, target, classes, self.restarts, "fab-t"):

@@ -4,6 +4,9 @@ It finds the worst image of the ball where the score is linear in the pixels, fo
 
     x_adv = clamp(x + eps * sign(grad_x score(x)), 0, 1)          (L2: along the gradient of length one)
 
+In L1 the values of the largest slopes go to 0 or 1 one after another until the radius is spent, in L0 the pixels that
+gain the most by it.
+
 References: goodfellow2015explaining
 
 What official scripts do: CIARD's `attack_eval.py` takes cross-entropy, eps 8/255 and no random start, as
@@ -17,9 +20,9 @@ from typing import get_args
 
 from torch import Tensor
 
-from rkd.plugin import Mode, Schedule, Target, hookimpl
+from rkd.plugin import Mode, Schedule, Target, hookimpl, ops
 
-from ._options import attacker, check_search, check_word
+from ._options import BOXES, attacker, check_search, check_word
 from .pgd import Start, search
 
 
@@ -41,7 +44,11 @@ class Fgsm:
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. One gradient."""
         threat = attacker(target, self.eps)
-        return search(x, target, replace(threat, step_size=threat.eps), steps=1, start=self.start)
+        if threat.norm in BOXES:
+            return search(x, target, replace(threat, step_size=threat.eps), steps=1, start=self.start)
+        x = x.detach()
+        begin = search(x, target, threat, steps=0, start=self.start)
+        return ops.linear_optimum(x, target.gradient(begin)[1], threat.eps, threat.norm)
 
 
 @hookimpl

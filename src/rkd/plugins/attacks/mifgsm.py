@@ -19,7 +19,7 @@ from torch import Tensor
 
 from rkd.plugin import Mode, Norm, Schedule, Target, at, hookimpl, ops
 
-from ._options import attacker, check_positive, check_search
+from ._options import BOXES, attacker, check_positive, check_search
 
 
 @dataclass
@@ -37,7 +37,7 @@ class MiFgsm:
     mode: Mode = "eval"
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, steps=self.steps)
+        check_search(self.eps, self.norm, self.mode, knows=BOXES, steps=self.steps)
         check_positive("step_size", self.step_size)
         if not self.momentum >= 0:
             raise ValueError(f"momentum must be at least 0, got {self.momentum:g}")
@@ -45,7 +45,7 @@ class MiFgsm:
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` gradients."""
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm)
+        threat = attacker(target, self.eps, self.norm, knows=BOXES)
         step = threat.eps / self.steps if self.step_size is None else at(self.step_size, target.progress)
         project = ops.projection(x, threat.eps, threat.norm)
         x_adv, sum_ = x, torch.zeros_like(x)

@@ -6,13 +6,21 @@ returned, as in the papers' scripts, not the best one.
     x_0     = P(x + start noise)
     x_{i+1} = P(x_i + step_size * sign(g_i))          Linf
     x_{i+1} = P(x_i + step_size * g_i / ‖g_i‖_2)      L2,   g_i = gradient of the target's score at x_i
+    x_{i+1} = P(x_i + step_size * sign(t_i) / ‖t_i‖_0)        L1,   t_i = the hundredth of g_i's largest entries
+    x_{i+1} = P(x_i + s_i * g_i / ‖g_i‖_inf)          L0
+
+In L1 entries of g_i that lead out of [0, 1] are left out, as Maini et al. do (2020); the hundredth is SLIDE's (Tramèr
+and Boneh, 2019). In L0 the steps fall from s = 40 step_size / eps to step_size / eps, in equal ratios: long steps find
+the pixels that gain the most where they go to 0 or 1, short ones settle what becomes of them. (Croce and Hein, 2019,
+keep one step, and a gradient of L1 length one.) In L1 and L0 P is the exact projection onto ball and [0, 1] at once
+(Croce and Hein, 2021). `L0` counts pixels, whatever changes in their channels, `L0-values` counts single values.
 
 P projects onto the ball of radius eps around x, then clamps to [0, 1]. For Linf the order makes no
 difference (RSLAD's and MTARD's evaluation has the other one): both sets are boxes and x lies in both. For
 L2 it does; in the order taken here, torchattacks' and foolbox's, the result lies in both sets as well,
 because clamping moves each pixel towards x.
 
-References: madry2018towards
+References: madry2018towards, tramer2019adversarial, maini2020adversarial, croce2021mind, croce2019sparse
 
 What official scripts do, and what is done here:
 
@@ -40,7 +48,10 @@ from torch import Tensor
 
 from rkd.plugin import Mode, Norm, Schedule, Target, ThreatModel, at, hookimpl, ops
 
-from ._options import attacker, check_positive, check_search, check_word
+from ._options import BOXES, attacker, check_positive, check_search, check_word
+
+_LONGEST = 40
+"""The first step in L0 is so many times as long as the last one."""
 
 Start = Literal["uniform", "gaussian", "none"]
 Clip = Literal["each", "end"]
@@ -52,7 +63,7 @@ class Pgd:
 
     `eps` and `step_size` in units of [0, 1] images; None: the data set's, the step keeping its share of eps.
     `start`: uniform in the ball, gaussian (0.001 * randn), or none. `restarts` need a random start.
-    `clip`: enforce [0, 1] after each step, or at the end alone (the net then sees pixels outside).
+    `clip`: enforce [0, 1] after each step, or in Linf and L2 at the end alone (the net then sees pixels outside).
     `start_clip`: whether the random start is brought into the ball and [0, 1], too.
     """
 
@@ -108,14 +119,26 @@ def search(
 ) -> Tensor:  # fmt: skip
     """One ascent of the target's score, `steps` gradients long: the last iterate, in the ball and [0, 1]."""
     x = x.detach()
+    if threat.norm not in BOXES:
+        clip = "each"  # a step in a few values would leave [0, 1] far behind
     project = ops.projection(x, threat.eps, threat.norm, clamp=clip == "each")
     x_adv = x if start == "none" else x + _noise(x, target, threat, start)
     if start_clip and start != "none":
         x_adv = project(x_adv)
-    for _ in range(steps):
+    for length in _lengths(threat, steps):
         _, gradient = target.gradient(x_adv)
-        x_adv = project(torch.add(x_adv, ops.steepest(gradient, threat.norm), alpha=threat.step_size))
+        if threat.norm not in BOXES:
+            gradient = ops.inward(gradient, x_adv)
+        x_adv = project(torch.add(x_adv, ops.steepest(gradient, threat.norm), alpha=length))
     return x_adv.clamp(0, 1) if clip == "end" else x_adv
+
+
+def _lengths(threat: ThreatModel, steps: int) -> list[float]:
+    """The length of each step: in L0, where eps counts pixels, a share of the range [0, 1]."""
+    if threat.norm not in ("L0", "L0-values"):
+        return [threat.step_size] * steps
+    last = threat.step_size / max(threat.eps, 1)
+    return [last * _LONGEST ** (1 - i / max(steps - 1, 1)) for i in range(steps)]
 
 
 def _noise(x: Tensor, target: Target, threat: ThreatModel, start: Start) -> Tensor:

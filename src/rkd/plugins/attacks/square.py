@@ -57,7 +57,7 @@ from rkd.plugin import (
 )
 
 from ._early_stop import ActiveSamples, FooledImages, begin, finite_margin, runs
-from ._options import attacker, check_search
+from ._options import BOXES, attacker, check_search
 
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _BLOCK = 50
@@ -85,7 +85,7 @@ class Square:
     traits: ClassVar = AttackTraits(objective="margin", own_objective=True, confirms=True, black_box=True)
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, queries=self.queries, restarts=self.restarts)
+        check_search(self.eps, self.norm, self.mode, knows=BOXES, queries=self.queries, restarts=self.restarts)
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is a share of the image, above 0 and at most 1, got {self.p_init:g}")
 
@@ -94,7 +94,7 @@ class Square:
         if x.ndim != 4:
             raise Refused(f"square changes windows of images (B, C, H, W), and these have the shape {tuple(x.shape)}")
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm)
+        threat = attacker(target, self.eps, self.norm, knows=BOXES)
         result = begin(x, target)
         for remaining, selected, _ in runs(result, target.low_precision("forward"), self.restarts, "square"):
             run = search(x[remaining], selected, threat, self.queries, self.p_init)
