@@ -1,10 +1,11 @@
 """The tables of docs/results/methods.md, from the runs of a sweep.
 
     rkd sweep benchmarks/methods-digits.toml --name methods-digits
-    python benchmarks/methods.py runs/methods-digits --part digits [--table docs/results/methods.md]
+    python benchmarks/methods.py runs/methods-digits --part digits
 
 Each loss is a row: mean and standard deviation over its seeds, sorted by W-Robust in the worst case. Runs that are not
-finished are left out, and the number of seeds is told where it is not that of the others.
+finished are left out, and the number of seeds is told where it is not that of the others. Each run's numbers are kept in
+docs/results/methods-PART.jsonl, so that a study may go on elsewhere: what is there stays in the table.
 """
 
 from __future__ import annotations
@@ -26,12 +27,16 @@ def main() -> None:
     parser.add_argument("--part", required=True, help="the table lies between <!-- PART --> and <!-- end PART -->")
     parser.add_argument("--table", type=Path, default=Path("docs/results/methods.md"))
     arguments = parser.parse_args()
+    kept = arguments.table.with_name(f"methods-{arguments.part}.jsonl")
+    known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
+    found = [run for file in sorted(arguments.sweep.glob("*/evaluation.json")) if (run := read(file.parent)) is not None]
+    rows = {(run["loss"], run["seed"]): run for run in [*known, *found]}
+    if not rows:
+        raise SystemExit(f"{arguments.sweep} has no finished run, and {kept} none of earlier ones")
+    kept.write_text("".join(json.dumps(rows[key]) + "\n" for key in sorted(rows)))
     runs = defaultdict(list)
-    for file in sorted(arguments.sweep.glob("*/evaluation.json")):
-        if (run := read(file.parent)) is not None:
-            runs[run["loss"]].append(run)
-    if not runs:
-        raise SystemExit(f"{arguments.sweep} has no finished run")
+    for run in rows.values():
+        runs[run["loss"]].append(run)
     body = "\n".join(table(runs))
     print(body)
     text = arguments.table.read_text()
@@ -49,15 +54,16 @@ def read(folder: Path) -> dict[str, Any] | None:
     student = json.loads((folder / "evaluation.json").read_text())["student"]
     accuracy = {**student["attacks"], "worst_case": student["worst_case"], "clean": student["clean"]}
     last = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    return {
+    config = tomllib.loads((folder / "config.toml").read_text())
+    numbers = {
         **accuracy,
-        "loss": tomllib.loads((folder / "config.toml").read_text())["loss"]["name"],
         "samples": student["samples"],
         "class": student["worst_class"]["worst_case"],
         "w_robust": (accuracy["clean"] + accuracy["worst_case"]) / 2,
         "minutes": last["seconds"] / 60,
-        "versions": versions(manifest),
     }
+    rounded = {key: round(value, 6) for key, value in numbers.items()}
+    return {"loss": config["loss"]["name"], "seed": config["seed"], **rounded, "versions": versions(manifest)}
 
 
 def versions(manifest: dict[str, Any]) -> str:

@@ -42,6 +42,8 @@ def half_done(empty_folder: Path) -> Path:
 
 @pytest.mark.slow
 def test_a_sweep_goes_on_and_compares(half_done: Path) -> None:
+    bare = invoke("sweep", half_done, "--dry-run", "--no-report")
+    assert all(line.endswith("--no-report") for line in bare.stdout.splitlines()[1:])
     plan = invoke("sweep", half_done, "--dry-run")
     assert [line.split()[0] for line in plan.stdout.splitlines()] == ["finished", "begun", "new"]
     before = (half_done / "seed=0" / "evaluation.json").stat().st_mtime_ns

@@ -33,13 +33,14 @@ if TYPE_CHECKING:
 @click.option("--submit", is_flag=True, help="Send the runs to SLURM instead.")
 @click.option("--wait/--no-wait", default=True, help="With --submit: wait for the jobs, and compare.")
 @click.option("--dry-run", is_flag=True, help="Show the runs and where each stands.")
+@click.option("--report/--no-report", default=True, help="Write each run's report.html.")
 @job_options
 @json_option
 @verbosity_options
 @plugin_option
 @pass_app
 def sweep(app: App, words: tuple[str, ...], grid: tuple[str, ...], sets: tuple[str, ...], name: str | None, out: str,
-          jobs: int, submit: bool, wait: bool, dry_run: bool, **options: Any) -> None:  # fmt: skip
+          jobs: int, submit: bool, wait: bool, dry_run: bool, report: bool, **options: Any) -> None:  # fmt: skip
     """Carry out all combinations of the axes, each as `rkd run`, and show them in one table: mean and standard
     deviation over seeds.
 
@@ -53,23 +54,24 @@ def sweep(app: App, words: tuple[str, ...], grid: tuple[str, ...], sets: tuple[s
     matrix, folder = _read(words, grid, sets, name, out)
     points = matrix.points()
     plugins = app.plugin_words
+    more = [*plugins, *([] if report else ["--no-report"])]
     states = {point.name: state_of(folder / point.name) for point in points}
     unfinished = [point for point in points if states[point.name] != "finished"]
     _check(matrix, [point for point in points if states[point.name] == "new"], folder, app)
     if dry_run:
         for point in points:
-            app.terminal.result(f"{states[point.name]:9} {command(*matrix.words(point, folder, plugins))}")
+            app.terminal.result(f"{states[point.name]:9} {command(*matrix.words(point, folder, more))}")
         return
     begin(matrix, folder)
     app.terminal.message(f"{folder}: {len(points)} runs, {len(points) - len(unfinished)} of them finished")
     if submit:
-        failed = _send(matrix, unfinished, folder, options, plugins, app, wait)
+        failed = _send(matrix, unfinished, folder, options, more, app, wait)
         if not wait:
             return
     else:
         interrupts = Interrupts()
         tell = app.terminal.message
-        runs = LocalRuns(matrix, folder, plugins, jobs, options["processes"], tell)
+        runs = LocalRuns(matrix, folder, more, jobs, options["processes"], tell)
         with interrupts.noted():
             try:
                 failed = runs.carry_out(unfinished)
@@ -100,7 +102,7 @@ def _read(
     plain = [word for word in words if "=" not in word or Path(word).exists()]
     if len(plain) > 1:
         raise RkdError(f"one recipe or sweep, please, not {len(plain)}: {' '.join(plain)}")
-    common = axes_of(sets) if sets else {}
+    common = axes_of(sets, "--set") if sets else {}
     settings = {key: ",".join(values) for key, values in common.items()}
     start = Path(plain[0]) if plain else None
     if start is not None and (start / "sweep.toml").is_file():

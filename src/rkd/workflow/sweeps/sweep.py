@@ -131,16 +131,16 @@ def is_sweep_file(path: Path) -> bool:
         return False  # told when it is read as a recipe
 
 
-def axes_of(texts: Iterable[str]) -> dict[str, list[str]]:
-    """`["loss=ard,rslad seed=0..4"]` by axis. Raises ConfigError."""
+def axes_of(texts: Iterable[str], option: str = "--grid") -> dict[str, list[str]]:
+    """`["loss=ard,rslad seed=0..4"]` by axis. `option`: where they come from, for messages. Raises ConfigError."""
     axes: dict[str, list[str]] = {}
     problems = []
     for text in _split(" ".join(texts), " "):
         key, equals, values = text.partition("=")
         if not equals or not key or not values:
-            problems.append(f"--grid {text}: expected KEY=VALUE,VALUE,... such as loss=ard,rslad or seed=0..4")
+            problems.append(f"{option} {text}: expected KEY=VALUE,VALUE,... such as loss=ard,rslad or seed=0..4")
         elif key in axes:
-            problems.append(f"--grid {text}: the axis {key!r} is there already")
+            problems.append(f"{option} {text}: {key!r} is there already")
         else:
             axes[key] = _values(key, values)
     if problems:
