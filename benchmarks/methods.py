@@ -4,8 +4,8 @@
     python benchmarks/methods.py runs/methods-digits --part digits
 
 Each loss is a row: mean and standard deviation over its seeds, sorted by W-Robust in the worst case. Runs that are not
-finished are left out, and the number of seeds is told where it is not that of the others. Each run's numbers are kept in
-docs/results/methods-PART.jsonl, so that a study may go on elsewhere: what is there stays in the table.
+finished are left out, and the number of seeds is told where it is not that of the others. Each run's numbers are kept
+in docs/results/methods-PART.jsonl, so that a study may go on elsewhere: what is there stays in the table.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ def main() -> None:
     arguments = parser.parse_args()
     kept = arguments.table.with_name(f"methods-{arguments.part}.jsonl")
     known = [json.loads(line) for line in kept.read_text().splitlines()] if kept.exists() else []
-    found = [run for file in sorted(arguments.sweep.glob("*/evaluation.json")) if (run := read(file.parent)) is not None]
-    rows = {(run["loss"], run["seed"]): run for run in [*known, *found]}
+    found = [read(file.parent) for file in sorted(arguments.sweep.glob("*/evaluation.json"))]
+    rows = {(run["loss"], run["seed"]): run for run in [*known, *found] if run is not None}
     if not rows:
         raise SystemExit(f"{arguments.sweep} has no finished run, and {kept} none of earlier ones")
     kept.write_text("".join(json.dumps(rows[key]) + "\n" for key in sorted(rows)))

@@ -6,18 +6,21 @@ On the CPU every step is looked at when it is done. On a GPU that would make the
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import TrainingFailed
+from ..core.errors import Refused, TrainingFailed
+from ..core.objective import loss_terms, scheduled
+from ..core.random import forked, key
 from ..core.run import Monitor, RestartEpoch, Run
 from ..core.types import Batch
 from ..data.prefetch import HostCopy
 from ..distributed.ranks import ALONE, Ranks
 from ..storage.serialize import finite
+from .dry_run import trial_of, with_few_steps
 
 OnNan = Literal["stop", "skip", "rollback"]
 """What to do about a step whose loss or weights are not finite: end the run, undo the step and go on with the next
@@ -44,6 +47,34 @@ class _Observed:
     """The learning rate."""
     finite: HostCopy
     """`(2,)` bool: the loss, the weights."""
+
+
+def check_alike(run: Run, ranks: Ranks) -> None:
+    """One step on copies, of each process on two images of its own. Raises Refused where schedulers then set different
+    values: of a training they would each weigh their part in their own way. Called by all processes alike."""
+    if ranks.size == 1:
+        return
+    trial = replace(trial_of(with_few_steps(run)), ranks=run.ranks)
+    batch = run.loader.batch((2 * ranks.rank + torch.arange(2)) % len(run.loader.split), 0)
+    with forked(key(run.seed, "alike"), run.device):
+        step = trial.step(batch)
+        trial.state.knobs.update(scheduled(trial.schedulers, step, loss_terms(trial.loss, step)))
+    if problem := _apart(trial.state.knobs, ranks):
+        raise Refused(problem)
+
+
+def _apart(knobs: Mapping[str, Any], ranks: Ranks) -> str:
+    """What is wrong where processes hold different values; "" where nothing is."""
+    if ranks.size == 1:
+        return ""
+    mine = {name: torch.as_tensor(value).detach().cpu() for name, value in knobs.items()}
+    for other in ranks.objects(mine):
+        if differing := [n for n in mine | other if n not in mine or n not in other or not mine[n].equal(other[n])]:
+            return (
+                f"the processes hold different values of {', '.join(differing[:3])}: a scheduler or extension that "
+                "sets them must add up what it sees over the processes (run.ranks.sum)"
+            )
+    return ""
 
 
 @dataclass
@@ -98,16 +129,8 @@ class DivergenceMonitor(Monitor):
 
     def _check_knobs(self, run: Run) -> None:
         """Gradients are summed over the processes: weights stay the same, whatever each of them weighs samples by."""
-        if self.ranks.size == 1:
-            return
-        mine = {name: torch.as_tensor(value).detach().cpu() for name, value in run.state.knobs.items()}
-        for other in self.ranks.objects(mine):
-            differing = [n for n in mine | other if n not in mine or n not in other or not mine[n].equal(other[n])]
-            if differing:
-                raise TrainingFailed(
-                    f"the processes hold different values of {', '.join(differing[:3])}: a scheduler or extension that "
-                    "sets them must add up what it sees over the processes (run.ranks.sum)"
-                )
+        if problem := _apart(run.state.knobs, self.ranks):
+            raise TrainingFailed(problem)
 
     def _settle(self, run: Run) -> bool:
         step, self._pending = self._pending, None

@@ -28,7 +28,7 @@ from rkd.storage.serialize import to_cpu
 from rkd.storage.text import command, read_text
 from rkd.training.accumulation import Accumulation
 from rkd.training.auto_batch import auto_micro_batches
-from rkd.training.divergence import diverged
+from rkd.training.divergence import check_alike, diverged
 from rkd.training.dry_run import StepCost, dry_step
 from rkd.training.teacher_cache import cached_teachers
 from rkd.training.validation import Validation, chosen_net
@@ -92,6 +92,7 @@ def train_run(
         reporter.message("the weights are chosen on the TEST images, as asked: the results are not for unseen data")
     reporter.doing(f"{title}: trying a training step and the evaluation on a few images")
     card = _rehearse(run, plan)
+    check_alike(run, ranks)
     if plan.config.auto_batch:
         _choose_parts(run, plan, reporter, ranks)
     reporter.doing(f"{title}: estimating time and memory")

@@ -197,7 +197,7 @@ class Apart(Ranks):
 
 @pytest.mark.slow
 def test_class_weights_that_differ_between_processes(rkd, plugin: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the first step can show it: it is refused before a second one is made or anything is saved."""
+    """A step on copies shows it, before anything is trained or written."""
 
     def meet(app: App) -> Ranks:
         app.load_torch()
@@ -210,8 +210,7 @@ def test_class_weights_that_differ_between_processes(rkd, plugin: Path, monkeypa
     assert said.exit_code == 2
     words = " ".join(said.stderr.split())
     assert "the processes hold different values of class_weights" in words and "run.ranks.sum" in words
-    assert not list((Path("runs") / "it").glob("*.safetensors"))
-    assert not (Path("runs") / "it" / "metrics.jsonl").exists()
+    assert not (Path("runs") / "it").exists()
 
 
 @pytest.mark.slow
