@@ -45,10 +45,12 @@ OPTIONS = {
     "autoattack": {"steps": 20, "queries": 200},
     "autoattack-reference": {"queries": 50},
     **{name: {"steps": 20} for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},
+    **{name: {"steps": 50} for name in ("ddn", "fmn")},
 }
 ATTACKS = {
     "square": {"optimum": 0.1},  # random: no gradient leads it
     "cw-l2": {"optimum": 0},  # looks for the nearest image, not for the worst one of a ball
+    "ddn": {"optimum": 0},  # the same
     "jsma": {"optimum": 0, "eps": math.inf},  # counts pixels: its ball is neither Linf nor L2
     "n-fgsm": {"optimum": 0, "eps": math.inf},  # noise twice as large as the step, and no ball
     "noise": {"optimum": 0},

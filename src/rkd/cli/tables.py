@@ -85,6 +85,7 @@ def show_evaluation(summary: Mapping[str, Any], threat: Mapping[str, Any], data:
             notes.setdefault(note, []).append(attack_name(name))
     for note, names in notes.items():
         terminal.message(f"{', '.join(names)}: {note}")
+    _distances(summary["searches"], terminal)
     show_warnings(summary["warnings"], terminal)
 
 
@@ -111,6 +112,20 @@ def show_further(summary: Mapping[str, Any], per_class: bool, terminal: Terminal
         _block(title, ["corruption", "1", "2", "3", "4", "5"], rows, terminal)
     if transfer := summary.get("transfer"):
         _transfer(transfer, terminal)
+
+
+def _distances(searches: Mapping[str, Any], terminal: Terminal) -> None:
+    """How far the nearest images that fool the net are, of attacks that look for them."""
+    quantiles = ("p10", "p25", "median", "p75", "p90")
+    rows = []
+    for name, search in searches.items():
+        if found := search.get("distance"):
+            values = [*(found[quantile] for quantile in quantiles), found["mean"]]
+            rows.append([attack_name(name), search["measure"], f"{found['found']} of {found['samples']}",
+                         *("" if value is None else f"{value:.4g}" for value in values)])  # fmt: skip
+    if rows:
+        title = "Distance to the nearest image that fools the net: the radius within which so many of the images fall"
+        _block(title, ["", "norm", "found", "10 %", "25 %", "median", "75 %", "90 %", "mean of found"], rows, terminal)
 
 
 def _radius(eps: float, norm: str) -> str:

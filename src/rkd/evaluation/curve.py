@@ -21,13 +21,14 @@ from .threat import unfit_radius
 
 def curve(
     net: nn.Module, split: Split, name: str, plan: AttackPlan, radii: Sequence[float],
-    settings: EvalSettings | None = None,
+    settings: EvalSettings | None = None, distance: Tensor | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Accuracy under one attack at radius 0 and at each of `radii` (in units of [0, 1] images), in plain values.
 
     A sample that was fooled at some radius is not attacked again at a larger one, whose ball holds the same adversarial
     image: so the curve never rises, and costs less than as many evaluations. The step size keeps its share of the
-    radius. An attack that looks for the nearest image, whatever the radius (`any_radius`), runs only once.
+    radius. An attack that looks for the nearest image, whatever the radius (`any_radius`), runs only once, and not at
+    all where `distance (N,)` is what an evaluation of these samples found by it (`AttackResult.distance`).
     """
     settings = settings or EvalSettings()
     if not traits_of(plan.attack).bounded:
@@ -38,7 +39,8 @@ def curve(
     plan = AttackPlan(_without_radius(plan.attack), plan.objective)
     settings = replace(settings.plain(), positions=settings.samples(split))
     if traits_of(plan.attack).any_radius:
-        distance = _distances(net, split, name, plan, settings)
+        if distance is None:
+            distance = _distances(net, split, name, plan, settings)
         robust = [distance > eps for eps in eps_values]
     else:
         robust = _robust(net, split, name, plan, eps_values, settings)

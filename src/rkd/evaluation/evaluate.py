@@ -26,8 +26,8 @@ from .samples import EvalSettings, Record, run_batches, split_by_margin
 from .threat import ball_of, check_inside, check_threat, to_eight_bits
 from .warnings import find_warnings
 
-BATCHING = "by lead"
-"""How images are put into batches: a journal of other batches is another one."""
+BATCHING = "by lead, distances"
+"""How images are put into batches, and what is known of them: a journal of other ones is another one."""
 
 
 @runtime_checkable
@@ -94,8 +94,8 @@ def evaluate(
 
 class _Model:
     """The net on rows of the evaluated samples. A record of a batch has `right`, `prediction`, `confidence`, `margin`
-    and, of attacks, `rounded`, the `images` at the rows `kept`, `count` (forwards and backwards of the net, then those
-    of other nets) and `engine`, how the net ran (a text's UTF-8)."""
+    and, of attacks, `rounded`, `distance`, the `images` at the rows `kept`, `count` (forwards and backwards of the net,
+    then those of other nets) and `engine`, how the net ran (a text's UTF-8)."""
 
     def __init__(self, net: nn.Module, split: Split, positions: Tensor, settings: EvalSettings) -> None:
         self.net, self.split, self.positions, self.settings = net, split, positions, settings
@@ -114,16 +114,27 @@ class _Model:
         """The attack, as a function of rows; of those in `kept` the record holds the images."""
         net, settings = self.net, self.settings
         noise, ball = key(settings.seed, name), ball_of(plan, settings.threat)
-        accelerator = settings.accelerator if traits_of(plan.attack).confirms else PLAIN
+        traits = traits_of(plan.attack)
+        accelerator = settings.accelerator if traits.confirms else PLAIN
+        search, measure = unbounded(plan), traits.measure or (ball or settings.threat).norm
 
         def attack(rows: Tensor) -> Record:
             batch = fetch(self.split, self.positions[rows], settings.device)
             student = CountingModel(net, accelerator)
-            step = Step(batch, student, attacks={"adv": plan}, threat=settings.threat, noise_key=noise)
-            x_adv = step.image("adv")
+            step = Step(batch, student, attacks={"adv": search or plan}, threat=settings.threat, noise_key=noise)
+            x_adv, distance = step.image("adv"), None
+            if search is not None:
+                check_inside(batch.x, x_adv, None, name)
+                with running(net, "eval"), torch.no_grad():
+                    right = ops.correct(net(x_adv), batch.y)
+                distance = ops.image_norm(x_adv - batch.x, measure).where(~right, torch.inf)
+                if ball is not None:
+                    x_adv = ops.where(ops.image_norm(x_adv - batch.x, ball.norm) <= ball.eps, x_adv, batch.x)
             check_inside(batch.x, x_adv, ball, name)
             with running(net, "eval"), torch.no_grad():
                 record = _record(net(x_adv), batch.y)
+                if distance is not None:
+                    record["distance"] = distance.cpu()
                 if settings.rounded:
                     rounded = to_eight_bits(batch.x, x_adv, ball)
                     record["rounded"] = ops.correct(net(rounded), batch.y).cpu()
@@ -150,7 +161,7 @@ def _record(logits: Tensor, y: Tensor) -> Record:
 
 
 _COLUMNS = {"right": torch.bool, "rounded": torch.bool, "prediction": torch.int64, "confidence": torch.float32,
-            "margin": torch.float32}  # fmt: skip
+            "margin": torch.float32, "distance": torch.float32}  # fmt: skip
 
 
 def _is_valid(record: Record, rows: Tensor, other: Record | None) -> bool:
@@ -197,6 +208,8 @@ def _merge(records: Sequence[Record], rows: Tensor, clean: AttackResult | None) 
         column("rounded", clean.right if clean else None) if records and "rounded" in records[0] else None,
         forwards, backwards, float(sum(float(record["seconds"]) for record in records)),
         margin=column("margin", clean.margin if clean else None), others=tuple(others),
+        distance=column("distance", torch.zeros(len(clean.right)))
+        if clean and records and "distance" in records[0] else None,
     )  # fmt: skip
 
 
@@ -207,6 +220,16 @@ def _images(records: Sequence[Record]) -> Tensor:
         return torch.empty(0)
     order = torch.cat([record["kept"] for record in shown]).argsort()
     return torch.cat([record["images"] for record in shown])[order]
+
+
+def unbounded(plan: AttackPlan) -> AttackPlan | None:
+    """The search that finds the nearest image of all, if the attack is one that looks for it whatever the radius, or
+    keeps to none; None for other attacks."""
+    attack: Any = plan.attack
+    traits = traits_of(attack)
+    if traits.any_radius:
+        return AttackPlan(replace(attack, bounded=False), plan.objective)
+    return plan if traits.seeks_nearest and not traits.bounded else None
 
 
 def describe(plan: AttackPlan, threat: ThreatModel, classes: int) -> dict[str, Any]:

@@ -18,7 +18,9 @@ class AttackResult:
     `confidence`: the largest probability, 0 where the logits are not numbers (such an answer counts as wrong).
     `margin`: the label's logit minus the largest other one. `forwards` and `backwards` count images through the net
     during the attack, `others` those through other nets that it ran on (`transfer`); `about` describes the attack.
-    `rounded`: right after rounding to 8 bits inside the ball, if `EvalSettings.rounded`.
+    `rounded`: right after rounding to 8 bits inside the ball, if `EvalSettings.rounded`. `distance`: of an attack that
+    looks for the nearest image that fools the net whatever the radius, how far that is, in the norm `about["measure"]`:
+    0 for images that are wrong as they are, infinite where nothing fooled the net.
     """
 
     right: Tensor
@@ -31,6 +33,7 @@ class AttackResult:
     about: dict[str, Any] = field(default_factory=dict)
     margin: Tensor | None = None
     others: tuple[int, ...] = (0, 0)
+    distance: Tensor | None = None
 
 
 @dataclass
@@ -159,9 +162,13 @@ class Evaluation:
         outcome = self.outcomes[name]
         attacked = int(self.clean.sum())
         fooled = int((self.clean & ~outcome.right).sum())
-        counts = {"attacked": attacked, "fooled": fooled, "forwards": outcome.forwards, "backwards": outcome.backwards}
+        counts: dict[str, Any] = {
+            "attacked": attacked, "fooled": fooled, "forwards": outcome.forwards, "backwards": outcome.backwards,
+        }  # fmt: skip
         if any(outcome.others):
             counts |= dict(zip(("other_forwards", "other_backwards"), outcome.others, strict=True))
+        if outcome.distance is not None and attacked:
+            counts["distance"] = spread_of(outcome.distance[self.clean])
         return outcome.about | counts | {"seconds": round(outcome.seconds, 2)}
 
     def _examples(self, gallery: Gallery) -> list[dict[str, Any]]:
@@ -217,6 +224,22 @@ def difference(first: Tensor, second: Tensor) -> tuple[float, float, float]:
     variance = (float(apart.square().sum()) + 1) / count - centre**2
     half = 1.959964 * math.sqrt(variance / count)
     return float(apart.mean()), max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def spread_of(distance: Tensor) -> dict[str, Any]:
+    """Of the distances `(M,)` to the nearest images that fool a net: for how many one was `found`, their `mean`, and
+    the radii within which 10, 25, 50 (`median`), 75 and 90 % of all are fooled; None where fewer are."""
+    ordered = distance.double().sort().values
+    found = int(ordered.isfinite().sum())
+
+    def within(percent: int) -> float | None:
+        radius = float(ordered[-(-percent * len(ordered) // 100) - 1])
+        return radius if math.isfinite(radius) else None
+
+    names = {"p10": 10, "p25": 25, "median": 50, "p75": 75, "p90": 90}
+    spread: dict[str, Any] = {"samples": len(ordered), "found": found}
+    spread["mean"] = float(ordered[:found].mean()) if found else None
+    return spread | {name: within(percent) for name, percent in names.items()}
 
 
 def w_robust(clean: float, robust: float) -> float:

@@ -92,7 +92,8 @@ def evaluate_and_check(
         result.warnings = [replace(w, advice=BLACK_BOX) if "autoattack" in w.advice else w for w in result.warnings]
     if radii:
         name = curve_attack(attacks)
-        result.extra["curve"] = curve(net, split, name, attacks[name], radii, settings)
+        distance = result.outcomes[name].distance if result.measures(name) else None
+        result.extra["curve"] = curve(net, split, name, attacks[name], radii, settings, distance)
     return result
 
 
@@ -358,12 +359,14 @@ def _transfer(nets: dict[str, Net], plan: Plan, reporter: Reporter, ranks: Ranks
 
 def curve_attack(plans: Mapping[str, AttackPlan]) -> str:
     """The attack whose accuracy is drawn against eps, of those that keep to a ball: the first that climbs by gradients
-    in more than one step, else one that does not, else one that looks for the nearest image. Such a search knows no
-    radius: it repeats at each the same, often long, way."""
+    in more than one step or serves all radii of the ball's norm by one search, else one that does not, else one that
+    looks for the nearest image. Such a search knows no radius: it repeats at each the same, often long, way."""
 
     def rank(name: str) -> int:
         traits = traits_of(plans[name].attack)
-        return 2 if traits.seeks_nearest else int(name == "fgsm" or traits.black_box)
+        if traits.seeks_nearest:
+            return 0 if traits.any_radius and traits.measure is None else 2
+        return int(name == "fgsm" or traits.black_box)
 
     return min(bounded(plans), key=rank)
 

@@ -21,8 +21,8 @@ from ..processes import in_processes, is_one_of_several
 @click.option("--attack", "attacks", multiple=True, metavar="NAME", help="Attack; repeatable. `none`: clean alone.",
               shell_complete=values("attack"))  # fmt: skip
 @click.option("--eps", metavar="E", help="Radius, such as 8/255; a run's or the data set's own unless given.")
-@click.option("--norm", type=click.Choice(["Linf", "L2", "L1", "L0", "L0-values"]), help="The ball's norm; another one than the run's needs "
-              "--eps.")  # fmt: skip
+@click.option("--norm", type=click.Choice(["Linf", "L2", "L1", "L0", "L0-values"]), help="The ball's norm; another "
+              "one than the run's needs --eps.")  # fmt: skip
 @click.option("--limit", type=int, help="Number of test images, the same ones for every net; all unless given.")
 @click.option("--rounded", is_flag=True, help="Also the accuracy after rounding adversarial images to 8 bits.")
 @click.option("--curve", is_flag=False, flag_value="usual", metavar="EPS,EPS,...", help="Robust accuracy against eps; "
