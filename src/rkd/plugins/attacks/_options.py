@@ -44,7 +44,7 @@ def attacker(
 _THERE: dict[Norm, str] = {
     "Linf": "autoattack",
     "L2": "autoattack",
-    "L1": "pgd",
+    "L1": "autoattack",
     "L0": "pgd",
     "L0-values": "pgd",
 }

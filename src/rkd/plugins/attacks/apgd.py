@@ -13,7 +13,14 @@ or where neither s nor the best loss has changed since then. Of N steps the firs
 next one 0.03 N sooner than the one before, with never fewer than 0.06 N steps between. The start is random, on the
 surface of the ball.
 
-References: croce2020reliable
+In L1 the search is another one, that of Croce and Hein (2021). The step, from eps down to eps / 10, goes in equal parts
+along the signs of the largest slopes, without momentum. How many: two thirds of the values that differ between x and
+the best image so far, anew after each 0.04 N steps. Where these became fewer by a twentieth the step is eps again and
+the search goes back to the best image, else the step is divided by 1.5. P is the exact projection onto ball and
+[0, 1]. A search has three parts of 0.3 N, 0.3 N and 0.4 N steps, in balls of 3 eps, 2 eps and eps, each from the best
+image of the one before; the first start is Gaussian noise, projected.
+
+References: croce2020reliable, croce2021mind
 
 These attacks know their loss: they compute it from the target's logits, since they must see after each step whether
 the net is fooled, and pay no second forward for it. The objective of the run, `target.score`, is not asked.
@@ -53,7 +60,7 @@ from ._early_stop import (
     target_classes,
     targeted_runs,
 )
-from ._options import BOXES, attacker, check_search
+from ._options import CONVEX, attacker, check_search
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Logits `(B, K)`, labels, classes aimed at: a loss `(B,)` to be raised."""
@@ -78,18 +85,19 @@ class ApgdCe:
     traits: ClassVar = AttackTraits(own_objective=True, confirms=True)
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, knows=BOXES, steps=self.steps, restarts=self.restarts)
+        check_search(self.eps, self.norm, self.mode, knows=CONVEX, steps=self.steps, restarts=self.restarts)
         if not 0 < self.rho <= 1:
             raise ValueError(f"rho is a share of steps, above 0 and at most 1, got {self.rho:g}")
 
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` + 1 gradients a restart."""
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm, knows=BOXES)
+        threat = attacker(target, self.eps, self.norm, knows=CONVEX)
         result = begin(x, target) if self.stop else FooledImages(x)
         fast = target.low_precision("gradient")
+        climbed = climb_l1 if threat.norm == "L1" else climb
         for remaining, selected, _ in runs(result, fast, self.restarts, "apgd", self.traits.objective):
-            run = climb(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
+            run = climbed(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, stop=self.stop)
             result.add_better(remaining, run.images, run.fooled, run.score)
         return result.images
 
@@ -135,7 +143,7 @@ class ApgdT:
 
     def __post_init__(self) -> None:
         check_search(
-            self.eps, self.norm, self.mode, knows=BOXES, steps=self.steps, restarts=self.restarts, targets=self.targets
+            self.eps, self.norm, self.mode, knows=CONVEX, steps=self.steps, restarts=self.restarts, targets=self.targets
         )
         if not 0 < self.rho <= 1:
             raise ValueError(f"rho is a share of steps, above 0 and at most 1, got {self.rho:g}")
@@ -143,12 +151,13 @@ class ApgdT:
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` + 1 gradients a target."""
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm, knows=BOXES)
+        threat = attacker(target, self.eps, self.norm, knows=CONVEX)
         result = begin(x, target)
         classes = target_classes(x, target, self.targets)
         target = target.low_precision("gradient")
+        climbed = climb_l1 if threat.norm == "L1" else climb
         for remaining, selected, goal, _ in targeted_runs(result, target, classes, self.restarts, "apgd-t"):
-            run = climb(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, goal=goal)
+            run = climbed(x[remaining], selected, self.loss, threat, steps=self.steps, rho=self.rho, goal=goal)
             result.add(remaining[run.fooled], run.images[run.fooled])
         return result.images
 
@@ -183,6 +192,22 @@ class _Climb(ActiveSamples):
     rises: Tensor
     halved: Tensor
     checked_loss: Tensor
+
+
+@dataclass
+class _ClimbL1(ActiveSamples):
+    """As `_Climb`. `share`: of all values, those that move in a step; `changed`: how many the best image changed at the
+    last checkpoint."""
+
+    goal: Tensor | None
+    x_adv: Tensor
+    gradient: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    step: Tensor
+    changed: Tensor
+    share: Tensor
 
 
 @torch.no_grad()
@@ -239,6 +264,74 @@ def climb(
                 return result
             if len(active.position) < count:
                 project = ops.projection(active.x, threat.eps, threat.norm)
+    result.images[active.position], result.score[active.position] = active.best, active.best_loss
+    return result
+
+
+@torch.no_grad()
+def climb_l1(
+    x: Tensor,
+    target: Target,
+    loss: Loss,
+    threat: ThreatModel,
+    *,
+    steps: int,
+    rho: float = 0.75,
+    goal: Tensor | None = None,
+    stop: bool = True,
+) -> FooledImages:
+    """As `climb`, in L1: three searches in balls that shrink to the threat's. `rho` has no say."""
+    start = x + target.noise.normal(x.shape[1:])
+    first = int(0.3 * steps)
+    for times, count in ((3, first), (2, first)):
+        if count:
+            run = _climb_l1(x, target, loss, times * threat.eps, start, steps=count, goal=goal, stop=False)
+            start = run.images
+    return _climb_l1(x, target, loss, threat.eps, start, steps=steps - 2 * first, goal=goal, stop=stop)
+
+
+def _climb_l1(
+    x: Tensor, target: Target, loss: Loss, eps: float, start: Tensor, *, steps: int, goal: Tensor | None, stop: bool
+) -> FooledImages:
+    """One search in one ball, `steps` + 1 gradients long, from the projection of `start`."""
+    result = FooledImages(x)
+    values = x[0].numel()
+    project = ops.projection(x, eps, "L1")
+    x_adv = project(start.clone())
+    logits, value, gradient = _look(x_adv, target, loss, target.y, goal)
+    changed = ops.image_norm(x_adv - x, "L0-values").to(value)
+    active = _ClimbL1.of(
+        target, x, x_adv, misclassified(logits, target.y), goal=goal, x_adv=x_adv, gradient=gradient, best=x_adv,
+        best_gradient=gradient, best_loss=value, step=torch.full_like(value, eps), changed=changed,
+        share=changed / (1.5 * values),
+    )  # fmt: skip
+    window = max(int(0.04 * steps), 1)
+    for done in range(1, steps + 1):
+        way = ops.sparse_steepest(ops.scaled(active.gradient), active.share)
+        ahead = project(torch.addcmul(active.x_adv, ops.per_image(active.step, x), way))
+        logits, value, active.gradient = _look(ahead, active.target, loss, active.y, active.goal)
+        active.x_adv = ahead
+        wrong = misclassified(logits, active.y)
+        active.fooled = active.fooled | wrong
+        active.candidate = ops.where(wrong, ahead, active.candidate)
+        better = value > active.best_loss
+        active.best = ops.where(better, ahead, active.best)
+        active.best_gradient = ops.where(better, active.gradient, active.best_gradient)
+        active.best_loss = torch.where(better, value, active.best_loss)
+
+        if not done % window:
+            changed = ops.image_norm(active.best - active.x, "L0-values").to(value)
+            sparser = changed < 0.95 * active.changed
+            active.step = torch.where(sparser, eps, (active.step / 1.5).clamp_(min=eps / 10))
+            active.x_adv = ops.where(sparser, active.best, active.x_adv)
+            active.gradient = ops.where(sparser, active.best_gradient, active.gradient)
+            active.share, active.changed = changed / (1.5 * values), changed
+        if stop and (is_check_step(done) or done == steps):
+            count = len(active.position)
+            if not result.confirm(active):
+                return result
+            if len(active.position) < count:
+                project = ops.projection(active.x, eps, "L1")
     result.images[active.position], result.score[active.position] = active.best, active.best_loss
     return result
 

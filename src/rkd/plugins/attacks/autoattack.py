@@ -5,13 +5,16 @@
     fab-t      100 steps along the boundary, to each of these 9 classes
     square     5,000 queries without gradients
 
+In L1, as the authors have it: five starts of apgd-ce, and five targets of apgd-t (Croce and Hein, 2021). In L0 there is
+none.
+
 A sample counts as robust if it survives all four: the worst case for each sample. This is the version `standard`, by
 whose number robust nets are compared. The file of each part tells how it works and where it differs from the
 authors' code. `autoattack-reference` is that code itself, as released on PyPI (pyautoattack), behind the same
 interface: slower, and the yardstick for `autoattack`. It needs the extra `reference`:
 `pip install 'rkd-toolkit[reference]'`.
 
-References: croce2020reliable
+References: croce2020reliable, croce2021mind
 
 Images on the very boundary fall with one seed and stand with another. `boundary_restarts` runs square again, each time
 with other random numbers, on those whose lowest margin is at most 0.005: never a weaker verdict, and no longer the
@@ -55,7 +58,7 @@ from ._early_stop import (
     misclassified,
     reference_logits,
 )
-from ._options import attacker, check_search
+from ._options import CONVEX, attacker, check_search
 from .apgd import ApgdCe, ApgdT
 from .fab import FabT
 from .square import Square
@@ -85,7 +88,7 @@ class AutoAttack:
 
     def __post_init__(self) -> None:
         counts = {"steps": self.steps, "targets": self.targets, "queries": self.queries}
-        check_search(self.eps, self.norm, self.mode, **counts)
+        check_search(self.eps, self.norm, self.mode, knows=CONVEX, **counts)
         if not 0 <= self.boundary_restarts <= 100:
             raise ValueError(f"boundary_restarts must be from 0 to 100, got {self.boundary_restarts}")
 
@@ -96,24 +99,27 @@ class AutoAttack:
     def run(self, x: Tensor, target: Target) -> tuple[Tensor, dict[str, Tensor]]:
         """The adversarial images, and which samples are robust `clean` and after each part, `(B,)` bool."""
         x = x.detach()
+        attacker(target, self.eps, self.norm, knows=CONVEX)
         result = begin(x, target)
         robust = {"clean": ~result.fooled}
-        for name, attack in self.parts().items():
+        parts = self.parts(self.norm or target.threat.norm)
+        for name, attack in parts.items():
             _spend(attack, result, result.remaining(), x, target, name)
             robust[name] = ~result.fooled
-        last = self.parts()["square"]
+        last = parts["square"]
         for restart in range(self.boundary_restarts):
             near = (~result.fooled & (result.score >= -_BOUNDARY)).nonzero().squeeze(1)
             _spend(last, result, near, x, target, "boundary", restart)
         robust["square"] = ~result.fooled
         return result.images, robust
 
-    def parts(self) -> dict[str, Attack]:
+    def parts(self, norm: Norm = "Linf") -> dict[str, Attack]:
         """The attacks in their order."""
+        sparse = norm == "L1"
         shared: dict[str, Any] = {"eps": self.eps, "norm": self.norm, "mode": self.mode}
         return {
-            "apgd-ce": ApgdCe(steps=self.steps, **shared),
-            "apgd-t": ApgdT(steps=self.steps, targets=self.targets, **shared),
+            "apgd-ce": ApgdCe(steps=self.steps, restarts=5 if sparse else 1, **shared),
+            "apgd-t": ApgdT(steps=self.steps, targets=min(self.targets, 5) if sparse else self.targets, **shared),
             "fab-t": FabT(steps=self.steps, targets=self.targets, **shared),
             "square": Square(queries=self.queries, **shared),
         }
@@ -153,7 +159,7 @@ class Reference:
     traits: ClassVar = AttackTraits(own_objective=True)
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, queries=self.queries)
+        check_search(self.eps, self.norm, self.mode, knows=CONVEX, queries=self.queries)
         if find_spec("pyautoattack") is None:  # said when the attack is built, not hours later when it is run
             raise RkdError(
                 "autoattack-reference needs pyautoattack, its authors' code: pip install 'rkd-toolkit[reference]' "
@@ -164,7 +170,7 @@ class Reference:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`."""
         from pyautoattack import AutoAttack as Theirs  # here: nobody else needs it
 
-        threat = attacker(target, self.eps, self.norm)
+        threat = attacker(target, self.eps, self.norm, knows=CONVEX)
         if not threat.eps > 0:
             return x.clone()
         x = x.detach()
@@ -174,7 +180,8 @@ class Reference:
         seed = target.noise.key % 2**31
         with contained(seed, x.device):
             theirs = Theirs(_Probe(target), eps=threat.eps, norm=threat.norm, seed=seed, device=x.device)
-            theirs.apgd_targeted.n_target_classes = theirs.fab.n_target_classes = min(MOST_TARGETS, classes - 1)
+            theirs.fab.n_target_classes = min(MOST_TARGETS, classes - 1)
+            theirs.apgd_targeted.n_target_classes = min(5 if threat.norm == "L1" else MOST_TARGETS, classes - 1)
             theirs.square.n_queries = self.queries
             if classes <= 3:
                 theirs.attacks_to_run = ["apgd-ce", "fab-t", "square"]

@@ -21,6 +21,8 @@ The way to the plane: with a_j >= 0 the weight of a pixel and r_j the room it ha
 
     sum_j a_j min(L, r_j) = |f|          a = |w|, r = room (Linf)       a = w², r = room / |w| (L2)
 
+In L1 the pixels of the largest |w| take all their room, one after another, until |f| is spent.
+
 The left side is concave and piecewise linear, so that Newton's steps from 0 come from below and end at the solution
 exactly, after a few sums over the pixels of all samples at once; the authors sort the pixels and bisect.
 
@@ -57,7 +59,7 @@ from ._early_stop import (
     target_classes,
     targeted_runs,
 )
-from ._options import BOXES, attacker, check_search
+from ._options import CONVEX, attacker, check_search
 
 NEAR = 1.5
 """How many radii from x the net is asked exactly, where reduced precision is allowed."""
@@ -88,7 +90,7 @@ class FabT:
 
     def __post_init__(self) -> None:
         check_search(
-            self.eps, self.norm, self.mode, knows=BOXES, steps=self.steps, restarts=self.restarts, targets=self.targets
+            self.eps, self.norm, self.mode, knows=CONVEX, steps=self.steps, restarts=self.restarts, targets=self.targets
         )
         if not 0 <= self.alpha_max <= 1:
             raise ValueError(f"alpha_max is a share, from 0 to 1, got {self.alpha_max:g}")
@@ -101,7 +103,7 @@ class FabT:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. For each target `steps` gradients and a
         forward more."""
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm, knows=BOXES)
+        threat = attacker(target, self.eps, self.norm, knows=CONVEX)
         result = begin(x, target)
         classes = target_classes(x, target, self.targets)
         for remaining, selected, goal, restart in targeted_runs(result, target, classes, self.restarts, "fab-t"):
@@ -205,6 +207,12 @@ def to_plane(points: Tensor, w: Tensor, heights: Tensor, norm: Norm) -> Tensor:
     far = torch.gt(uphill, 0, out=torch.empty_like(uphill))
     room = far.sub_(points).abs_()
     weight = w.abs_()
+    if norm == "L1":
+        order = weight.argsort(dim=1, descending=True, stable=True).expand_as(room)
+        gain = (weight * room).gather(2, order)
+        before = gain.cumsum(2) - gain
+        taken = ((heights.abs() - before) / gain.clamp(min=ops.TINY)).clamp_(0, 1)
+        return torch.zeros_like(room).scatter_(2, order, taken).mul_(room).mul_(uphill.sign_())
     if norm == "L2":
         room /= weight.clamp(min=1e-30)
         weight = weight.square_()

@@ -5,11 +5,12 @@
 
 In Linf every pixel of the window goes to the ball's surface, up or down by chance for each channel. In L2 a window
 takes over the whole distance that another one, and the budget not yet spent, leave for it, in the shape of two
-pyramids of opposite sign. The window covers a share p of the image that begins at `p_init` and is halved after 10,
+pyramids of opposite sign. So it does in L1, with steeper pyramids and the exact projection onto ball and [0, 1] (Croce
+and Hein, 2021). The window covers a share p of the image that begins at `p_init` and is halved after 10,
 50, 200, 500, 1,000, 2,000, 4,000, 6,000 and 8,000 queries. A search that needs no gradient succeeds where gradients
 are masked: if it beats the gradient's attacks, their numbers mean nothing.
 
-References: andriushchenko2020square
+References: andriushchenko2020square, croce2021mind
 
 The margin is the attack's own loss: the objective of the run, `target.score`, is not asked. A sample leaves once the
 net is fooled, confirmed by a second forward; one that the net gets wrong as it is, is returned unchanged. Where nothing
@@ -57,7 +58,7 @@ from rkd.plugin import (
 )
 
 from ._early_stop import ActiveSamples, FooledImages, begin, finite_margin, runs
-from ._options import BOXES, attacker, check_search
+from ._options import CONVEX, attacker, check_search
 
 _HALVED = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 _BLOCK = 50
@@ -85,7 +86,7 @@ class Square:
     traits: ClassVar = AttackTraits(objective="margin", own_objective=True, confirms=True, black_box=True)
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, knows=BOXES, queries=self.queries, restarts=self.restarts)
+        check_search(self.eps, self.norm, self.mode, knows=CONVEX, queries=self.queries, restarts=self.restarts)
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init is a share of the image, above 0 and at most 1, got {self.p_init:g}")
 
@@ -94,7 +95,7 @@ class Square:
         if x.ndim != 4:
             raise Refused(f"square changes windows of images (B, C, H, W), and these have the shape {tuple(x.shape)}")
         x = x.detach()
-        threat = attacker(target, self.eps, self.norm, knows=BOXES)
+        threat = attacker(target, self.eps, self.norm, knows=CONVEX)
         result = begin(x, target)
         for remaining, selected, _ in runs(result, target.low_precision("forward"), self.restarts, "square"):
             run = search(x[remaining], selected, threat, self.queries, self.p_init)
@@ -125,7 +126,7 @@ def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init:
         signs = _signs(target, x.shape[1], x.shape[3]).reshape(len(x), x.shape[1], 1, -1)
         start = (x + threat.eps * signs).clamp_(0, 1)
     else:
-        start = _tiles(x, target, threat.eps, shared)
+        start = _tiles(x, target, threat, shared)
     margin = finite_margin(target.logits(start), target.y)
     patches = target.patches(start)
     active = _Search.of(
@@ -140,24 +141,24 @@ def search(x: Tensor, target: Target, threat: ThreatModel, queries: int, p_init:
             chances = shared.uniform((_BLOCK, 5))[0].tolist()
             active.signs = _signs(active.target, _BLOCK, x.shape[1])
         share = p_init / 2 ** sum(done > after for after in _HALVED)
-        change = _change_linf if threat.norm == "Linf" else _change_l2
-        change(active, threat.eps, share, active.signs[:, done % _BLOCK], chances[done % _BLOCK])
+        change = _change_linf if threat.norm == "Linf" else _change_two
+        change(active, threat, share, active.signs[:, done % _BLOCK], chances[done % _BLOCK])
     active.fooled = active.margin <= 0
     if result.confirm(active):
         result.images[active.position], result.score[active.position] = active.candidate, -active.margin
     return result
 
 
-def _change_linf(active: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
+def _change_linf(active: _Search, threat: ThreatModel, share: float, signs: Tensor, chances: list[float]) -> None:
     """Try one window on the surface of the ball."""
     height, width = active.x.shape[2:]
     side = min(max(round(math.sqrt(share * height * width)), 1), height, width)
     rows, columns = _corner(chances[0], height, side), _corner(chances[1], width, side)
-    new = torch.add(active.x[:, :, rows, columns], signs, alpha=eps).clamp_(0, 1)
+    new = torch.add(active.x[:, :, rows, columns], signs, alpha=threat.eps).clamp_(0, 1)
     _try(active, rows, columns, new)
 
 
-def _change_l2(active: _Search, eps: float, share: float, signs: Tensor, chances: list[float]) -> None:
+def _change_two(active: _Search, threat: ThreatModel, share: float, signs: Tensor, chances: list[float]) -> None:
     """Try to move what is in a second window, and the budget left, into a first one. The whole image changes, since it
     is brought back to the surface of the ball."""
     height, width = active.x.shape[2:]
@@ -167,16 +168,20 @@ def _change_l2(active: _Search, eps: float, share: float, signs: Tensor, chances
         (..., _corner(down, height, side), _corner(right, width, side)) for down, right in (chances[0:2], chances[2:4])
     )
     delta = active.candidate - active.x
-    spent = delta.square().sum((1, 2, 3), keepdim=True)
+    norm, order = threat.norm, 1 if threat.norm == "L1" else 2
+    spent = delta.abs().pow_(order).sum((1, 2, 3), keepdim=True)
     window = delta[first].clone()
     both = torch.zeros_like(delta[:1, :1])
     both[first] = both[second] = 1
-    moved = (delta * both).square().sum((2, 3), keepdim=True)
-    budget = (eps**2 - spent).clamp_(min=0) / delta.shape[1] + moved
-    shape = _pyramids(side, chances[4] > 0.5, delta.device) * signs + window / (_length(window) + _SMALL)
+    moved = (delta * both).abs_().pow_(order).sum((2, 3), keepdim=True)
+    budget = (threat.eps**order - spent).clamp_(min=0) / delta.shape[1] + moved
+    if norm == "L1":  # as the authors: too much by the number of channels, and brought back by the projection
+        budget *= delta.shape[1]
+    pyramids = _pyramids(side, chances[4] > 0.5, delta.device, norm)
+    shape = pyramids * signs + window / (_length(window, order) + _SMALL)
     delta[second] = 0
-    delta[first] = shape / (_length(shape) + _SMALL) * budget.sqrt()
-    _try(active, slice(0, height), slice(0, width), _stretched(active.x, delta, eps))
+    delta[first] = shape / (_length(shape, order) + _SMALL) * budget.pow_(1 / order)
+    _try(active, slice(0, height), slice(0, width), _stretched(active.x, delta, threat))
 
 
 def _try(active: _Search, rows: slice, columns: slice, new: Tensor) -> None:
@@ -187,8 +192,8 @@ def _try(active: _Search, rows: slice, columns: slice, new: Tensor) -> None:
     active.margin = torch.where(better, margin, active.margin)
 
 
-def _tiles(x: Tensor, target: Target, eps: float, shared: Noise) -> Tensor:
-    """The start in L2: about 5 x 5 tiles of pyramids."""
+def _tiles(x: Tensor, target: Target, threat: ThreatModel, shared: Noise) -> Tensor:
+    """The start in L2 and L1: about 5 x 5 tiles of pyramids."""
     height, width = x.shape[2:]
     side = max(min(height, width) // 5, 1)
     edge = (height - 5 * side) // 2 if height >= 5 * side else 0
@@ -197,9 +202,9 @@ def _tiles(x: Tensor, target: Target, eps: float, shared: Noise) -> Tensor:
     turned = shared.uniform((len(down) * len(right),))[0].tolist()
     delta = torch.zeros_like(x)
     for place, (top, left) in enumerate((top, left) for top in down for left in right):
-        tile = _pyramids(side, turned[place] > 0.5, x.device)
+        tile = _pyramids(side, turned[place] > 0.5, x.device, threat.norm)
         delta[:, :, top : top + side, left : left + side] = tile * signs[:, place]
-    return _stretched(x, delta, eps)
+    return _stretched(x, delta, threat)
 
 
 def _signs(target: Target, count: int, channels: int) -> Tensor:
@@ -214,9 +219,9 @@ def _corner(chance: float, length: int, side: int) -> slice:
 
 
 @lru_cache(maxsize=64)
-def _pyramids(side: int, turned: bool, device: torch.device) -> Tensor:
+def _pyramids(side: int, turned: bool, device: torch.device, norm: Norm = "L2") -> Tensor:
     """Two pyramids side by side, of opposite sign, `(side, side)` of length 1."""
-    half = side // 2
+    half, order = side // 2, 1 if norm == "L1" else 2
     shape = torch.zeros(side, side)
     for rows, sign in ((slice(0, half), 1), (slice(half, side), -1)):
         height = len(shape[rows])
@@ -224,22 +229,24 @@ def _pyramids(side: int, turned: bool, device: torch.device) -> Tensor:
             far = torch.maximum(
                 (torch.arange(height) - height // 2).abs().unsqueeze(1), (torch.arange(side) - side // 2).abs()
             )
-            # A layer of weight 1 / k² reaches k - 1 pixels from the middle.
-            layers = 1 / torch.arange(1, max(height, side) // 2 + 2).float().square()
+            # A layer of weight 1 / k², in L1 1 / k⁴, reaches k - 1 pixels from the middle.
+            layers = 1 / torch.arange(1, max(height, side) // 2 + 2).float() ** (4 if norm == "L1" else 2)
             block = layers.flip(0).cumsum(0).flip(0)[far]
-            shape[rows] = sign * block / block.norm()
-    shape /= shape.norm()
+            shape[rows] = sign * block / block.norm(order)
+    shape /= shape.norm(order)
     return (shape.T if turned else shape).to(device)
 
 
-def _length(windows: Tensor) -> Tensor:
-    """The L2 norm of each channel, `(B, C, 1, 1)`."""
-    return torch.linalg.vector_norm(windows, dim=(2, 3), keepdim=True)
+def _length(windows: Tensor, order: int) -> Tensor:
+    """The L2 or L1 norm of each channel, `(B, C, 1, 1)`."""
+    return torch.linalg.vector_norm(windows, ord=order, dim=(2, 3), keepdim=True)
 
 
-def _stretched(x: Tensor, delta: Tensor, eps: float) -> Tensor:
-    """The image on the surface of the ball in the direction `delta`, clamped to [0, 1]."""
-    return (x + delta * ops.per_image(eps / (ops.image_norm(delta, "L2") + _SMALL), x)).clamp_(0, 1)
+def _stretched(x: Tensor, delta: Tensor, threat: ThreatModel) -> Tensor:
+    """The image on the surface of the ball in the direction `delta`, clamped to [0, 1]; in L1 the nearest image."""
+    if threat.norm == "L1":
+        return ops.projection(x, threat.eps, "L1")(x + delta)
+    return (x + delta * ops.per_image(threat.eps / (ops.image_norm(delta, "L2") + _SMALL), x)).clamp_(0, 1)
 
 
 @hookimpl
