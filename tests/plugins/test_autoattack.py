@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import logging
+import math
 import re
 import sys
 import tomllib
@@ -20,7 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pyautoattack import checks
-from pyautoattack.fab_projections import projection_l2, projection_linf
+from pyautoattack.fab_projections import projection_l1, projection_l2, projection_linf
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -48,6 +49,7 @@ from rkd.testing.tiny import Scaled
 
 LINF = ThreatModel("Linf", 0.17, 0.04)
 L2 = ThreatModel("L2", 0.7, 0.17)
+L1 = ThreatModel("L1", 2.0, 0.5)
 MODULES = (apgd, fab, square, autoattack)
 ALL = {name: component for module in MODULES for name, component in module.rkd_attacks().items()}
 OURS = [name for name in ALL if name != "autoattack-reference"]
@@ -126,13 +128,12 @@ def test_names_and_interfaces() -> None:
         assert reference_keys(inspect.getdoc(module))
 
 
-@pytest.mark.parametrize("threat", [LINF, L2, ThreatModel("Linf", 1.0, 0.25), ThreatModel("L2", 40.0, 10.0)])
+@pytest.mark.parametrize("threat", [LINF, L2, ThreatModel("Linf", 1.0, 0.25), ThreatModel("L2", 40.0, 10.0), L1])
 @pytest.mark.parametrize("name", OURS)
 def test_stays_in_the_ball_and_among_images(name: str, threat: ThreatModel) -> None:
     net, batch = tiny_net(), tiny_batch(6)
     x_adv = run_attack(make(name), net, batch, threat)
-    delta = (x_adv - batch.x).flatten(1)
-    assert delta.norm(dim=1, p=2 if threat.norm == "L2" else torch.inf).amax() <= threat.eps * (1 + 1e-6)
+    assert ops.image_norm(x_adv.double() - batch.x, threat.norm).amax() <= threat.eps * (1 + 1e-6)
     assert x_adv.min() >= 0 and x_adv.max() <= 1 and x_adv.dtype == torch.float32
 
 
@@ -242,7 +243,7 @@ def test_square_has_windows_for_images_of_a_few_pixels(shape: tuple[int, int, in
     assert float(gain.median() / (0.05 * slope.norm())) > 0.58
 
 
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
 @pytest.mark.parametrize("hard", [False, True])
 def test_the_way_to_a_plane_is_the_shortest(norm: str, hard: bool) -> None:
     """Against the authors' sorting, and the plane itself, where it can be reached."""
@@ -252,13 +253,17 @@ def test_the_way_to_a_plane_is_the_shortest(norm: str, hard: bool) -> None:
     here = torch.randn(40) * (15 if hard else 3)
     heights = torch.stack((here, here + (w * (points[1] - points[0])).sum(1)))
     ways = fab.to_plane(points, w, heights, norm)
-    reference = projection_linf if norm == "Linf" else projection_l2
+    reference = {"Linf": projection_linf, "L2": projection_l2, "L1": projection_l1}[norm]
     b = (w * points[0]).sum(1) - here
     expected = reference(points.flatten(0, 1), torch.cat((w, w)), torch.cat((b, b))).view_as(points)
     left = (heights + (w * ways).sum(2)).abs()
     reachable = left < 1e-3 * heights.abs().clamp(min=1)
     assert reachable.float().mean() > (0.3 if hard else 0.9)
-    size = (lambda v: v.abs().amax(2)) if norm == "Linf" else (lambda v: v.norm(dim=2))
+    order = {"Linf": math.inf, "L2": 2, "L1": 1}[norm]
+
+    def size(ways: Tensor) -> Tensor:
+        return ways.norm(order, dim=2)
+
     assert torch.allclose(size(ways)[reachable], size(expected)[reachable], rtol=2e-2, atol=1e-5)
     assert ((points + ways).clamp(0, 1) - points - ways).abs().max() < 1e-6
     # Where there is not enough room, all of it is used.
@@ -268,7 +273,7 @@ def test_the_way_to_a_plane_is_the_shortest(norm: str, hard: bool) -> None:
 
 def test_the_way_to_a_plane_without_slope_or_distance_is_none() -> None:
     points = torch.rand(2, 3, 5)
-    for norm in ("Linf", "L2"):
+    for norm in ("Linf", "L2", "L1"):
         assert not fab.to_plane(points, torch.zeros(3, 5), torch.randn(2, 3), norm).any()
         assert not fab.to_plane(points, torch.randn(3, 5), torch.zeros(2, 3), norm).any()
         plain, tiny = (
@@ -277,13 +282,59 @@ def test_the_way_to_a_plane_without_slope_or_distance_is_none() -> None:
         assert torch.allclose(plain, tiny, atol=1e-6)
 
 
-def test_the_pyramids_of_square_are_the_authors() -> None:
-    reference = SquareAttack(None, norm="L2", eps=1.0, device="cpu")
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_the_pyramids_of_square_are_the_authors(norm: str) -> None:
+    reference = SquareAttack(None, norm=norm, eps=1.0, device="cpu")
     for side in (1, 2, 3, 5, 7, 12, 25):
         with forked(side):
             expected = reference.eta(side)
-        found = [square._pyramids(side, turned, torch.device("cpu")) for turned in (False, True)]
+        found = [square._pyramids(side, turned, torch.device("cpu"), norm) for turned in (False, True)]
         assert min((expected - shape).abs().max() for shape in found) < 1e-6
+
+
+def test_projections_onto_l1_are_the_authors() -> None:
+    x = torch.rand(20, 3, 6, 6)
+    delta = torch.randn(x.shape) * torch.logspace(-2, 1, 20).reshape(-1, 1, 1, 1)
+    theirs = x + delta + pyautoattack.autopgd_base.L1_projection(x, delta, 3.0)
+    assert torch.allclose(ops.projection(x, 3.0, "L1")(x + delta), theirs, atol=1e-4)  # their sums are rounded more
+
+
+@pytest.mark.slow
+def test_apgd_in_l1_climbs_as_the_authors_from_the_same_start(digits: SimpleNamespace) -> None:
+    """The three balls, and the number of values that move in a step."""
+    net, batch = digits.net, digits.batch.select(torch.arange(60))
+    reference = pyautoattack.autopgd_base.APGDAttack(
+        net, n_iter=50, norm="L1", eps=1.5, device="cpu", logger=logging.getLogger("auto-attack"), loss="ce",
+        use_largereps=True,
+    )  # fmt: skip
+    reference.init_hyperparam(batch.x)
+    numbers = torch.randn(batch.x.shape)
+    with forked(0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "randn_like", lambda x: numbers.clone())
+        _, acc, best, _ = reference.decr_eps_pgd(batch.x, batch.y, [4.5, 3.0, 1.5], [15, 15, 20])
+    target = FakeTarget(net, batch.y, L1)
+    target.noise = Given(numbers)
+    found = apgd.climb_l1(batch.x, target, ApgdCe.loss, ThreatModel("L1", 1.5, 0.4), steps=50, stop=False)
+    # Values whose slopes are nearly equal change places by rounding: half the ways stay the same to the end.
+    assert torch.isclose(found.score, best, rtol=2e-2, atol=1e-2).float().mean() >= 0.4
+    assert (found.score - best).mean().abs() < 0.05 * best.mean()
+    assert torch.allclose(ApgdCe.loss(net(found.images), batch.y, None), found.score, atol=1e-4)
+    stopped = apgd.climb_l1(batch.x, target, ApgdCe.loss, ThreatModel("L1", 1.5, 0.4), steps=50)
+    assert (stopped.fooled == ~acc).float().mean() >= 0.9
+
+
+@pytest.mark.parametrize("norm", ["L0", "L0-values"])
+@pytest.mark.parametrize("name", OURS)
+def test_in_l0_there_is_another_attack(name: str, norm: str) -> None:
+    with pytest.raises(Refused, match=f"knows the balls of Linf, L2, L1 alone; in {norm} there is pgd"):
+        run_attack(make(name), tiny_net(), tiny_batch(2), ThreatModel(norm, 3, 0.75))
+
+
+def test_autoattack_in_l1_has_the_authors_restarts_and_targets() -> None:
+    parts = AutoAttack().parts("L1")
+    assert (parts["apgd-ce"].restarts, parts["apgd-t"].targets, parts["fab-t"].targets) == (5, 5, 9)
+    parts = AutoAttack().parts("L2")
+    assert (parts["apgd-ce"].restarts, parts["apgd-t"].targets) == (1, 9)
 
 
 def test_ratio_of_logits() -> None:
