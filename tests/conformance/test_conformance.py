@@ -52,6 +52,7 @@ ATTACKS = {
     "cw-l2": {"optimum": 0},  # looks for the nearest image, not for the worst one of a ball
     "ddn": {"optimum": 0},  # the same
     "jsma": {"optimum": 0, "eps": math.inf},  # counts pixels: its ball is neither Linf nor L2
+    "msd": {"optimum": 0, "eps": math.inf},  # each image in one of several balls
     "n-fgsm": {"optimum": 0, "eps": math.inf},  # noise twice as large as the step, and no ball
     "noise": {"optimum": 0},
     "pgd-joint": {"optimum": 0},  # looks for where student and teacher differ

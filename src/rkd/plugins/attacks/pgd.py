@@ -125,7 +125,7 @@ def search(
     x_adv = x if start == "none" else x + _noise(x, target, threat, start)
     if start_clip and start != "none":
         x_adv = project(x_adv)
-    for length in _lengths(threat, steps):
+    for length in step_lengths(threat, steps):
         _, gradient = target.gradient(x_adv)
         if threat.norm not in BOXES:
             gradient = ops.inward(gradient, x_adv)
@@ -133,7 +133,7 @@ def search(
     return x_adv.clamp(0, 1) if clip == "end" else x_adv
 
 
-def _lengths(threat: ThreatModel, steps: int) -> list[float]:
+def step_lengths(threat: ThreatModel, steps: int) -> list[float]:
     """The length of each step: in L0, where eps counts pixels, a share of the range [0, 1]."""
     if threat.norm not in ("L0", "L0-values"):
         return [threat.step_size] * steps
