@@ -166,20 +166,24 @@ def attacker(subject: Any, arguments: argparse.Namespace) -> ThreatModel:
 
 
 def theirs(run: Path, arguments: argparse.Namespace, engine: str) -> Attack:
-    """The package as it is: version standard, the net in eval mode with frozen weights."""
-    from pyautoattack import AutoAttack as Theirs
-
     subject, data = loaded(run, arguments.data_dir)
-    net, threat = subject.net, attacker(subject, arguments)
+    threat = attacker(subject, arguments)
 
     def attack(part: Tensor, seed: int) -> dict[str, Any]:
-        x, y = data.test.images(part), data.test.labels[part]
-        it = Theirs(net, norm=threat.norm, eps=threat.eps, seed=seed, device="cpu")
-        x_adv, _ = it.run_standard_evaluation(x, y)  # 250 images at a time
-        with torch.no_grad():
-            return {"right": ((net(x).argmax(1) == y) & (net(x_adv).argmax(1) == y)).tolist()}
+        return {"right": reference(subject.net, data.test.images(part), data.test.labels[part], threat, seed)}
 
     return attack
+
+
+def reference(net: Any, x: Tensor, y: Tensor, threat: ThreatModel, seed: int = 0) -> list[bool]:
+    """Which images withstand the package as it is: version standard, the net in eval mode with frozen weights, on the
+    device of the images."""
+    from pyautoattack import AutoAttack as Theirs
+
+    it = Theirs(net, norm=threat.norm, eps=threat.eps, seed=seed, device=str(x.device))
+    x_adv, _ = it.run_standard_evaluation(x, y)  # 250 images at a time
+    with torch.no_grad():
+        return ((net(x).argmax(1) == y) & (net(x_adv).argmax(1) == y)).tolist()
 
 
 def ours(run: Path, arguments: argparse.Namespace, engine: str) -> Attack:

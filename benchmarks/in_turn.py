@@ -88,11 +88,11 @@ def machine() -> dict[str, Any]:
     return {"cpu": cpu_name(), "cores": os.cpu_count(), "load": load, "python": platform.python_version()}
 
 
-def make_images(path: Path) -> None:
+def make_images(path: Path, count: int = IMAGES) -> None:
     import numpy as np
 
     draw = np.random.default_rng(0)
-    images, labels = draw.integers(0, 256, (IMAGES, 32, 32, 3), dtype=np.uint8), np.arange(IMAGES) % 10
+    images, labels = draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8), np.arange(count) % 10
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez(path, x_train=images, y_train=labels, x_test=images[:100], y_test=labels[:100])
 

@@ -18,7 +18,7 @@ import argparse
 import json
 import os
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,17 +43,19 @@ def plain_step(job: dict[str, Any]) -> Callable[[], float]:
     import torch
     import torch.nn.functional as F
 
+    device = torch.device(job.get("device", "cpu"))
+
     def net(name: str) -> Any:
         from rkd.api import catalog
 
-        return catalog().create("model", name)((3, 32, 32), 10)
+        return catalog().create("model", name)((3, 32, 32), 10).to(device)
 
     torch.manual_seed(0)
     student, robust = net(job["student"]), net(job["teacher"]).eval()
-    clean = net(CLEAN_TEACHER).eval() if job["method"] == "mtard" else None
+    clean = net(job.get("clean", CLEAN_TEACHER)).eval() if job["method"] == "mtard" else None
     optimizer = torch.optim.SGD(student.parameters(), lr=LR, momentum=0.9, weight_decay=2e-4)
-    images = torch.randint(0, 256, (IMAGES, 3, 32, 32)) / 255
-    labels = torch.arange(IMAGES) % 10
+    images = (torch.randint(0, 256, (IMAGES, 3, 32, 32)) / 255).to(device)
+    labels = (torch.arange(IMAGES) % 10).to(device)
     first: list[tuple[float, float]] = []
     weight_clean = 0.5
     place = 0
@@ -110,11 +112,23 @@ def plain_step(job: dict[str, Any]) -> Callable[[], float]:
 
 def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     """One step of rkd's own training loop. Returns the loss."""
+    from rkd.core.trainer import advance
+
+    run, stream = rkd_run(job)
+
+    def step() -> float:
+        advance(run, next(stream))
+        return float(run.loss_value)
+
+    return step
+
+
+def rkd_run(job: dict[str, Any]) -> tuple[Any, Iterator[Any]]:
+    """A run that has been started, and its batches without end. Nets have random weights."""
     import torch
 
     from rkd.api import catalog
     from rkd.core.random import forked
-    from rkd.core.trainer import advance
     from rkd.nets.net import Net, NetTeacher
     from rkd.registry.config import RunConfig
     from rkd.training import teacher_cache
@@ -123,11 +137,11 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
 
     with forked(0):
         nets = {role: catalog().create("model", name)((3, 32, 32), 10) for role, name in
-                (("robust", job["teacher"]), ("clean", CLEAN_TEACHER))}  # fmt: skip
-    loss = "mtard-anl" if job["method"] == "mtard" else "rslad"
-    roles = ("robust", "clean") if job["method"] == "mtard" else ("robust",)
+                (("robust", job["teacher"]), ("clean", job.get("clean", CLEAN_TEACHER)))}  # fmt: skip
+    loss = "mtard-anl" if job["method"] == "mtard" else job["method"]
+    roles = {"mtard": ("robust", "clean"), "rslad": ("robust",)}.get(job["method"], ())
     table: dict[str, Any] = {
-        "loss": {"name": loss, "reduction": "mean"},
+        "loss": {"name": loss, "reduction": "mean"} if roles else {"name": loss},
         "student": {"model": job["student"], "normalize": "none"},
         "data": {"name": f"npz:{job['images']}", "validation": 0},
         "augments": {"crop": {}, "flip": {}},
@@ -136,7 +150,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
         "batch_size": job["batch"],
         "optimizer": {"lr": LR},
         "epochs": 1000,  # a long training: what is measured at its start pays
-        "device": "cpu",
+        "device": job.get("device", "cpu"),
         "precision": job["kind"],
         **job.get("settings", {}),
     }
@@ -147,6 +161,8 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
     if job["kind"] == "bf16":
         for teacher in teachers.values():
             teacher.net.autocast = torch.bfloat16  # as rkd.workflow.preparing.teachers does
+    for teacher in teachers.values():
+        teacher.net.to(plan.config.device)
     run = build(plan, catalog(), teachers)
     accelerate(run, plan.config.engine)
     run.hooks.hook.rkd_run_start(run=run)
@@ -160,13 +176,7 @@ def rkd_step(job: dict[str, Any]) -> Callable[[], float]:
                         yield batch
                 run.state.epoch += 1
 
-    stream = batches()
-
-    def step() -> float:
-        advance(run, next(stream))
-        return float(run.loss_value)
-
-    return step
+    return run, batches()
 
 
 def work(job: dict[str, Any]) -> None:
