@@ -59,7 +59,7 @@ SHARES = {"correctness": 100, "steps": 170, "waiting": 30, "epoch": 40, "autoatt
 SOFT = 0.85
 """The share of a part's time after which no case begins. At its end the part is stopped."""
 
-FP32, BF16 = 0.05, 0.25
+FP32, BF16 = 0.05, 0.5
 """How far the update of two steps may be off the CPU's in float32, as a share of its length. Rounding alone turns the
 sign of gradients that are nearly 0, and a search takes a whole step that way: `--device cpu`, where fused copies stand
 for another device, shows how far that goes."""
