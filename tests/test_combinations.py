@@ -16,7 +16,8 @@ from rkd.workflow.resolve import load_data, resolve
 
 CATALOG = load_catalog()
 DIGITS = load_data(RunConfig(), CATALOG)
-EVALUATION_ONLY = {"autoattack-reference", "transfer"}  # no option makes the one short; the other needs a second net
+EVALUATION_ONLY = {"autoattack-reference", "transfer", "sigma-zero"}
+"""No option makes the first one short, the second needs another net, the third knows no ball of Linf."""
 ATTACKS = [None, *(name for name in CATALOG.names("attack") if name not in EVALUATION_ONLY)]
 SHORT = {"steps": 2, "queries": 4, "targets": 1, "searches": 1, "candidates": 2, "fraction": 0.02}
 SCHEDULERS = [None, *CATALOG.names("scheduler")]

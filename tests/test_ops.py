@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rkd import ops
 from rkd.core.random import Noise
+from rkd.core.types import Norm
 
 K = 5
 
@@ -333,3 +334,15 @@ def test_steps_in_l1_take_the_largest_slopes() -> None:
     assert not ops.steepest(torch.zeros_like(slope), "L1").any()
     edge = torch.tensor([[[[1.0, 0.0], [1.0, 0.5]]]])
     assert torch.equal(ops.inward(slope, edge), torch.zeros_like(slope))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1", "L0", "L0-values"])
+@pytest.mark.parametrize("clamp", [True, False])
+def test_projections_take_a_radius_for_each_image(norm: Norm, clamp: bool) -> None:
+    x, wild = torch.rand(6, 3, 4, 4), 0.5 + 2 * torch.randn(6, 3, 4, 4)
+    radii = torch.tensor([1.0, 3.0, 2.0, 40.0, 5.0, 0.0])
+    radii = radii / 10 if norm in ("Linf", "L2") else radii
+    together = ops.projection(x, radii, norm, clamp)(wild.clone())
+    for row, eps in enumerate(radii.tolist()):
+        alone = ops.projection(x[row : row + 1], eps, norm, clamp)(wild[row : row + 1].clone())
+        assert torch.allclose(together[row : row + 1], alone, atol=1e-6)

@@ -95,14 +95,16 @@ def image_norm(images: Tensor, norm: Norm, start_dim: int = 1) -> Tensor:
     return torch.linalg.vector_norm(flat, ord=1 if norm == "L1" else 2, dim=-1)
 
 
-def projection(x: Tensor, eps: float, norm: Norm, clamp: bool = True) -> Callable[[Tensor], Tensor]:
-    """A function that brings images into the ball of radius `eps` around `x`, and if `clamp` then into [0, 1].
+def projection(x: Tensor, eps: float | Tensor, norm: Norm, clamp: bool = True) -> Callable[[Tensor], Tensor]:
+    """A function that brings images into the ball of radius `eps` around `x`, and if `clamp` then into [0, 1]. `eps`:
+    one for all, or of each image its own, `(B,)`.
 
     In Linf, L1 and L0 the result is the nearest image (in L2) of those in both; in L2 it lies in both, since clamping
     moves each pixel towards `x`. The function may write into its argument.
     """
     if norm == "Linf":
-        low, high = x - eps, x + eps
+        radius = per_image(eps, x) if isinstance(eps, Tensor) else eps
+        low, high = x - radius, x + radius
         if clamp:
             # x lies in both boxes, so this one clamp is the projection followed by the clamp, bit by bit.
             low, high = low.clamp_(min=0), high.clamp_(max=1)
@@ -115,21 +117,24 @@ def projection(x: Tensor, eps: float, norm: Norm, clamp: bool = True) -> Callabl
     def project(x_adv: Tensor) -> Tensor:
         delta = x_adv - x
         # Inside the ball the factor is eps / eps = 1.
-        delta *= per_image(eps / image_norm(delta, "L2").clamp_(min=max(eps, TINY)), x)
+        length = image_norm(delta, "L2").clamp_(min=TINY)
+        delta *= per_image(eps / (torch.maximum(length, eps) if isinstance(eps, Tensor) else length.clamp_(min=eps)), x)
         delta += x
         return delta.clamp_(0, 1) if clamp else delta
 
     return project
 
 
-def _project_l1(x: Tensor, x_adv: Tensor, eps: float, clamp: bool) -> Tensor:
+def _project_l1(x: Tensor, x_adv: Tensor, eps: float | Tensor, clamp: bool) -> Tensor:
     """The nearest change is sign(d) min(max(|d| - t, 0), room), with the one t >= 0 for which its L1 norm is eps, or 0
     if it is shorter (Croce and Hein, 2021). As t falls the norm grows along a line between any two of the |d| and
     |d| - room: sorted, their sums tell between which t lies."""
     delta = (x_adv - x).flatten(1)
     size, flat = delta.abs(), x.flatten(1)
     room = torch.where(delta > 0, 1 - flat, flat) if clamp else torch.full_like(size, torch.inf)
-    if eps <= 0:
+    if isinstance(eps, Tensor):
+        eps = eps.unsqueeze(1)
+    elif eps <= 0:
         return x.clone()
     knots = torch.cat((size, (size - room).clamp_(min=0)), 1)
     knots, order = knots.sort(1, descending=True)
@@ -147,24 +152,29 @@ def _project_l1(x: Tensor, x_adv: Tensor, eps: float, clamp: bool) -> Tensor:
         t = (t + torch.where(inside, 0.0, (change.sum(1, keepdim=True) - eps) / moving)).clamp_(min=0)
     change = torch.minimum((size - t).clamp_(min=0), room)
     least = eps * (1 - 1e-6)  # room for the rounding of x + change
-    change *= least / change.sum(1, keepdim=True).clamp_(min=max(least, TINY))
+    length = change.sum(1, keepdim=True).clamp_(min=TINY)
+    change *= least / (torch.maximum(length, least) if isinstance(least, Tensor) else length.clamp_(min=least))
     moved = torch.copysign(change, delta).view_as(x) + x
     return moved.clamp_(0, 1) if clamp else moved
 
 
-def _project_l0(x: Tensor, x_adv: Tensor, eps: float, norm: Norm, clamp: bool) -> Tensor:
+def _project_l0(x: Tensor, x_adv: Tensor, eps: float | Tensor, norm: Norm, clamp: bool) -> Tensor:
     """Changes stay where leaving them out would cost the most distance (Croce and Hein, 2019)."""
     best = x_adv.clamp(0, 1) if clamp else x_adv
     return _keep_largest(x, best, (x_adv - x).square() - (x_adv - best).square(), eps, norm)
 
 
-def _keep_largest(x: Tensor, changed: Tensor, gain: Tensor, eps: float, norm: Norm) -> Tensor:
+def _keep_largest(x: Tensor, changed: Tensor, gain: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
     """`changed` at the `eps` pixels or values of the largest `gain (B, C, H, W)` in which it differs, else `x`."""
     if norm == "L0" and x.ndim > 2:
         gain = gain.sum(1, keepdim=True)
     flat = gain.flatten(1)
-    count = int(min(eps + 1e-6, flat.shape[1]))
-    kept = torch.zeros_like(flat, dtype=torch.bool).scatter_(1, flat.topk(count, dim=1).indices, True)
+    kept = torch.zeros_like(flat, dtype=torch.bool)
+    if isinstance(eps, Tensor):
+        within = torch.arange(flat.shape[1], device=eps.device) < (eps + 1e-6).floor_().unsqueeze(1)
+        kept.scatter_(1, flat.argsort(dim=1, descending=True), within)
+    else:
+        kept.scatter_(1, flat.topk(int(min(eps + 1e-6, flat.shape[1])), dim=1).indices, True)
     return torch.where(kept.view_as(gain), changed, x)
 
 

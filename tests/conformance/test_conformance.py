@@ -14,6 +14,7 @@ from rkd import ops, testing
 from rkd.core.errors import Refused, RkdError
 from rkd.core.step import AttackPlan, Step
 from rkd.core.traits import traits_of
+from rkd.core.types import ThreatModel
 from rkd.evaluation.evaluate import rehearse
 from rkd.evaluation.samples import EvalSettings
 from rkd.nets.sources import TeacherReference
@@ -45,12 +46,15 @@ OPTIONS = {
     "autoattack": {"steps": 20, "queries": 200},
     "autoattack-reference": {"queries": 50},
     **{name: {"steps": 20} for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},
-    **{name: {"steps": 50} for name in ("ddn", "fmn")},
+    **{name: {"steps": 50} for name in ("ddn", "fmn", "sigma-zero")},
 }
+L0 = ThreatModel("L0", 4, 1)
 ATTACKS = {
     "square": {"optimum": 0.1},  # random: no gradient leads it
     "cw-l2": {"optimum": 0},  # looks for the nearest image, not for the worst one of a ball
     "ddn": {"optimum": 0},  # the same
+    "fmn": {"sparse_optimum": 0.9},
+    "sigma-zero": {"plainest": L0, "sparse_optimum": 0.9},  # counts changes: another ball tells it nothing
     "jsma": {"optimum": 0, "eps": math.inf},  # counts pixels: its ball is neither Linf nor L2
     "msd": {"optimum": 0, "eps": math.inf},  # each image in one of several balls
     "n-fgsm": {"optimum": 0, "eps": math.inf},  # noise twice as large as the step, and no ball
@@ -128,7 +132,7 @@ def test_attack_can_be_rehearsed(name: str) -> None:
     plan = AttackPlan(attack, CATALOG.create("objective", "ce"))
     refused = pytest.raises(Refused, match="a teacher is needed") if name in ASKS_A_TEACHER else nullcontext()
     with refused, testing.untouched(net), counting({"net": net}) as counts:
-        rehearse(net, data.train, {name: plan}, EvalSettings(threat=data.threat))
+        rehearse(net, data.train, {name: plan}, EvalSettings(threat=ATTACKS.get(name, {}).get("plainest", data.threat)))
     assert counts["net"].forwards <= 5
 
 
@@ -155,7 +159,8 @@ def test_attack_asks_for_the_objective_or_says_that_it_has_its_own(name: str) ->
         batch = replace(batch, y=net.eval()(batch.x).argmax(1))
     plans = {"adv": AttackPlan(attack, objective)}
     teachers = testing.tiny_teachers(("robust",))
-    step = Step(batch, NetStudent(net), teachers, plans, on_query=count, on_query_others=True)
+    threat = ATTACKS.get(name, {}).get("plainest", ThreatModel())
+    step = Step(batch, NetStudent(net), teachers, plans, threat=threat, on_query=count, on_query_others=True)
     with suppress(Enough):
         step.image("adv")
     assert bool(asked) != traits_of(attack).own_objective

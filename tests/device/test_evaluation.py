@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import rkd
 from rkd.core.step import AttackPlan
 from rkd.core.traits import traits_of
+from rkd.core.types import ThreatModel
 from rkd.data.dataset import ArraySplit
 from rkd.evaluation.corruptions import corrupted_accuracy, corrupted_files_accuracy
 from rkd.evaluation.curve import curve
@@ -82,7 +83,7 @@ EVALUATED = [name for name in CATALOG.names("attack") if name != "pgd-joint"]  #
     [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in EVALUATED],
 )
 def test_every_attack(attack: str, device: torch.device) -> None:
-    threat = THREAT
+    threat = ThreatModel("L0", 4, 1) if attack == "sigma-zero" else THREAT
     if attack == "autoattack-reference":  # no option makes it short: in a ball in which nothing stands for long
         pytest.importorskip("pyautoattack")
         threat = THREAT.with_eps(0.5)

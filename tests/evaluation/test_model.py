@@ -32,9 +32,10 @@ CLASSES = 6
 ATTACKS = {
     "square": {"queries": 60}, "cw-l2": {"steps": 30, "searches": 2}, "autoattack": {"steps": 10, "queries": 30},
     "autoattack-reference": {"queries": 30}, "transfer": None, "cw": {"steps": 5}, "cw-30": {}, "jsma": {},
-    "pgd-joint": None,
+    "pgd-joint": None, "sigma-zero": None, "ddn": {"steps": 30}, "fmn": {"steps": 30},
 }  # fmt: skip
-"""Options that make them quick; `transfer` has a test of its own, and `pgd-joint` asks a teacher."""
+"""Options that make them quick; `transfer` has a test of its own, and `pgd-joint` asks a teacher,
+`sigma-zero` knows no ball of Linf."""
 NAMES = sorted(name for name in load_catalog().names("attack") if ATTACKS.get(name, {}) is not None)
 
 

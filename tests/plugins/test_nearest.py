@@ -1,4 +1,4 @@
-"""DDN and FMN against the known distance to a linear boundary, and what an evaluation tells of distances."""
+"""DDN, FMN and sigma-zero against the known distance to a linear boundary, and what an evaluation tells of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from rkd import ops
 from rkd.core.attack import Target
+from rkd.core.errors import Refused
 from rkd.core.interfaces import Attack
 from rkd.core.step import AttackPlan
 from rkd.core.traits import traits_of
@@ -20,17 +21,18 @@ from rkd.data.dataset import ArraySplit
 from rkd.evaluation.curve import curve
 from rkd.evaluation.evaluate import evaluate
 from rkd.evaluation.samples import EvalSettings
-from rkd.plugins.attacks import ddn, fmn
+from rkd.plugins.attacks import ddn, fmn, sigma_zero
 from rkd.plugins.attacks._nearest import Nearest
 from rkd.plugins.attacks.ddn import Ddn
 from rkd.plugins.attacks.fmn import Fmn
+from rkd.plugins.attacks.sigma_zero import SigmaZero
 from rkd.plugins.objectives.ce import ce
 from rkd.registry.catalog import reference_keys
 from rkd.testing import LinearNet, check_attack, tiny_batch, tiny_net
 from rkd.testing.attack import run_attack
 from rkd.testing.tiny import Scaled
 
-DISTANCE: dict[Norm, float] = {"Linf": 0.02, "L2": 0.2}
+DISTANCE: dict[Norm, float] = {"Linf": 0.02, "L2": 0.2, "L1": 0.4}
 """To the boundary, in each norm: small enough that [0, 1] is far away."""
 SEARCHES = [(Ddn, "L2"), *((Fmn, norm) for norm in DISTANCE)]
 
@@ -39,7 +41,7 @@ def problem(norm: Norm) -> tuple[nn.Module, Batch]:
     """A linear net and images at that distance from its boundary, far from 0 and 1."""
     net, batch = tiny_net(LinearNet, classes=2), tiny_batch(6, classes=2)
     slope = ((net.arch.weight[1] - net.arch.weight[0]).detach() / 0.25).reshape(batch.x.shape[1:])
-    reach = DISTANCE[norm] * {"Linf": slope.abs().sum(), "L2": slope.norm()}[norm]
+    reach = DISTANCE[norm] * {"Linf": slope.abs().sum(), "L2": slope.norm(), "L1": slope.abs().max()}[norm]
     side = (1 - 2 * batch.y.float()).reshape(-1, 1, 1, 1)
     x = 0.3 + 0.4 * batch.x
     with torch.no_grad():
@@ -51,6 +53,38 @@ def problem(norm: Norm) -> tuple[nn.Module, Batch]:
 @pytest.mark.parametrize(("attack", "optimum"), [(Ddn(steps=100), 0), (Fmn(steps=100), 0.9)], ids=["ddn", "fmn"])
 def test_keeps_the_promises_of_an_attack(attack: Attack, optimum: float) -> None:
     check_attack(attack, optimum=optimum)
+
+
+@pytest.mark.slow
+def test_sigma_zero_keeps_them_where_changes_are_counted() -> None:
+    check_attack(SigmaZero(steps=100), plainest=ThreatModel("L0", 4, 1))
+
+
+@pytest.mark.parametrize("norm", ["L0", "L0-values"])
+@pytest.mark.parametrize("search", [SigmaZero, Fmn])
+def test_counts_of_changes_are_the_fewest_possible_or_nearly(search: type, norm: Norm) -> None:
+    net, batch = tiny_net(LinearNet, classes=2), tiny_batch(12, classes=2)
+    x = 0.3 + 0.4 * batch.x
+    with torch.no_grad():
+        batch = replace(batch, x=x, y=net(x).argmax(1))
+        lead = ops.margin(net(x), batch.y)
+    slope = (net.arch.weight[1] - net.arch.weight[0]).detach().reshape(1, *x.shape[1:]) / 0.25
+    slope = slope * (1 - 2 * ops.per_image(batch.y, x))  # uphill for the other class
+    gains = torch.where(slope > 0, 1 - x, x) * slope.abs()
+    gains = gains.sum(1) if norm == "L0" else gains
+    fewest = (gains.flatten(1).sort(1, descending=True).values.cumsum(1) < lead.unsqueeze(1)).sum(1) + 1
+    assert len(fewest.unique()) > 2
+    x_adv = run_attack(search(steps=200, bounded=False), net, batch, ThreatModel(norm, 1, 1), classes=2)
+    assert not ops.correct(net(x_adv), batch.y).any()
+    found = ops.image_norm(x_adv - x, norm)
+    assert (found >= fewest).all() and (found <= fewest + 1).all(), (found, fewest)
+    assert (found == fewest).double().mean() >= 0.7, (found, fewest)
+
+
+def test_sigma_zero_refuses_balls_in_which_nothing_is_counted() -> None:
+    net, batch = problem("L2")
+    with pytest.raises(Refused, match="L0, L0-values alone"):
+        run_attack(SigmaZero(), net, batch, ThreatModel("Linf", 0.1, 0.1))
 
 
 @pytest.mark.parametrize(("search", "norm"), SEARCHES, ids=str)
@@ -195,6 +229,12 @@ def test_an_evaluation_tells_the_distances_and_the_whole_curve_for_one_search() 
         (Fmn, {"steps": 20_000}, "steps"),
         (Fmn, {"gamma": 0.0}, "gamma"),
         (Fmn, {"step": 0.0}, "step must"),
+        (SigmaZero, {"steps": 0}, "steps"),
+        (SigmaZero, {"lr": 0.0}, "lr must"),
+        (SigmaZero, {"sigma": 0.0}, "sigma must"),
+        (SigmaZero, {"tau": 1.5}, "tau"),
+        (SigmaZero, {"norm": "L2"}, "norm must be one of"),
+        (SigmaZero, {"norm": "L0", "eps": 0.5}, "number of pixels"),
         (Fmn, {"norm": "L3"}, "norm must be one of"),
         (Fmn, {"eps": 8.0, "norm": "Linf"}, "8/255"),
     ],
@@ -205,9 +245,9 @@ def test_nonsense_is_refused(search: type, options: dict, word: str) -> None:
 
 
 def test_names_and_citations() -> None:
-    for module, name in ((ddn, "ddn"), (fmn, "fmn")):
+    for module, name, steps in ((ddn, "ddn", 300), (fmn, "fmn", 300), (sigma_zero, "sigma-zero", 1000)):
         attack = module.rkd_attacks()[name]()
-        assert isinstance(attack, Attack) and attack.bounded and attack.mode == "eval" and attack.steps == 300
+        assert isinstance(attack, Attack) and attack.bounded and attack.mode == "eval" and attack.steps == steps
         assert traits_of(attack).any_radius and traits_of(attack).confirms
         assert len(reference_keys(inspect.getdoc(module))) == 1
     assert math.isclose(Ddn().gamma, 0.05)

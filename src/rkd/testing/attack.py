@@ -19,6 +19,7 @@ from rkd.core.traits import name_of, traits_of
 from rkd.core.types import Batch, Mode, Norm, ThreatModel
 from rkd.data.dataset import check_images
 from rkd.nets.student import NetStudent
+from rkd.storage.text import fraction
 
 from .state import promise, require, untouched
 from .tiny import CLASSES, FlatNet, LinearNet, Scaled, cross_entropy, tiny_batch, tiny_net, tiny_step, tiny_teachers
@@ -31,7 +32,7 @@ THREATS = (LINF, L2, ThreatModel("L1", 0.8, 0.2), ThreatModel("L0", 4, 1), Threa
 @promise
 def check_attack(
     attack: Attack, *, eps: float | None = None, optimum: float = 0.9, sparse_optimum: float = 0,
-    needs_gradient: bool = True,
+    needs_gradient: bool = True, plainest: ThreatModel = LINF,
 ) -> None:  # fmt: skip
     """Raise AssertionError unless `attack` keeps the promises of `rkd.plugin.Attack`.
 
@@ -39,24 +40,26 @@ def check_attack(
     it does not take the target's. `optimum`: the share of the best possible gain that it must reach on a linear net,
     where it does not fool it with less (lower for searches without gradients, 0 for those that guarantee nothing).
     `sparse_optimum`: the same in L1 and L0, where plain steps along the gradient stop at 0 and 1 far from the best.
-    `needs_gradient`: whether it must at least hold still where there is no gradient. There is one teacher to ask.
+    `needs_gradient`: whether it must at least hold still where there is no gradient. `plainest`: a ball that it must
+    know, in which most is tried. There is one teacher to ask.
     """
     who = type(attack).__name__
-    _check_traits(attack, who)
+    _check_traits(attack, plainest, who)
     batch = tiny_batch()
     for threat in THREATS:
         radius = threat.eps if eps is None else eps
         try:
             x_adv = run_attack(attack, tiny_net(), batch, threat)
         except RkdError as error:
-            require(threat.norm != "Linf", f"{who} refuses the plainest of threats, Linf 8/255: {error}")
+            where = f"{plainest.norm} {fraction(plainest.eps)}"
+            require(threat.norm != plainest.norm, f"{who} refuses the plainest of threats, {where}: {error}")
             continue
         _check_images(x_adv, batch.x, radius, threat, who)
         _check_optimum(attack, threat, radius, optimum if threat in (LINF, L2) else sparse_optimum, who)
-    _check_respect(attack, who)
-    _check_reproducible(attack, who)
-    _check_hard_nets(attack, LINF.eps if eps is None else eps, needs_gradient, who)
-    _check_restarts(attack, who)
+    _check_respect(attack, plainest, who)
+    _check_reproducible(attack, plainest, who)
+    _check_hard_nets(attack, plainest, plainest.eps if eps is None else eps, needs_gradient, who)
+    _check_restarts(attack, plainest, who)
 
 
 @promise
@@ -128,7 +131,7 @@ class _Score:
         return x
 
 
-def _check_traits(attack: Attack, who: str) -> None:
+def _check_traits(attack: Attack, threat: ThreatModel, who: str) -> None:
     """What the attack declares is true of it."""
     traits = traits_of(attack)
     norms = (None, *get_args(Norm))
@@ -152,7 +155,7 @@ def _check_traits(attack: Attack, who: str) -> None:
     with torch.no_grad():
         batch = dataclasses.replace(batch, y=net.eval()(batch.x).argmax(1))  # many need nothing where the net is wrong
     net.register_forward_pre_hook(lambda _, x: differentiated.append(x[0].requires_grad and torch.is_grad_enabled()))
-    run_attack(attack, net, batch, objective=objective)
+    run_attack(attack, net, batch, threat, objective)
     require(bool(asked) or traits.own_objective, f"{who} never asks for target.score: declare own_objective=True")
     require(not asked or not traits.own_objective, f"{who} declares own_objective, and asks for target.score")
     require(not (traits.black_box and any(differentiated)), f"{who} declares black_box, and takes gradients")
@@ -199,7 +202,7 @@ def _check_optimum(attack: Attack, threat: ThreatModel, eps: float, optimum: flo
         require((found >= clean - 1e-4).all(), f"{who} makes images less adversarial than they were ({threat.norm})")
 
 
-def _check_respect(attack: Attack, who: str) -> None:
+def _check_respect(attack: Attack, threat: ThreatModel, who: str) -> None:
     """The net is left as it was, in each mode, also where it fails in the middle and where the caller has no grad."""
     modes: list[Any] = [attack]
     if dataclasses.is_dataclass(attack) and any(f.name == "mode" for f in dataclasses.fields(attack)):
@@ -220,31 +223,31 @@ def _check_respect(attack: Attack, who: str) -> None:
 
         with untouched(net, buffers=mode != "train", who=f"{who} in mode {mode}"):
             with torch.no_grad():
-                run_attack(variant, net, batch)
+                run_attack(variant, net, batch, threat)
             failing = net.register_forward_pre_hook(fail_at_the_second)
             with contextlib.suppress(_Broken):
-                run_attack(variant, net, batch)
+                run_attack(variant, net, batch, threat)
             failing.remove()
         require(torch.equal(batch.x, before), f"{who} must not change the images it is given")
         require(not batch.x.requires_grad, f"{who} must not ask for gradients of the images it is given")
 
 
-def _check_reproducible(attack: Attack, who: str) -> None:
+def _check_reproducible(attack: Attack, threat: ThreatModel, who: str) -> None:
     net, batch = tiny_net(LinearNet), tiny_batch()
-    x_adv = run_attack(attack, net, batch)
+    x_adv = run_attack(attack, net, batch, threat)
     require(
-        torch.equal(x_adv, run_attack(attack, net, batch)),
+        torch.equal(x_adv, run_attack(attack, net, batch, threat)),
         f"{who} finds other images the second time: draw from target.noise alone",
     )
     for keep in (torch.tensor([6, 0, 3]), torch.tensor([5]), torch.tensor([2, 1])):
-        part = run_attack(attack, net, batch.select(keep))
+        part = run_attack(attack, net, batch.select(keep), threat)
         require(
             torch.allclose(part, x_adv[keep], atol=1e-6),
             f"{who}: what it finds for an image depends on the other images of the batch",
         )
 
 
-def _check_hard_nets(attack: Attack, eps: float, needs_gradient: bool, who: str) -> None:
+def _check_hard_nets(attack: Attack, threat: ThreatModel, eps: float, needs_gradient: bool, who: str) -> None:
     batch = tiny_batch()
     for name, net in (
         ("a net without any gradient", FlatNet()),
@@ -252,13 +255,13 @@ def _check_hard_nets(attack: Attack, eps: float, needs_gradient: bool, who: str)
         ("a net with logits around 1e-6", Scaled(tiny_net(), 1e-6)),
     ):
         if needs_gradient or not isinstance(net, FlatNet):
-            _check_images(run_attack(attack, net, batch), batch.x, eps, LINF, f"on {name}, {who}")
+            _check_images(run_attack(attack, net, batch, threat), batch.x, eps, threat, f"on {name}, {who}")
     with contextlib.suppress(RkdError):
         soft = tiny_batch(soft=True)
-        _check_images(run_attack(attack, tiny_net(), soft), soft.x, eps, LINF, f"under soft labels, {who}")
+        _check_images(run_attack(attack, tiny_net(), soft, threat), soft.x, eps, threat, f"under soft labels, {who}")
 
 
-def _check_restarts(attack: Attack, who: str) -> None:
+def _check_restarts(attack: Attack, threat: ThreatModel, who: str) -> None:
     if not dataclasses.is_dataclass(attack) or not any(f.name == "restarts" for f in dataclasses.fields(attack)):
         return
     try:
@@ -269,7 +272,7 @@ def _check_restarts(attack: Attack, who: str) -> None:
     batch = tiny_batch(16)
     with torch.no_grad():
         batch = dataclasses.replace(batch, y=net.eval()(batch.x).argmax(1))
-        found = [net(run_attack(variant, net, batch)) for variant in (once, often)]
+        found = [net(run_attack(variant, net, batch, threat)) for variant in (once, often)]
     fooled = [~ops.correct(logits, batch.y) for logits in found]
     score = [ops.cross_entropy(logits, batch.y) for logits in found]
     require(not (fooled[0] & ~fooled[1]).any(), f"{who}: with more restarts an image is no longer fooled")

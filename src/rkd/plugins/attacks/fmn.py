@@ -1,4 +1,4 @@
-"""Fast minimum norm (FMN): the nearest image in Linf or L2, by a step uphill and a projection onto a ball whose radius
+"""Fast minimum norm (FMN): the nearest image in any norm, by a step uphill and a projection onto a ball whose radius
 follows the boundary.
 
     m         = max_{k != y} z_k(x + d) - z_y(x + d),     w = ∇m
@@ -8,8 +8,10 @@ follows the boundary.
     d        <- P_radius(d + step w / ‖w‖_2)
     x + d    <- clamp(x + d, 0, 1)
 
-Step and gamma fall by a cosine, from 1 to 0.01 and from 0.05 to 0.001. The dual norm is L1 for Linf, L2 for L2. One
-algorithm serves the ball's norm, whichever it is; the nearest image that fooled the net is kept.
+Step and gamma fall by a cosine, from 1 to 0.01 and from 0.05 to 0.001. The dual norm is L1 for Linf, L2 for L2 and the
+largest entry for L1. One algorithm serves the ball's norm, whichever it is; the nearest image that fooled the net is
+kept. In L0, which has no slope, the radius is a number of pixels (or values) that begins at 1, and moves by the share
+gamma and at least by 1. In L2 the change is brought onto the surface of the ball, also from within.
 
 References: pintor2021fast
 
@@ -25,6 +27,7 @@ L2 on a net of MNIST, every fifth).
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -34,9 +37,10 @@ from torch import Tensor
 from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl, ops, value_and_grad
 
 from ._nearest import Nearest, annealed, farthest, search_nearest
-from ._options import BOXES, attacker, check_search
+from ._options import attacker, check_search
 
-_DUAL: dict[Norm, float] = {"Linf": 1, "L2": 2}
+_DUAL: dict[Norm, float] = {"Linf": 1, "L2": 2, "L1": math.inf}
+_COUNTS: tuple[Norm, ...] = ("L0", "L0-values")
 
 
 @dataclass
@@ -61,7 +65,7 @@ class Fmn:
     )
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, knows=BOXES, steps=self.steps)
+        check_search(self.eps, self.norm, self.mode, steps=self.steps)
         if not self.step > 0:
             raise ValueError(f"step must be greater than 0, got {self.step:g}")
         if not 0 < self.gamma < 1:
@@ -70,7 +74,7 @@ class Fmn:
     @torch.no_grad()
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1]. `steps` forwards, and a gradient less, for each image."""
-        threat = attacker(target, self.eps, self.norm, knows=BOXES)
+        threat = attacker(target, self.eps, self.norm)
 
         def search(x: Tensor, target: Target) -> Nearest:
             return self._search(x, target, threat.norm)
@@ -79,31 +83,36 @@ class Fmn:
 
     def _search(self, x: Tensor, target: Target, norm: Norm) -> Nearest:
         near, most = Nearest(x, target, norm, self.steps), farthest(x, norm)
-        radius = x.new_full((len(x),), torch.inf)
+        radius = torch.ones_like(most) if norm in _COUNTS else torch.full_like(most, torch.inf)
         x_adv = x
         for done in range(self.steps - 1):
             gamma = annealed(self.gamma, self.gamma / 50, done, self.steps)
             logits, lead, gradient = value_and_grad(target, x_adv, lambda logits: -ops.margin(logits, target.y))
             fooled, far = near.note(x_adv, logits)
             gradient = gradient.nan_to_num(0, 0, 0)
-            slope = torch.linalg.vector_norm(gradient.flatten(1), ord=_DUAL[norm], dim=1).clamp_(min=1e-12)
-            beyond = (far + lead.abs() / slope) * (1 + self.gamma)
-            out = torch.where(near.distance.isfinite(), radius * (1 + gamma), beyond)
-            radius = torch.where(fooled, torch.minimum(radius * (1 - gamma), near.distance), out)
-            radius = torch.minimum(radius, most)
+            if norm in _COUNTS:
+                smaller = torch.minimum(radius - 1, (radius * (1 - gamma)).floor())
+                larger = torch.maximum(radius + 1, (radius * (1 + gamma)).floor())
+            else:
+                slope = torch.linalg.vector_norm(gradient.flatten(1), ord=_DUAL[norm], dim=1).clamp_(min=1e-12)
+                beyond = (far + lead.abs() / slope) * (1 + self.gamma)
+                smaller = radius * (1 - gamma)
+                larger = torch.where(near.distance.isfinite(), radius * (1 + gamma), beyond)
+            radius = torch.where(fooled, torch.minimum(smaller, near.distance), larger)
+            radius = torch.minimum(radius, most).clamp_(min=0)
             step = annealed(self.step, self.step / 100, done, self.steps)
-            delta = ops.steepest(gradient, "L2").mul_(step).add_(x_adv).sub_(x)
-            x_adv = _shrunk(delta, radius, norm).add_(x).clamp_(0, 1)
+            x_adv = _brought_in(x, ops.steepest(gradient, "L2").mul_(step).add_(x_adv), radius, norm)
         near.note(x_adv, target.logits(x_adv))
         return near
 
 
-def _shrunk(delta: Tensor, radius: Tensor, norm: Norm) -> Tensor:
-    """The changes brought into balls of `radius (B,)`; in L2 onto their surface."""
-    if norm == "Linf":
-        radius = ops.per_image(radius, delta)
-        return torch.minimum(torch.maximum(delta, -radius), radius)
-    return delta * ops.per_image(radius / ops.image_norm(delta, "L2").clamp_(min=ops.TINY), delta)
+def _brought_in(x: Tensor, x_adv: Tensor, radius: Tensor, norm: Norm) -> Tensor:
+    """The images inside [0, 1] and the balls of `radius (B,)`; in L2 from the surface of the ball."""
+    if norm != "L2":
+        return ops.projection(x, radius, norm)(x_adv)
+    delta = x_adv.sub_(x)
+    delta *= ops.per_image(radius / ops.image_norm(delta, "L2").clamp_(min=ops.TINY), x)
+    return delta.add_(x).clamp_(0, 1)
 
 
 @hookimpl
