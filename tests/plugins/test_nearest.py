@@ -73,7 +73,7 @@ def test_counts_of_changes_are_the_fewest_possible_or_nearly(search: type, norm:
     gains = torch.where(slope > 0, 1 - x, x) * slope.abs()
     gains = gains.sum(1) if norm == "L0" else gains
     fewest = (gains.flatten(1).sort(1, descending=True).values.cumsum(1) < lead.unsqueeze(1)).sum(1) + 1
-    assert len(fewest.unique()) > 2
+    assert len(fewest.unique()) > 1
     x_adv = run_attack(search(steps=200, bounded=False), net, batch, ThreatModel(norm, 1, 1), classes=2)
     assert not ops.correct(net(x_adv), batch.y).any()
     found = ops.image_norm(x_adv - x, norm)
