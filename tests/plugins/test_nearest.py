@@ -52,12 +52,12 @@ def problem(norm: Norm) -> tuple[nn.Module, Batch]:
 @pytest.mark.slow
 @pytest.mark.parametrize(("attack", "optimum"), [(Ddn(steps=100), 0), (Fmn(steps=100), 0.9)], ids=["ddn", "fmn"])
 def test_keeps_the_promises_of_an_attack(attack: Attack, optimum: float) -> None:
-    check_attack(attack, optimum=optimum)
+    check_attack(attack, optimum=optimum, sparse_optimum=optimum)
 
 
 @pytest.mark.slow
 def test_sigma_zero_keeps_them_where_changes_are_counted() -> None:
-    check_attack(SigmaZero(steps=100), plainest=ThreatModel("L0", 4, 1))
+    check_attack(SigmaZero(steps=100), sparse_optimum=0.9, plainest=ThreatModel("L0", 4, 1))
 
 
 @pytest.mark.parametrize("norm", ["L0", "L0-values"])
