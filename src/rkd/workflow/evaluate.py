@@ -381,8 +381,9 @@ def check_plans(threat: ThreatModel, shape: Shape, catalog: Catalog) -> dict[str
         "large": ("pgd", "ce", {"steps": 40, "start": "uniform", "eps": min(4 * threat.eps, most)}),
         "unbounded": ("pgd", "ce", {"steps": 100, "start": "none", "eps": most, "step_size": most / 20}),
         "margin": ("pgd", "margin", {"steps": 100, "start": "uniform"}),
-        "black-box": ("square", "margin", {"queries": 300}),
     }
+    if threat.norm not in ("L0", "L0-values"):  # which square does not know
+        wanted["black-box"] = ("square", "margin", {"queries": 300})
     known = {kind: set(catalog.names(kind)) for kind in ("attack", "objective")}
     return {
         probe: AttackPlan(catalog.create("attack", name, options), catalog.create("objective", goal))
