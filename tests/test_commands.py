@@ -106,6 +106,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "student-s0",
             "student-s1",
             "mtard-anl-small-cnn-digits-s0",
+            "iad-small-cnn-digits-s0",
             "teacher",
             "phone",
             "alone",

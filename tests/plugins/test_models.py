@@ -220,6 +220,10 @@ def test_number_of_parameters_of_options():
     assert parameters(on_meta(PapernotCNN(padding="valid"), (1, 28, 28))) == 312_202
     assert parameters(on_meta(PapernotCNN("cifar", padding="valid"))) == 1_147_978
     assert parameters(on_meta(SmallCNN(blocks=2), DIGITS)) == 74_586
+    assert parameters(on_meta(SmallCNN(stride=2), DIGITS)) == 25_978
+    with torch.device("meta"):
+        maps = SmallCNN(stride=2)((1, 28, 28), 10).features(torch.zeros(1, 1, 28, 28))
+    assert maps.shape == (1, 64, 4, 4), "a quarter of the pixels from the first convolution on"
     assert parameters(on_meta(MLP(256, 2), DIGITS)) == 65 * 256 + 257 * 256 + 257 * 10
     assert parameters(on_meta(MLP(layers=0), DIGITS)) == 650
 
@@ -577,6 +581,7 @@ def test_named_components_of_one_file_do_not_share_options():
         (lambda: MobileNetV2Small(width=0), "width = 0"),
         (lambda: SmallCNN(width=0), "width = 0"),
         (lambda: SmallCNN(blocks=0), "blocks = 0"),
+        (lambda: SmallCNN(stride=0), "stride = 0"),
         (lambda: PapernotCNN(size="imagenet"), "'imagenet'"),
         (lambda: PapernotCNN(dropout=-0.1), "dropout = -0.1"),
         (lambda: MLP(hidden=0), "hidden = 0"),

@@ -30,8 +30,8 @@ from .options import App, plugin_option
 def cli(context: click.Context, debug: bool) -> None:
     """Adversarially robust knowledge distillation: small networks that stay right under attack.
 
-    `rkd run` alone does the main job on embedded data: it prepares a robust and a clean teacher, distils them into a
-    small student and evaluates it.
+    `rkd run` alone does the main job on embedded data: it prepares a robust teacher, distils it into a small student,
+    and shows both beside the same student without a teacher.
     """
     context.ensure_object(App).debug = debug
 

@@ -17,6 +17,16 @@ if TYPE_CHECKING:
     from rkd.registry.catalog import Catalog
 
 
+FIRST_RUN = "first-run"
+"""The recipe of a run that says nothing of what is trained."""
+
+CHOICES = {
+    "data", "student", "teachers", "loss", "attack", "attacks", "objective", "threat", "schedulers", "augments",
+    "extensions", "companions",
+}  # fmt: skip
+"""Sections that say what is trained; a run's length, seed or evaluation do not."""
+
+
 def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str], catalog: Catalog) -> dict[str, Any]:
     """A recipe, the options on top of it, `--set` on top of both. Raises ConfigError, UnknownName."""
     from rkd.registry.defaults import default_schedulers, loss_of
@@ -27,8 +37,11 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str
             f"{recipe} is a folder; type `{command('run', '--resume', recipe)}` to continue that run, "
             f"`{command('run', Path(recipe) / 'config.toml')}` to repeat it"
         )
-    base = read_recipe(recipe) if recipe is not None else {}
     given = option_table(options, catalog.names("tracker"))
+    settings = assignments(sets)
+    if recipe is None and not CHOICES & {*given, *settings}:
+        recipe = FIRST_RUN
+    base = read_recipe(recipe) if recipe is not None else {}
     # What is named on the command line replaces the recipe's choice, not only adds to it.
     if "student" in given and isinstance(base.get("student"), Mapping):
         same = base["student"].get("model") == given["student"]["model"]
@@ -36,7 +49,6 @@ def run_table(recipe: str | None, options: Mapping[str, Any], sets: Sequence[str
     if options.get("scheduler") and isinstance(base.get("schedulers"), Mapping):
         base["schedulers"] = {k: v for k, v in base["schedulers"].items() if k in given["schedulers"]}
     table = merge(base, given)
-    settings = assignments(sets)
     if isinstance(named := settings.get("teachers"), Mapping):  # --set teachers.ROLE.KEY=VALUE
         if wrong := [role for role, more in named.items() if not isinstance(more, Mapping)]:
             raise ConfigError(f"--set teachers.{wrong[0]}=...: expected teachers.ROLE.KEY=VALUE")

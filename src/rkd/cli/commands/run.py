@@ -110,7 +110,7 @@ def run(context: click.Context, recipe: str | None, name: str | None, out: str, 
     """Prepare teachers, train a student, evaluate it, and write all of it into a folder.
 
     RECIPE is a shipped recipe's name (`rkd recipes`) or a .toml file; options go on top of it, --set on top of both.
-    Without a recipe or options: mtard-anl on digits.
+    Without a recipe or an option of the first group, the recipe first-run: digits, and what a teacher brings there.
     """
     from rkd.workflow.folders import RunFolder, new_run_folder, restarted_run
 

@@ -1,11 +1,11 @@
 """Small nets: a CNN for digits and MNIST, the CNN of defensive distillation, and a multilayer perceptron.
 
 `small-cnn` is rkd's own: three stages of `blocks` 3x3 convolutions with batch norm and ReLU, 16, 32 and 64
-planes, the last two halving the image, averaged to 2x2 positions before the linear layer. 25,978 parameters
-for one channel and 10 classes, 74,586 with `blocks=2`, whatever the image size. Two choices come from
-adversarial training on digits (38/255, 25 epochs, 3 seeds): strides gave 82 % under PGD-20 where max-pooling
-gave 74 %; and on the same digits at 28x28, where a single position would see too little of the image, 2x2
-positions gave 92 % clean after 6 epochs against 29 %.
+planes, the last two halving the image (with `stride=2` all three, which costs a quarter on large images), averaged
+to 2x2 positions before the linear layer. 25,978 parameters for one channel and 10 classes, 74,586 with `blocks=2`,
+whatever the image size. Two choices come from adversarial training on digits (38/255, 25 epochs, 3 seeds): strides
+gave 82 % under PGD-20 where max-pooling gave 74 %; and on the same digits at 28x28, where a single position would
+see too little of the image, 2x2 positions gave 92 % clean after 6 epochs against 29 %.
 
 `papernot-cnn` is the net of Papernot et al.: two 3x3 convolutions, pooling, two more, pooling, two hidden
 layers with dropout. The paper does not say how it pads. `padding=valid` is Carlini and Wagner's
@@ -30,15 +30,15 @@ from rkd.plugin import ConfigError, Refused, Shape, hookimpl
 class SmallNet(nn.Module):
     """Three stages with `width`, 2 and 4 times `width` planes; see the module's docstring."""
 
-    def __init__(self, channels: int, classes: int, width: int, blocks: int) -> None:
+    def __init__(self, channels: int, classes: int, width: int, blocks: int, stride: int = 1) -> None:
         super().__init__()
         layers: list[nn.Module] = []
+        strides = (stride, 2, 2)
         inputs = channels
         for stage in range(3):
             planes = width * 2**stage
             for place in range(blocks):
-                stride = 2 if stage and not place else 1
-                convolution = nn.Conv2d(inputs, planes, 3, stride, padding=1, bias=False)
+                convolution = nn.Conv2d(inputs, planes, 3, 1 if place else strides[stage], padding=1, bias=False)
                 layers += [convolution, nn.BatchNorm2d(planes), nn.ReLU()]
                 inputs = planes
         self.features = nn.Sequential(*layers)
@@ -55,9 +55,12 @@ class SmallCNN:
 
     width: int = 16
     blocks: int = 1
+    stride: int = 1
 
     def __post_init__(self) -> None:
         problems = []
+        if not 1 <= self.stride <= 8:
+            problems.append(f"stride = {self.stride}: small-cnn needs 1 to 8, the first convolution's")
         if not 1 <= self.width <= 65_536:
             problems.append(f"width = {self.width}: small-cnn needs 1 to 65536 planes (16 by default)")
         if not 1 <= self.blocks <= 1000:
@@ -66,7 +69,7 @@ class SmallCNN:
             raise ConfigError(problems)
 
     def __call__(self, shape: Shape, classes: int) -> nn.Module:
-        return SmallNet(shape[0], classes, self.width, self.blocks)
+        return SmallNet(shape[0], classes, self.width, self.blocks, self.stride)
 
 
 class PapernotNet(nn.Module):
