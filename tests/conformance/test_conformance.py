@@ -44,8 +44,9 @@ OPTIONS = {
     "cw-l2": {"steps": 60, "searches": 3},
     "square": {"queries": 500},
     "autoattack": {"steps": 20, "queries": 200},
+    "autoattack+": {"steps": 20, "queries": 200, "restarts": 2},
     "autoattack-reference": {"queries": 50},
-    **{name: {"steps": 20} for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},
+    **{name: {"steps": 20} for name in ("apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "fab-t", "gama", "pma+")},
     **{name: {"steps": 50} for name in ("ddn", "fmn", "sigma-zero")},
 }
 L0 = ThreatModel("L0", 4, 1)

@@ -55,9 +55,10 @@ ALL = {name: component for module in MODULES for name, component in module.rkd_a
 OURS = [name for name in ALL if name != "autoattack-reference"]
 LIGHT = {
     "autoattack": {"steps": 20, "queries": 100},
+    "autoattack+": {"steps": 20, "queries": 100, "restarts": 2},
     "autoattack-reference": {"queries": 100},
     "square": {"queries": 500},
-    **{name: {"steps": 25} for name in ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")},
+    **{name: {"steps": 25} for name in ("apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "fab-t")},
 }
 
 
@@ -118,7 +119,8 @@ def theirs(net: nn.Module, batch: Batch, threat: ThreatModel, part: str, queries
 
 def test_names_and_interfaces() -> None:
     assert sorted(ALL) == [
-        "apgd-ce", "apgd-dlr", "apgd-t", "autoattack", "autoattack-reference", "fab-t", "square",
+        "apgd-ce", "apgd-dlr", "apgd-margin", "apgd-t", "autoattack", "autoattack+", "autoattack-reference", "fab-t",
+        "square",
     ]  # fmt: skip
     for component in ALL.values():
         assert isinstance(component(), Attack) and component().mode == "eval"

@@ -274,7 +274,11 @@ def _check_restarts(attack: Attack, threat: ThreatModel, who: str) -> None:
         batch = dataclasses.replace(batch, y=net.eval()(batch.x).argmax(1))
         found = [net(run_attack(variant, net, batch, threat)) for variant in (once, often)]
     fooled = [~ops.correct(logits, batch.y) for logits in found]
-    score = [ops.cross_entropy(logits, batch.y) for logits in found]
+    traits = traits_of(attack)
+    if traits.own_objective and traits.objective == "margin":
+        score = [-ops.margin(logits, batch.y) for logits in found]
+    else:
+        score = [ops.cross_entropy(logits, batch.y) for logits in found]
     require(not (fooled[0] & ~fooled[1]).any(), f"{who}: with more restarts an image is no longer fooled")
     same = fooled[0] == fooled[1]
     require((score[1] >= score[0] - 1e-5)[same].all(), f"{who}: with more restarts the score is lower")

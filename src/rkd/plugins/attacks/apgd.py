@@ -1,7 +1,8 @@
 """Auto-PGD: projected gradient ascent with momentum that finds its own step size.
 
 `apgd-ce` raises cross-entropy, `apgd-dlr` the difference of logits ratio (free of the logits' scale, see the
-objective `dlr`), and `apgd-t` the targeted ratio, towards one class after another.
+objective `dlr`), `apgd-margin` the plain lead of another class, and `apgd-t` the targeted ratio, towards one class
+after another.
 
     z_i     = P(x_i + s_i * direction(g_i))
     x_{i+1} = P(x_i + 0.75 (z_i - x_i) + 0.25 (x_i - x_{i-1})),     x_1 = z_0
@@ -20,7 +21,15 @@ the search goes back to the best image, else the step is divided by 1.5. P is th
 [0, 1]. A search has three parts of 0.3 N, 0.3 N and 0.4 N steps, in balls of 3 eps, 2 eps and eps, each from the best
 image of the one before; the first start is Gaussian noise, projected.
 
-References: croce2020reliable, croce2021mind
+`apgd-t` aims at the classes in the order of their logits, or with `order = "malt"` (Melamed et al. 2024) in the order
+of their distance in the linearised net,
+
+    (z_y - z_c) / ‖∇(z_y - z_c)‖_q,     q = 1 in Linf, 2 in L2, infinity in L1
+
+among the 100 classes of the largest logits: one forward and up to 100 backwards an image, once. It matters where there
+are more classes than targets.
+
+References: croce2020reliable, croce2021mind, melamed2024malt
 
 These attacks know their loss: they compute it from the target's logits, since they must see after each step whether
 the net is fooled, and pay no second forward for it. The objective of the run, `target.score`, is not asked.
@@ -40,7 +49,7 @@ Deviations from the authors' code (pyautoattack 0.2.0), which otherwise settles 
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -60,10 +69,18 @@ from ._early_stop import (
     target_classes,
     targeted_runs,
 )
-from ._options import CONVEX, attacker, check_search
+from ._options import CONVEX, attacker, check_search, check_word
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """Logits `(B, K)`, labels, classes aimed at: a loss `(B,)` to be raised."""
+
+Order = Literal["logits", "malt"]
+
+CANDIDATES = 100
+"""Among so many classes of the largest logits MALT looks for the nearest ones."""
+
+_DUAL: dict[Norm, Norm] = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
+"""The norm of a gradient by which a change of images counts that is measured in a norm."""
 
 
 @dataclass
@@ -125,10 +142,25 @@ class ApgdDlr(ApgdCe):
 
 
 @dataclass
+class ApgdMargin(ApgdCe):
+    """Auto-PGD on the logits' margin, the lead of another class over the right one (after Croce and Hein 2020).
+
+    Options as for `apgd-ce`.
+    """
+
+    traits: ClassVar = AttackTraits(objective="margin", own_objective=True, confirms=True)
+
+    @staticmethod
+    def loss(logits: Tensor, y: Tensor, goal: Tensor | None) -> Tensor:
+        return -ops.margin(logits, y)
+
+
+@dataclass
 class ApgdT:
     """Auto-PGD on the targeted ratio of logits, towards up to 9 classes in turn (Croce and Hein 2020).
 
-    `eps` in units of [0, 1] images; None: the data set's. `targets`: how many classes, in the order of their logits.
+    `eps` in units of [0, 1] images; None: the data set's. `targets`: how many classes. `order`: of the classes, by
+    their logits, or by their distance in the linearised net (malt: Melamed et al. 2024).
     """
 
     eps: Schedule | None = None
@@ -137,11 +169,13 @@ class ApgdT:
     norm: Norm | None = None
     restarts: int = 1
     rho: float = 0.75
+    order: Order = "logits"
     mode: Mode = "eval"
 
     traits: ClassVar = AttackTraits(objective="dlr", own_objective=True, confirms=True)
 
     def __post_init__(self) -> None:
+        check_word("order", self.order, *get_args(Order))
         check_search(
             self.eps, self.norm, self.mode, knows=CONVEX, steps=self.steps, restarts=self.restarts, targets=self.targets
         )
@@ -153,7 +187,10 @@ class ApgdT:
         x = x.detach()
         threat = attacker(target, self.eps, self.norm, knows=CONVEX)
         result = begin(x, target)
-        classes = target_classes(x, target, self.targets)
+        if self.order == "malt":
+            classes = nearest_classes(x, target, self.targets, threat.norm)
+        else:
+            classes = target_classes(x, target, self.targets)
         target = target.low_precision("gradient")
         climbed = climb_l1 if threat.norm == "L1" else climb
         for remaining, selected, goal, _ in targeted_runs(result, target, classes, self.restarts, "apgd-t"):
@@ -174,6 +211,31 @@ class ApgdT:
         if classes == 2:
             notes.append("apgd-t: with 2 classes the margin of the logits stands in for their ratio")
         return notes
+
+
+def nearest_classes(x: Tensor, target: Target, limit: int, norm: Norm) -> Tensor:
+    """The classes of a targeted attack, `(B, min(limit, K - 1))`, by their distance in the linearised net, nearest
+    first; equally near ones, and those without a gradient, by falling logit. One forward, up to 100 backwards."""
+    others = target_classes(x, target, CANDIDATES)
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = target.logits(x).float()
+        lead = logits.gather(1, ops.hard(target.y).unsqueeze(1)) - logits.gather(1, others)
+        if not lead.requires_grad:  # a net whose logits do not depend on the images
+            return others[:, :limit]
+    count = others.shape[1]
+    distances = []
+    for place in range(count):
+        with torch.enable_grad():
+            goal = lead[:, place].sum()
+        (slope,) = torch.autograd.grad(goal, x, retain_graph=place < count - 1)
+        # The squares of a saturated net's slopes are 0 in float32: they are measured by their largest entry first.
+        largest = ops.image_norm(slope, "Linf").clamp_(min=ops.TINY)
+        length = ops.image_norm(slope / ops.per_image(largest, slope), _DUAL[norm])
+        near = lead[:, place].detach() / largest / length.clamp(min=ops.TINY)
+        distances.append(torch.where(length > 0, near, torch.inf))
+    order = torch.stack(distances, 1).nan_to_num(nan=torch.inf, posinf=torch.inf).argsort(dim=1, stable=True)
+    return others.gather(1, order[:, :limit])
 
 
 @dataclass
@@ -354,4 +416,4 @@ def _check_step(active: _Climb, enough: float) -> None:
 
 @hookimpl
 def rkd_attacks() -> dict[str, type]:
-    return {"apgd-ce": ApgdCe, "apgd-dlr": ApgdDlr, "apgd-t": ApgdT}
+    return {"apgd-ce": ApgdCe, "apgd-dlr": ApgdDlr, "apgd-margin": ApgdMargin, "apgd-t": ApgdT}

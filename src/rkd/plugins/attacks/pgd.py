@@ -35,6 +35,9 @@ What official scripts do, and what is done here:
   the gradient is taken by the images alone.
 - Mode: TRADES, RSLAD, MTARD and AdaAD attack the net in eval mode; ARD and IAD in train mode (`mode =
   "train"`).
+- Repeats: steps of a fixed length along signs come back to where they were, and then go round for good. In eval mode a
+  search of 20 steps or more notes that an image repeats (Brent's algorithm: each iterate is compared with that of the
+  last power of two) and leaves the sample where its last step will end: the same image, of fewer queries.
 - Restarts: of several, each sample keeps one that fools the net, and among equals the highest score, so
   that more restarts are never weaker (MadryLab/robustness compares with `~corr.byte()` and keeps the last).
   The price is two extra forwards a restart; without restarts there is none.
@@ -52,6 +55,11 @@ from ._options import BOXES, attacker, check_positive, check_search, check_word
 
 _LONGEST = 40
 """The first step in L0 is so many times as long as the last one."""
+
+_LONG = 20
+"""From so many steps on a search looks for iterates that repeat."""
+_LOOK = 10
+"""After so many steps it lets samples go: each time the host waits for the device."""
 
 Start = Literal["uniform", "gaussian", "none"]
 Clip = Literal["each", "end"]
@@ -91,12 +99,13 @@ class Pgd:
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` gradients a restart."""
         threat = self._threat(target)
-        best = search(x, target, threat, self.steps, self.start, self.clip, self.start_clip)
+        settles = self.mode == "eval"  # elsewhere the same image may have another gradient the next time
+        best = search(x, target, threat, self.steps, self.start, self.clip, self.start_clip, settles)
         if self.restarts == 1:
             return best
         fooled, score = _judge(best, target)
         for _ in range(self.restarts - 1):
-            other = search(x, target, threat, self.steps, self.start, self.clip, self.start_clip)
+            other = search(x, target, threat, self.steps, self.start, self.clip, self.start_clip, settles)
             other_fooled, other_score = _judge(other, target)
             better = (other_fooled & ~fooled) | ((other_fooled == fooled) & (other_score > score))
             best = ops.where(better, other, best)
@@ -115,22 +124,72 @@ class Pgd:
 
 def search(
     x: Tensor, target: Target, threat: ThreatModel, steps: int, start: Start = "none", clip: Clip = "each",
-    start_clip: bool = True,
+    start_clip: bool = True, settles: bool = False,
 ) -> Tensor:  # fmt: skip
-    """One ascent of the target's score, `steps` gradients long: the last iterate, in the ball and [0, 1]."""
+    """One ascent of the target's score, `steps` gradients long: the last iterate, in the ball and [0, 1].
+
+    `settles`: an image has the same gradient each time, so that a sample whose iterates repeat may leave."""
     x = x.detach()
     if threat.norm not in BOXES:
         clip = "each"  # a step in a few values would leave [0, 1] far behind
-    project = ops.projection(x, threat.eps, threat.norm, clamp=clip == "each")
+    clamp = clip == "each"
+    project = ops.projection(x, threat.eps, threat.norm, clamp=clamp)
     x_adv = x if start == "none" else x + _noise(x, target, threat, start)
     if start_clip and start != "none":
         x_adv = project(x_adv)
-    for length in step_lengths(threat, steps):
+    lengths = step_lengths(threat, steps)
+    repeats = _Repeats(x_adv, lengths) if settles else None
+    for done, length in enumerate(lengths, start=1):
         _, gradient = target.gradient(x_adv)
         if threat.norm not in BOXES:
             gradient = ops.inward(gradient, x_adv)
         x_adv = project(torch.add(x_adv, ops.steepest(gradient, threat.norm), alpha=length))
+        if repeats is not None and (stay := repeats.staying(done, x_adv)) is not None:
+            x, x_adv, target = x[stay], x_adv[stay], target.select(stay)
+            project = ops.projection(x, threat.eps, threat.norm, clamp=clamp)
+            if not len(x):
+                break
+    x_adv = x_adv if repeats is None else repeats.all_with(x_adv)
     return x_adv.clamp(0, 1) if clip == "end" else x_adv
+
+
+class _Repeats:
+    """Which samples' iterates repeat. One that does after `period (B,)` steps (0: none yet) is, whenever the steps that
+    are left are a multiple of it, where it will be after them."""
+
+    def __init__(self, start: Tensor, lengths: list[float]) -> None:
+        self._steps = len(lengths)
+        self._off = self._steps < _LONG or len(set(lengths)) > 1
+        self._images = start.clone()
+        self._position = torch.arange(len(start), device=start.device)
+        self._period = torch.zeros_like(self._position)
+        self._anchor, self._anchored = start, 0
+
+    def staying(self, done: int, x_adv: Tensor) -> Tensor | None:
+        """Told the iterates after `done` steps: the mask of the samples that go on, None where all of them do."""
+        if self._off:
+            return None
+        same = (x_adv == self._anchor).flatten(1).all(1) & (self._period == 0)
+        self._period = torch.where(same, done - self._anchored, self._period)
+        if done & (done - 1) == 0:
+            self._anchor, self._anchored = x_adv, done
+        if done % _LOOK or done == self._steps:
+            return None
+        leave = (self._period > 0) & ((self._steps - done) % self._period.clamp(min=1) == 0)
+        if not bool(leave.any()):
+            return None
+        self._images[self._position[leave]] = x_adv[leave]
+        self._anchor, self._period, self._position = (
+            part[~leave] for part in (self._anchor, self._period, self._position)
+        )
+        return ~leave
+
+    def all_with(self, x_adv: Tensor) -> Tensor:
+        """The images of those that left and of those that did not."""
+        if len(x_adv) == len(self._images):
+            return x_adv
+        self._images[self._position] = x_adv
+        return self._images
 
 
 def step_lengths(threat: ThreatModel, steps: int) -> list[float]:
