@@ -172,7 +172,7 @@ def test_screening_attacks_say_so() -> None:
 
 
 @pytest.mark.parametrize("clip", ["each", "end"])
-@pytest.mark.parametrize("steps", [20, 47, 100])
+@pytest.mark.parametrize("steps", [50, 97, 100])
 def test_a_repeated_iterate_ends_a_search_with_the_same_images(
     steps: int, clip: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

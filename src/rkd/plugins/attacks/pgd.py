@@ -36,8 +36,9 @@ What official scripts do, and what is done here:
 - Mode: TRADES, RSLAD, MTARD and AdaAD attack the net in eval mode; ARD and IAD in train mode (`mode =
   "train"`).
 - Repeats: steps of a fixed length along signs come back to where they were, and then go round for good. In eval mode a
-  search of 20 steps or more notes that an image repeats (Brent's algorithm: each iterate is compared with that of the
-  last power of two) and leaves the sample where its last step will end: the same image, of fewer queries.
+  search of 50 steps or more (trainings have fewer: each look makes the host wait) notes that an image repeats (Brent's
+  algorithm: each iterate is compared with that of the last power of two) and leaves the sample where its last step
+  will end: the same image, of fewer queries.
 - Restarts: of several, each sample keeps one that fools the net, and among equals the highest score, so
   that more restarts are never weaker (MadryLab/robustness compares with `~corr.byte()` and keeps the last).
   The price is two extra forwards a restart; without restarts there is none.
@@ -56,7 +57,7 @@ from ._options import BOXES, attacker, check_positive, check_search, check_word
 _LONGEST = 40
 """The first step in L0 is so many times as long as the last one."""
 
-_LONG = 20
+_LONG = 50
 """From so many steps on a search looks for iterates that repeat."""
 _LOOK = 10
 """After so many steps it lets samples go: each time the host waits for the device."""
