@@ -168,8 +168,8 @@ X, Y = torch.rand(8, 3, 8, 8), torch.zeros(8, dtype=torch.int64)
         (None, (X, Y), {"eps": -0.1}, "eps must be above 0"),
         (None, (X, Y), {"eps": float("nan")}, "eps must be above 0"),
         (None, (X, Y), {"eps": "8/255"}, "eps must be a number, such as 8 / 255; got '8/255'"),
-        (None, (X, Y), {"threat": rkd.ThreatModel("L1", 1.0)}, "one of Linf, L2; got 'L1'"),  # type: ignore[arg-type]
-        (None, (X, Y), {"eps": 8}, "in units of \\[0, 1\\] images, got 8"),
+        (None, (X, Y), {"threat": rkd.ThreatModel("L3", 1.0)}, "one of Linf, L2, .*; got 'L3'"),  # type: ignore[arg-type]
+        (None, (X, Y), {"eps": 8}, "a radius in Linf is at most 1, got 8; 8/255 is meant"),
         (None, (X, Y + 4), {}, "a label is 4, but the net knows 4 classes"),
         (None, (X, Y - 1), {}, "a label is -1"),
         (None, (X * 255, Y), {}, "must lie in \\[0, 1\\]"),

@@ -234,6 +234,6 @@ def test_a_teacher_whose_preparation_is_killed_goes_on(tmp_path: Path, monkeypat
     process.wait()
     said = rkd(*words)
     assert said.exit_code == 0, said.stderr
-    assert "continuing with the teacher that another process began" in said.stderr
+    assert "teacher, which another process began" in said.stderr
     assert "continuing after step " in said.stderr
     assert not list((tmp_path / "own" / "teachers").glob("*.part"))

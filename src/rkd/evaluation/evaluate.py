@@ -208,7 +208,7 @@ def _merge(records: Sequence[Record], rows: Tensor, clean: AttackResult | None) 
         column("rounded", clean.right if clean else None) if records and "rounded" in records[0] else None,
         forwards, backwards, float(sum(float(record["seconds"]) for record in records)),
         margin=column("margin", clean.margin if clean else None), others=tuple(others),
-        distance=column("distance", torch.zeros(len(clean.right)))
+        distance=column("distance", torch.zeros(len(clean.right), dtype=torch.float32))
         if clean and records and "distance" in records[0] else None,
     )  # fmt: skip
 

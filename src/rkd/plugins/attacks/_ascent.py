@@ -34,7 +34,7 @@ def ascend(
     nothing fooled the image of the lowest margin, scored by it."""
     result = FooledImages(x)
     project = ops.projection(x, threat.eps, threat.norm)
-    lead = torch.full((len(x),), -torch.inf, device=x.device)
+    lead = x.new_full((len(x),), -torch.inf)
     active = _Ascent.of(target, x, start, kept=kept, x_adv=start, best=x, lead=lead)
     for done in range(len(lengths) + 1):
         if done < len(lengths):

@@ -35,10 +35,10 @@ What official scripts do, and what is done here:
   the gradient is taken by the images alone.
 - Mode: TRADES, RSLAD, MTARD and AdaAD attack the net in eval mode; ARD and IAD in train mode (`mode =
   "train"`).
-- Repeats: steps of a fixed length along signs come back to where they were, and then go round for good. In eval mode a
-  search of 50 steps or more (trainings have fewer: each look makes the host wait) notes that an image repeats (Brent's
-  algorithm: each iterate is compared with that of the last power of two) and leaves the sample where its last step
-  will end: the same image, of fewer queries.
+- Repeats: steps of a fixed length along signs come back to where they were, and then go round for good. With
+  `leave_repeats` a search in eval mode notes that an image repeats (Brent's algorithm: each iterate is compared with
+  that of the last power of two) and leaves the sample where its last step will end: the same image, of fewer queries.
+  Not by default: each look makes the host wait for the device, and a search costs other than it says.
 - Restarts: of several, each sample keeps one that fools the net, and among equals the highest score, so
   that more restarts are never weaker (MadryLab/robustness compares with `~corr.byte()` and keeps the last).
   The price is two extra forwards a restart; without restarts there is none.
@@ -57,8 +57,6 @@ from ._options import BOXES, attacker, check_positive, check_search, check_word
 _LONGEST = 40
 """The first step in L0 is so many times as long as the last one."""
 
-_LONG = 50
-"""From so many steps on a search looks for iterates that repeat."""
 _LOOK = 10
 """After so many steps it lets samples go: each time the host waits for the device."""
 
@@ -74,6 +72,7 @@ class Pgd:
     `start`: uniform in the ball, gaussian (0.001 * randn), or none. `restarts` need a random start.
     `clip`: enforce [0, 1] after each step, or in Linf and L2 at the end alone (the net then sees pixels outside).
     `start_clip`: whether the random start is brought into the ball and [0, 1], too.
+    `leave_repeats`: in eval mode, leave samples whose iterates repeat: the same images, of fewer queries.
     """
 
     eps: Schedule | None = None
@@ -85,6 +84,7 @@ class Pgd:
     mode: Mode = "eval"
     clip: Clip = "each"
     start_clip: bool = True
+    leave_repeats: bool = False
 
     share: ClassVar[float | None] = None
     """The step size as a share of eps, where none is given. None: the data set's share."""
@@ -100,7 +100,7 @@ class Pgd:
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1], inside the ball around `x`. `steps` gradients a restart."""
         threat = self._threat(target)
-        settles = self.mode == "eval"  # elsewhere the same image may have another gradient the next time
+        settles = self.leave_repeats and self.mode == "eval"  # elsewhere the gradient may be another the next time
         best = search(x, target, threat, self.steps, self.start, self.clip, self.start_clip, settles)
         if self.restarts == 1:
             return best
@@ -160,7 +160,7 @@ class _Repeats:
 
     def __init__(self, start: Tensor, lengths: list[float]) -> None:
         self._steps = len(lengths)
-        self._off = self._steps < _LONG or len(set(lengths)) > 1
+        self._off = len(set(lengths)) > 1
         self._images = start.clone()
         self._position = torch.arange(len(start), device=start.device)
         self._period = torch.zeros_like(self._position)
