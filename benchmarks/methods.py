@@ -80,7 +80,8 @@ def table(runs: dict[str, list[dict[str, Any]]]) -> list[str]:
         cells = [spread(rows, key) for key in columns if key != "minutes"]
         lines.append(f"| {name} | " + " | ".join(cells) + f" | {mean(rows, 'minutes'):.1f} |")
     one = next(iter(runs.values()))[0]
-    about = f"Accuracy in % on {one['samples']:,} test images, mean ± standard deviation of {seeds} seeds"
+    over = f"mean ± standard deviation of {seeds} seeds" if seeds > 1 else "one seed"
+    about = f"Accuracy in % on {one['samples']:,} test images, {over}"
     return [*lines, "", f"{about}; minutes of training. {one['versions']}."]
 
 

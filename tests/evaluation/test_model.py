@@ -31,6 +31,7 @@ THREAT = ThreatModel("Linf", 8 / 255, 2 / 255)
 CLASSES = 6
 ATTACKS = {
     "square": {"queries": 60}, "cw-l2": {"steps": 30, "searches": 2}, "autoattack": {"steps": 10, "queries": 30},
+    "autoattack+": {"steps": 10, "queries": 30, "restarts": 2},
     "autoattack-reference": {"queries": 30}, "transfer": None, "cw": {"steps": 5}, "cw-30": {}, "jsma": {},
     "pgd-joint": None, "sigma-zero": None, "ddn": {"steps": 30}, "fmn": {"steps": 30},
 }  # fmt: skip
