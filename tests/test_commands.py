@@ -112,6 +112,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             "alone",
         ):
             shutil.copytree("runs/my-run", f"runs/{other}")
+        Path("benchmarks").mkdir()
+        shutil.copy(ROOT / "benchmarks" / "methods-digits.toml", "benchmarks")
         Path("sweep.toml").write_text('[set]\nloss = "pgd-at"\n[grid]\nseed = "0..2"\n')
         for sweep in ("first", "study", "MY-SWEEP"):
             begin(read_sweep(Path("sweep.toml")), Path("runs") / sweep)
