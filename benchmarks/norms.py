@@ -7,23 +7,22 @@ Prints robust accuracy in % and CPU seconds for each part of AutoAttack, and for
 
 import sys
 import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pyautoattack
 import torch
-import torch.nn.functional as F
 from torch import nn
 
+import rkd
 from rkd import ops
-from rkd.core.random import forked
 from rkd.core.types import Batch, ThreatModel
-from rkd.nets.net import Net
 from rkd.plugins.attacks.apgd import ApgdCe, ApgdT
 from rkd.plugins.attacks.autoattack import contained
 from rkd.plugins.attacks.fab import FabT
 from rkd.plugins.attacks.pgd import Pgd
 from rkd.plugins.attacks.square import Square
 from rkd.plugins.datasets.digits import Digits
-from rkd.plugins.models.small_cnn import SmallCNN
 from rkd.testing.attack import run_attack
 
 OURS = {
@@ -38,29 +37,14 @@ OURS = {
 
 
 def trained(images: int) -> tuple[nn.Module, Batch]:
-    """A small CNN after eight epochs of PGD in Linf, and the first test images."""
-    data = Digits()()
-    train = data.train.images(torch.arange(len(data.train))), data.train.labels
-    with forked(0):
-        net = Net(SmallCNN(width=8)(data.shape, 10), data.mean, data.std)
-        optimizer = torch.optim.Adam(net.parameters(), lr=5e-3)
-        for epoch in range(8):
-            eps = 38 / 255 * min(1, epoch / 3)
-            for places in torch.randperm(len(train[0])).split(64):
-                x, y = train[0][places], train[1][places]
-                x_adv = x + eps * (2 * torch.rand_like(x) - 1)
-                net.eval()
-                for _ in range(4):
-                    x_adv = x_adv.detach().requires_grad_()
-                    (gradient,) = torch.autograd.grad(F.cross_entropy(net(x_adv), y), x_adv)
-                    x_adv = (x_adv.detach() + eps / 2 * gradient.sign()).clamp(x - eps, x + eps).clamp(0, 1)
-                net.train()
-                optimizer.zero_grad()
-                F.cross_entropy(net(x_adv.detach()), y).backward()
-                optimizer.step()
-    net.eval().requires_grad_(False)
-    places = torch.arange(images)
-    return net, Batch(data.test.images(places), data.test.labels[places], places)
+    """A small CNN after ten epochs of adversarial training in Linf, and the first test images."""
+    student = {"model": "small-cnn", "width": 8}
+    with TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        rkd.train(student=student, data="digits", loss="pgd-at", epochs=10, out=run, evaluate=["fgsm"], device="cpu")
+        net = rkd.load_student(run)
+    test, places = Digits()().test, torch.arange(images)
+    return net, Batch(test.images(places), test.labels[places], places)
 
 
 def theirs(net: nn.Module, batch: Batch, eps: float, name: str) -> torch.Tensor:

@@ -16,6 +16,9 @@ from .core.types import Norm
 TINY = torch.finfo(torch.float32).tiny
 """The least divisor of a length: a gradient of zero stays zero."""
 
+COUNTS: tuple[Norm, ...] = ("L0", "L0-values")
+"""Norms that count what changes, of pixels or of values, and not by how much."""
+
 Reduction = Literal["batchmean", "mean"]
 """Over classes: `batchmean` sums them (the formula of the KL), `mean` averages them (most official scripts)."""
 
@@ -90,7 +93,7 @@ def image_norm(images: Tensor, norm: Norm, start_dim: int = 1) -> Tensor:
     flat = images.flatten(start_dim)
     if norm == "Linf":
         return flat.abs().amax(-1)
-    if norm in ("L0", "L0-values"):
+    if norm in COUNTS:
         return (flat != 0).sum(-1).to(torch.get_default_dtype())
     return torch.linalg.vector_norm(flat, ord=1 if norm == "L1" else 2, dim=-1)
 
@@ -111,7 +114,7 @@ def projection(x: Tensor, eps: float | Tensor, norm: Norm, clamp: bool = True) -
         return lambda x_adv: x_adv.clamp_(low, high)
     if norm == "L1":
         return lambda x_adv: _project_l1(x, x_adv, eps, clamp)
-    if norm in ("L0", "L0-values"):
+    if norm in COUNTS:
         return lambda x_adv: _project_l0(x, x_adv, eps, norm, clamp)
 
     def project(x_adv: Tensor) -> Tensor:
@@ -206,7 +209,7 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
     gradient = scaled(gradient)
     if norm == "L1":
         return sparse_steepest(gradient, torch.full_like(gradient[:, :1].flatten(1)[:, 0], 0.01))
-    if norm in ("L0", "L0-values"):
+    if norm in COUNTS:
         return gradient
     return gradient / per_image(image_norm(gradient, "L2").clamp_(min=TINY), gradient)
 
@@ -242,7 +245,7 @@ def uniform_in_ball(x: Tensor, noise: Noise, eps: float, norm: Norm) -> Tensor:
     shape = x.shape[1:]
     if norm == "Linf":
         return noise.uniform(shape, -eps, eps)
-    if norm in ("L0", "L0-values"):
+    if norm in COUNTS:
         chosen = noise.uniform(shape[1:] if norm == "L0" else shape)
         chosen = (chosen.unsqueeze(1) if norm == "L0" else chosen).expand_as(x)
         return _keep_largest(x, noise.uniform(shape), chosen, eps, norm) - x

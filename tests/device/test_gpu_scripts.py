@@ -31,7 +31,7 @@ def test_every_part(
     part: str, device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     gpu = script("gpu", monkeypatch)
-    monkeypatch.setattr(gpu, "host_waits", lambda where: host_waits())
+    monkeypatch.setattr(script("gpu_checks", monkeypatch), "host_waits", lambda where: host_waits())
     words = ["--device", str(device), "--small", "--here", "--parts", part, "--minutes", "60", "--out", str(tmp_path)]
     assert gpu.main(words) == 0
     found = json.loads((tmp_path / "gpu.json").read_text())

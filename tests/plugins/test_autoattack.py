@@ -33,7 +33,7 @@ from rkd.core.interfaces import Attack
 from rkd.core.random import Noise, forked
 from rkd.core.types import Batch, ThreatModel
 from rkd.nets.net import Net
-from rkd.plugins.attacks import _early_stop, apgd, autoattack, fab, square
+from rkd.plugins.attacks import _climb, _early_stop, apgd, autoattack, fab, square
 from rkd.plugins.attacks.apgd import ApgdCe, ApgdDlr, ApgdT
 from rkd.plugins.attacks.autoattack import AutoAttack, Reference
 from rkd.plugins.attacks.fab import FabT
@@ -316,12 +316,12 @@ def test_apgd_in_l1_climbs_as_the_authors_from_the_same_start(digits: SimpleName
         _, acc, best, _ = reference.decr_eps_pgd(batch.x, batch.y, [4.5, 3.0, 1.5], [15, 15, 20])
     target = FakeTarget(net, batch.y, L1)
     target.noise = Given(numbers)
-    found = apgd.climb_l1(batch.x, target, ApgdCe.loss, ThreatModel("L1", 1.5, 0.4), steps=50, stop=False)
+    found = _climb.climb_l1(batch.x, target, ApgdCe.loss, ThreatModel("L1", 1.5, 0.4), steps=50, stop=False)
     # Values whose slopes are nearly equal change places by rounding: half the ways stay the same to the end.
     assert torch.isclose(found.score, best, rtol=2e-2, atol=1e-2).float().mean() >= 0.4
     assert (found.score - best).mean().abs() < 0.05 * best.mean()
     assert torch.allclose(ApgdCe.loss(net(found.images), batch.y, None), found.score, atol=1e-4)
-    stopped = apgd.climb_l1(batch.x, target, ApgdCe.loss, ThreatModel("L1", 1.5, 0.4), steps=50)
+    stopped = _climb.climb_l1(batch.x, target, ApgdCe.loss, ThreatModel("L1", 1.5, 0.4), steps=50)
     assert (stopped.fooled == ~acc).float().mean() >= 0.9
 
 
@@ -378,12 +378,12 @@ def test_apgd_climbs_as_the_authors_from_the_same_start(digits: SimpleNamespace,
     target = FakeTarget(net, batch.y, threat)
     target.noise = Given(numbers)
     loss = {"ce": ApgdCe.loss, "dlr": ApgdDlr.loss, "dlr-targeted": ApgdT.loss}[kind]
-    found = apgd.climb(batch.x, target, loss, threat, steps=60, goal=goal, stop=False)
+    found = _climb.climb(batch.x, target, loss, threat, steps=60, goal=goal, stop=False)
     near = torch.isclose(found.score, best, rtol=1e-2, atol=1e-3)
     assert near.float().mean() >= 0.9
     assert (found.score - best).mean().abs() < 0.02
     assert torch.allclose(loss(net(found.images), batch.y, goal), found.score, atol=1e-4)
-    fooled = apgd.climb(batch.x, target, loss, threat, steps=60, goal=goal).fooled
+    fooled = _climb.climb(batch.x, target, loss, threat, steps=60, goal=goal).fooled
     assert (fooled != right_to_the_end.bool()).float().mean() >= 0.98
 
 

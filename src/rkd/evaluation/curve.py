@@ -98,7 +98,7 @@ def _distances(net: nn.Module, split: Split, name: str, plan: AttackPlan, settin
 def usual_radii(threat: ThreatModel) -> list[float]:
     """Parts and multiples of the threat's radius, as far as they mean anything."""
     radii = [share * threat.eps for share in (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0)]
-    if threat.norm in ("L0", "L0-values"):
+    if threat.norm in ops.COUNTS:
         radii = sorted({float(round(eps)) for eps in radii})
     return [eps for eps in radii if unfit_radius(threat.norm, eps) is None]
 

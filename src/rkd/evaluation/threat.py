@@ -91,4 +91,4 @@ def to_eight_bits(x: Tensor, x_adv: Tensor, ball: ThreatModel | None) -> Tensor:
     else:
         out = (nearest / 255 - x).abs() > (x_adv - x).abs()
     rounded = torch.where(out, towards, nearest) / 255
-    return torch.where(x_adv == x, x, rounded) if ball.norm in ("L0", "L0-values") else rounded
+    return torch.where(x_adv == x, x, rounded) if ball.norm in ops.COUNTS else rounded

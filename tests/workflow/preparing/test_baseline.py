@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rkd.core.errors import ConfigError
+from rkd.evaluation.result import packed
 from rkd.registry.catalog import load_catalog
 from rkd.storage.runfolder import RunFolder
 from rkd.workflow.plan import Silent
@@ -62,7 +63,7 @@ def test_it_is_trained_once_and_stands_beside_the_student(tmp_path: Path, cache:
     assert listener.trained[3:] == ["student"], "another method with the same seed has the same baseline"
     other = train_run(table(evaluate={"attacks": ["fgsm"], "limit": 30}), CATALOG, tmp_path / "fgsm", listener)
     assert listener.trained[4:] == ["student"] and set(other["baseline"]["attacks"]) == {"fgsm"}
-    alone = train_run(other["baseline"] and _own(table()), CATALOG, tmp_path / "alone", Silent())
+    alone = train_run(_own(table()), CATALOG, tmp_path / "alone", Silent())
     assert alone["student"]["right"] == baseline["right"], "it is the run that `--loss pgd-at` would have been"
 
 
@@ -114,8 +115,6 @@ def test_none_is_asked_for() -> None:
 
 def test_differences_over_the_same_images() -> None:
     mine, others = {"samples": 5, "right": {}}, {"samples": 5, "right": {}}
-    from rkd.evaluation.result import packed
-
     for name, a, b in (("clean", "11110", "11000"), ("worst_case", "10000", "11000")):
         mine["right"][name] = packed(torch.tensor([bit == "1" for bit in a]))
         others["right"][name] = packed(torch.tensor([bit == "1" for bit in b]))

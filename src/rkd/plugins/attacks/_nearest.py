@@ -59,15 +59,15 @@ class Nearest:
 
 
 def search_nearest(
-    x: Tensor, target: Target, threat: ThreatModel, bounded: bool, search: Callable[[Tensor, Target], Nearest]
+    x: Tensor, target: Target, threat: ThreatModel, bounded: bool, search: Callable[[Tensor, Target, Norm], Nearest]
 ) -> Tensor:
-    """The nearest image of each, where `search` finds one for the samples that the net gets right; the others stay as
-    they are. `bounded`: those that lie outside the ball, too."""
+    """The nearest image of each, where `search` finds one for the samples that the net gets right, given the ball's
+    norm; the others stay as they are. `bounded`: those that lie outside the ball, too."""
     result = begin(x, target)
     remaining = result.remaining()
     if len(remaining):
         x = x[remaining]
-        near = search(x, target.select(remaining))
+        near = search(x, target.select(remaining), threat.norm)
         found = near.distance.isfinite()
         if bounded:
             found &= ops.image_norm(near.images - x, threat.norm) <= threat.eps

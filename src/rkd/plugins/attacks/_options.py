@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import get_args
 
-from rkd.plugin import Mode, Norm, Refused, Schedule, Target, ThreatModel, at, fraction
+from rkd.plugin import Mode, Norm, Refused, Schedule, Target, ThreatModel, at, fraction, ops
 
 MOST_STEPS = 10_000
 """Gradients in a row. AutoAttack takes 100."""
@@ -31,24 +31,13 @@ def attacker(
     if eps is not None:
         threat = threat.with_eps(at(eps, target.progress))
     if threat.norm not in knows:
-        raise Refused(
-            f"it knows the balls of {', '.join(knows)} alone; in {threat.norm} there is {_THERE[threat.norm]}"
-        )
+        other = "pgd" if threat.norm in ops.COUNTS else "autoattack"
+        raise Refused(f"it knows the balls of {', '.join(knows)} alone; in {threat.norm} there is {other}")
     if threat.norm == "Linf":
         check_pixels(threat.eps, Refused)
     if not threat.eps >= 0:
         raise Refused(f"eps is {threat.eps:g} at progress {target.progress:g}: it must not go below 0")
     return threat
-
-
-_THERE: dict[Norm, str] = {
-    "Linf": "autoattack",
-    "L2": "autoattack",
-    "L1": "autoattack",
-    "L0": "pgd",
-    "L0-values": "pgd",
-}
-"""An attack for each norm."""
 
 
 def check_positive(name: str, value: Schedule | None) -> None:
@@ -76,7 +65,7 @@ def check_search(
     check_positive("eps", eps)
     if norm == "Linf":
         check_pixels(eps, ValueError)
-    if norm in ("L0", "L0-values") and eps is not None and not callable(eps) and (eps < 1 or eps != round(eps)):
+    if norm in ops.COUNTS and eps is not None and not callable(eps) and (eps < 1 or eps != round(eps)):
         raise ValueError(f"in {norm} eps is a number of pixels or values, 1 or more, got {eps:g}")
     check_word("norm", norm, None, *knows)
     check_word("mode", mode, *get_args(Mode))

@@ -32,7 +32,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from rkd.plugin import AttackTraits, Mode, Schedule, Target, hookimpl, ops, value_and_grad
+from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl, ops, value_and_grad
 
 from ._nearest import Nearest, annealed, farthest, search_nearest
 from ._options import attacker, check_search
@@ -73,7 +73,8 @@ class Ddn:
         """`(B, C, H, W)` float32 in [0, 1]. `steps` forwards, and a gradient less, for each image."""
         return search_nearest(x.detach(), target, attacker(target, self.eps), self.bounded, self._search)
 
-    def _search(self, x: Tensor, target: Target) -> Nearest:
+    def _search(self, x: Tensor, target: Target, norm: Norm) -> Nearest:
+        """In L2, whatever the ball's `norm`."""
         near, most = Nearest(x, target, "L2", self.steps), farthest(x, "L2")
         radius = x.new_full((len(x),), self.start)
         x_adv = x

@@ -40,7 +40,6 @@ from ._nearest import Nearest, annealed, farthest, search_nearest
 from ._options import attacker, check_search
 
 _DUAL: dict[Norm, float] = {"Linf": 1, "L2": 2, "L1": math.inf}
-_COUNTS: tuple[Norm, ...] = ("L0", "L0-values")
 
 
 @dataclass
@@ -75,22 +74,18 @@ class Fmn:
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1]. `steps` forwards, and a gradient less, for each image."""
         threat = attacker(target, self.eps, self.norm)
-
-        def search(x: Tensor, target: Target) -> Nearest:
-            return self._search(x, target, threat.norm)
-
-        return search_nearest(x.detach(), target, threat, self.bounded, search)
+        return search_nearest(x.detach(), target, threat, self.bounded, self._search)
 
     def _search(self, x: Tensor, target: Target, norm: Norm) -> Nearest:
         near, most = Nearest(x, target, norm, self.steps), farthest(x, norm)
-        radius = torch.ones_like(most) if norm in _COUNTS else torch.full_like(most, torch.inf)
+        radius = torch.ones_like(most) if norm in ops.COUNTS else torch.full_like(most, torch.inf)
         x_adv = x
         for done in range(self.steps - 1):
             gamma = annealed(self.gamma, self.gamma / 50, done, self.steps)
             logits, lead, gradient = value_and_grad(target, x_adv, lambda logits: -ops.margin(logits, target.y))
             fooled, far = near.note(x_adv, logits)
             gradient = gradient.nan_to_num(0, 0, 0)
-            if norm in _COUNTS:
+            if norm in ops.COUNTS:
                 smaller = torch.minimum(radius - 1, (radius * (1 - gamma)).floor())
                 larger = torch.maximum(radius + 1, (radius * (1 + gamma)).floor())
             else:

@@ -195,7 +195,7 @@ class _Repeats:
 
 def step_lengths(threat: ThreatModel, steps: int) -> list[float]:
     """The length of each step: in L0, where eps counts pixels, a share of the range [0, 1]."""
-    if threat.norm not in ("L0", "L0-values"):
+    if threat.norm not in ops.COUNTS:
         return [threat.step_size] * steps
     last = threat.step_size / max(threat.eps, 1)
     return [last * _LONGEST ** (1 - i / max(steps - 1, 1)) for i in range(steps)]

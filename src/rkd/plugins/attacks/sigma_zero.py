@@ -34,7 +34,6 @@ from rkd.plugin import AttackTraits, Mode, Norm, Schedule, Target, hookimpl, ops
 from ._nearest import Nearest, annealed, search_nearest
 from ._options import attacker, check_search
 
-_COUNTS: tuple[Norm, ...] = ("L0", "L0-values")
 _BETA_1, _BETA_2, _EPS = 0.9, 0.999, 1e-8
 """Adam's."""
 _PACE = 0.01
@@ -63,7 +62,7 @@ class SigmaZero:
     )
 
     def __post_init__(self) -> None:
-        check_search(self.eps, self.norm, self.mode, knows=_COUNTS, steps=self.steps)
+        check_search(self.eps, self.norm, self.mode, knows=ops.COUNTS, steps=self.steps)
         for name in ("lr", "sigma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be greater than 0, got {getattr(self, name):g}")
@@ -73,12 +72,8 @@ class SigmaZero:
     @torch.no_grad()
     def __call__(self, x: Tensor, target: Target) -> Tensor:
         """`(B, C, H, W)` float32 in [0, 1]. `steps` forwards, and a gradient less, for each image."""
-        threat = attacker(target, self.eps, self.norm, knows=_COUNTS)
-
-        def search(x: Tensor, target: Target) -> Nearest:
-            return self._search(x, target, threat.norm)
-
-        return search_nearest(x.detach(), target, threat, self.bounded, search)
+        threat = attacker(target, self.eps, self.norm, knows=ops.COUNTS)
+        return search_nearest(x.detach(), target, threat, self.bounded, self._search)
 
     def _search(self, x: Tensor, target: Target, norm: Norm) -> Nearest:
         near, pixels = Nearest(x, target, norm, self.steps), norm == "L0" and x.ndim > 2
