@@ -216,9 +216,9 @@ def steepest(gradient: Tensor, norm: Norm) -> Tensor:
 
 def sparse_steepest(gradient: Tensor, share: Tensor) -> Tensor:
     """The step of length 1 in L1 in which the values of the largest slopes take equal parts: the share `share (B,)` of
-    all values, at least one. Values without a slope do not move."""
+    all values, rounded up, at least one. Values without a slope do not move."""
     size = gradient.flatten(1).abs()
-    count = (share * size.shape[1]).long().clamp_(1, size.shape[1])
+    count = size.shape[1] - ((1 - share) * size.shape[1]).long().clamp_(0, size.shape[1] - 1)  # rounded up
     most = int(count.max())
     least = size.topk(most, dim=1).values.gather(1, count.unsqueeze(1) - 1)
     step = torch.where(size >= least, gradient.flatten(1).sign(), 0.0)

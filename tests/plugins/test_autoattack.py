@@ -317,12 +317,12 @@ def test_apgd_in_l1_climbs_as_the_authors_from_the_same_start(digits: SimpleName
     target = FakeTarget(net, batch.y, L1)
     target.noise = Given(numbers)
     found = _climb.climb_l1(batch.x, target, ApgdCe.loss, ThreatModel("L1", 1.5, 0.4), steps=50, stop=False)
-    # Values whose slopes are nearly equal change places by rounding: half the ways stay the same to the end.
-    assert torch.isclose(found.score, best, rtol=2e-2, atol=1e-2).float().mean() >= 0.4
-    assert (found.score - best).mean().abs() < 0.05 * best.mean()
+    # Values whose slopes are nearly equal may change places by rounding: a few ways may part.
+    assert torch.isclose(found.score, best, rtol=1e-3, atol=1e-3).float().mean() >= 0.95
+    assert (found.score - best).mean().abs() < 0.01 * best.mean()
     assert torch.allclose(ApgdCe.loss(net(found.images), batch.y, None), found.score, atol=1e-4)
     stopped = _climb.climb_l1(batch.x, target, ApgdCe.loss, ThreatModel("L1", 1.5, 0.4), steps=50)
-    assert (stopped.fooled == ~acc).float().mean() >= 0.9
+    assert (stopped.fooled == ~acc).float().mean() >= 0.95
 
 
 @pytest.mark.parametrize("norm", ["L0", "L0-values"])
