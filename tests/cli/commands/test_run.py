@@ -135,7 +135,7 @@ def test_dry_run_writes_nothing_and_is_a_recipe(rkd, empty_folder: Path) -> None
     plan = tomllib.loads(said.stdout)
     assert plan["attack"] == {
         "name": "pgd", "steps": 2, "restarts": 1, "start": "uniform", "mode": "eval", "clip": "each",
-        "start_clip": True,
+        "start_clip": True, "leave_repeats": False,
     }  # fmt: skip
     recipe = Path("plan.toml")
     recipe.write_text(said.stdout)
